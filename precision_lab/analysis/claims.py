@@ -1,0 +1,209 @@
+"""Claims of an experiment, judged from its tables alone.
+
+A claim compares a quantity of one variant with that of another, case by case (prompt and seed) or timing round by
+round, and is judged by the interval of the ratio against a tolerance: the noise floor, measured between two variants
+that are the same function, or a stated margin, whichever is larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from precision_lab.errors import InputError, nearest
+from precision_lab.instrument.glob import compile_glob, split_pattern
+from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired_ratio
+
+RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
+_COUNTED = ("nonzero", "zero")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of an experiment's yaml.
+
+    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 of the final
+    latents against the reference), latency (of a step) or nonfinite (values at recorded outputs). `relation` is that
+    of `subject` to `against`. `noise` names the variant that should equal `against`. `gate` makes a refuted claim an
+    error.
+    """
+
+    id: str
+    text: str
+    source: str
+    metric: str
+    relation: str
+    subject: str
+    against: str = ""
+    sites: tuple[str, ...] = ()
+    stream: str | None = None
+    noise: str | None = None
+    margin: float = 0.0
+    gate: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Claim:
+        """Raises InputError for a claim with unknown, missing or contradictory entries."""
+        known = cls.__dataclass_fields__
+        for key in raw:
+            if key not in known:
+                raise InputError(f"Claim {raw.get('id', '?')}: unknown entry {key!r}. {nearest(str(key), known)}")
+        for key in ("id", "text", "source", "metric", "relation", "subject"):
+            if not isinstance(raw.get(key), str):
+                raise InputError(f"Claim {raw.get('id', '?')}: {key} is missing, expected text")
+        sites = raw.get("sites", ())
+        claim = cls(**{**raw, "sites": (sites,) if isinstance(sites, str) else tuple(sites)})
+        for what, choices in (("metric", _METRICS), ("relation", RELATIONS)):
+            value = getattr(claim, what)
+            if value not in choices:
+                raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
+        if (claim.metric == "nonfinite") != (claim.relation in _COUNTED):
+            raise InputError(f"Claim {claim.id}: relations {', '.join(_COUNTED)} go with the metric nonfinite")
+        if not claim.against and claim.relation not in _COUNTED:
+            raise InputError(f"Claim {claim.id}: against is missing, expected the name of a variant")
+        if claim.metric == "amax" and not claim.sites:
+            raise InputError(f"Claim {claim.id}: sites is missing, the metric amax needs a pattern")
+        return claim
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """supported, refuted or inconclusive, and the numbers it rests on; `reason` where they are undefined."""
+
+    verdict: str
+    effect: float
+    lo: float = math.nan
+    hi: float = math.nan
+    noise_floor: float = math.nan
+    reason: str = ""
+
+
+@dataclass
+class Tables:
+    """The tables of a run."""
+
+    activations: pd.DataFrame
+    drift: pd.DataFrame
+    latency: pd.DataFrame
+    variants: frozenset[str]
+
+
+def judge(claim: Claim, tables: Tables) -> Verdict:
+    """The verdict on one claim."""
+    named = [name for name in (claim.subject, claim.against, claim.noise) if name]
+    absent = [name for name in named if name not in tables.variants]
+    if absent:
+        return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
+    values = _METRICS[claim.metric]
+    if claim.relation in _COUNTED:
+        count = float(values(tables, claim.subject, claim).sum())
+        return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
+    ratio = _ratio(claim, values(tables, claim.subject, claim), values(tables, claim.against, claim))
+    if math.isnan(ratio.lo):
+        reason = (
+            "fewer than two comparable cases" if math.isfinite(ratio.estimate) else "undefined or non-finite values"
+        )
+        return Verdict("inconclusive", ratio.estimate, reason=reason)
+    floor = _noise_floor(claim, tables)
+    tolerance = max(claim.margin, 0.0 if math.isnan(floor) else floor)
+    return Verdict(decide(claim.relation, ratio.lo, ratio.hi, tolerance), ratio.estimate, ratio.lo, ratio.hi, floor)
+
+
+def decide(relation: str, lo: float, hi: float, tolerance: float) -> str:
+    """What the interval [lo, hi] of a ratio says of a relation, ratios within 1 + tolerance either way being equal."""
+    upper = 1 + tolerance
+    lower = 1 / upper
+    above, below, within = lo > upper, hi < lower, lower <= lo and hi <= upper
+    outcomes = {
+        "larger": (above, hi <= upper),
+        "smaller": (below, lo >= lower),
+        "equal": (within, above or below),
+        "not_larger": (hi <= upper, above),
+        "not_smaller": (lo >= lower, below),
+    }
+    supported, refuted = outcomes[relation]
+    return "supported" if supported else "refuted" if refuted else "inconclusive"
+
+
+def _ratio(claim: Claim, subject: pd.Series, against: pd.Series) -> Ratio:
+    paired = pd.concat([subject, against], axis=1, join="inner")
+    left, right = paired.iloc[:, 0].to_numpy(float), paired.iloc[:, 1].to_numpy(float)
+    if claim.metric == "latency":
+        return paired_ratio(left, right)
+    if np.array_equal(left, right) and len(left) > 1 and np.all(np.isfinite(left) & (left > 0)):
+        return Ratio(1.0, 1.0, 1.0)
+    return geometric_mean_ratio(left, right)
+
+
+def _noise_floor(claim: Claim, tables: Tables) -> float:
+    """The largest relative difference between two variants that are the same function, over the cases."""
+    if claim.noise is None:
+        return math.nan
+    values = _METRICS[claim.metric]
+    twin, original = values(tables, claim.noise, claim), values(tables, claim.against, claim)
+    paired = pd.concat([twin, original], axis=1, join="inner").to_numpy(float)
+    logs = np.abs(np.log(paired[:, 0] / paired[:, 1]))
+    return float(np.expm1(logs.max())) if len(logs) and np.all(np.isfinite(logs)) else math.nan
+
+
+_CASE = ["prompt_id", "seed"]
+
+
+def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    """Per case, the geometric mean over sites of the largest amax over steps and branches."""
+    rows = _at_sites(tables.activations, variant, claim.sites)
+    if claim.stream is not None:
+        rows = rows[rows["stream"] == claim.stream]
+    rows = rows.assign(amax=rows["amax"].where((rows["num_nan"] + rows["num_inf"]) == 0))
+    peaks = rows.groupby([*_CASE, "component", "site", "port"])["amax"].agg(lambda a: a.max(skipna=False))
+    return np.exp(np.log(peaks).groupby(level=_CASE).agg(lambda a: a.mean(skipna=False)))
+
+
+def _at_sites(activations: pd.DataFrame, variant: str, patterns: tuple[str, ...]) -> pd.DataFrame:
+    rows = activations[(activations["variant"] == variant) & activations["port"].str.startswith("out")]
+    chosen = pd.Series(False, index=rows.index)
+    for pattern in patterns:
+        component, glob = split_pattern(pattern)
+        expression = compile_glob(glob)
+        matches = rows["site"].map(lambda site, e=expression: e.fullmatch(site) is not None).astype(bool)
+        chosen |= (rows["component"] == component) & matches
+    return rows[chosen]
+
+
+def _drift(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    """Per case, rel_l2 of the latents after the last step, free-running."""
+    return final_latents(tables.drift, variant).set_index(_CASE)["rel_l2"]
+
+
+def final_latents(drift: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """Rows of the latents after the last step, one a case."""
+    rows = drift[
+        (drift["variant"] == variant)
+        & (drift["component"] == "pipeline")
+        & (drift["site"] == "euler_step")
+        & (drift["mode"] == "free")
+    ]
+    return rows[rows["step"] == rows["step"].max()]
+
+
+def _latency(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    rows = tables.latency
+    return rows[(rows["variant"] == variant) & (rows["what"] == "step")].set_index("round")["seconds"]
+
+
+def _nonfinite(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    rows = tables.activations[tables.activations["variant"] == variant]
+    return (rows["num_nan"] + rows["num_inf"]).astype(float)
+
+
+_METRICS: Mapping[str, Callable[[Tables, str, Claim], pd.Series]] = {
+    "amax": _amax,
+    "drift": _drift,
+    "latency": _latency,
+    "nonfinite": _nonfinite,
+}

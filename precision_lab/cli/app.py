@@ -1,0 +1,137 @@
+"""Hydra, wrapped: its grammar and multirun, with this program's exit codes, one-line errors and no stray folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from precision_lab.cli.paths import conf_dir
+from precision_lab.errors import InputError, nearest
+
+# A command: the composed configuration and the command line to its exit code.
+Task = Callable[[DictConfig, Sequence[str]], int]
+
+
+def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[str]) -> int:
+    """Composes the configuration and runs `task`, once or, under -m, once a combination; the largest exit code."""
+
+    def compose_and_run() -> int:
+        args = _parse(argv)
+        search_path = create_config_search_path(str(conf_dir()))
+        if args.config_dir:
+            folder = Path(args.config_dir).absolute()
+            if not folder.is_dir():
+                raise InputError(f"--config-dir {args.config_dir}: no such folder")
+            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        hydra = Hydra.create_main_hydra2(task_name="precision_lab", config_search_path=search_path)
+        name = args.config_name or config_name
+        if args.cfg:
+            hydra.show_cfg(name, args.overrides, args.cfg, package=args.package, resolve=args.resolve)
+            return 0
+        job = _Job(task, command)
+        if args.multirun:
+            hydra.compose_config(name, args.overrides, RunMode.MULTIRUN, with_log_configuration=False)
+            results = hydra.multirun(name, job, args.overrides, with_log_configuration=False)
+            return max(_codes(results), default=0)
+        return int(hydra.run(name, job, args.overrides, with_log_configuration=False).return_value)
+
+    try:
+        return guarded(compose_and_run)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+class _Job:
+    """What Hydra's launchers call, possibly in another process: returns an exit code and never raises."""
+
+    def __init__(self, task: Task, command: Sequence[str]):
+        self.task = task
+        self.command = command
+
+    def __call__(self, config: DictConfig) -> int:
+        return guarded(lambda: self.task(config, self.command))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of `action`; mistakes of the user and full disks become one or two lines on stderr."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        return _fail("Interrupted. What was finished is kept; resume=true continues.", 130)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(_configuration_error(error), 2)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        if error.errno in (ENOSPC, EDQUOT):
+            return _fail(f"No space left on the disk ({error.filename or 'while writing'}). resume=true continues.", 2)
+        if error.errno in (EACCES, EROFS):
+            return _fail(f"Cannot write {error.filename}: {error.strerror}", 2)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("PRECISION_LAB_DEBUG") == "1":
+        traceback.print_exc()
+    print(message, file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    try:
+        return get_args_parser().parse_args(argv)
+    except SystemExit as error:
+        raise InputError("See --help.") from error
+
+
+def _codes(results: Any) -> Iterable[int]:
+    """Exit codes in whatever nesting a sweeper returns its jobs."""
+    if isinstance(results, JobReturn):
+        yield int(results.return_value)
+    elif isinstance(results, list | tuple):
+        for item in results:
+            yield from _codes(item)
+
+
+def _configuration_error(error: Exception) -> str:
+    """Hydra's and OmegaConf's many lines as one or two, with the nearest valid names."""
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+        kind = {"exp": "experiment", "": "configuration"}.get(group, group)
+        return f"Unknown {kind} {name!r}. {nearest(name, options)}"
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"[Kk]ey '([\w.]+)' is not in struct", text)
+    full = re.search(r"full_key: ([\w.\[\]]+)", text)
+    if key:
+        name = full[1] if full else key[1]
+        return f"Unknown setting {name!r}. {nearest(name, _known_settings())}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:2])
+
+
+def _known_settings() -> list[str]:
+    root = OmegaConf.load(conf_dir() / "config.yaml")
+    assert isinstance(root, DictConfig)
+    names = ["model.path", "model.weights_dtype", "model.revision", "probe.range.sites", "probe.range.ports"]
+    for key, value in root.items():
+        if key not in ("defaults", "hydra"):
+            names.append(str(key))
+            names += [f"{key!s}.{sub!s}" for sub in value] if isinstance(value, DictConfig) else []
+    return names

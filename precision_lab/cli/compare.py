@@ -1,0 +1,45 @@
+"""`compare runs=[A,B]`: what changed from one run to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
+
+from precision_lab.cli.progress import open_console
+from precision_lab.errors import InputError
+
+_SHOWN = 10
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Prints the headline numbers of shared variants side by side, and the sites whose range changed most."""
+    if not isinstance(config.runs, ListConfig) or len(config.runs) != 2:
+        raise InputError(f"compare needs runs=[A,B], the folders of two runs; got {config.runs}")
+    from precision_lab.analysis.compare import headline, range_changes
+
+    first, second = (Path(str(run)) for run in config.runs)
+    console = open_console()
+    _print(headline(first, second), f"{first} against {second}", console)
+    changes = range_changes(first, second)
+    _print(changes.head(_SHOWN), f"Largest changes of amax, in bits ({len(changes)} addresses compared)", console)
+    return 0
+
+
+def _print(frame: pd.DataFrame, title: str, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None or value is pd.NA or value != value:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

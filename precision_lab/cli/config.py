@@ -1,0 +1,143 @@
+"""From a composed configuration to a typed RunSpec; the last place that knows of OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from precision_lab.analysis.claims import Claim
+from precision_lab.cli.paths import checkpoints_dir
+from precision_lab.errors import InputError, nearest
+from precision_lab.lab.spec import LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.probes.base import Probe
+from precision_lab.techniques.base import Technique
+
+_VARIANT_KEYS = ("dtype", "technique", "expect")
+_EMBEDDED = "package://"
+
+T = TypeVar("T")
+
+
+def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
+    """Raises InputError for values that fit no run; writes nothing."""
+    resolved = config.copy()
+    OmegaConf.resolve(resolved)
+    OmegaConf.set_struct(resolved, False)
+    out, resume = resolved.pop("out"), resolved.pop("resume")
+    variants = _variants(resolved)
+    names = [variant.name for variant in variants]
+    baseline = resolved.baseline if resolved.baseline in names else names[0]
+    described: Any = OmegaConf.to_container(resolved.claims)
+    claims = [{"id": str(key), **(claim or {})} for key, claim in described.items()]
+    for claim in claims:
+        Claim.from_dict(claim)
+    return RunSpec(
+        experiment=resolved.experiment,
+        model=_model(resolved.model),
+        sampler=_fields(SamplerSpec, {**resolved.sampler, **resolved.image}),
+        prompts=_list(resolved, "prompts"),
+        seeds=_list(resolved, "seeds"),
+        variants=variants,
+        baseline=baseline,
+        probes={str(name): _build(node, Probe, f"probe {name}") for name, node in resolved.probe.items()},
+        drift_sites=list(resolved.drift.sites),
+        latency=_fields(LatencySpec, resolved.latency),
+        out=Path(out).expanduser() if out else _default_out(resolved.experiment),
+        resume=bool(resume),
+        resolved=OmegaConf.to_yaml(resolved),
+        command=["python", "-m", "precision_lab", *command],
+        claims=claims,
+    )
+
+
+def _variants(config: DictConfig) -> list[Variant]:
+    """The experiment's variants, `custom` if techniques were named, narrowed by `only`."""
+    described: dict[str, Any] = {str(name): value or {} for name, value in config.variants.items()}
+    if config.technique:
+        described["custom"] = {"technique": config.technique}
+    if config.only is not None:
+        only = _list(config, "only")
+        for name in only:
+            if name not in described:
+                raise InputError(f"only: unknown variant {name!r}. {nearest(name, described)}")
+        described = {name: value for name, value in described.items() if name in only}
+    variants = []
+    for name, value in described.items():
+        for key in value:
+            if key not in _VARIANT_KEYS:
+                raise InputError(f"Unknown setting 'variants.{name}.{key}'. {nearest(str(key), _VARIANT_KEYS)}")
+        techniques = {
+            str(key): _build(node, Technique, f"technique {key}")
+            for key, node in (value.get("technique") or {}).items()
+        }
+        variants.append(Variant(name, value.get("dtype") or config.dtype, techniques, value.get("expect") or "any"))
+    if not variants:
+        raise InputError("No variants are left to run, expected at least one (variants, only)")
+    return variants
+
+
+def _build(node: Any, kind: Any, what: str) -> Any:
+    """The object a `_target_` names, checked against the protocol it must follow."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
+    built = instantiate(node, _convert_="all")
+    if not isinstance(built, kind):
+        missing = [name for name in _members(kind) if not hasattr(built, name)]
+        raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
+    return built
+
+
+def _members(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]
+
+
+def _model(config: DictConfig) -> ModelSpec:
+    values: dict[str, Any] = {str(k): v for k, v in config.items()}
+    if not values.get("path"):
+        raise InputError(
+            f"model={values['name']} has no path. Give model.path=DIR; "
+            "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
+        )
+    path = str(values["path"])
+    if path.startswith(_EMBEDDED):
+        values["path"] = str(checkpoints_dir() / path.removeprefix(_EMBEDDED))
+    return _fields(ModelSpec, values)
+
+
+def _fields(kind: type[T], values: Mapping[Any, Any]) -> T:
+    """A dataclass from a mapping. Raises InputError for values of the wrong type."""
+    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    for key, value in values.items():
+        default = fields[key].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        valid = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and not (isinstance(default, int) and value % 1)
+        )
+        if number and not valid:
+            raise InputError(f"{key} is {value!r}, expected a number like {default}")
+    return kind(**{str(key): value for key, value in values.items()})
+
+
+def _list(config: DictConfig, key: str) -> list[Any]:
+    value = OmegaConf.to_container(config[key]) if isinstance(config[key], ListConfig) else config[key]
+    if not isinstance(value, list):
+        raise InputError(f"{key} is {value!r}, expected a list like {key}=[a,b]")
+    return value
+
+
+def _default_out(experiment: str) -> Path:
+    """results/runs/<experiment>/<UTC time>, with a number if that second is taken (multirun)."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    base = Path("results") / "runs" / experiment / stamp
+    out, number = base, 1
+    while out.exists():
+        number += 1
+        out = base.with_name(f"{stamp}-{number}")
+    return out

@@ -1,0 +1,36 @@
+"""What --help prints; reads names of files only, so that it is immediate."""
+
+from __future__ import annotations
+
+from precision_lab import __version__
+from precision_lab.cli.paths import conf_dir
+
+_TEXT = """\
+precision_lab {version}: numerical precision in the Qwen-Image diffusion transformer, on MLX
+
+  python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
+  python -m precision_lab report run=DIR                  figures and page again, from the tables
+  python -m precision_lab compare runs=[A,B]              one run against another
+  python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
+
+Experiments: {exp}
+Techniques:  {technique}
+Models:      {model}
+
+Overrides (Hydra's grammar; defaults in conf/config.yaml):
+  model=NAME  model.path=DIR_OR_HUB_ID  model.weights_dtype=DTYPE  dtype=bfloat16|float16|float32
+  sampler.steps=8  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
+  only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
+  out=DIR  resume=true  --multirun  --config-dir DIR (your own techniques, probes, experiments)  --cfg job
+
+Exit codes: 0 done; 1 a variant failed or broke its expectation, or a gated claim was refuted; 2 a mistake in the
+input; 130 interrupted. PRECISION_LAB_DEBUG=1 shows tracebacks."""
+
+
+def text() -> str:
+    """The help page, with the names that stand in the configuration folder."""
+    names = {
+        group: ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+        for group in ("exp", "technique", "model")
+    }
+    return _TEXT.format(version=__version__, **names)

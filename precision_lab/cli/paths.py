@@ -1,0 +1,18 @@
+"""Where the package keeps its data: beside the code in a wheel, at the top of the repository in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def conf_dir() -> Path:
+    """The folder of Hydra configurations."""
+    installed = _PACKAGE / "conf"
+    return installed if installed.is_dir() else _PACKAGE.parent / "conf"
+
+
+def checkpoints_dir() -> Path:
+    """The folder of embedded checkpoints."""
+    return _PACKAGE / "checkpoints"

@@ -1,0 +1,24 @@
+"""`run`: an experiment from configuration to report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from precision_lab.cli.config import build_spec
+from precision_lab.cli.progress import open_console, showing
+from precision_lab.device.environment import set_numeric_switches
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Measures, judges and draws; prints a table of variants and the path of the report."""
+    set_numeric_switches()
+    spec = build_spec(config, command)
+    from precision_lab.cli.report import judge_and_draw
+    from precision_lab.lab.run import run
+
+    console = open_console()
+    with showing(console) as progress:
+        run(spec, progress)
+    return judge_and_draw(spec.out, console)

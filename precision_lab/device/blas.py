@@ -1,0 +1,98 @@
+"""A real BLAS under MLX on Linux CPUs.
+
+The mlx-cpu wheel carries the Netlib reference BLAS, at 2-4 GFLOP/s for fp32 products on two cores where OpenBLAS
+reaches about 150. A library that exports plain `cblas_sgemm` and is loaded for all before MLX takes its place. The
+OpenBLAS of the PyPI package scipy-openblas32 exports it with a prefix, which patchelf takes off in a cached copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# MLX imports these three; all that it does not import keeps its prefix.
+_SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+_PREFIX = "scipy_"
+_SWITCH = "PRECISION_LAB_BLAS"
+
+_state = "the BLAS of the MLX wheel"
+
+
+def preload() -> None:
+    """Loads OpenBLAS for MLX to find; must run before the first import of mlx.core, and does nothing after it.
+
+    PRECISION_LAB_BLAS=off keeps the wheel's, PRECISION_LAB_BLAS=PATH loads another library. One thread, unless
+    OPENBLAS_NUM_THREADS says otherwise: the products of small models are too short to share. Whatever goes wrong is
+    kept for `description`, and MLX works as it came.
+    """
+    global _state
+    choice = os.environ.get(_SWITCH, "")
+    if not sys.platform.startswith("linux") or choice == "off" or _state.startswith("OpenBLAS"):
+        return
+    if "mlx.core" in sys.modules:
+        _state += " (MLX was imported before another could be loaded)"
+        return
+    try:
+        path = Path(choice) if choice else _unprefixed()
+        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        if not choice and "OPENBLAS_NUM_THREADS" not in os.environ:
+            library[f"{_PREFIX}openblas_set_num_threads"](1)
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        _state += f" ({error})"
+        return
+    _state = f"OpenBLAS ({path.name})" if not choice else str(path)
+
+
+def description() -> str:
+    """Which BLAS serves MLX's CPU products, for the record."""
+    return "Accelerate" if sys.platform == "darwin" else _state
+
+
+def _unprefixed() -> Path:
+    """A copy of scipy-openblas32's library with the plain names, made once a version."""
+    spec = importlib.util.find_spec("scipy_openblas32")
+    if spec is None or spec.origin is None:
+        raise OSError("scipy-openblas32 is not installed")
+    source = next((Path(spec.origin).parent / "lib").glob("libscipy_openblas*.so"), None)
+    if source is None:
+        raise OSError("scipy-openblas32 holds no library")
+    stat = source.stat()
+    version = hashlib.sha256(f"{source.name} {stat.st_size} {_SYMBOLS} {platform.machine()}".encode()).hexdigest()[:12]
+    target = _cache() / f"openblas-{version}.so"
+    if not target.exists():
+        _rename(source, target)
+    return target
+
+
+def _rename(source: Path, target: Path) -> None:
+    patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if patchelf is None:
+        raise OSError("patchelf is not installed")
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        names = Path(folder) / "names"
+        names.write_text("".join(f"{_PREFIX}{symbol} {symbol}\n" for symbol in _SYMBOLS))
+        renamed = Path(folder) / target.name
+        command = [patchelf, "--rename-dynamic-symbols", str(names), "--output", str(renamed), str(source)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        os.replace(renamed, target)
+
+
+def _cache() -> Path:
+    """A folder for the copy: the user's cache, or one for this user under the temporary folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (base / "precision_lab", Path(tempfile.gettempdir()) / f"precision_lab-{os.getuid()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise OSError("no folder to keep a copy of OpenBLAS in")

@@ -1,0 +1,86 @@
+"""Observing calls of modules in place: outputs and inputs reach a callback, nothing else changes.
+
+A tapped module gets a subclass of its own class for the length of the block. Its identity, parameters and children
+stay what they are, so that code which looks at them sees no difference; MLX looks `__call__` up on the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from precision_lab.instrument.sites import Site
+
+Callback = Callable[["Call"], None]
+
+
+class Call(NamedTuple):
+    """One call of the module at a site, after it returned."""
+
+    site: Site
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+class Port(NamedTuple):
+    """One array that enters or leaves a module."""
+
+    name: str
+    stream: str
+    array: mx.array
+
+
+@contextmanager
+def tapped(sites: Iterable[Site], callback: Callback) -> Iterator[None]:
+    """`callback` is called after every call of the modules at `sites`, inner modules first."""
+    undo: list[tuple[nn.Module, type]] = []
+    try:
+        for site in sites:
+            module = site.module
+            undo.append((module, type(module)))
+            module.__class__ = _tapped_class(type(module), site, callback)
+        yield
+    finally:
+        for module, original in reversed(undo):
+            module.__class__ = original
+
+
+def _tapped_class(original: Any, site: Site, callback: Callback) -> Any:
+    """A subclass for one module: the closure, not the instance, holds the callback, so that taps nest."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.__call__(self, *args, **kwargs)
+        callback(Call(site, args, kwargs, output))
+        return output
+
+    return type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
+
+
+def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
+    """The arrays of a call: `out` or `out.N` with kind "out", `in` or `in.N` with kind "in".
+
+    Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. The fields
+    `img` and `txt` of a named tuple name the stream.
+    """
+    for kind in kinds:
+        value = call.output if kind == "out" else (*call.args, *call.kwargs.values())
+        leaves = list(_leaves(value, call.site.stream))
+        for index, (stream, array) in enumerate(leaves):
+            yield Port(kind if len(leaves) == 1 else f"{kind}.{index}", stream, array)
+
+
+def _leaves(value: Any, stream: str) -> Iterator[tuple[str, mx.array]]:
+    if isinstance(value, mx.array):
+        yield stream, value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item, stream)
+    elif isinstance(value, tuple | list):
+        names = getattr(value, "_fields", None) or [""] * len(value)
+        for name, item in zip(names, value, strict=True):
+            yield from _leaves(item, name if name in ("img", "txt") else stream)

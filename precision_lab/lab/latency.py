@@ -1,0 +1,72 @@
+"""How long one denoising step takes under each variant: interleaved rounds in random order, probes off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from precision_lab.lab.spec import LatencySpec
+from precision_lab.numerics.intervals import paired_ratio, simultaneous_confidence
+
+Timed = Callable[[], list[mx.array]]
+DEFAULT_MARGIN = {"cpu": 0.05, "cuda": 0.01, "metal": 0.01}
+_SEED = 0
+
+
+def measure(
+    timed: Mapping[str, Callable[[], Any]],
+    baseline: str,
+    spec: LatencySpec,
+    margin: float,
+    on_round: Callable[[float], None] = lambda share: None,
+) -> list[dict[str, Any]]:
+    """Rows of the latency table, one a variant and round.
+
+    `timed[name]()` enters the variant and returns a context manager giving the function to time, so that setting a
+    variant up stays outside the clock. Rounds go on until the half-width of every paired ratio's interval is at most
+    half the margin, the time is spent or `max_rounds` is reached, at least `min_rounds`.
+    """
+    if spec.max_rounds == 0:
+        return []
+    rng = np.random.default_rng(_SEED)
+    names = list(timed)
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for index in range(-spec.warmup_rounds, spec.max_rounds):
+        for order, name in enumerate(rng.permutation(names)):
+            elapsed, peak = _time(timed[str(name)])
+            if index >= 0:
+                seconds[str(name)].append(elapsed)
+                rows.append(
+                    {
+                        "variant": str(name), "round": index, "order": order, "what": "step",
+                        "seconds": elapsed, "peak_memory_bytes": peak,
+                    }
+                )
+        done = index + 1
+        spent = time.perf_counter() - started
+        on_round(max(done / spec.max_rounds, min(spent / spec.max_seconds, done / max(spec.min_rounds, 1))))
+        if done >= spec.min_rounds and (spent > spec.max_seconds or _resolved(seconds, baseline, margin)):
+            break
+    return rows
+
+
+def _time(enter: Callable[[], Any]) -> tuple[float, int]:
+    with enter() as step:
+        mx.synchronize()
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        mx.eval(step())
+        mx.synchronize()
+        return time.perf_counter() - start, mx.get_peak_memory()
+
+
+def _resolved(seconds: Mapping[str, Sequence[float]], baseline: str, margin: float) -> bool:
+    others = [name for name in seconds if name != baseline]
+    confidence = simultaneous_confidence(max(1, len(others)))
+    return all(paired_ratio(seconds[name], seconds[baseline], confidence).half_width <= margin / 2 for name in others)

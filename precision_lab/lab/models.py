@@ -1,0 +1,33 @@
+"""Pipelines of one checkpoint for several dtypes, sharing weights wherever that is exact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.pipeline import Pipeline
+
+
+class Models:
+    """`models(dtype)` computes in that dtype; weights stored in it, or bound for fp32, are loaded once."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
+        self._loaded: dict[mx.Dtype, Pipeline] = {}
+
+    def __call__(self, dtype: mx.Dtype) -> Pipeline:
+        if dtype not in self._loaded:
+            stored = self._loaded.get(mx.float32)
+            if stored is not None and _dtypes(stored) == {dtype}:
+                self._loaded[dtype] = replace(stored, dtype=dtype)
+            else:
+                self._loaded[dtype] = self._checkpoint.pipeline(dtype)
+        return self._loaded[dtype]
+
+
+def _dtypes(pipeline: Pipeline) -> set[mx.Dtype]:
+    modules = pipeline.components.values()
+    return {array.dtype for module in modules for _, array in tree_flatten(module.parameters())}

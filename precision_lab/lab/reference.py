@@ -1,0 +1,59 @@
+"""Activations of the reference on disk, so that no more than one array of them is ever held in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+
+class ReferenceWriter:
+    """Appends fp32 arrays to one flat file; see `writing`."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self.index: dict[str, tuple[int, list[int]]] = {}
+
+    def put(self, key: str, array: np.ndarray) -> None:
+        """Raises ValueError if the key was written before: an address that is called twice is ambiguous."""
+        if key in self.index:
+            raise ValueError(f"{key} was recorded twice in one generation")
+        self.index[key] = (self._stream.tell(), list(array.shape))
+        self._stream.write(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+
+
+class ReferenceReader:
+    """Reads arrays back by key, mapped from the file."""
+
+    def __init__(self, path: Path):
+        self._index = json.loads(_index_path(path).read_text())
+        self._data = np.memmap(path, dtype=np.float32, mode="r") if path.stat().st_size else np.zeros(0, np.float32)
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The array, or None if the reference has none by this key."""
+        if key not in self._index:
+            return None
+        offset, shape = self._index[key]
+        start = offset // 4
+        return self._data[start : start + int(np.prod(shape))].reshape(shape)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[ReferenceWriter]:
+    """A writer whose file and index appear at `path` when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as stream:
+        writer = ReferenceWriter(stream)
+        yield writer
+    _index_path(path).write_text(json.dumps(writer.index))
+    os.replace(temporary, path)
+
+
+def _index_path(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -1,0 +1,292 @@
+"""Running an experiment: every variant on every case, then timing; leaves tables, images and a manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from precision_lab.device.environment import backend, environment
+from precision_lab.errors import InputError
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.sites import select, walk
+from precision_lab.lab import latency, tables
+from precision_lab.lab.models import Models
+from precision_lab.lab.recorder import (
+    DriftRecorder,
+    Observer,
+    ProbeRecorder,
+    ReferenceRecorder,
+    join_rows,
+    observing,
+)
+from precision_lab.lab.reference import ReferenceReader, writing
+from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant
+from precision_lab.model.checkpoint import Checkpoint, locate
+from precision_lab.model.pipeline import Conditioning, Pipeline, to_uint8
+from precision_lab.model.rope import Grid
+from precision_lab.model.scope import scope
+from precision_lab.techniques.base import Coverage, applied
+
+SCHEMA_VERSION = 1
+
+
+class Progress(Protocol):
+    """What a run tells whoever waits for it; `amount` is in denoising steps, timing rounds included."""
+
+    def start(self, total: float) -> None: ...
+
+    def advance(self, amount: float, label: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def run(spec: RunSpec, progress: Progress) -> None:
+    """Runs `spec` into `spec.out`. Raises InputError before anything is written if it cannot be run.
+
+    A variant that raises is noted in the manifest, and the others go on. After Ctrl-C the manifest says
+    `interrupted` and everything finished stays; `spec.resume` continues.
+    """
+    Laboratory(spec, progress).run()
+
+
+class Laboratory:
+    """One run: the spec, the models, and the manifest as it grows."""
+
+    def __init__(self, spec: RunSpec, progress: Progress):
+        self.spec = spec
+        self.progress = progress
+        self.checkpoint = Checkpoint(locate(spec.model.path, spec.model.revision), _dtype(spec.model.weights_dtype))
+        self.models = Models(self.checkpoint)
+        reference = self.models(mx.float32)
+        self.grid = reference.grid(spec.sampler.height, spec.sampler.width)
+        reference.tokenizer([*spec.prompts, spec.sampler.negative_prompt])
+        sites = walk(reference.components)
+        for patterns in (spec.drift_sites, *(probe.sites for probe in spec.probes.values())):
+            select(patterns, sites)
+        self.coverage = {variant.name: self._dry_run(variant) for variant in spec.all_variants}
+        self.margin = spec.latency.margin or latency.DEFAULT_MARGIN[backend()]
+        self.errors: dict[str, str] = {}
+        self.started = _now()
+
+    def run(self) -> None:
+        prepare(self.spec.out, self.spec.resume, self.spec.resolved)
+        (self.spec.out / "config.yaml").write_text(self.spec.resolved)
+        self._write_manifest("running")
+        try:
+            self._measure()
+        except KeyboardInterrupt:
+            self._write_manifest("interrupted")
+            raise
+        except BaseException:
+            self._write_manifest("failed")
+            raise
+        tables.merge(self.spec.out)
+        shutil.rmtree(self.spec.out / "reference", ignore_errors=True)
+        self._write_manifest("complete")
+
+    def _measure(self) -> None:
+        spec = self.spec
+        per_case = len(spec.all_variants) * spec.sampler.steps
+        timing = len(spec.variants) * spec.latency.min_rounds
+        self.progress.start(len(spec.cases) * per_case + timing)
+        for case in spec.cases:
+            for variant in spec.all_variants:
+                self._make(variant, case)
+        self._time_steps(timing)
+
+    def _make(self, variant: Variant, case: Case) -> None:
+        part = f"{variant.name}__p{case.prompt_id}__s{case.seed}"
+        done = tables.part_path(self.spec.out, "activations", part).exists()
+        if done or variant.name in self.errors:
+            self.progress.advance(self.spec.sampler.steps, variant.name)
+            return
+        store = self.spec.out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
+        try:
+            with scope(variant=variant.name):
+                self._generate(variant, case, part, store)
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            if variant.name == REFERENCE:
+                raise
+            self.errors[variant.name] = f"{type(error).__name__}: {error}"
+            self.progress.note(f"{variant.name} failed: {self.errors[variant.name]}")
+
+    def _generate(self, variant: Variant, case: Case, part: str, store: Path) -> None:
+        """One generation under observation; its parts are written only when it is whole, activations last."""
+        probes = [ProbeRecorder(probe) for probe in self.spec.probes.values()]
+        labels = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
+        with self._variant(variant) as (pipeline, _):
+            if variant.name == REFERENCE:
+                with writing(store) as writer:
+                    recorder = ReferenceRecorder(self.spec.drift_sites, writer)
+                    pixels = self._observe(pipeline, case, variant.name, [*probes, recorder])
+            else:
+                drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store))
+                pixels = self._observe(pipeline, case, variant.name, [*probes, drift])
+                rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
+                tables.write_part(self.spec.out, "drift", part, rows)
+        save_image(self.spec.out / "images" / f"{part}.png", pixels)
+        tables.write_part(self.spec.out, "activations", part, [{**labels, **row} for row in join_rows(probes)])
+
+    def _observe(self, pipeline: Pipeline, case: Case, label: str, observers: list[Observer]) -> np.ndarray:
+        with observing(pipeline.components, observers):
+            return generate(pipeline, self.spec.sampler, self.grid, case, lambda: self.progress.advance(1, label))
+
+    def _time_steps(self, weight: float) -> None:
+        part = "step"
+        if tables.part_path(self.spec.out, "latency", part).exists():
+            self.progress.advance(weight, "timing")
+            return
+        variants = [v for v in self.spec.variants if v.name not in self.errors]
+        timed = {v.name: lambda v=v: self._timed_step(v) for v in variants}
+        if self.spec.baseline not in timed:
+            return
+        shown = 0.0
+
+        def on_round(share: float) -> None:
+            nonlocal shown
+            self.progress.advance(max(0.0, min(share, 1.0) - shown) * weight, "timing")
+            shown = max(shown, min(share, 1.0))
+
+        rows = latency.measure(timed, self.spec.baseline, self.spec.latency, self.margin, on_round)
+        on_round(1.0)
+        tables.write_part(self.spec.out, "latency", part, rows)
+
+    @contextmanager
+    def _timed_step(self, variant: Variant) -> Iterator[latency.Timed]:
+        """The first denoising step of the first case, with its text already encoded."""
+        case = self.spec.cases[0]
+        with self._variant(variant) as (pipeline, _):
+            cond, uncond = encode(pipeline, self.spec.sampler, case.prompt)
+            noise = pipeline.noise(case.seed, self.grid)
+            mx.eval(cond, uncond, noise)
+            scale, steps = self.spec.sampler.guidance_scale, self.spec.sampler.steps
+            yield lambda: [next(pipeline.denoise(noise, self.grid, steps, cond, uncond, scale)).latents]
+
+    @contextmanager
+    def _variant(self, variant: Variant) -> Iterator[tuple[Pipeline, dict[str, Coverage]]]:
+        dtype = _dtype(variant.dtype)
+        assert dtype is not None
+        pipeline = self.models(dtype)
+        with applied(pipeline.components, variant.techniques) as coverage:
+            yield pipeline, coverage
+
+    def _dry_run(self, variant: Variant) -> dict[str, Coverage]:
+        with self._variant(variant) as (_, coverage):
+            return coverage
+
+    def _write_manifest(self, status: str) -> None:
+        spec = self.spec
+        manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "experiment": spec.experiment,
+            "command": list(spec.command),
+            "started": self.started,
+            "finished": None if status == "running" else _now(),
+            "environment": environment(),
+            "checkpoint": {
+                "name": spec.model.name,
+                "path": spec.model.path,
+                "fingerprint": self.checkpoint.fingerprint(),
+                "weights": self.checkpoint.weights,
+                "weights_dtype": spec.model.weights_dtype or "as stored",
+                "ignored": self.checkpoint.ignored,
+            },
+            "reference": {"variant": REFERENCE, "computed_in": "float32", "reduced_modes": "off"},
+            "baseline": spec.baseline,
+            "variants": {
+                v.name: {"dtype": v.dtype, "techniques": list(v.techniques), "expect": v.expect}
+                for v in spec.all_variants
+            },
+            "sites": {
+                name: {technique: c._asdict() for technique, c in coverage.items()}
+                for name, coverage in self.coverage.items()
+            },
+            "errors": self.errors,
+            "prompts": list(spec.prompts),
+            "negative_prompt": spec.sampler.negative_prompt if spec.sampler.guided else None,
+            "seeds": list(spec.seeds),
+            "sampler": {"steps": spec.sampler.steps, "guidance_scale": spec.sampler.guidance_scale},
+            "image": {"height": spec.sampler.height, "width": spec.sampler.width},
+            "latency": {"margin": self.margin},
+            "claims": [dict(claim) for claim in spec.claims],
+        }
+        write_json(spec.out / "manifest.json", manifest)
+
+
+def encode(pipeline: Pipeline, sampler: SamplerSpec, prompt: str) -> tuple[Conditioning, Conditioning | None]:
+    """Embeddings of the prompt, and of the negative prompt where there is guidance."""
+    with scope(branch="cond"):
+        cond = pipeline.encode([prompt])
+    if not sampler.guided:
+        return cond, None
+    with scope(branch="uncond"):
+        return cond, pipeline.encode([sampler.negative_prompt])
+
+
+def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, on_step: Any) -> np.ndarray:
+    """Pixel values (H, W, 3) of one image, evaluated step by step."""
+    cond, uncond = encode(pipeline, sampler, case.prompt)
+    latents = pipeline.noise(case.seed, grid)
+    mx.eval(cond, uncond, latents)
+    for step in pipeline.denoise(latents, grid, sampler.steps, cond, uncond, sampler.guidance_scale):
+        mx.eval(step.latents)
+        latents = step.latents
+        on_step()
+    return to_numpy(pipeline.decode(latents, grid))[0]
+
+
+def prepare(out: Path, resume: bool, resolved: str) -> None:
+    """Makes the run folder. Raises InputError if it holds another run, or cannot be written."""
+    manifest = out / "manifest.json"
+    if resume and not manifest.is_file():
+        raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted one")
+    if manifest.is_file():
+        if not resume:
+            raise InputError(f"out={out} already holds a run. Give another folder, or resume=true to continue it")
+        if json.loads(manifest.read_text())["status"] == "complete":
+            raise InputError(f"resume=true: the run in {out} is complete")
+        config = out / "config.yaml"
+        if config.is_file() and config.read_text() != resolved:
+            raise InputError(f"resume=true: {config} differs from this configuration. Give the overrides of that run")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """An 8-bit PNG of pixel values in [0, 255]; non-finite ones are drawn as 0."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, _ = to_uint8(pixels)
+    Image.fromarray(image).save(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Strict JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _dtype(name: str | None) -> mx.Dtype | None:
+    return None if name is None else getattr(mx, name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

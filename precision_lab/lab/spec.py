@@ -1,0 +1,149 @@
+"""What a run is, as typed values: below the command line nothing knows of Hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from precision_lab.errors import InputError, nearest
+from precision_lab.probes.base import Probe
+from precision_lab.techniques.base import Technique
+
+REFERENCE = "reference"
+DTYPES = ("float32", "bfloat16", "float16")
+EXPECTATIONS = ("any", "finite", "nonfinite")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+def one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, if it is a choice. Raises InputError with the nearest one otherwise."""
+    if value not in choices:
+        raise InputError(f"{what} is {value!r}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}")
+    return value
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which weights: a folder or Hub id, and the dtype to round them to (None: as stored)."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    weights_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights_dtype is not None:
+            one_of("model.weights_dtype", self.weights_dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How to sample: guidance takes place where `guidance_scale` exceeds 1."""
+
+    steps: int = 10
+    guidance_scale: float = 4.0
+    negative_prompt: str = " "
+    height: int = 128
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"sampler.steps is {self.steps}, expected at least 1")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale > 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the model: the dtype of its activations, and techniques in the order of application."""
+
+    name: str
+    dtype: str
+    techniques: Mapping[str, Technique] = field(default_factory=dict)
+    expect: str = "any"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(f"Variant name {self.name!r}: expected letters, digits, '_', '.', '+' and '-'")
+        one_of(f"variants.{self.name}.dtype", self.dtype, DTYPES)
+        one_of(f"variants.{self.name}.expect", self.expect, EXPECTATIONS)
+
+
+@dataclass(frozen=True)
+class LatencySpec:
+    """Timing of one denoising step: rounds until the intervals are narrow or the time is spent."""
+
+    min_rounds: int = 10
+    max_rounds: int = 200
+    warmup_rounds: int = 2
+    max_seconds: float = 20.0
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_rounds < 0 or self.max_rounds < self.min_rounds:
+            raise InputError(
+                f"latency.min_rounds is {self.min_rounds} and latency.max_rounds {self.max_rounds}, "
+                "expected 0 <= min_rounds <= max_rounds (max_rounds=0 measures nothing)"
+            )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation to be made with every variant."""
+
+    prompt_id: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """An experiment ready to run."""
+
+    experiment: str
+    model: ModelSpec
+    sampler: SamplerSpec
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    variants: Sequence[Variant]
+    baseline: str
+    probes: Mapping[str, Probe]
+    drift_sites: Sequence[str]
+    latency: LatencySpec
+    out: Path
+    resume: bool = False
+    resolved: str = ""
+    command: Sequence[str] = ()
+    claims: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.seeds:
+            raise InputError("prompts and seeds need at least one entry each")
+        for prompt in self.prompts:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise InputError(f"prompts holds {prompt!r}, expected text")
+        for seed in self.seeds:
+            if not isinstance(seed, int) or seed < 0:
+                raise InputError(f"seeds holds {seed!r}, expected integers from 0 on")
+        if len(set(self.seeds)) != len(self.seeds) or len(set(self.prompts)) != len(self.prompts):
+            raise InputError("prompts and seeds must each be distinct")
+        if not self.variants:
+            raise InputError("The experiment has no variants, expected at least one")
+        names = [variant.name for variant in self.variants]
+        if REFERENCE in names:
+            raise InputError(f"Variant name {REFERENCE!r} is taken by the fp32 reference")
+        one_of("baseline", self.baseline, names)
+
+    @property
+    def cases(self) -> list[Case]:
+        return [Case(i, prompt, seed) for i, prompt in enumerate(self.prompts) for seed in self.seeds]
+
+    @property
+    def all_variants(self) -> list[Variant]:
+        """The fp32 reference, which every run makes first, and the experiment's variants."""
+        return [Variant(REFERENCE, "float32"), *self.variants]

@@ -1,0 +1,102 @@
+"""Long tables on disk: part files while a run goes on, one sorted parquet file when it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_POSITION = {
+    "branch": "string",
+    "step": "Int64",
+    "component": "string",
+    "site": "string",
+    "port": "string",
+    "stream": "string",
+    "block": "Int64",
+}
+_CASE = {"prompt_id": "Int64", "seed": "Int64"}
+
+# Leading columns and their types, in order; a table may have more (one for each scalar of a probe).
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "activations": {
+        "variant": "string",
+        **_CASE,
+        **{k: _POSITION[k] for k in ("branch", "step")},
+        "sigma": "float64",
+        **{k: _POSITION[k] for k in ("component", "site", "port", "stream", "block")},
+        "dtype": "string",
+        "shape": "string",
+        "numel": "Int64",
+        "order": "Int64",
+    },
+    "drift": {
+        "variant": "string",
+        "reference": "string",
+        "mode": "string",
+        **_CASE,
+        **_POSITION,
+        "order": "Int64",
+    },
+    "latency": {
+        "variant": "string",
+        "round": "Int64",
+        "order": "Int64",
+        "what": "string",
+        "seconds": "float64",
+        "peak_memory_bytes": "Int64",
+    },
+}
+# `order` counts observations of a generation, so that the first non-finite one is the first in the table.
+SORT_KEYS: Mapping[str, Sequence[str]] = {
+    "activations": ("variant", "prompt_id", "seed", "order"),
+    "drift": ("variant", "prompt_id", "seed", "order"),
+    "latency": ("round", "order"),
+}
+
+
+def part_path(run: Path, table: str, part: str) -> Path:
+    """Where the part called `part` of a table stands while the run goes on."""
+    return run / table / f"part-{part}.parquet"
+
+
+def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as one part, whole or not at all."""
+    path = part_path(run, table, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(_typed(table, pd.DataFrame(list(rows))), path)
+
+
+def merge(run: Path) -> None:
+    """Puts the parts of each table together, sorted, and removes them; a table without parts is written empty."""
+    for table in COLUMNS:
+        frame = read(run, table)
+        keys = list(SORT_KEYS[table])
+        _write(frame.sort_values(keys, kind="stable", ignore_index=True), run / f"{table}.parquet")
+        shutil.rmtree(run / table, ignore_errors=True)
+
+
+def read(run: Path, table: str) -> pd.DataFrame:
+    """A table of a run, finished or not; empty with its leading columns if nothing is there."""
+    merged = run / f"{table}.parquet"
+    if merged.is_file():
+        return pd.read_parquet(merged)
+    parts = [pd.read_parquet(path) for path in sorted((run / table).glob("part-*.parquet"))]
+    parts = [part for part in parts if len(part)]
+    return _typed(table, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
+
+
+def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    columns = COLUMNS[table]
+    frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    return frame.astype(dict(columns))
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    frame.to_parquet(temporary, index=False)
+    os.replace(temporary, path)

@@ -1,0 +1,159 @@
+"""A checkpoint in the published layout, as a folder or on the Hugging Face Hub, and its components."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import mlx.core as mx
+
+from precision_lab.errors import InputError
+from precision_lab.model import weights
+from precision_lab.model.config import Config, SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.pipeline import Pipeline
+from precision_lab.model.prompt import Tokenizer
+from precision_lab.model.sampler import Sampler
+from precision_lab.model.text_encoder import TextEncoder
+from precision_lab.model.transformer import Transformer
+from precision_lab.model.vae import VAE
+
+_NEEDED = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/*",
+    *(
+        f"{part}/{name}"
+        for part in ("text_encoder", "transformer", "vae")
+        for name in ("config.json", "*.safetensors*")
+    ),
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SAMPLE = 1 << 20
+
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", Transformer, TextEncoder, VAE)
+
+
+@dataclass
+class Checkpoint:
+    """A folder in the layout of Qwen/Qwen-Image; each component loads alone.
+
+    `weights_dtype` rounds the stored weights (None: as stored). `ignored` collects, by component, the configuration
+    keys and tensors that were accepted without being used.
+    """
+
+    folder: Path
+    weights_dtype: mx.Dtype | None = None
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        index = weights.read_json(self.folder / "model_index.json")
+        self.weights = str(index.get("_weights", "published"))
+
+    def transformer(self, dtype: mx.Dtype) -> Transformer:
+        model = Transformer(self.transformer_config())
+        return self._filled(model, "transformer", dtype, None)
+
+    def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
+        model = TextEncoder(self._config("text_encoder", TextEncoderConfig))
+        return self._filled(model, "text_encoder", dtype, TextEncoder.sanitize)
+
+    def vae(self, dtype: mx.Dtype) -> VAE:
+        model = VAE(self._config("vae", VAEConfig))
+        return self._filled(model, "vae", dtype, VAE.sanitize)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder / "tokenizer")
+
+    def scheduler(self) -> SchedulerConfig:
+        return self._config("scheduler", SchedulerConfig, "scheduler_config.json")
+
+    def transformer_config(self) -> TransformerConfig:
+        return self._config("transformer", TransformerConfig)
+
+    def pipeline(self, dtype: mx.Dtype) -> Pipeline:
+        """All components, computing in `dtype`."""
+        vae = self.vae(dtype)
+        return Pipeline(
+            tokenizer=self.tokenizer(),
+            text_encoder=self.text_encoder(dtype),
+            transformer=self.transformer(dtype),
+            vae=vae,
+            sampler=Sampler(vae.config),
+            scheduler=self.scheduler(),
+            config=self.transformer_config(),
+            dtype=dtype,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, sizes and contents of the weight files; of files over 64 MiB the first and last MiB."""
+        digest = hashlib.sha256()
+        for part in ("text_encoder", "transformer", "vae"):
+            for file in weights.shards(self.folder / part):
+                size = file.stat().st_size
+                digest.update(f"{part}/{file.name}:{size}\n".encode())
+                with file.open("rb") as stream:
+                    if size <= 64 * _SAMPLE:
+                        digest.update(stream.read())
+                    else:
+                        digest.update(stream.read(_SAMPLE))
+                        stream.seek(-_SAMPLE, 2)
+                        digest.update(stream.read())
+        return digest.hexdigest()
+
+    def _config(self, part: str, kind: type[C], name: str = "config.json") -> C:
+        config, ignored = kind.from_dict(weights.read_json(self.folder / part / name))
+        self._ignore(part, ignored)
+        return config
+
+    def _filled(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None) -> M:
+        self._ignore(part, weights.load(model, self.folder / part, sanitize))
+        weights.cast(model, self.weights_dtype, dtype)
+        return model
+
+    def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
+        known = self.ignored.setdefault(part, [])
+        known.extend(name for name in names if name not in known)
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: `source` itself if it is one, else a snapshot of the Hub repository of that id.
+
+    Downloads only what text-to-image needs, resumes interrupted downloads, and uses the local cache alone under
+    HF_HUB_OFFLINE=1. Raises InputError for anything that is neither, and for a Hub that cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{source} is not a checkpoint: no model_index.json in it")
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(source):
+        raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
+    return _download(source, revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_NEEDED)))
+    except GatedRepoError as error:
+        raise InputError(f"model.path {repo!r}: its owner grants access on the Hub; ask there and log in") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"model.path {repo!r}: no such repository on the Hub, nor a folder of that name") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"model.path {repo!r}: no revision {revision!r} on the Hub") from error
+    except Exception as error:  # those of the transport share no base class and change with the Hub's library
+        raise InputError(
+            f"model.path {repo!r}: not in the local cache and cannot be fetched from the Hub ({type(error).__name__}). "
+            "Give a folder, or run once with a network"
+        ) from error

@@ -1,0 +1,91 @@
+"""Floating-point formats: their range, their spacing, and where round-to-nearest-even leaves it.
+
+The formats are those of ml_dtypes, by its names. Every constant is derived from `ml_dtypes.finfo`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format with subnormals, rounded to nearest, ties to even.
+
+    All values are exact in float64.
+    """
+
+    name: str
+    max: float
+    smallest_normal: float
+    smallest_subnormal: float
+    mantissa_bits: int
+    """Stored bits of the significand, without the implicit leading one."""
+    overflow_threshold: float
+    """The midpoint between `max` and the next value the format would have: every |x| above it overflows."""
+    threshold_overflows: bool
+    """Whether |x| = `overflow_threshold` overflows too: the tie goes to the even neighbour."""
+    underflow_threshold: float
+    """Half of `smallest_subnormal`: a non-zero |x| <= this rounds to zero (zero is the even neighbour)."""
+    has_inf: bool
+    """Whether overflow gives an infinity; without one it gives NaN."""
+
+
+def _derive(name: str) -> Format:
+    info = ml_dtypes.finfo(name)
+    largest = float(info.max)
+    subnormal = float(info.smallest_subnormal)
+    top_spacing = math.ldexp(1.0, math.frexp(largest)[1] - 1 - info.nmant)
+    return Format(
+        name=name,
+        max=largest,
+        smallest_normal=float(info.smallest_normal),
+        smallest_subnormal=subnormal,
+        mantissa_bits=int(info.nmant),
+        overflow_threshold=largest + top_spacing / 2,
+        # float8_e4m3fn spends its last significand on NaN: its max is even and takes the tie
+        threshold_overflows=largest / top_spacing % 2 == 1,
+        underflow_threshold=subnormal / 2,
+        has_inf=bool(np.isinf(np.array(np.inf).astype(info.dtype))),
+    )
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {name: _derive(name) for name in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float32")}
+)
+
+REDUCED_FORMATS: tuple[Format, ...] = tuple(f for f in FORMATS.values() if f.name != "float32")
+"""The formats narrower than float32: those a range catalogue asks about."""
+
+
+def format_named(name: str) -> Format:
+    """The format called `name`. Raises InputError for a name that is not in FORMATS."""
+    if name not in FORMATS:
+        raise InputError(f"Unknown floating-point format {name!r}. {nearest(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def ulp(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
+    """The unit in the last place of `fmt` at |x|: the distance from |x|, rounded down to a value, to the next one.
+
+    It is `smallest_subnormal` at zero and over the subnormals. Above `max` the exponent is taken as unbounded, so that
+    an error stays measurable where the format would overflow. NaN for a non-finite x.
+
+    Shape of x, float64. Raises InputError for an unknown format name.
+    """
+    fmt = format_named(fmt) if isinstance(fmt, str) else fmt
+    magnitude: npt.NDArray[Any] = np.abs(np.asarray(x, dtype=np.float64))
+    _, exponent = np.frexp(magnitude)  # magnitude = m * 2^exponent with m in [0.5, 1)
+    spacing = np.ldexp(1.0, exponent - 1 - fmt.mantissa_bits)
+    spacing = np.where(magnitude < fmt.smallest_normal, fmt.smallest_subnormal, spacing)
+    return np.where(np.isfinite(magnitude), spacing, np.nan)

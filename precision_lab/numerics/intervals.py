@@ -1,0 +1,116 @@
+"""Interval estimates of ratios, and the verdicts drawn from them.
+
+A verdict is read from an interval, never from a point estimate; what cannot be estimated is NaN and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+RESAMPLES = 10_000
+"""Bootstrap resamples: at a confidence of 0.995 some 25 of them lie beyond each end."""
+
+LatencyVerdict = Literal["slower", "faster", "equivalent", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio subject / baseline with its confidence interval [lo, hi]; 1 is no difference, NaN is undefined."""
+
+    estimate: float
+    lo: float
+    hi: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.hi - self.lo) / 2
+
+
+def paired_ratio(
+    subject: npt.ArrayLike, baseline: npt.ArrayLike, confidence: float = 0.95, seed: int | None = 0
+) -> Ratio:
+    """The median of subject[i] / baseline[i] over rounds i, with its percentile bootstrap interval.
+
+    `subject` and `baseline` are (n,) positive measurements, one pair a round: whatever slows a whole round divides out.
+    Rounds are resampled with replacement (Efron and Tibshirani 1993, chapter 13) by a generator seeded with `seed`.
+    The interval cannot reach past the smallest and largest ratio: under 6 rounds it covers less than 95 %. Of simulated
+    runs, 10 rounds cover 95 % where 95 % are asked for, but 98 % where 99.5 % are; 40 rounds cover 99 %.
+
+    With one round lo and hi are NaN; with none, or where a measurement is not positive and finite, all three are.
+    """
+    assert 0 < confidence < 1
+    ratios = _ratios(subject, baseline)
+    if ratios.size < 2:
+        return Ratio(float(ratios[0]) if ratios.size else math.nan, math.nan, math.nan)
+    rounds = np.random.default_rng(seed).integers(ratios.size, size=(RESAMPLES, ratios.size))
+    medians = np.median(ratios[rounds], axis=1)
+    tail = (1 - confidence) / 2
+    lo, hi = np.quantile(medians, (tail, 1 - tail))
+    return Ratio(float(np.median(ratios)), float(lo), float(hi))
+
+
+def geometric_mean_ratio(subject: npt.ArrayLike, baseline: npt.ArrayLike, confidence: float = 0.95) -> Ratio:
+    """The geometric mean of subject[i] / baseline[i] over pairs i, with Student's t interval of the mean log ratio.
+
+    `subject` and `baseline` are (n,) positive numbers, such as the errors of two variants for the same prompts, seeds.
+    Errors spread over orders of magnitude, so their logarithms are near enough normal; a bootstrap of the handful of
+    pairs there are would give too narrow an interval.
+
+    With one pair lo and hi are NaN; with none, or where a number is not positive and finite (an error of zero has no
+    logarithm), all three are.
+    """
+    assert 0 < confidence < 1
+    logs = np.log(_ratios(subject, baseline))
+    if not logs.size:
+        return Ratio(math.nan, math.nan, math.nan)
+    mean = float(logs.mean())
+    if logs.size < 2:
+        return Ratio(math.exp(mean), math.nan, math.nan)
+    half_width = float(stdtrit(logs.size - 1, (1 + confidence) / 2) * logs.std(ddof=1)) / math.sqrt(logs.size)
+    return Ratio(*(float(np.exp(v)) for v in (mean, mean - half_width, mean + half_width)))
+
+
+def simultaneous_confidence(m: int) -> float:
+    """The confidence of each of `m` intervals that together hold with 95 % (Bonferroni): 1 - 0.05 / m."""
+    assert m >= 1
+    return 1 - 0.05 / m
+
+
+def latency_verdict(lo: float, hi: float, margin: float) -> LatencyVerdict:
+    """What the interval [lo, hi] of the ratio subject / baseline of times says, differences up to `margin` ignored.
+
+    `slower` if all of it is above 1 + margin, `faster` if all of it is below 1 - margin, `equivalent` if all of it is
+    within the margin, else `inconclusive`; so too with NaN.
+    """
+    assert margin >= 0
+    assert not lo > hi
+    if math.isnan(lo) or math.isnan(hi):
+        return "inconclusive"
+    if lo > 1 + margin:
+        return "slower"
+    if hi < 1 - margin:
+        return "faster"
+    if lo >= 1 - margin and hi <= 1 + margin:
+        return "equivalent"
+    return "inconclusive"
+
+
+def mad(x: npt.ArrayLike) -> float:
+    """The median absolute deviation from the median, in the unit of x, not rescaled to a normal's; NaN if empty."""
+    values = np.asarray(x, dtype=np.float64)
+    return float(np.median(np.abs(values - np.median(values)))) if values.size else math.nan
+
+
+def _ratios(subject: npt.ArrayLike, baseline: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """subject / baseline, (n,); empty where a measurement is not positive and finite."""
+    a, b = np.asarray(subject, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    assert a.ndim == b.ndim == 1
+    assert a.shape == b.shape
+    valid = (a > 0) & (b > 0) & np.isfinite(a) & np.isfinite(b)
+    return a / b if valid.all() else np.zeros(0)

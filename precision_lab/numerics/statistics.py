@@ -1,0 +1,209 @@
+"""The range catalogue of one tensor: how large, how small, how many of what, and what a narrower format would lose.
+
+Counts are exact. Magnitudes are compared as integers: with the sign bit cleared, the bit patterns of IEEE 754 numbers
+order as the numbers do, with infinity above every finite number and NaN above infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.errors import InputError
+from precision_lab.numerics.formats import FORMATS, Format
+
+CHUNK = 1 << 16
+"""Elements worked on at a time: the temporaries of a chunk stay in the second-level cache."""
+
+
+def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float | int]:
+    """The range catalogue of `x`, a real tensor of any shape and layout.
+
+    Over all elements: `num_nan`, `num_inf`, `num_zero`. Over the finite ones: `amax` and `amin_nonzero` (of |x|),
+    `min`, `max`, `mean`, `rms`. For each format f:
+
+    - `overflow_pct_f`: percent of all elements, finite or infinite, that overflow when cast to f; NaN is no overflow;
+    - `underflow_pct_f`: percent of all elements that are not zero and become zero when cast to f;
+    - `headroom_bits_f`: log2(f.max / amax), negative where amax is out of range.
+
+    What is undefined is NaN: percentages of an empty tensor, the range of one without finite elements, `amin_nonzero`
+    and headroom of one whose finite elements are all zero.
+
+    float16, bfloat16, float8 and float32 are taken as they are, float64, integers and booleans as float64. Sums are
+    float64. Raises InputError for any other dtype.
+    """
+    limits = _limits(tuple(formats), _working_dtype(x.dtype))
+    parts = [_summarize_chunk(chunk, limits) for chunk in _chunks(x)]
+    num_nan = sum(p.num_nan for p in parts)
+    num_inf = sum(p.num_inf for p in parts)
+    num_finite = x.size - num_nan - num_inf
+    catalogue: dict[str, float | int] = dict.fromkeys(("amax", "amin_nonzero", "min", "max", "mean", "rms"), math.nan)
+    catalogue |= {"num_nan": num_nan, "num_inf": num_inf, "num_zero": sum(p.num_zero for p in parts)}
+
+    amax = max((p.amax for p in parts), default=0.0)
+    if num_finite:
+        catalogue |= {"amax": amax, "mean": 0.0, "rms": 0.0}
+        catalogue["min"] = min(p.min for p in parts) + 0.0  # -0.0 + 0.0 is 0.0
+        catalogue["max"] = max(p.max for p in parts) + 0.0
+    if amax > 0:
+        scale = max(p.scale for p in parts)
+        mean = math.fsum(p.sum * (p.scale / scale) for p in parts) / num_finite
+        mean_square = math.fsum(p.sum_squares * (p.scale / scale) ** 2 for p in parts) / num_finite
+        catalogue["amin_nonzero"] = min(p.amin_nonzero for p in parts)
+        catalogue["mean"] = mean * scale
+        catalogue["rms"] = math.sqrt(mean_square) * scale
+
+    for i, fmt in enumerate(formats):
+        overflowing = sum(p.overflowing[i] for p in parts)
+        underflowing = sum(p.underflowing[i] for p in parts)
+        catalogue[f"overflow_pct_{fmt.name}"] = 100 * overflowing / x.size if x.size else math.nan
+        catalogue[f"underflow_pct_{fmt.name}"] = 100 * underflowing / x.size if x.size else math.nan
+        catalogue[f"headroom_bits_{fmt.name}"] = math.log2(fmt.max) - math.log2(amax) if amax > 0 else math.nan
+    return catalogue
+
+
+def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many finite non-zero elements of `x` lie in each binade 2^e <= |x| < 2^(e+1).
+
+    Returns `(exponents, counts)`: all e from the smallest to the largest that occurs, ascending; both empty where no
+    element is finite and non-zero. Raises InputError as `summarize` does.
+    """
+    lowest = -1074  # float64's smallest subnormal is 2^-1074
+    counts = np.zeros(1024 - lowest, dtype=np.int64)
+    for chunk in _chunks(x):
+        _, exponent = np.frexp(chunk[np.isfinite(chunk) & (chunk != 0)])  # |x| = m * 2^exponent with m in [0.5, 1)
+        counts += np.bincount(exponent - (1 + lowest), minlength=counts.size)
+    (occupied,) = np.nonzero(counts)
+    if not occupied.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    first, last = int(occupied[0]), int(occupied[-1])
+    return np.arange(first + lowest, last + lowest + 1), counts[first : last + 1]
+
+
+# --- one chunk -------------------------------------------------------------------------------------------------------
+
+
+class _Limits(NamedTuple):
+    """Bit patterns of magnitudes, in the unsigned integers as wide as the elements."""
+
+    sign_cleared: np.unsignedinteger[Any]
+    infinity: np.unsignedinteger[Any]
+    overflow: tuple[np.unsignedinteger[Any], ...]
+    """The smallest magnitude that overflows, a format each; at most infinity."""
+    underflow: tuple[np.unsignedinteger[Any], ...]
+    """The largest magnitude that becomes zero, a format each."""
+
+
+class _Part(NamedTuple):
+    """The statistics of one chunk. Without finite elements the extremes are those of an empty set."""
+
+    num_nan: int
+    num_inf: int
+    num_zero: int
+    overflowing: list[int]
+    underflowing: list[int]
+    amax: float
+    amin_nonzero: float
+    min: float
+    max: float
+    scale: float
+    """The power of two that `sum` and the root of `sum_squares` are in units of."""
+    sum: float
+    sum_squares: float
+
+
+def _summarize_chunk(x: npt.NDArray[Any], limits: _Limits) -> _Part:
+    """`x`: (n,) float32 or float64, n > 0."""
+    magnitude = x.view(limits.infinity.dtype) & limits.sign_cleared
+    num_zero = x.size - _count(magnitude)
+    largest = magnitude.max()
+    num_nan = _count(magnitude > limits.infinity) if largest > limits.infinity else 0
+    overflowing = [_count(magnitude >= t) - num_nan if largest >= t else 0 for t in limits.overflow]
+    num_inf = 0
+    if largest >= limits.infinity:
+        finite = magnitude < limits.infinity
+        x, magnitude = x[finite], magnitude[finite]
+        num_inf = finite.size - x.size - num_nan
+        largest = magnitude.max(initial=0)
+    if largest == 0:  # no finite element, or only zeros
+        none = [0] * len(overflowing)
+        low, high = (0.0, 0.0) if x.size else (math.inf, -math.inf)
+        return _Part(num_nan, num_inf, num_zero, overflowing, none, 0.0, math.inf, low, high, 0.0, 0.0, 0.0)
+
+    # less one, zero wraps to the largest integer: the minimum is that of the non-zero magnitudes
+    magnitude -= magnitude.dtype.type(1)
+    smallest = magnitude.min() + magnitude.dtype.type(1)
+    underflowing = [_count(magnitude < t) if smallest <= t else 0 for t in limits.underflow]
+    amax = float(largest.view(x.dtype))
+    # in float64 a square could overflow: work in units of a power of two near amax, which is exact
+    scale = math.ldexp(1.0, math.frexp(amax)[1] - 1) if x.dtype == np.float64 else 1.0
+    wide = np.divide(x, scale, dtype=np.float64)
+    total = float(wide.sum())
+    wide *= wide
+    return _Part(
+        num_nan,
+        num_inf,
+        num_zero,
+        overflowing,
+        underflowing,
+        amax,
+        float(smallest.view(x.dtype)),
+        float(x.min()),
+        float(x.max()),
+        scale,
+        total,
+        float(wide.sum()),
+    )
+
+
+def _count(condition: npt.NDArray[Any]) -> int:
+    return int(np.count_nonzero(condition))
+
+
+@lru_cache
+def _limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> _Limits:
+    bits = np.dtype(f"u{dtype.itemsize}")
+    infinity = dtype.type(np.inf).view(bits)
+    overflow, underflow = [], []
+    for fmt in formats:
+        # exact in dtype, but for float32's own limits in float32: these round to infinity and zero, where they belong
+        with np.errstate(over="ignore", under="ignore"):
+            first, last = dtype.type(fmt.overflow_threshold), dtype.type(fmt.underflow_threshold)
+        assert float(first) in (fmt.overflow_threshold, math.inf)
+        assert float(last) in (fmt.underflow_threshold, 0.0)
+        if not fmt.threshold_overflows:
+            first = np.nextafter(first, dtype.type(math.inf))
+        overflow.append(first.view(bits))
+        underflow.append(last.view(bits))
+    return _Limits(infinity.dtype.type(np.iinfo(bits).max >> 1), infinity, tuple(overflow), tuple(underflow))
+
+
+# --- elements as float32 or float64 ----------------------------------------------------------------------------------
+
+
+@lru_cache
+def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of float32 and float64 that holds every value of `dtype` (integers beyond 2^53 are rounded)."""
+    if dtype.name in FORMATS:
+        return np.dtype(np.float32)
+    if dtype == np.float64 or dtype.kind in "biu":
+        return np.dtype(np.float64)
+    raise InputError(
+        f"Statistics of a {dtype.name} tensor: expected booleans, integers, float64 or {', '.join(FORMATS)}"
+    )
+
+
+def _chunks(x: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Pieces of (n,) float32 or float64, n <= CHUNK, in C order: the layout in memory changes no sum."""
+    dtype = _working_dtype(x.dtype)
+    flat = x.reshape(-1)
+    for start in range(0, flat.size, CHUNK):
+        chunk = flat[start : start + CHUNK]
+        with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+            chunk = chunk.astype(dtype, copy=False)
+        yield chunk

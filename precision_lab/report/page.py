@@ -1,0 +1,110 @@
+"""The report of a run: figures as files, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.report import drift, growth, headroom, images, latency, style, surface, wording
+from precision_lab.report.style import Absent, Drawing
+from precision_lab.report.tables import Run, load
+
+FIGURES: tuple[Callable[[Run], Drawing | Absent], ...] = (
+    growth.draw,
+    surface.draw,
+    drift.draw_steps,
+    drift.draw_blocks,
+    latency.draw,
+    images.draw,
+)
+WEIGHTS = {
+    "trained": "Trained weights: a checkpoint trained for this study, not the published model",
+    "synthetic": "Synthetic weights: made, not trained; growth of activations follows the published end points; "
+    "pictures carry no meaning",
+    "published": "Published weights: the released checkpoint",
+}
+STATUS = {
+    "running": "This run is not finished: the page shows what it has left so far.",
+    "interrupted": "This run was interrupted: the page shows what it had left until then.",
+    "failed": "This run failed: the page shows what it had left until then.",
+}
+MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure on the page: a data URI, or the reason for its absence."""
+
+    title: str
+    caption: str
+    uri: str = ""
+
+
+def write(run: Path) -> Path:
+    """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the run folder `run`; returns the page's path.
+
+    Reads only the files of that folder, so a report can be made again at any time; the same files give the same bytes.
+    Raises InputError where `run` is no run folder or of an unknown schema_version.
+    """
+    content = load(run)
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    with style.theme():
+        figures = [_figure(draw(content), folder) for draw in FIGURES]
+    page = run / "report.html"
+    page.write_text(_render(content, figures), encoding="utf-8")
+    return page
+
+
+def _figure(drawing: Drawing | Absent, folder: Path) -> Figure:
+    if isinstance(drawing, Absent):
+        return Figure(drawing.title, drawing.reason)
+    png, svg = style.save(drawing, folder)
+    file = png if drawing.inline == "png" else svg
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return Figure(drawing.title, drawing.caption, f"data:{MEDIA[drawing.inline]};base64,{data}")
+
+
+def _render(run: Run, figures: list[Figure]) -> str:
+    loader = PackageLoader("precision_lab.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        name: getattr(wording, name) for name in ("number", "fixed", "interval", "size", "moment", "breakable")
+    }
+    environment.globals |= {"reason": wording.reason, "address": wording.address, "dtype": wording.dtype}
+    manifest = run.manifest
+    status = str(manifest.get("status"))
+    page = environment.get_template("page.html")
+    return page.render(
+        css=Markup(environment.get_template("page.css").render()),
+        experiment=manifest.get("experiment") or run.summary.get("experiment") or run.path.name,
+        banner=None if status == "complete" else STATUS.get(status, f"The status of this run is {status!r}."),
+        manifest=manifest,
+        environment=manifest.get("environment") or {},
+        weights=run.weights,
+        weights_text=WEIGHTS.get(run.weights or "", "Weights: the run does not say where they come from"),
+        variants=[_variant(run, name) for name in run.variants],
+        reference=run.reference,
+        baseline=run.baseline,
+        claims=run.summary.get("claims", []),
+        figures=figures,
+        formats=[fmt.name for fmt in REDUCED_FORMATS],
+        headroom=headroom.worst(run),
+        command=shlex.join(map(str, manifest.get("command", []))),
+        config=run.config,
+    )
+
+
+def _variant(run: Run, name: str) -> dict[str, Any]:
+    """A row of the headline table: the run's entry, its name and its colour in the figures."""
+    look = style.looks(run.variants, run.reference)[name]
+    sites = (run.manifest.get("sites") or {}).get(name, {})
+    return {"name": name, "colour": look.colour, "sites": sites, "entry": run.entry(name)}

@@ -1,0 +1,236 @@
+"""How figures look: one colour a variant in every figure, fonts, axes, legend, files.
+
+The object interface of matplotlib only: no figure outlives its caller and nothing global is changed.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+WIDTH = 9.2  # inches: a page's width at 9.5 pt
+DPI = 150
+INK = "#222222"
+MUTED = "#6b6b6b"
+FAINT = "#e4e4e4"
+REFERENCE = "#555555"
+# Okabe and Ito (2008), distinguishable with every common colour blindness. Black is the reference's and yellow too
+# faint for a line on white; the wine of Tol (2021) stands for it
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+FONTS = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
+
+Positions = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one variant is drawn, in every figure of a report."""
+
+    colour: str
+    line: Any
+    width: float
+    order: float
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what stands beneath it. `name` is the stem of its files."""
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+    inline: str = "svg"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Stands for a figure whose data the run does not have; `reason` is one line."""
+
+    title: str
+    reason: str
+
+
+def looks(variants: Sequence[str], reference: str) -> dict[str, Look]:
+    """The reference as a broad grey line under the others; colours, then line styles, in the order given."""
+    others = [name for name in variants if name != reference]
+    styles = {reference: Look(REFERENCE, "-", 3.2, 1.5, 0.55)}
+    for at, name in enumerate(others):
+        line = LINE_STYLES[at // len(PALETTE) % len(LINE_STYLES)]
+        styles[name] = Look(PALETTE[at % len(PALETTE)], line, 1.5, 3 - 0.01 * at)
+    return styles
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Fonts and lines of all figures, for the length of the block."""
+    available = set(fontManager.get_font_names())
+    font = next(name for name in FONTS if name in available)
+    with matplotlib.rc_context(
+        {
+            "font.family": [font, "DejaVu Sans"],
+            "mathtext.fontset": "custom",
+            "mathtext.rm": font,
+            "mathtext.cal": font,
+            "font.size": 9.5,
+            "axes.labelsize": 9.5,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.titlepad": 5,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9.5,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.7,
+            "axes.edgecolor": MUTED,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "axes.axisbelow": True,
+            "grid.color": FAINT,
+            "grid.linewidth": 0.6,
+            "xtick.major.width": 0.7,
+            "ytick.major.width": 0.7,
+            "xtick.minor.width": 0.4,
+            "ytick.minor.width": 0.4,
+            "hatch.linewidth": 0.6,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "precision_lab",
+        }
+    ):
+        yield
+
+
+def new_figure(height: float, **spacing: Any) -> Figure:
+    """A figure as wide as the page and `height` inches high; `spacing` as ConstrainedLayoutEngine takes it."""
+    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(**spacing))
+
+
+def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
+    """Writes `name`.png and `name`.svg into `folder`; the same data give the same bytes."""
+    figure = drawing.figure
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)  # once: both files would solve it again, which takes as long as drawing
+    figure.set_layout_engine("none")
+    png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
+    figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
+    return png, svg
+
+
+def draw_band(axes: Axes, look: Look, summary: Any, scale: float = 1.0) -> None:
+    """A line through the medians and a band from least to greatest; `summary` as `tables.spread` gives it."""
+    x, median = summary.index.to_numpy(), summary["median"].to_numpy() * scale
+    low, high = summary["min"].to_numpy() * scale, summary["max"].to_numpy() * scale
+    single = len(x) == 1  # a line through one point draws nothing
+    style = {"color": look.colour, "linestyle": look.line, "linewidth": look.width, "alpha": look.alpha}
+    axes.plot(x, median, zorder=look.order, marker="o" if single else None, markersize=5, **style)
+    if single:
+        axes.vlines(x, low, high, color=look.colour, linewidth=1, zorder=look.order)
+    else:
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=look.order - 1)
+
+
+def mark_nonfinite(axes: Axes, positions: Mapping[str, Positions], styles: Mapping[str, Look]) -> None:
+    """A row of crosses a variant along the top edge, at the `positions` where it is not finite."""
+    failing = [name for name in styles if len(positions.get(name, ()))]
+    for row, name in enumerate(failing):
+        x = positions[name]
+        level = np.full(len(x), 0.965 - 0.055 * row)
+        size, width = (16, 1.1) if len(x) < 30 else (7, 0.8)
+        style: dict[str, Any] = {"color": styles[name].colour, "s": size, "linewidths": width, "zorder": 4}
+        axes.scatter(x, level, marker="x", transform=axes.get_xaxis_transform(), **style)
+
+
+def log_range(values: Sequence[Any], rows_of_crosses: int = 0) -> tuple[float, float]:
+    """Limits of a log axis around the positive finite `values`, with room above for `rows_of_crosses`."""
+    flat = np.concatenate([np.asarray(v, dtype=float).ravel() for v in values]) if len(values) else np.empty(0)
+    flat = flat[np.isfinite(flat) & (flat > 0)]
+    low, high = (np.log10(flat.min()), np.log10(flat.max())) if flat.size else (-1.0, 1.0)
+    margin = max(0.06 * (high - low), 0.08)
+    top = (high - low + 2 * margin) * 0.07 * rows_of_crosses
+    return float(10 ** (low - margin)), float(10 ** (high + margin + top))
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """A log y axis from `low` to `high`: powers of ten over many decades, 1-2-5 in plain numbers over few."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    decades = np.log10(high / low)
+    if decades <= 2:
+        subs = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        step = int(np.ceil(decades / 7))
+        axes.yaxis.set_major_locator(LogLocator(base=10.0**step, numticks=20))
+        axes.yaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99) if decades <= 5 else NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y")
+
+
+def plain(value: float) -> str:
+    """A tick's number: 0.002, 50, 2e+06."""
+    return f"{value:g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def index_axis(axis: Axis, last: float, ticks: int = 7) -> None:
+    """Whole-number ticks from 0 to `last`, both included; blocks and steps are counted from 0."""
+    locator = MaxNLocator(ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    values = [t for t in locator.tick_values(0, max(last, 1)) if 0 <= t < last]
+    if len(values) > 1 and last - values[-1] <= 0.5 * values[1]:
+        values.pop()
+    axis.set_major_locator(FixedLocator([*values, last]))
+
+
+def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], notes: Mapping[str, str]) -> None:
+    """One legend on top of all panels, in as many columns as the names leave room for; `notes` stand beside names."""
+    labels = [shorten(name, 44) + (f" ({notes[name]})" if name in notes else "") for name in names]
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.line, linewidth=look.width, alpha=look.alpha)
+        for look in (styles[name] for name in names)
+    ]
+    if not names:
+        return
+    inches = 0.075 * max(map(len, labels)) + 0.65
+    columns = max(1, min(len(names), int(WIDTH / inches)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=1.8)
+
+
+def shorten(name: str, length: int) -> str:
+    """`name` with its middle left out where it is longer than `length`: names differ at their ends."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def wrap(name: str, length: int, lines: int = 2) -> str:
+    """`name` over up to `lines` lines of `length` characters, broken after an underscore where there is one."""
+    pieces = textwrap.wrap(shorten(name, length * lines - 2).replace("_", "_ "), length)
+    return "\n".join(piece.replace("_ ", "_") for piece in pieces)

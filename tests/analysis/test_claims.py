@@ -1,0 +1,143 @@
+"""Verdicts: what an interval says of a relation, and that claims rest on the tables alone."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from precision_lab.analysis.claims import Claim, Tables, decide, judge
+from precision_lab.errors import InputError
+
+BASE = {"id": "C", "text": "t", "source": "s", "subject": "a", "against": "b"}
+
+
+@pytest.mark.parametrize(
+    ("relation", "lo", "hi", "tolerance", "verdict"),
+    [
+        ("larger", 1.2, 1.5, 0.1, "supported"),
+        ("larger", 1.05, 1.5, 0.1, "inconclusive"),
+        ("larger", 0.9, 1.05, 0.1, "refuted"),
+        ("smaller", 0.5, 0.8, 0.1, "supported"),
+        ("smaller", 0.95, 1.5, 0.1, "refuted"),
+        ("smaller", 0.5, 1.0, 0.1, "inconclusive"),
+        ("equal", 0.95, 1.05, 0.1, "supported"),
+        ("equal", 0.5, 1.05, 0.1, "inconclusive"),
+        ("equal", 1.2, 1.3, 0.1, "refuted"),
+        ("equal", 0.5, 0.6, 0.1, "refuted"),
+        ("not_larger", 0.5, 1.05, 0.1, "supported"),
+        ("not_larger", 1.2, 1.3, 0.1, "refuted"),
+        ("not_larger", 0.9, 1.3, 0.1, "inconclusive"),
+        ("not_smaller", 0.95, 3.0, 0.1, "supported"),
+        ("not_smaller", 0.5, 0.6, 0.1, "refuted"),
+    ],
+)
+def test_decide(relation, lo, hi, tolerance, verdict):
+    assert decide(relation, lo, hi, tolerance) == verdict
+
+
+def test_a_wider_tolerance_never_supports_a_difference():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        lo = np.exp(rng.normal(0, 0.3))
+        hi = lo * np.exp(abs(rng.normal(0, 0.2)))
+        narrow, wide = sorted(rng.uniform(0, 0.5, 2))
+        for relation in ("larger", "smaller"):
+            if decide(relation, lo, hi, narrow) != "supported":
+                assert decide(relation, lo, hi, wide) != "supported"
+        if decide("equal", lo, hi, narrow) == "supported":
+            assert decide("equal", lo, hi, wide) == "supported"
+            assert decide("larger", lo, hi, wide) == decide("smaller", lo, hi, wide) == "refuted"
+
+
+def tables(values, site="transformer_blocks.3.img_mlp", bad=0):
+    """Tables in which each variant has one amax, drift and latency a case or round."""
+    cases = list(itertools.product((0, 1), (0, 1)))
+    activations, drift, latency = [], [], []
+    for variant, per_case in values.items():
+        for (prompt_id, seed), value in zip(cases, per_case, strict=True):
+            at = {"variant": variant, "prompt_id": prompt_id, "seed": seed}
+            for step in (0, 1):
+                activations.append(
+                    {
+                        **at,
+                        "component": "transformer",
+                        "site": site,
+                        "port": "out",
+                        "stream": "img",
+                        "step": step,
+                        "amax": value * (1 - 0.5 * step),
+                        "num_nan": bad,
+                        "num_inf": 0,
+                    }
+                )
+                where = {"component": "pipeline", "site": "euler_step", "mode": "free", "step": step}
+                drift.append({**at, **where, "rel_l2": value * (0.1 + step)})
+        latency += [{"variant": variant, "what": "step", "round": r, "seconds": v} for r, v in enumerate(per_case)]
+    return Tables(pd.DataFrame(activations), pd.DataFrame(drift), pd.DataFrame(latency), frozenset(values))
+
+
+@pytest.mark.parametrize("metric", ["amax", "drift", "latency"])
+@pytest.mark.parametrize(("factor", "verdict"), [(2.0, "supported"), (1.0, "refuted"), (0.5, "refuted")])
+def test_each_metric_sees_a_planted_factor(metric, factor, verdict):
+    base = np.array([1.0, 3.0, 0.2, 7.0])
+    what = {"metric": metric, "relation": "larger", "sites": "transformer_blocks.*.img_mlp", "margin": 0.05}
+    claim = Claim.from_dict({**BASE, **what})
+    result = judge(claim, tables({"a": factor * base * [1.01, 0.99, 1.0, 1.005], "b": base}))
+    assert result.verdict == verdict
+    assert result.effect == pytest.approx(factor, rel=0.02)
+    assert result.lo <= result.effect <= result.hi
+
+
+def test_a_difference_inside_the_noise_floor_is_no_finding():
+    base = np.array([1.0, 3.0, 0.2, 7.0])
+    values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "twin": base * [1.0, 0.85, 1.05, 1.0]}
+    claim = {**BASE, "metric": "drift", "relation": "larger"}
+    assert judge(Claim.from_dict(claim), tables(values)).verdict == "supported"
+    floored = judge(Claim.from_dict({**claim, "noise": "twin"}), tables(values))
+    assert floored.verdict == "refuted"
+    assert floored.noise_floor == pytest.approx(1 / 0.85 - 1)
+
+
+def test_non_finite_values_are_never_a_verdict():
+    claim = Claim.from_dict({**BASE, "metric": "amax", "relation": "not_larger", "sites": "**"})
+    result = judge(claim, tables({"a": np.ones(4), "b": np.ones(4)}, bad=1))
+    assert result.verdict == "inconclusive"
+    assert "non-finite" in result.reason
+
+
+def test_one_case_is_inconclusive():
+    one = tables({"a": np.full(4, 2.0), "b": np.ones(4)})
+    one.drift = one.drift.query("prompt_id == 0 and seed == 0")
+    assert judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "larger"}), one).verdict == "inconclusive"
+
+
+def test_a_variant_that_was_not_run():
+    result = judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "equal"}), tables({"a": np.ones(4)}))
+    assert (result.verdict, result.reason) == ("inconclusive", "variant b was not run")
+
+
+def test_counts():
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "nonfinite"}
+    overflowing = tables({"a": np.ones(4)}, bad=3)
+    assert judge(Claim.from_dict({**claim, "relation": "nonzero"}), overflowing).verdict == "supported"
+    assert judge(Claim.from_dict({**claim, "relation": "zero"}), overflowing).verdict == "refuted"
+    assert judge(Claim.from_dict({**claim, "relation": "zero"}), tables({"a": np.ones(4)})).verdict == "supported"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "amx"},
+        {"relation": "bigger"},
+        {"relation": "nonzero"},
+        {"metric": "amax"},
+        {"against": ""},
+        {"text": None},
+        {"sight": "x"},
+    ],
+    ids=str,
+)
+def test_malformed_claims(changes):
+    with pytest.raises(InputError, match="Claim C"):
+        Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", **changes})

@@ -1,0 +1,263 @@
+"""The command line: exit codes, one-line errors, and nothing left behind by a mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from precision_lab.cli import main
+from precision_lab.cli.paths import conf_dir
+
+QUICK = (
+    *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
+    *("latency.min_rounds=0", "latency.max_rounds=0"),
+)
+
+
+@pytest.fixture
+def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs the command line in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args, quick=True):
+        settings = (f"model.path={small_checkpoint}", *QUICK) if quick else ()
+        code = main([*args, *settings])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_an_experiment_from_configuration_to_report(lab, tmp_path):
+    code, out, err = lab("+exp=ffn_scaling", f"out={tmp_path}/run")
+    assert (code, err) == (0, "")
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["variants"]) == {"reference", "baseline", "ffn_scaling", "reordered"}
+    assert summary["weights"] == "synthetic"
+    assert {claim["id"] for claim in summary["claims"]} == {"S3_ffn_amax", "S3_stream_amax", "S3_drift"}
+    page = (run / "report.html").read_text()
+    assert "synthetic" in page.lower()
+    assert out.rstrip().endswith("report.html")
+    assert "ffn_scaling" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing else is left in the working folder"
+
+
+def test_the_default_run_folder(lab, tmp_path):
+    assert lab("+exp=baseline", "only=[baseline]")[0] == 0
+    (run,) = (tmp_path / "results" / "runs" / "baseline").iterdir()
+    assert (run / "report.html").is_file()
+    assert len(run.name) == len("20260101T000000Z")
+
+
+def test_report_again_from_the_tables(lab, tmp_path):
+    run = tmp_path / "run"
+    lab("+exp=baseline", "only=[baseline]", f"out={run}")
+    before = json.loads((run / "summary.json").read_text())
+    shutil.rmtree(run / "figures")
+    (run / "report.html").unlink()
+    (run / "summary.json").unlink()
+    code, _, _ = lab("report", f"run={run}", quick=False)
+    assert code == 0
+    assert (run / "report.html").is_file()
+    assert any((run / "figures").glob("*.svg"))
+    assert json.loads((run / "summary.json").read_text()) == before
+
+
+def test_compare_two_runs(lab, tmp_path):
+    for name, dtype in (("a", "bfloat16"), ("b", "float16")):
+        lab("only=[baseline]", f"dtype={dtype}", f"out={tmp_path}/{name}")
+    code, out, err = lab("compare", f"runs=[{tmp_path}/a,{tmp_path}/b]", quick=False)
+    assert (code, err) == (0, "")
+    assert "latent_rel_l2" in out
+    assert "bfloat16" in out
+
+
+def test_technique_adds_a_variant_and_changes_no_other(lab, tmp_path):
+    lab("technique=[ffn_scaling,fp32_norm_out]", f"out={tmp_path}/a")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert list(summary["variants"]) == ["reference", "baseline", "custom"]
+    assert summary["variants"]["custom"]["techniques"] == ["ffn_scaling", "fp32_norm_out"]
+    assert summary["variants"]["baseline"]["techniques"] == []
+
+
+THIRD_PARTY = """
+import dataclasses
+from precision_lab.instrument.sites import Wrapper
+
+class _Doubled(Wrapper):
+    def __call__(self, x):
+        return 2 * self.inner(x)
+
+@dataclasses.dataclass(frozen=True)
+class Double:
+    sites: tuple = ("proj_out",)
+    preserves_function: bool = False
+    composes: bool = False
+    def rewrite(self, site):
+        return _Doubled(site.module)
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    sites: tuple = ("norm_out",)
+    ports: tuple = ("out",)
+    def measure(self, x):
+        return {"my_peak": abs(x).max()}
+"""
+
+
+def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch):
+    (tmp_path / "their_package.py").write_text(THIRD_PARTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    conf = tmp_path / "their_conf"
+    for group in ("technique", "probe", "exp"):
+        (conf / group).mkdir(parents=True)
+    (conf / "technique" / "double.yaml").write_text("double:\n  _target_: their_package.Double\n")
+    (conf / "probe" / "peak.yaml").write_text("peak:\n  _target_: their_package.Peak\n")
+    (conf / "exp" / "theirs.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - /technique@variants.doubled.technique: [double]\n  - _self_\n"
+        "experiment: theirs\n"
+    )
+    code, _, err = lab("--config-dir", str(conf), "+exp=theirs", "probe=[range,peak]", f"out={tmp_path}/run")
+    assert (code, err) == (0, "")
+    from precision_lab.lab.tables import read
+
+    rows = read(tmp_path / "run", "activations").query("site == 'norm_out'")
+    assert set(rows["variant"]) == {"reference", "baseline", "doubled"}
+    assert (rows["my_peak"] - rows["amax"]).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("+exp=ffn_scalling",), "Unknown experiment 'ffn_scalling'. Did you mean ffn_scaling"),
+        (("technique=[ffn_scalng]",), "Unknown technique 'ffn_scalng'. Did you mean ffn_scaling"),
+        (("model=mirco",), "Unknown model 'mirco'. Did you mean micro"),
+        (("sampler.stpes=3",), "Unknown setting 'sampler.stpes'. Did you mean sampler.steps"),
+        (("dtpye=float16",), "Unknown setting 'dtpye'. Did you mean dtype"),
+        (("dtype=bf16",), "expected one of float32, bfloat16, float16"),
+        (("model.weights_dtype=int8",), "expected one of"),
+        (("sampler.steps=0",), "sampler.steps is 0, expected at least 1"),
+        (("sampler.steps=many",), "'many', expected a number"),
+        (("image.height=100",), "expected a multiple of 16"),
+        (("image.height=-16",), "expected a multiple of 16"),
+        (("prompts=['']",), "expected text"),
+        (("prompts=a",), "expected a list"),
+        (("seeds=[-1]",), "expected integers"),
+        (("only=[basline]",), "unknown variant 'basline'. Did you mean baseline"),
+        (("+variants.x.dtypo=float16",), "Unknown setting 'variants.x.dtypo'. Did you mean dtype"),
+        (("probe.range.sites=[transformer_blocks.*.img_mpl]",), "matches nothing. Did you mean"),
+        (("drift.sites=[vea:decoder]",), "unknown component 'vea'"),
+        (("+technique.x._target_=nowhere.Thing",), "nowhere"),
+        (("+technique.x._target_=builtins.dict",), "is no Technique, it lacks"),
+        (("+technique.x.a=1",), "expected a mapping with a _target_"),
+        (("model=full_synthetic", "model.path=null"), "Give model.path=DIR"),
+        (("model.path=/nowhere/at/all",), "neither a folder nor a Hub id"),
+        (("baseline=nobody", "+variants.nobody.dtype=bf17"), "expected one of"),
+        (("resume=true",), "holds no run"),
+        (("--config-dir", "/nowhere"), "no such folder"),
+        (("out=/proc/nowhere/run",), "cannot be written"),
+        (("rnu",), "Unknown command 'rnu'. Did you mean run"),
+        (("a=b=c",), ""),
+        (("report",), "report needs run=DIR"),
+        (("report", "run=/nowhere"), "not the folder of a run"),
+        (("compare", "runs=[a]"), "compare needs runs=[A,B]"),
+        (("models", "make=micor", "to=x"), "unknown preset. Did you mean micro"),
+        (("models", "make=micro"), "needs to=DIR"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes(lab, tmp_path, args, message):
+    names_a_command = args[0] in ("report", "compare", "models", "rnu")
+    overridden = {a.split("=")[0] for a in args}
+    settings = [s for s in QUICK if s.split("=")[0] not in overridden]
+    code, out, err = lab(*args, *([] if names_a_command else settings), quick=False)
+    if not names_a_command and "model.path" not in str(args) and code != 2:
+        pytest.fail(f"exit code {code}: {out}")
+    assert code == 2
+    assert message in err
+    assert 1 <= len(err.strip().splitlines()) <= 2
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing behind"
+
+
+def test_debug_shows_the_traceback(lab, monkeypatch):
+    monkeypatch.setenv("PRECISION_LAB_DEBUG", "1")
+    code, _, err = lab("sampler.steps=0", quick=False)
+    assert code == 2
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(("expect", "code"), [("finite", 0), ("any", 0), ("nonfinite", 1)])
+def test_expectations_decide_the_exit_code(lab, tmp_path, expect, code):
+    assert lab(f"+variants.baseline.expect={expect}", f"out={tmp_path}/run")[0] == code
+
+
+@pytest.mark.parametrize(("gate", "code"), [("true", 1), ("false", 0)])
+def test_a_refuted_claim_fails_only_if_it_gates(lab, tmp_path, gate, code):
+    claim = f"{{text: t, source: s, metric: nonfinite, relation: nonzero, subject: baseline, gate: {gate}}}"
+    assert lab(f"+claims.X={claim}", f"out={tmp_path}/run")[0] == code
+
+
+def test_a_malformed_claim_is_refused_before_the_run(lab, tmp_path):
+    code, _, err = lab("+claims.X={text: t, source: s, metric: amx, relation: equal, subject: baseline}")
+    assert code == 2
+    assert "Did you mean amax" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_returns_the_largest_code(lab, tmp_path):
+    code, _, _ = lab("-m", "+variants.baseline.expect=finite,nonfinite", "out=run-${hydra:job.num}")
+    assert code == 1
+    assert {path.name for path in tmp_path.glob("run-*")} == {"run-0", "run-1"}
+    assert not (tmp_path / "multirun.yaml").exists()
+
+
+def test_cfg_shows_the_configuration(lab):
+    code, out, _ = lab("+exp=ffn_scaling", "--cfg", "job", quick=False)
+    assert code == 0
+    assert "FFNScaling" in out
+
+
+def test_help_names_every_experiment_and_technique(lab):
+    code, out, _ = lab("--help", quick=False)
+    assert code == 0
+    for group in ("exp", "technique", "model"):
+        for file in (conf_dir() / group).glob("*.yaml"):
+            assert file.stem in out
+
+
+def test_interrupt(lab, tmp_path, monkeypatch):
+    from precision_lab.lab import run as lab_run
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab_run, "generate", interrupted)
+    code, _, err = lab(f"out={tmp_path}/run")
+    assert code == 130
+    assert "resume=true" in err
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
+
+
+def test_a_full_disk_is_one_line(lab, tmp_path, monkeypatch):
+    from precision_lab.lab import tables
+
+    def full(*args):
+        raise OSError(28, "No space left on device", "part-x.parquet")
+
+    monkeypatch.setattr(tables, "_write", full)
+    code, _, err = lab(f"out={tmp_path}/run")
+    assert code == 2
+    assert err.startswith("No space left on the disk")
+    assert json.loads((Path(tmp_path) / "run" / "manifest.json").read_text())["status"] == "failed"
+
+
+def test_models_lists_and_makes(lab, tmp_path):
+    code, out, _ = lab("models", quick=False)
+    assert code == 0
+    assert "qwen_image" in out
+    code, _, _ = lab("models", "make=micro", f"to={tmp_path}/made", "seed=5", quick=False)
+    assert code == 0
+    assert (tmp_path / "made" / "model_index.json").is_file()

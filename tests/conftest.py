@@ -1,0 +1,37 @@
+"""Checkpoints that many tests read, and torch made quick on tiny tensors."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from precision_lab.device import blas
+
+blas.preload()  # before anything imports MLX
+
+from precision_lab.synthetic import PRESETS, make  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """Tiny operations are up to 50 times slower on two threads, which spend the time waiting for each other."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint with a transformer of 4 blocks, width 64; copy it before changing a file."""
+    micro = PRESETS["micro"]
+    folder = tmp_path_factory.mktemp("checkpoints") / "small"
+    make(replace(micro, transformer=replace(micro.transformer, num_layers=4)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint with all 60 blocks, whose streams grow to 5e7; copy it before changing a file."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "micro"
+    make(PRESETS["micro"], folder)
+    return folder

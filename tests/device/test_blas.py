@@ -1,0 +1,60 @@
+"""The BLAS under MLX on Linux: loaded in time or not at all, and never in the way."""
+
+import subprocess
+import sys
+
+import pytest
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
+
+PRODUCT = """
+import mlx.core as mx, numpy as np
+rng = np.random.default_rng(0)
+a, b = rng.standard_normal((2, 96, 700)).astype(np.float32)
+c = np.array(mx.array(a) @ mx.array(b).T)
+exact = a.astype(np.float64) @ b.astype(np.float64).T
+print(np.linalg.norm(c - exact) / np.linalg.norm(exact) < 1e-6)
+"""
+
+
+def after(*statements, **environment):
+    """The last two lines printed: the BLAS in use, and whether a product is right."""
+    code = "\n".join(["from precision_lab.device import blas", *statements, "print(blas.description())", PRODUCT])
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
+    return done.stdout.strip().splitlines()[-2:]
+
+
+@linux
+def test_openblas_is_found_by_mlx(tmp_path):
+    pytest.importorskip("scipy_openblas32")
+    for _ in range(2):  # made, then found in the cache
+        name, right = after("blas.preload()", XDG_CACHE_HOME=str(tmp_path))
+        assert name.startswith("OpenBLAS")
+        assert right == "True"
+    assert len(list((tmp_path / "precision_lab").glob("openblas-*.so"))) == 1
+
+
+@linux
+@pytest.mark.parametrize(
+    ("statements", "environment", "message"),
+    [
+        (("blas.preload()",), {"PRECISION_LAB_BLAS": "off"}, "of the MLX wheel"),
+        (("blas.preload()",), {"PRECISION_LAB_BLAS": "/nowhere/libblas.so"}, "/nowhere/libblas.so"),
+        (("import mlx.core", "blas.preload()"), {}, "MLX was imported before"),
+        (
+            ("import shutil; shutil.which = lambda *a, **k: None", "blas.preload()"),
+            {"XDG_CACHE_HOME": "{}"},
+            "patchelf",
+        ),
+    ],
+    ids=["off", "absent", "late", "no patchelf"],
+)
+def test_without_it_mlx_works_as_it_came(tmp_path, statements, environment, message):
+    environment = {key: value.format(tmp_path) for key, value in environment.items()}
+    name, right = after(*statements, **environment)
+    assert message in name
+    assert right == "True"

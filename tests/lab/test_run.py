@@ -1,0 +1,336 @@
+"""A whole run on a small checkpoint: what it leaves, what it promises, and what happens when something breaks."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+import pytest
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.lab.models import Models
+from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.run import generate, run
+from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.tables import COLUMNS, read
+from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.techniques.ffn_scaling import FFNScaling
+
+EVERYWHERE = RangeCatalogue(
+    sites=("**", "text_encoder:**", "vae:decoder.**", "pipeline:**"), ports=("in", "out"), formats=("float16",)
+)
+SAMPLER = SamplerSpec(steps=2, guidance_scale=3.0, height=48, width=80)
+
+
+class Quiet:
+    """Progress that only adds up."""
+
+    def __init__(self):
+        self.total, self.done, self.notes = 0.0, 0.0, []
+
+    def start(self, total):
+        self.total = total
+
+    def advance(self, amount, label):
+        self.done += amount
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A technique that raises when the model is called."""
+
+    sites: tuple[str, ...] = ("proj_out",)
+    preserves_function: bool = False
+    composes: bool = True
+    error: type[BaseException] = RuntimeError
+
+    def rewrite(self, site):
+        error = self.error
+
+        class Raises(Wrapper):
+            def __call__(self, *args):
+                raise error("planted")
+
+        return Raises(site.module)
+
+
+@pytest.fixture
+def spec(small_checkpoint, tmp_path):
+    return RunSpec(
+        experiment="test",
+        model=ModelSpec("small", str(small_checkpoint)),
+        sampler=SAMPLER,
+        prompts=["two red circles on a blue background", "a green square"],
+        seeds=[0, 7],
+        variants=[Variant("baseline", "bfloat16"), Variant("scaled", "bfloat16", {"ffn_scaling": FFNScaling()})],
+        baseline="baseline",
+        probes={"range": RangeCatalogue(sites=("transformer_blocks.*", "norm_out", "pipeline:euler_step"))},
+        drift_sites=["transformer_blocks.*", "pipeline:euler_step"],
+        latency=LatencySpec(min_rounds=2, max_rounds=2, warmup_rounds=0),
+        out=tmp_path / "run",
+        resolved="x: 1\n",
+    )
+
+
+def small(spec, **changes):
+    """One case, no timing."""
+    changes = {"prompts": spec.prompts[:1], "seeds": [0], "latency": LatencySpec(0, 0), **changes}
+    return dataclasses.replace(spec, **changes)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+def test_with_every_probe_on_the_picture_is_bit_identical(small_checkpoint, dtype):
+    pipeline = Models(Checkpoint(small_checkpoint))(dtype)
+    grid, case = pipeline.grid(SAMPLER.height, SAMPLER.width), Case(0, "a green square", 3)
+    before = [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)]
+    plain = generate(pipeline, SAMPLER, grid, case, lambda: None)
+    recorder = ProbeRecorder(EVERYWHERE)
+    with observing(pipeline.components, [recorder]):
+        observed = generate(pipeline, SAMPLER, grid, case, lambda: None)
+    assert np.array_equal(plain.view(np.uint32), observed.view(np.uint32))
+    assert [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)] == before
+    rows = pd.DataFrame(recorder.rows())
+    assert set(rows["component"]) == {"transformer", "text_encoder", "vae", "pipeline"}
+    assert set(rows["branch"].dropna()) == {"cond", "uncond"}
+    blocks = rows[rows["site"].str.fullmatch(r"transformer_blocks\.\d+") & rows["port"].str.startswith("out")]
+    assert len(blocks) == 2 * 2 * 2 * len(pipeline.transformer.transformer_blocks)
+    assert not rows.duplicated(["branch", "step", "component", "site", "port"]).any()
+
+
+def test_what_a_run_leaves(spec):
+    progress = Quiet()
+    run(spec, progress)
+    assert progress.done == pytest.approx(progress.total)
+    left = {path.name for path in spec.out.iterdir()}
+    assert left == {"config.yaml", "manifest.json", "images", *(f"{table}.parquet" for table in COLUMNS)}
+    assert len(list((spec.out / "images").glob("*.png"))) == 3 * 2 * 2
+    manifest = json.loads((spec.out / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["status"] == "complete"
+    assert manifest["checkpoint"]["weights"] == "synthetic"
+    assert len(manifest["checkpoint"]["fingerprint"]) == 64
+    assert manifest["sites"]["scaled"]["ffn_scaling"]["matched"] == 8
+    assert manifest["environment"]["switches"].keys() == {"MLX_ENABLE_TF32"}
+
+    activations = read(spec.out, "activations")
+    assert list(activations.columns[: len(COLUMNS["activations"])]) == list(COLUMNS["activations"])
+    key = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]
+    assert not activations.duplicated(key).any()
+    assert set(activations["variant"]) == {"reference", "baseline", "scaled"}
+    assert set(activations.query("variant == 'baseline'")["dtype"]) == {"bfloat16"}
+    assert activations["amax"].gt(0).all()
+
+    drift = read(spec.out, "drift")
+    assert set(drift["variant"]) == {"baseline", "scaled"}
+    assert set(drift["mode"]) == {"free"}
+    assert drift["rel_l2"].between(0, 2).all()
+    latents = drift[drift["site"] == "euler_step"]
+    assert latents["branch"].isna().all()
+    assert len(latents) == 2 * 2 * 2 * 2
+
+    latency = read(spec.out, "latency")
+    assert len(latency) == 2 * 2
+    assert latency.groupby("round")["order"].apply(lambda order: sorted(order) == [0, 1]).all()
+
+
+def test_the_same_command_gives_the_same_tables(spec, tmp_path):
+    first, second = small(spec, out=tmp_path / "a"), small(spec, out=tmp_path / "b")
+    for each in (first, second):
+        run(each, Quiet())
+    for table in ("activations", "drift"):
+        pd.testing.assert_frame_equal(read(first.out, table), read(second.out, table), check_exact=True)
+    for image in sorted((first.out / "images").iterdir()):
+        assert image.read_bytes() == (second.out / "images" / image.name).read_bytes()
+
+
+def test_block_ranges_are_those_of_hooks_on_diffusers(spec):
+    """amax, min, max and rms at every block of the reference, the first forward of each branch."""
+    import torch
+    from diffusers import QwenImageTransformer2DModel
+
+    spec = small(spec)
+    run(spec, Quiet())
+    rows = read(spec.out, "activations").query("variant == 'reference' and step == 0 and component == 'transformer'")
+    pipeline = Checkpoint(Path(spec.model.path)).pipeline(mx.float32)
+    grid = pipeline.grid(SAMPLER.height, SAMPLER.width)
+    model = QwenImageTransformer2DModel.from_pretrained(spec.model.path, subfolder="transformer").float().eval()
+    for branch, prompt in (("cond", spec.prompts[0]), ("uncond", " ")):
+        seen = {}
+        hooks = [
+            block.register_forward_hook(lambda m, args, out, i=i, seen=seen: seen.update({i: (out[1], out[0])}))
+            for i, block in enumerate(model.transformer_blocks)
+        ]
+        with torch.no_grad():
+            model(
+                hidden_states=torch.from_numpy(np.array(pipeline.noise(0, grid))),
+                encoder_hidden_states=torch.from_numpy(np.array(pipeline.encode([prompt]).embeds)),
+                timestep=torch.ones(1),
+                img_shapes=[[(1, *grid)]],
+            )
+        for hook in hooks:
+            hook.remove()
+        assert len(seen) == 4
+        for block, outputs in seen.items():
+            for port, tensor in enumerate(outputs):
+                (row,) = rows.query(
+                    f"branch == '{branch}' and site == 'transformer_blocks.{block}' and port == 'out.{port}'"
+                ).to_dict("records")
+                expected = {
+                    "amax": tensor.abs().max(),
+                    "min": tensor.min(),
+                    "max": tensor.max(),
+                    "rms": tensor.double().square().mean().sqrt(),
+                }
+                for name, value in expected.items():
+                    assert row[name] == pytest.approx(float(value), rel=1e-4), (branch, block, port, name)
+
+
+def test_a_variant_that_overflows_is_a_result(spec):
+    @dataclasses.dataclass(frozen=True)
+    class Enlarge(FFNScaling):
+        output_scale: float = 1e6
+
+    spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("fp16", "float16", {"x": Enlarge()})])
+    run(spec, Quiet())
+    rows = read(spec.out, "activations").query("variant == 'fp16'")
+    bad = rows[(rows["num_nan"] + rows["num_inf"]) > 0]
+    assert bad["order"].min() == bad["order"].iloc[0]
+    assert json.loads((spec.out / "manifest.json").read_text())["errors"] == {}
+    drift = read(spec.out, "drift").query("variant == 'fp16' and site == 'euler_step'")
+    assert drift["rel_l2"].isna().all()
+    assert drift["num_nonfinite"].gt(0).all()
+
+
+def test_a_variant_that_raises_is_noted_and_the_others_go_on(spec):
+    variants = [Variant("baseline", "bfloat16"), Variant("broken", "bfloat16", {"broken": Broken()}), spec.variants[1]]
+    spec, progress = small(spec, variants=variants), Quiet()
+    run(spec, progress)
+    manifest = json.loads((spec.out / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["errors"] == {"broken": "RuntimeError: planted"}
+    assert set(read(spec.out, "activations")["variant"]) == {"reference", "baseline", "scaled"}
+    assert len(progress.notes) == 1
+
+
+def test_an_interrupted_run_is_continued_to_the_same_tables(spec, tmp_path):
+    whole = small(spec, out=tmp_path / "whole", seeds=[0, 7])
+    run(whole, Quiet())
+    interrupted = dataclasses.replace(whole, out=tmp_path / "interrupted")
+
+    class Interrupting(Quiet):
+        def advance(self, amount, label):
+            super().advance(amount, label)
+            if self.done > 8:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, Interrupting())
+    assert json.loads((interrupted.out / "manifest.json").read_text())["status"] == "interrupted"
+    assert len(read(interrupted.out, "activations")) > 0, "finished parts are readable before the merge"
+    run(dataclasses.replace(interrupted, resume=True), Quiet())
+    for table in ("activations", "drift"):
+        pd.testing.assert_frame_equal(read(whole.out, table), read(interrupted.out, table), check_exact=True)
+    assert not (interrupted.out / "reference").exists()
+
+
+class TestRefusals:
+    """Nothing is written before the run can start."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"sampler": SamplerSpec(height=100)}, "multiple of 16. Nearest: 96 or 112"),
+            ({"drift_sites": ["transformer_blokcs.*"]}, "matches nothing"),
+            ({"probes": {"range": RangeCatalogue(sites=("vae:decoder.nowhere",))}}, "matches nothing"),
+            ({"variants": [Variant("baseline", "bfloat16", {"f": FFNScaling(sites=("img_mpl",))})]}, "matches nothing"),
+            ({"prompts": ["word " * 1100]}, "expected at most 1024"),
+            ({"model": ModelSpec("x", "/nowhere/at/all")}, "neither a folder nor a Hub id"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_input(self, spec, changes, message):
+        spec = dataclasses.replace(spec, **changes)
+        with pytest.raises(InputError, match=message):
+            run(spec, Quiet())
+        assert not spec.out.exists()
+
+    def test_a_folder_that_holds_a_run(self, spec):
+        spec = small(spec, variants=spec.variants[:1])
+        run(spec, Quiet())
+        with pytest.raises(InputError, match="already holds a run"):
+            run(spec, Quiet())
+        with pytest.raises(InputError, match="complete"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
+
+    def test_resuming_what_is_not_there_or_differs(self, spec):
+        with pytest.raises(InputError, match="holds no run"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
+        spec.out.mkdir()
+        (spec.out / "manifest.json").write_text('{"status": "interrupted"}')
+        (spec.out / "config.yaml").write_text("x: 2\n")
+        with pytest.raises(InputError, match="differs"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
+
+    def test_a_folder_that_cannot_be_made(self, spec, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match="cannot be written"):
+            run(small(spec, out=tmp_path / "file" / "run"), Quiet())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"prompts": []},
+            {"prompts": ["  "]},
+            {"prompts": [3]},
+            {"seeds": []},
+            {"seeds": [-1]},
+            {"seeds": [0.5]},
+            {"seeds": [1, 1]},
+            {"variants": []},
+            {"variants": [Variant("reference", "bfloat16")]},
+            {"baseline": "nobody"},
+        ],
+        ids=str,
+    )
+    def test_spec(self, spec, changes):
+        with pytest.raises(InputError):
+            dataclasses.replace(spec, **changes)
+
+    @pytest.mark.parametrize("dtype", ["bf16", "float8", ""])
+    def test_dtype(self, dtype):
+        with pytest.raises(InputError, match="bfloat16"):
+            Variant("baseline", dtype)
+
+    def test_steps(self):
+        with pytest.raises(InputError, match="at least 1"):
+            SamplerSpec(steps=0)
+
+
+def test_models_share_weights_where_that_is_exact(small_checkpoint):
+    models = Models(Checkpoint(small_checkpoint))
+    fp32, bf16, fp16 = (models(d) for d in (mx.float32, mx.bfloat16, mx.float16))
+    assert fp32.transformer is bf16.transformer
+    assert fp16.transformer is not bf16.transformer
+    assert (fp32.dtype, bf16.dtype, fp16.dtype) == (mx.float32, mx.bfloat16, mx.float16)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+def test_no_operation_leaves_the_dtype_by_accident(small_checkpoint, dtype):
+    """One stray fp32 array would promote everything after it; only what is fp32 by design may differ."""
+    pipeline = Models(Checkpoint(small_checkpoint))(dtype)
+    by_design = {"time_text_embed.time_proj", "pos_embed", "rotary_emb", "to_pixels", "embed_tokens"}
+    recorder = ProbeRecorder(EVERYWHERE)
+    with observing(pipeline.components, [recorder]):
+        image = generate(pipeline, SAMPLER, pipeline.grid(48, 80), Case(0, "a", 0), lambda: None)
+    rows = pd.DataFrame(recorder.rows())
+    rows = rows[rows["port"].str.startswith("out") & ~rows["site"].isin(by_design)]
+    assert set(rows["dtype"]) == {str(dtype).rpartition(".")[2]}, rows[["component", "site", "dtype"]].drop_duplicates()
+    assert to_numpy(mx.array(image)).shape == (48, 80, 3)

@@ -1,0 +1,222 @@
+"""The report of fabricated runs: complete, unfinished, lacking files, and of awkward shapes. Warnings are errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from precision_lab import report
+from precision_lab.errors import InputError
+from precision_lab.report import tables
+
+NAMES = ("growth", "surface", "drift_steps", "drift_blocks", "latency", "images")
+LONG = tuple(f"float16_with_the_scales_of_another_implementation_{i}" for i in range(7))
+
+
+class Resources(HTMLParser):
+    """Collects what a browser would fetch or run, and checks that elements nest."""
+
+    VOID = frozenset({"meta", "img", "wbr", "br"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def text_of(page: Path) -> str:
+    """The page without its data URIs, white space made single."""
+    return " ".join(re.sub(r'src="data:[^"]*"', "", page.read_text(encoding="utf-8")).split())
+
+
+def test_a_complete_run_gives_every_figure_and_one_self_contained_page(reported):
+    page = reported / "report.html"
+    files = {p.name for p in (reported / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
+    for name in NAMES:
+        with Image.open(reported / "figures" / f"{name}.png") as picture:
+            assert picture.info["dpi"][0] == pytest.approx(150, abs=1)
+            assert picture.width == pytest.approx(150 * 9.2, abs=1)
+
+    parsed = Resources(page.read_text(encoding="utf-8"))
+    assert not parsed.open
+    assert len(parsed.sources) == len(NAMES)
+    assert all(source.startswith("data:image/") and len(source) > 1000 for source in parsed.sources)
+    assert not parsed.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in text_of(page)
+    assert "@import" not in text_of(page)
+
+
+def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
+    text = text_of(reported / "report.html")
+    assert "Synthetic weights: made, not trained" in text
+    for verdict in ("✓ supported", "✗ refuted", "? inconclusive"):
+        assert verdict in text
+    assert "first at transformer_blocks.37 out.0, step 0, cond" in text
+    assert "雪山 &lt;b&gt;&amp; mist&lt;/b&gt;" in text
+    assert "ffn_scaling at 120 of 120" in text
+    assert "Apple M4 Max" in text
+    assert "&#39;seeds=[0, 1]&#39;" in text
+    assert 'class="banner"' not in text
+    assert text.count("Figure ") == len(NAMES)
+
+
+def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_path, caplog):
+    again = shutil.copytree(reported, tmp_path / "again", ignore=shutil.ignore_patterns("figures", "report.html"))
+    with caplog.at_level(logging.WARNING):
+        report.write(again)
+    assert not caplog.records  # matplotlib logs missing fonts
+    for name in ("report.html", *(f"figures/{name}.{kind}" for name in NAMES for kind in ("png", "svg"))):
+        assert (again / name).read_bytes() == (reported / name).read_bytes()
+
+
+def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, unrendered):
+    run = small_run()
+    whole = tables.load(run)
+    for table in ("activations", "drift", "latency"):
+        frame = pd.read_parquet(run / f"{table}.parquet")
+        (run / f"{table}.parquet").unlink()
+        (run / table).mkdir()
+        for variant, rows in frame.groupby("variant"):
+            rows.to_parquet(run / table / f"part-{variant}.parquet")
+        (run / table / "part-half.tmp").write_bytes(b"not written to the end")
+    edit(run / "manifest.json", status="running")
+    parts = tables.load(run)
+    for table in ("activations", "drift", "latency"):
+        expected, found = (
+            frame.sort_values(list(frame.columns), ignore_index=True)
+            for frame in (getattr(whole, table), getattr(parts, table))
+        )
+        pd.testing.assert_frame_equal(expected, found, check_dtype=False)
+    assert '<p class="banner">This run is not finished' in text_of(report.write(run))
+
+
+def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
+    run = small_run()
+    for path in run.iterdir():
+        if path.name != "manifest.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (run / "manifest.json").write_text('{"schema_version": 1, "status": "interrupted"}')
+    text = text_of(report.write(run))
+    assert "This run was interrupted" in text
+    assert "This run has no variants yet." in text
+    assert "states no claims" in text
+    assert "recorded no activations" in text
+    assert "compared nothing with a reference" in text
+    assert "measured no latency" in text
+    assert "made no pictures" in text
+    assert not list((run / "figures").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence", "figures"),
+    [
+        ("activations.parquet", "recorded no activations", {"drift_steps", "drift_blocks", "latency", "images"}),
+        ("drift.parquet", "compared nothing with a reference", {"growth", "surface", "latency", "images"}),
+        ("latency.parquet", "measured no latency", {"growth", "surface", "drift_steps", "drift_blocks", "images"}),
+        ("images", "made no pictures", set(NAMES) - {"images"}),
+    ],
+)
+def test_an_absent_table_costs_its_section_only(small_run, unrendered, missing, sentence, figures):
+    run = small_run()
+    gone = run / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert sentence in text_of(report.write(run))
+    assert {p.stem for p in (run / "figures").iterdir()} == figures
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"variants": ("reference", *LONG), "overflowing": LONG[2:5], "teacher": False},
+        {"blocks": 1, "steps": 1, "seeds": (3,), "teacher": False},
+        {"steps": 1, "prompts": tuple("abcd"), "side": 8, "teacher": False},
+        {"variants": ("reference", "float16"), "overflowing": ("reference", "float16"), "blocks": 2, "teacher": False},
+        {"variants": ("reference",), "overflowing": ()},
+    ],
+    ids=["many long names", "one of each", "one step and many pictures", "nothing finite", "reference alone"],
+)
+def test_awkward_runs_are_drawn(small_run, shape):
+    page = report.write(small_run(**shape))
+    Resources(page.read_text(encoding="utf-8"))
+    expected = set(NAMES) - ({"drift_steps", "drift_blocks"} if shape.get("variants") == ("reference",) else set())
+    assert {p.stem for p in page.with_name("figures").iterdir()} == expected
+    if "prompts" in shape:
+        assert "The first 6 of 8 pairs" in text_of(page)
+
+
+def test_a_variant_that_raised_or_broke_its_expectation_says_so(small_run, unrendered):
+    run = small_run()
+    summary = json.loads((run / "summary.json").read_text())
+    summary["variants"]["float16"] |= {"expect": "finite", "expectation_met": False}
+    summary["variants"]["baseline"]["error"] = "MemoryError: 82 GB"
+    edit(run / "summary.json", **summary)
+    text = text_of(report.write(run))
+    assert "expected to be finite" in text
+    assert "raised: MemoryError: 82 GB" in text
+
+
+def test_a_dtype_may_be_one_name_and_numbers_may_be_null_with_a_reason(small_run, unrendered):
+    run = small_run()
+    summary = json.loads((run / "summary.json").read_text())
+    timing = {"median_s": 1.5, "ratio": 1.02, "ci95": None, "ci95_reason": "one round", "verdict": "inconclusive"}
+    summary["variants"]["float16"] |= {"dtype": "float16", "latency": None, "latency_reason": "not timed"}
+    summary["variants"]["ffn_scaling"]["latency"] = timing
+    summary["claims"][0] |= {"effect": None, "effect_reason": "too few pairs", "ci95": None}
+    edit(run / "summary.json", **summary)
+    text = text_of(report.write(run))
+    assert "not timed" in text
+    assert "too few pairs" in text
+
+
+def test_what_is_no_run_folder_is_an_input_error(small_run, tmp_path):
+    small_run()
+    with pytest.raises(InputError, match=r"no such folder.*Did you mean run"):
+        report.write(tmp_path / "runn")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        report.write(tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "summary.json"])
+def test_an_unknown_schema_or_broken_json_is_an_input_error(small_run, file):
+    run = small_run()
+    edit(run / file, schema_version=2)
+    with pytest.raises(InputError, match="schema_version 2, expected 1"):
+        report.write(run)
+    (run / file).write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        report.write(run)
+
+
+def test_a_broken_table_is_an_input_error(small_run):
+    run = small_run()
+    pd.read_parquet(run / "drift.parquet").drop(columns="mode").to_parquet(run / "drift.parquet")
+    with pytest.raises(InputError, match="drift has no column 'mode'"):
+        report.write(run)
+    (run / "drift.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(InputError, match="drift cannot be read"):
+        report.write(run)
