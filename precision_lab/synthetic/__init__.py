@@ -1,0 +1,6 @@
+"""Complete Qwen-Image checkpoints with made weights, whose activations grow as those of the 20 B model do."""
+
+from precision_lab.synthetic.checkpoint import Progress, make
+from precision_lab.synthetic.shape import PRESETS, Shape, VisionConfig
+
+__all__ = ["PRESETS", "Progress", "Shape", "VisionConfig", "make"]

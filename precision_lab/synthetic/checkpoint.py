@@ -1,0 +1,112 @@
+"""A whole synthetic checkpoint, written to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from precision_lab.errors import InputError
+from precision_lab.synthetic import configs, shards, text_encoder, tokenizer, transformer, vae
+from precision_lab.synthetic.card import card
+from precision_lab.synthetic.shape import Shape
+from precision_lab.synthetic.statistics import BiasStatistics
+from precision_lab.synthetic.tensors import Source, Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of weights written so far and in all."""
+
+_BESIDE_WEIGHTS = 8 << 20
+"""Room for headers, configurations and the tokenizer."""
+
+_COMPONENTS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+"""Component to the stem of its weight files."""
+
+
+def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = None) -> None:
+    """Writes a checkpoint in the layout of Qwen/Qwen-Image to the folder `out`, which must be absent or empty.
+
+    The same shape and seed give the same bytes. Everything is written beside `out` and renamed at the end; memory
+    holds a few tensors at a time, at most 3 GiB for the largest shape.
+
+    Raises InputError if `out` exists and is not an empty folder, cannot be written, or the disk is too small; if the
+    seed is negative; if the text encoder's vocabulary is smaller than the tokenizer.
+    """
+    if seed < 0:
+        raise InputError(f"seed {seed}, expected 0 or more")
+    if shape.text_encoder.vocab_size < tokenizer.vocabulary_size():
+        raise InputError(
+            f"shape: text_encoder vocab_size {shape.text_encoder.vocab_size}, but the tokenizer has "
+            f"{tokenizer.vocabulary_size()} tokens; expected at least as many"
+        )
+    components = _components(shape, Source(seed))
+    total = sum(tensor.nbytes for tensors in components.values() for tensor in tensors)
+    with _replacing(out, total + _BESIDE_WEIGHTS) as folder:
+        statistics = BiasStatistics()
+        done = 0
+
+        def written(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+        _write_configs(folder, shape)
+        for name, tensors in components.items():
+            shards.write(folder / name, _COMPONENTS[name], tensors, shape.max_shard_bytes, statistics, written)
+        text = card(shape, seed, tokenizer.vocabulary_size(), statistics)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _components(shape: Shape, source: Source) -> dict[str, list[Tensor]]:
+    """The tensors of every component, undrawn."""
+    norm = text_encoder.OutputNorm.draw(source, shape.text_encoder.hidden_size)
+    return {
+        "text_encoder": list(text_encoder.tensors(shape.text_encoder, shape.vision, source)),
+        "transformer": list(transformer.tensors(shape.transformer, shape.growth, source, norm)),
+        "vae": list(vae.tensors(shape.vae, source)),
+    }
+
+
+def _write_configs(folder: Path, shape: Shape) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "model_index.json": configs.model_index(),
+        "scheduler/scheduler_config.json": configs.scheduler(shape),
+        "text_encoder/config.json": configs.text_encoder(shape),
+        "transformer/config.json": configs.transformer(shape),
+        "vae/config.json": configs.vae(shape),
+    }
+    for name, values in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer").mkdir()
+    tokenizer.write(folder / "tokenizer")
+
+
+@contextmanager
+def _replacing(out: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end of the block, or vanishes if it raises."""
+    out = out.absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists, expected a new or an empty folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise InputError(f"{out}: needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there: {error.strerror}") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
