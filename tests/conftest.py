@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from precision_lab.device import blas
+from precision_lab.device.environment import set_numeric_switches
 
-blas.preload()  # before anything imports MLX
+# as the command line does, before anything imports MLX
+blas.preload()
+set_numeric_switches()
 
 from precision_lab.synthetic import PRESETS, make  # noqa: E402
 

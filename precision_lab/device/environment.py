@@ -17,6 +17,8 @@ _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers"
 
 # Numeric switches that MLX reads once, at the first operation that asks.
 _SWITCHES = {"MLX_ENABLE_TF32": "0"}
+# A model with probes is thousands of small CUDA graphs; MLX refuses to go on when 400 of them keep evicting each other.
+_CAPACITIES = {"MLX_CUDA_GRAPH_CACHE_SIZE": "10000"}
 
 
 def set_numeric_switches() -> None:
@@ -26,6 +28,8 @@ def set_numeric_switches() -> None:
     (one H100, MLX 0.32.4).
     """
     os.environ.update(_SWITCHES)
+    for name, value in _CAPACITIES.items():
+        os.environ.setdefault(name, value)
 
 
 def backend() -> str:

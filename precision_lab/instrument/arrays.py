@@ -1,10 +1,15 @@
-"""MLX arrays as NumPy arrays, bit for bit."""
+"""MLX arrays for measurement: real, and as NumPy arrays bit for bit."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
+
+
+def real(x: mx.array) -> mx.array:
+    """x, or the real and imaginary parts of a complex x interleaved along its last axis."""
+    return x.view(mx.float32) if x.dtype == mx.complex64 else x
 
 
 def to_numpy(x: mx.array) -> np.ndarray:

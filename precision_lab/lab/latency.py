@@ -44,8 +44,12 @@ def measure(
                 seconds[str(name)].append(elapsed)
                 rows.append(
                     {
-                        "variant": str(name), "round": index, "order": order, "what": "step",
-                        "seconds": elapsed, "peak_memory_bytes": peak,
+                        "variant": str(name),
+                        "round": index,
+                        "order": order,
+                        "what": "step",
+                        "seconds": elapsed,
+                        "peak_memory_bytes": peak,
                     }
                 )
         done = index + 1

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
@@ -19,7 +19,9 @@ from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
 from precision_lab.probes.base import Probe
 
+# Lazy scalars are evaluated together with what they measure, often enough that neither memory nor the graph grows.
 _PENDING_BYTES = 256 << 20
+_PENDING_ARRAYS = 32
 
 
 class Position(NamedTuple):
@@ -84,10 +86,10 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
                 order=seen,
             )
             seen += 1
-            kind = port.name.partition(".")[0]
+            kind, array = port.name.partition(".")[0], real(port.array)
             for observer in interested[site]:
                 if kind in observer.ports:
-                    observer.observe(position, port.array)
+                    observer.observe(position, array)
 
     with tapped(interested, on_call):
         yield
@@ -100,7 +102,7 @@ class ProbeRecorder:
         self.sites, self.ports = probe.sites, probe.ports
         self._probe = probe
         self._rows: list[dict[str, Any]] = []
-        self._pending: list[mx.array] = []
+        self._pending: list[list[mx.array]] = []
 
     def observe(self, position: Position, x: mx.array) -> None:
         shape = "x".join(map(str, x.shape))
@@ -109,8 +111,9 @@ class ProbeRecorder:
         self._rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **scalars})
         lazy = [value for value in scalars.values() if isinstance(value, mx.array)]
         if lazy:
-            self._pending += [x, *lazy]
-            if sum(array.nbytes for array in self._pending) > _PENDING_BYTES:
+            self._pending.append([x, *lazy])
+            held = sum(measured.nbytes for measured, *_ in self._pending)
+            if held > _PENDING_BYTES or len(self._pending) >= _PENDING_ARRAYS:
                 self._evaluate()
 
     def rows(self) -> list[dict[str, Any]]:

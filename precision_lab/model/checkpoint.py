@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,12 +126,13 @@ def locate(source: str, revision: str | None = None) -> Path:
     Downloads only what text-to-image needs, resumes interrupted downloads, and uses the local cache alone under
     HF_HUB_OFFLINE=1. Raises InputError for anything that is neither, and for a Hub that cannot be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+    # os.path: a Path raises exceptions of its own for names that no file can have
+    folder = os.path.expanduser(source)
+    if os.path.isdir(folder):
+        if not os.path.isfile(os.path.join(folder, "model_index.json")):
             raise InputError(f"{source} is not a checkpoint: no model_index.json in it")
-        return folder
-    if folder.exists() or not _HUB_ID.fullmatch(source):
+        return Path(folder)
+    if os.path.exists(folder) or not _HUB_ID.fullmatch(source):
         raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
     return _download(source, revision)
 

@@ -7,6 +7,7 @@ What differs afterwards is noise, and a drift smaller than it is no finding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -21,11 +22,11 @@ class _Reordered(Wrapper):
     def __init__(self, inner: nn.Module, order: mx.array):
         super().__init__(inner)
         self._order = order
+        self._linear = copy(inner)
+        self._linear.weight = inner.weight[:, order]
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = self.inner.weight[:, self._order]
-        x = x[..., self._order]
-        return mx.addmm(self.inner.bias, x, weight.T) if "bias" in self.inner else x @ weight.T
+        return self._linear(x[..., self._order])
 
 
 @dataclass(frozen=True)

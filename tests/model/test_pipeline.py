@@ -1,0 +1,198 @@
+"""Text to image against QwenImagePipeline of diffusers, with the same noise and prompts."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImagePipeline
+from oracle import TORCH, relative_l2
+
+from precision_lab.errors import InputError
+from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.pipeline import Pipeline, to_uint8
+from precision_lab.model.sampler import noise
+from precision_lab.model.scope import current_scope
+
+NEGATIVE = " "
+
+
+def load_reference(folder, dtype=mx.float32) -> QwenImagePipeline:
+    pipeline = QwenImagePipeline.from_pretrained(folder, dtype=TORCH[dtype])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def reference(small_checkpoint) -> QwenImagePipeline:
+    return load_reference(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def pipeline(small_checkpoint) -> Pipeline:
+    return Checkpoint(small_checkpoint).pipeline(mx.float32)
+
+
+def reference_images(reference, prompts, seeds, height, width, steps, scale) -> tuple[np.ndarray, np.ndarray]:
+    """Packed latents (B, L, C) and pixels (B, H, W, 3) in [0, 255], unrounded, both float64."""
+    latents = torch.from_numpy(np.concatenate([noise(seed, 16, height // 8, width // 8) for seed in seeds]))
+    packed = reference._pack_latents(latents, len(seeds), 16, height // 8, width // 8).to(reference.transformer.dtype)
+    options = {"negative_prompt": [NEGATIVE] * len(prompts)} if scale > 1 else {}
+    results = [
+        reference(
+            prompts,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            true_cfg_scale=scale,
+            latents=packed,
+            output_type=output_type,
+            **options,
+        ).images
+        for output_type in ("latent", "np")
+    ]
+    return results[0].double().numpy(), 255 * results[1].astype(np.float64)
+
+
+def our_images(pipeline, prompts, seeds, height, width, steps, scale) -> tuple[np.ndarray, np.ndarray]:
+    grid = pipeline.grid(height, width)
+    latents = mx.concatenate([pipeline.noise(seed, grid) for seed in seeds])
+    cond = pipeline.encode(prompts)
+    uncond = pipeline.encode([NEGATIVE] * len(prompts)) if scale > 1 else None
+    for step in pipeline.denoise(latents, grid, steps, cond, uncond, scale):
+        mx.eval(step.latents)
+        latents = step.latents
+    assert latents.dtype == pipeline.dtype
+    pixels = np.array(pipeline.decode(latents, grid))
+    assert pixels.dtype == np.float32
+    return np.array(latents.astype(mx.float32)).astype(np.float64), pixels
+
+
+CASES = [
+    pytest.param(["a red circle on a dark background"], [3], 112, 144, 4, 4.0, id="odd grid"),
+    pytest.param(["two blue squares"], [4], 96, 64, 4, 1.0, id="no guidance"),
+    pytest.param(["A cat", "several small stars above the sea, xyzzy"], [5, 6], 48, 80, 4, 2.5, id="two prompts"),
+    pytest.param(["猫 {} 🙂"], [7], 16, 16, 2, 4.0, id="one token"),
+    pytest.param([""], [8], 16, 400, 7, 1.5, id="one row"),
+]
+
+
+def assert_equal_images(pixels, expected) -> None:
+    rounded, num_nonfinite = to_uint8(pixels)
+    assert num_nonfinite == 0
+    assert expected.std() > 20
+    assert np.abs(rounded - expected.round()).max() <= 1
+    assert np.abs(pixels - expected).max() <= 0.02
+
+
+@pytest.mark.parametrize(("prompts", "seeds", "height", "width", "steps", "scale"), CASES)
+def test_equals_diffusers(reference, pipeline, prompts, seeds, height, width, steps, scale):
+    args = prompts, seeds, height, width, steps, scale
+    expected_latents, expected_pixels = reference_images(reference, *args)
+    latents, pixels = our_images(pipeline, *args)
+    assert relative_l2(latents, expected_latents) <= 1e-4
+    assert_equal_images(pixels, expected_pixels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompts", "seeds", "height", "width", "steps", "scale"), CASES)
+def test_equals_diffusers_with_60_growing_blocks(micro_checkpoint, prompts, seeds, height, width, steps, scale):
+    args = prompts, seeds, height, width, steps, scale
+    expected_latents, expected_pixels = reference_images(load_reference(micro_checkpoint), *args)
+    latents, pixels = our_images(Checkpoint(micro_checkpoint).pipeline(mx.float32), *args)
+    assert relative_l2(latents, expected_latents) <= 1e-4
+    assert_equal_images(pixels, expected_pixels)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_16_bit_error_is_that_of_diffusers(small_checkpoint, reference, dtype):
+    """Of the whole generation, relative to fp32."""
+    narrow_reference = load_reference(small_checkpoint, dtype)
+    narrow = Checkpoint(small_checkpoint).pipeline(dtype)
+    ratios = []
+    for seed in range(4):
+        args = ["a green tree by a house"], [seed], 64, 80, 4, 4.0
+        exact, _ = reference_images(reference, *args)
+        expected, _ = reference_images(narrow_reference, *args)
+        latents, _ = our_images(narrow, *args)
+        ratios.append(relative_l2(latents, exact) / relative_l2(expected, exact))
+    assert np.exp(np.mean(np.log(ratios))) <= 1.25, ratios
+
+
+def test_embeddings_equal_those_of_diffusers(reference, pipeline):
+    for prompts in (["a dog"], ["", "x"], ["one", "a much longer caption, with details", "日本語\n<|im_end|>"]):
+        with torch.no_grad():
+            expected, expected_mask = reference.encode_prompt(prompts)
+        embeds, mask = pipeline.encode(prompts)
+        assert embeds.dtype == mx.float32
+        assert relative_l2(np.array(embeds), expected.numpy()) <= 1e-5
+        if expected_mask is None:
+            assert mask is None
+        else:
+            np.testing.assert_array_equal(mask, expected_mask)
+            np.testing.assert_array_equal(np.array(embeds)[np.array(mask) == 0], 0)
+
+
+def test_a_batch_equals_its_members(pipeline):
+    prompts, seeds = ["a horse", "a bird above a bright yellow boat"], [11, 12]
+    latents, pixels = our_images(pipeline, prompts, seeds, 48, 64, 3, 4.0)
+    for i in range(2):
+        alone, alone_pixels = our_images(pipeline, prompts[i : i + 1], seeds[i : i + 1], 48, 64, 3, 4.0)
+        assert relative_l2(latents[i], alone[0]) <= 1e-5
+        assert np.abs(pixels[i] - alone_pixels[0]).max() <= 0.02
+
+
+def test_one_step_is_defined(pipeline):
+    """Stretching the schedule to its terminal level divides 0 by 0 in diffusers."""
+    latents, pixels = our_images(pipeline, ["a ring"], [9], 32, 32, 1, 4.0)
+    assert np.isfinite(latents).all()
+    assert np.isfinite(pixels).all()
+
+
+def test_generation_is_reproducible(pipeline):
+    args = ["a lamp on a table"], [13], 48, 48, 2, 4.0
+    first, second = our_images(pipeline, *args), our_images(pipeline, *args)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_steps_tell_where_they_are(pipeline, monkeypatch):
+    seen = []
+    forward = type(pipeline.transformer).__call__
+
+    def watched(self, *args):
+        seen.append(dict(current_scope()))
+        return forward(self, *args)
+
+    monkeypatch.setattr(type(pipeline.transformer), "__call__", watched)
+    grid = pipeline.grid(32, 32)
+    cond, uncond = pipeline.encode(["a"]), pipeline.encode([NEGATIVE])
+    steps = list(pipeline.denoise(pipeline.noise(0, grid), grid, 3, cond, uncond, 4.0))
+    assert [step.number for step in steps] == [0, 1, 2]
+    assert steps[0].sigma == 1
+    expected = [(step.number, step.sigma, branch) for step in steps for branch in ("cond", "uncond")]
+    assert [(s["step"], s["sigma"], s["branch"]) for s in seen] == expected
+    assert current_scope() == {}
+
+
+def test_guidance_of_equal_branches_changes_nothing(pipeline):
+    grid = pipeline.grid(32, 48)
+    cond = pipeline.encode(["a river"])
+    with_guidance, without = (
+        list(pipeline.denoise(pipeline.noise(1, grid), grid, 2, cond, uncond, 4.0))[-1].latents
+        for uncond in (cond, None)
+    )
+    assert relative_l2(np.array(with_guidance), np.array(without)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "named"),
+    [(100, 64, "height is 100.*96 or 112"), (64, 8, "width is 8.*16 or 32"), (0, 64, "height"), (64, -16, "width")],
+)
+def test_sizes_that_are_not_whole_tokens_are_refused(pipeline, height, width, named):
+    with pytest.raises(InputError, match=named):
+        pipeline.grid(height, width)
+
+
+def test_prompts_longer_than_the_model_reads_are_refused(pipeline):
+    with pytest.raises(InputError, match="1105 tokens"):
+        pipeline.encode(["red" + " red" * 1099])
