@@ -177,18 +177,20 @@ def _at_sites(activations: pd.DataFrame, variant: str, patterns: tuple[str, ...]
 
 def _drift(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     """Per case, rel_l2 of the latents after the last step, free-running."""
-    return final_latents(tables.drift, variant).set_index(_CASE)["rel_l2"]
+    return final_latents(tables.drift, variant)
 
 
-def final_latents(drift: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """Rows of the latents after the last step, one a case."""
+def final_latents(drift: pd.DataFrame, variant: str) -> pd.Series:
+    """rel_l2 of the latents after the last step by case (prompt_id, seed); empty if it was not recorded."""
+    if "rel_l2" not in drift:
+        return pd.Series(dtype=float)
     rows = drift[
         (drift["variant"] == variant)
         & (drift["component"] == "pipeline")
         & (drift["site"] == "euler_step")
         & (drift["mode"] == "free")
     ]
-    return rows[rows["step"] == rows["step"].max()]
+    return rows[rows["step"] == rows["step"].max()].set_index(_CASE)["rel_l2"]
 
 
 def _latency(tables: Tables, variant: str, claim: Claim) -> pd.Series:

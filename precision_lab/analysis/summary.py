@@ -70,20 +70,21 @@ def exit_code(run: Path, summary: dict[str, Any]) -> int:
 def _variant(run: Path, manifest: dict[str, Any], tables: Tables, name: str) -> dict[str, Any]:
     described = manifest["variants"][name]
     activations = tables.activations[tables.activations["variant"] == name]
-    bad = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0)
-    num_nonfinite = int(bad.sum())
+    counted = {"num_nan", "num_inf"} <= set(activations) and not activations.empty
+    bad = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0) if counted else pd.Series(dtype=float)
+    num_nonfinite = int(bad.sum()) if counted else None
     expect = described["expect"]
     return {
         "dtype": {"weights": manifest["checkpoint"]["weights_dtype"], "compute": described["dtype"]},
         "techniques": described["techniques"],
         "error": manifest["errors"].get(name),
         "expect": expect,
-        "expectation_met": expect == "any" or (num_nonfinite > 0) == (expect == "nonfinite"),
+        "expectation_met": expect == "any" or (counted and bool(num_nonfinite) == (expect == "nonfinite")),
         **_amax_final(activations),
-        **_median("latent_rel_l2", final_latents(tables.drift, name)["rel_l2"], "non-finite latents"),
+        **_median("latent_rel_l2", final_latents(tables.drift, name), "non-finite latents"),
         **_images(run, name, manifest["reference"]["variant"]),
-        "num_nonfinite": num_nonfinite,
-        "first_nonfinite": _first_nonfinite(activations[bad > 0]),
+        **({"num_nonfinite": num_nonfinite} if counted else _number("num_nonfinite", math.nan, "not recorded")),
+        "first_nonfinite": _first_nonfinite(activations[bad > 0]) if counted else None,
         **_latency(tables.latency, name, manifest["baseline"], manifest["latency"]["margin"]),
     }
 
@@ -105,7 +106,7 @@ def _amax_final(activations: pd.DataFrame) -> dict[str, Any]:
         activations["site"].str.fullmatch(r"transformer_blocks\.\d+") & (activations["port"] == "out.0")
     ]
     last = blocks[blocks["block"] == blocks["block"].max()]
-    if last.empty:
+    if last.empty or "amax" not in last:
         return _number("amax_final", math.nan, "not recorded")
     if (last["num_nan"] + last["num_inf"]).sum():
         return _number("amax_final", math.nan, "non-finite values")

@@ -47,7 +47,7 @@ def _short(value: float | None) -> str:
 def _nonfinite(variant: dict[str, Any]) -> str:
     first = variant["first_nonfinite"]
     if first is None:
-        return str(variant["num_nonfinite"])
+        return _short(variant["num_nonfinite"])
     step = "" if first["step"] is None else f" step {first['step']}"
     return f"{variant['num_nonfinite']}, {first['site']}{step}"
 

@@ -15,5 +15,8 @@ def real(x: mx.array) -> mx.array:
 def to_numpy(x: mx.array) -> np.ndarray:
     """The evaluated values of x in its own dtype; bfloat16 as `ml_dtypes.bfloat16`, which NumPy lacks."""
     if x.dtype == mx.bfloat16:
+        buffer = memoryview(x)  # type: ignore[arg-type]
+        if buffer.c_contiguous:  # without the operation, and the wait for it, that a view is in MLX
+            return np.frombuffer(buffer, ml_dtypes.bfloat16).reshape(x.shape)
         return np.asarray(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
     return np.asarray(x)

@@ -19,9 +19,8 @@ from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
 from precision_lab.probes.base import Probe
 
-# Lazy scalars are evaluated together with what they measure, often enough that neither memory nor the graph grows.
-_PENDING_BYTES = 256 << 20
-_PENDING_ARRAYS = 32
+_GROUP = 32
+_GROUP_BYTES = 256 << 20
 
 
 class Position(NamedTuple):
@@ -43,6 +42,13 @@ class Position(NamedTuple):
         return f"{self.branch}|{self.step}|{self.component}:{self.site}|{self.port}"
 
 
+class Observation(NamedTuple):
+    """An evaluated array and where it was seen."""
+
+    position: Position
+    array: mx.array
+
+
 class Observer(Protocol):
     """Something that measures arrays at the sites of its patterns."""
 
@@ -52,28 +58,39 @@ class Observer(Protocol):
     @property
     def ports(self) -> Sequence[str]: ...
 
-    def observe(self, position: Position, x: mx.array) -> None: ...
+    def observe(self, batch: Sequence[Observation]) -> None: ...
 
 
 @contextmanager
 def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
-    """Every array at an observer's sites and ports reaches it inside the block.
+    """Every array at an observer's sites and ports reaches it by the end of the block, in order.
 
-    Raises InputError for a pattern that names no site.
+    Arrays are evaluated in groups: one by one, waiting would take longer than measuring, and all at the end they would
+    stay in memory together. Raises InputError for a pattern that names no site.
     """
     sites = walk(components)
     interested: dict[Site, list[Observer]] = defaultdict(list)
     for observer in observers:
         for site in select(observer.sites, sites):
             interested[site].append(observer)
+    pending: list[Observation] = []
+    batches: dict[int, list[Observation]] = {id(observer): [] for observer in observers}
     seen = 0
+
+    def flush() -> None:
+        mx.eval([observation.array for observation in pending])
+        pending.clear()
+        for observer in observers:
+            if batch := batches[id(observer)]:
+                observer.observe(batch)
+                batch.clear()
 
     def on_call(call: Call) -> None:
         nonlocal seen
         labels = current_scope()
-        kinds = {kind for observer in interested[call.site] for kind in observer.ports}
+        site = call.site
+        kinds = {kind for observer in interested[site] for kind in observer.ports}
         for port in ports(call, sorted(kinds)):
-            site = call.site
             position = Position(
                 branch=labels.get("branch"),
                 step=labels.get("step"),
@@ -86,51 +103,42 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
                 order=seen,
             )
             seen += 1
-            kind, array = port.name.partition(".")[0], real(port.array)
+            observation = Observation(position, real(port.array))
+            pending.append(observation)
             for observer in interested[site]:
-                if kind in observer.ports:
-                    observer.observe(position, array)
+                if port.name.partition(".")[0] in observer.ports:
+                    batches[id(observer)].append(observation)
+        if len(pending) >= _GROUP or sum(observation.array.nbytes for observation in pending) > _GROUP_BYTES:
+            flush()
 
     with tapped(interested, on_call):
         yield
+        flush()
 
 
 class ProbeRecorder:
-    """Rows of activations: the scalars of one probe; lazy ones are evaluated in groups, with what they measure."""
+    """Rows of activations: the scalars of one probe."""
 
     def __init__(self, probe: Probe):
         self.sites, self.ports = probe.sites, probe.ports
+        self.rows: list[dict[str, Any]] = []
         self._probe = probe
-        self._rows: list[dict[str, Any]] = []
-        self._pending: list[list[mx.array]] = []
 
-    def observe(self, position: Position, x: mx.array) -> None:
-        shape = "x".join(map(str, x.shape))
-        dtype = str(x.dtype).rpartition(".")[2]
-        scalars = self._probe.measure(x)
-        self._rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **scalars})
-        lazy = [value for value in scalars.values() if isinstance(value, mx.array)]
-        if lazy:
-            self._pending.append([x, *lazy])
-            held = sum(measured.nbytes for measured, *_ in self._pending)
-            if held > _PENDING_BYTES or len(self._pending) >= _PENDING_ARRAYS:
-                self._evaluate()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows so far, as Python numbers."""
-        self._evaluate()
-        return [{k: v.item() if isinstance(v, mx.array) else v for k, v in row.items()} for row in self._rows]
-
-    def _evaluate(self) -> None:
-        mx.eval(self._pending)
-        self._pending.clear()
+    def observe(self, batch: Sequence[Observation]) -> None:
+        measured = [self._probe.measure(array) for _, array in batch]
+        mx.eval([value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)])
+        for (position, x), scalars in zip(batch, measured, strict=True):
+            shape = "x".join(map(str, x.shape))
+            dtype = str(x.dtype).rpartition(".")[2]
+            numbers = {k: v.item() if isinstance(v, mx.array) else v for k, v in scalars.items()}
+            self.rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **numbers})
 
 
 def join_rows(recorders: Sequence[ProbeRecorder]) -> list[dict[str, Any]]:
     """Rows of several probes, those of one array made one row."""
     joined: dict[int, dict[str, Any]] = {}
     for recorder in recorders:
-        for row in recorder.rows():
+        for row in recorder.rows:
             joined.setdefault(row["order"], {}).update(row)
     return [joined[order] for order in sorted(joined)]
 
@@ -144,8 +152,9 @@ class ReferenceRecorder:
         self.sites = sites
         self._writer = writer
 
-    def observe(self, position: Position, x: mx.array) -> None:
-        self._writer.put(position.key, to_numpy(x).astype(np.float32))
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, x in batch:
+            self._writer.put(position.key, to_numpy(x).astype(np.float32))
 
 
 class DriftRecorder:
@@ -158,9 +167,9 @@ class DriftRecorder:
         self._reader = reader
         self.rows: list[dict[str, Any]] = []
 
-    def observe(self, position: Position, x: mx.array) -> None:
-        reference = self._reader.get(position.key)
-        if reference is None:
-            return
-        row = {key: value for key, value in position._asdict().items() if key != "sigma"}
-        self.rows.append({**row, **compare(to_numpy(x), reference).values})
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, x in batch:
+            reference = self._reader.get(position.key)
+            if reference is not None:
+                row = {key: value for key, value in position._asdict().items() if key != "sigma"}
+                self.rows.append({**row, **compare(to_numpy(x), reference).values})

@@ -26,4 +26,4 @@ class Probe(Protocol):
         """ "out", "in" or both: which arrays of a call to measure."""
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
-        """Scalars of one array; values that are MLX arrays may be lazy, and are evaluated in groups by the caller."""
+        """Scalars of one evaluated array; those that are MLX arrays may be lazy, they are evaluated in groups."""

@@ -65,6 +65,27 @@ def test_report_again_from_the_tables(lab, tmp_path):
     assert json.loads((run / "summary.json").read_text()) == before
 
 
+@pytest.mark.parametrize("probe", ["[]", "[range]"])
+def test_a_run_where_every_variant_fails_or_nothing_is_probed(lab, tmp_path, monkeypatch, probe):
+    if probe == "[range]":
+        from precision_lab.techniques.ffn_scaling import _Scaled
+
+        monkeypatch.setattr(_Scaled, "__call__", lambda self, x: 1 / 0)
+    arguments = ("+exp=ffn_scaling", "only=[ffn_scaling]", f"probe={probe}", "drift.sites=[pipeline:euler_step]")
+    code, out, err = lab(*arguments, f"out={tmp_path}/run")
+    assert (code, err) == (1 if probe == "[range]" else 0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    broken = summary["variants"]["ffn_scaling"]
+    assert broken["amax_final"] is None
+    assert broken["num_nonfinite"] is None
+    assert broken["num_nonfinite_reason"] == "not recorded"
+    if probe == "[range]":
+        assert broken["error"] == "ZeroDivisionError: division by zero"
+        assert "division by zero" in out
+    assert {claim["verdict"] for claim in summary["claims"]} == {"inconclusive"}
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_compare_two_runs(lab, tmp_path):
     for name, dtype in (("a", "bfloat16"), ("b", "float16")):
         lab("only=[baseline]", f"dtype={dtype}", f"out={tmp_path}/{name}")

@@ -97,7 +97,7 @@ def test_with_every_probe_on_the_picture_is_bit_identical(small_checkpoint, dtyp
         observed = generate(pipeline, SAMPLER, grid, case, lambda: None)
     assert np.array_equal(plain.view(np.uint32), observed.view(np.uint32))
     assert [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)] == before
-    rows = pd.DataFrame(recorder.rows())
+    rows = pd.DataFrame(recorder.rows)
     assert set(rows["component"]) == {"transformer", "text_encoder", "vae", "pipeline"}
     assert set(rows["branch"].dropna()) == {"cond", "uncond"}
     blocks = rows[rows["site"].str.fullmatch(r"transformer_blocks\.\d+") & rows["port"].str.startswith("out")]
@@ -330,7 +330,7 @@ def test_no_operation_leaves_the_dtype_by_accident(small_checkpoint, dtype):
     recorder = ProbeRecorder(EVERYWHERE)
     with observing(pipeline.components, [recorder]):
         image = generate(pipeline, SAMPLER, pipeline.grid(48, 80), Case(0, "a", 0), lambda: None)
-    rows = pd.DataFrame(recorder.rows())
+    rows = pd.DataFrame(recorder.rows)
     rows = rows[rows["port"].str.startswith("out") & ~rows["site"].isin(by_design)]
     assert set(rows["dtype"]) == {str(dtype).rpartition(".")[2]}, rows[["component", "site", "dtype"]].drop_duplicates()
     assert to_numpy(mx.array(image)).shape == (48, 80, 3)

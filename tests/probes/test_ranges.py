@@ -65,6 +65,13 @@ def test_to_numpy_keeps_every_bfloat16_pattern():
     assert np.array_equal(to_numpy(x).view(np.uint16), bits)
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_to_numpy_of_any_layout(dtype):
+    x = mx.arange(120).reshape(2, 3, 4, 5).astype(dtype)
+    for view in (x.transpose(3, 1, 0, 2), x[:, 1:, ::2], x[..., ::-1], x[1], x[0, 0, 0, 3], x[:, :0]):
+        assert np.array_equal(to_numpy(view).astype(np.float32), np.array(view.astype(mx.float32)))
+
+
 def test_unknown_format():
     with pytest.raises(InputError, match="float16"):
         RangeCatalogue(sites=("**",), formats=("flaot16",))
