@@ -20,7 +20,7 @@ from precision_lab.numerics.metrics import compare
 from precision_lab.probes.base import Probe
 
 _GROUP = 32
-_GROUP_BYTES = 256 << 20
+_GROUP_BYTES = 128 << 20
 
 
 class Position(NamedTuple):
@@ -65,25 +65,26 @@ class Observer(Protocol):
 def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
     """Every array at an observer's sites and ports reaches it by the end of the block, in order.
 
-    Arrays are evaluated in groups: one by one, waiting would take longer than measuring, and all at the end they would
-    stay in memory together. Raises InputError for a pattern that names no site.
+    Arrays are evaluated in groups, one group while the one before is measured: one by one, waiting would take longer
+    than measuring, and all at the end they would stay in memory together. Raises InputError for a pattern that names no
+    site.
     """
     sites = walk(components)
     interested: dict[Site, list[Observer]] = defaultdict(list)
     for observer in observers:
         for site in select(observer.sites, sites):
             interested[site].append(observer)
-    pending: list[Observation] = []
-    batches: dict[int, list[Observation]] = {id(observer): [] for observer in observers}
+    group = _Group(observers)
+    launched: _Group | None = None
     seen = 0
 
-    def flush() -> None:
-        mx.eval([observation.array for observation in pending])
-        pending.clear()
-        for observer in observers:
-            if batch := batches[id(observer)]:
-                observer.observe(batch)
-                batch.clear()
+    def launch(following: _Group) -> None:
+        """Starts evaluating the current group, and meanwhile measures the one before."""
+        nonlocal group, launched
+        mx.async_eval([observation.array for observation in group.observations])
+        if launched is not None:
+            launched.deliver()
+        group, launched = following, group
 
     def on_call(call: Call) -> None:
         nonlocal seen
@@ -103,17 +104,41 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
                 order=seen,
             )
             seen += 1
-            observation = Observation(position, real(port.array))
-            pending.append(observation)
-            for observer in interested[site]:
-                if port.name.partition(".")[0] in observer.ports:
-                    batches[id(observer)].append(observation)
-        if len(pending) >= _GROUP or sum(observation.array.nbytes for observation in pending) > _GROUP_BYTES:
-            flush()
+            kind = port.name.partition(".")[0]
+            wanting = [observer for observer in interested[site] if kind in observer.ports]
+            group.add(Observation(position, real(port.array)), wanting)
+        if group.is_full:
+            launch(_Group(observers))
 
     with tapped(interested, on_call):
         yield
-        flush()
+        launch(_Group(observers))
+        launch(_Group(observers))
+
+
+class _Group:
+    """Observations that are evaluated together, and who is to have which."""
+
+    def __init__(self, observers: Sequence[Observer]):
+        self.observations: list[Observation] = []
+        self._nbytes = 0
+        self._batches: list[tuple[Observer, list[Observation]]] = [(observer, []) for observer in observers]
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.observations) >= _GROUP or self._nbytes > _GROUP_BYTES
+
+    def add(self, observation: Observation, wanting: Sequence[Observer]) -> None:
+        self.observations.append(observation)
+        self._nbytes += observation.array.nbytes
+        for observer, batch in self._batches:
+            if observer in wanting:
+                batch.append(observation)
+
+    def deliver(self) -> None:
+        for observer, batch in self._batches:
+            if batch:
+                observer.observe(batch)
 
 
 class ProbeRecorder:
