@@ -17,7 +17,7 @@ from precision_lab.report.style import Absent, Drawing
 from precision_lab.report.tables import Run, block_outputs, conditional
 
 TITLE = "Magnitude over timestep and block"
-MOST_PANELS = 6
+MOST_PANELS = 8
 COLOURS = "viridis"
 LIMIT = float(np.log10(FORMATS["float16"].max))
 
