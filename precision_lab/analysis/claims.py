@@ -2,7 +2,7 @@
 
 A claim compares a quantity of one variant with that of another, case by case (prompt and seed) or timing round by
 round, and is judged by the interval of the ratio against a tolerance: the noise floor, measured between two variants
-that are the same function, or a stated margin, whichever is larger.
+that are the same function, or a stated margin, whichever is larger. Without the data there is no verdict.
 """
 
 from __future__ import annotations
@@ -99,18 +99,25 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
     absent = [name for name in named if name not in tables.variants]
     if absent:
         return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
-    values = _METRICS[claim.metric]
+    values = {name: _METRICS[claim.metric](tables, name, claim) for name in named}
+    unmeasured = [name for name in named if values[name].empty]
+    if unmeasured:
+        return Verdict("inconclusive", math.nan, reason=f"nothing was measured of variant {unmeasured[0]}")
+    subject = values[claim.subject]
     if claim.relation in _COUNTED:
-        count = float(values(tables, claim.subject, claim).sum())
+        count = float(subject.sum())
         return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
-    ratio = _ratio(claim, values(tables, claim.subject, claim), values(tables, claim.against, claim))
+    against = values[claim.against]
+    ratio = _ratio(claim, subject, against)
     if math.isnan(ratio.lo):
         reason = (
             "fewer than two comparable cases" if math.isfinite(ratio.estimate) else "undefined or non-finite values"
         )
         return Verdict("inconclusive", ratio.estimate, reason=reason)
-    floor = _noise_floor(claim, tables)
-    tolerance = max(claim.margin, 0.0 if math.isnan(floor) else floor)
+    floor = noise_floor(values[claim.noise], against) if claim.noise else math.nan
+    if claim.noise and math.isnan(floor):
+        return Verdict("inconclusive", ratio.estimate, ratio.lo, ratio.hi, reason="the noise floor is undefined")
+    tolerance = max(claim.margin, floor) if claim.noise else claim.margin
     return Verdict(decide(claim.relation, ratio.lo, ratio.hi, tolerance), ratio.estimate, ratio.lo, ratio.hi, floor)
 
 
@@ -140,15 +147,17 @@ def _ratio(claim: Claim, subject: pd.Series, against: pd.Series) -> Ratio:
     return geometric_mean_ratio(left, right)
 
 
-def _noise_floor(claim: Claim, tables: Tables) -> float:
-    """The largest relative difference between two variants that are the same function, over the cases."""
-    if claim.noise is None:
-        return math.nan
-    values = _METRICS[claim.metric]
-    twin, original = values(tables, claim.noise, claim), values(tables, claim.against, claim)
+def noise_floor(twin: pd.Series, original: pd.Series) -> float:
+    """The typical relative difference of two variants that are the same function: exp(rms of the log ratio) - 1.
+
+    Over the cases both have; NaN where a value is not positive and finite. A root mean square neither grows nor shrinks
+    with the number of cases, as a maximum or a mean would.
+    """
     paired = pd.concat([twin, original], axis=1, join="inner").to_numpy(float)
-    logs = np.abs(np.log(paired[:, 0] / paired[:, 1]))
-    return float(np.expm1(logs.max())) if len(logs) and np.all(np.isfinite(logs)) else math.nan
+    if not len(paired) or not np.all(np.isfinite(paired) & (paired > 0)):
+        return math.nan
+    logs = np.log(paired[:, 0] / paired[:, 1])
+    return float(np.expm1(np.sqrt(np.mean(logs**2))))
 
 
 _CASE = ["prompt_id", "seed"]
@@ -156,6 +165,8 @@ _CASE = ["prompt_id", "seed"]
 
 def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     """Per case, the geometric mean over sites of the largest amax over steps and branches."""
+    if not {"amax", "num_nan", "num_inf"} <= set(tables.activations):
+        return pd.Series(dtype=float)
     rows = _at_sites(tables.activations, variant, claim.sites)
     if claim.stream is not None:
         rows = rows[rows["stream"] == claim.stream]
@@ -200,6 +211,8 @@ def _latency(tables: Tables, variant: str, claim: Claim) -> pd.Series:
 
 def _nonfinite(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     rows = tables.activations[tables.activations["variant"] == variant]
+    if not {"num_nan", "num_inf"} <= set(rows):
+        return pd.Series(dtype=float)
     return (rows["num_nan"] + rows["num_inf"]).astype(float)
 
 

@@ -44,7 +44,7 @@ def range_changes(first: Path, second: Path) -> pd.DataFrame:
     over cases, steps and branches) and nonfinite_change.
     """
     columns = [*_KEY, "dtype", "amax", "num_nan", "num_inf"]
-    frames = [read(run, "activations")[columns] for run in (first, second)]
+    frames = [read(run, "activations").reindex(columns=columns) for run in (first, second)]
     both = frames[0].merge(frames[1], on=_KEY, suffixes=("_first", "_second"))
     with np.errstate(divide="ignore", invalid="ignore"):
         both["log2_amax"] = np.log2(both["amax_second"].to_numpy(float) / both["amax_first"].to_numpy(float))

@@ -80,7 +80,7 @@ def _variant(run: Path, manifest: dict[str, Any], tables: Tables, name: str) -> 
         "error": manifest["errors"].get(name),
         "expect": expect,
         "expectation_met": expect == "any" or (counted and bool(num_nonfinite) == (expect == "nonfinite")),
-        **_amax_final(activations),
+        **_amax_final(activations, manifest["model"]["num_layers"]),
         **_median("latent_rel_l2", final_latents(tables.drift, name), "non-finite latents"),
         **_images(run, name, manifest["reference"]["variant"]),
         **({"num_nonfinite": num_nonfinite} if counted else _number("num_nonfinite", math.nan, "not recorded")),
@@ -100,12 +100,10 @@ def _median(key: str, values: pd.Series, reason: str) -> dict[str, Any]:
     return _number(key, float(np.median(values.to_numpy(float))), reason)
 
 
-def _amax_final(activations: pd.DataFrame) -> dict[str, Any]:
+def _amax_final(activations: pd.DataFrame, num_layers: int) -> dict[str, Any]:
     """The largest magnitude of the image stream after the last block, over cases and steps."""
-    blocks = activations[
-        activations["site"].str.fullmatch(r"transformer_blocks\.\d+") & (activations["port"] == "out.0")
-    ]
-    last = blocks[blocks["block"] == blocks["block"].max()]
+    site = f"transformer_blocks.{num_layers - 1}"
+    last = activations[(activations["site"] == site) & (activations["port"] == "out.0")]
     if last.empty or "amax" not in last:
         return _number("amax_final", math.nan, "not recorded")
     if (last["num_nan"] + last["num_inf"]).sum():
@@ -131,7 +129,10 @@ def _images(run: Path, name: str, reference: str) -> dict[str, Any]:
     for path in sorted((run / "images").glob(f"{name}__p*__s*.png")):
         other = path.with_name(reference + path.name.removeprefix(name))
         if name != reference and other.is_file():
-            results.append(compare_images(*(np.asarray(Image.open(p)) for p in (path, other))))
+            images = [Image.open(p) for p in (path, other)]
+            if any(int(image.info.get("num_nonfinite", 0)) for image in images):
+                return _number("psnr_db", math.nan, "nonfinite") | _number("ssim", math.nan, "nonfinite")
+            results.append(compare_images(*(np.asarray(image) for image in images)))
     out: dict[str, Any] = {}
     for key in ("psnr_db", "ssim"):
         values = pd.Series([r.values[key] for r in results], dtype=float).dropna()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from precision_lab import __version__
 from precision_lab.device import blas
 from precision_lab.errors import nearest
 
@@ -25,8 +26,11 @@ def main(argv: list[str] | None = None) -> int:
 
         print(text())  # noqa: T201
         return 0
+    if "--version" in argv:
+        print(__version__)  # noqa: T201
+        return 0
     command, rest = "run", argv
-    if argv and not argv[0].startswith("-") and "=" not in argv[0] and argv[0][0] not in "+~":
+    if argv and "=" not in argv[0] and not argv[0].startswith(("-", "+", "~")):
         command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
         print(f"Unknown command {command!r}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201

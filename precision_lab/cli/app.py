@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -46,7 +50,11 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
             return 0
         job = _Job(task, command)
         if args.multirun:
-            hydra.compose_config(name, args.overrides, RunMode.MULTIRUN, with_log_configuration=False)
+            # composing the first job finds mistakes before the sweep makes its folder
+            first = [_first_choice(override) for override in OverridesParser.create().parse_overrides(args.overrides)]
+            hydra.compose_config(name, first, RunMode.RUN, with_log_configuration=False)
+            if any(override.startswith("out=") and "${" not in override for override in first):
+                raise InputError("out=DIR would be the folder of every job. Give out=DIR/${hydra:job.num}")
             results = hydra.multirun(name, job, args.overrides, with_log_configuration=False)
             return max(_codes(results), default=0)
         return int(hydra.run(name, job, args.overrides, with_log_configuration=False).return_value)
@@ -55,6 +63,9 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
         return guarded(compose_and_run)
     finally:
         GlobalHydra.instance().clear()
+
+
+_UNSUPPORTED = ("hydra_help", "info", "shell_completion", "experimental_rerun", "config_path")
 
 
 class _Job:
@@ -94,10 +105,23 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
+    said = io.StringIO()
     try:
-        return get_args_parser().parse_args(argv)
+        with redirect_stderr(said):
+            args = get_args_parser().parse_args(argv)
     except SystemExit as error:
-        raise InputError("See --help.") from error
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise InputError(f"{reason or 'Cannot read the command line'}. See --help") from error
+    for flag in _UNSUPPORTED:
+        if getattr(args, flag, None):
+            raise InputError(f"--{flag.replace('_', '-')} is not supported. --cfg job shows the configuration")
+    return args
+
+
+def _first_choice(override: Override) -> str:
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
 
 
 def _codes(results: Any) -> Iterable[int]:

@@ -28,12 +28,19 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     resolved = config.copy()
     OmegaConf.resolve(resolved)
     OmegaConf.set_struct(resolved, False)
+    for key in ("model", "sampler", "image", "latency", "drift", "probe", "technique", "variants", "claims"):
+        if not isinstance(resolved[key], DictConfig):
+            raise InputError(f"{key} is {resolved[key]!r}, expected settings below it, like {key}.NAME=VALUE")
     out, resume = resolved.pop("out"), resolved.pop("resume")
+    if not isinstance(resume, bool) or not isinstance(out, str | None):
+        raise InputError(f"out is {out!r} and resume {resume!r}, expected a folder, and true or false")
     variants = _variants(resolved)
     names = [variant.name for variant in variants]
-    baseline = resolved.baseline if resolved.baseline in names else names[0]
+    if resolved.baseline not in {"custom", *resolved.variants}:
+        raise InputError(f"baseline: unknown variant {resolved.baseline!r}. {nearest(str(resolved.baseline), names)}")
+    baseline = resolved.baseline if resolved.baseline in names else names[0]  # `only` may leave it out
     described: Any = OmegaConf.to_container(resolved.claims)
-    claims = [{"id": str(key), **(claim or {})} for key, claim in described.items()]
+    claims = [{"id": str(key), **(claim if isinstance(claim, dict) else {})} for key, claim in described.items()]
     for claim in claims:
         Claim.from_dict(claim)
     return RunSpec(
@@ -68,9 +75,14 @@ def _variants(config: DictConfig) -> list[Variant]:
         described = {name: value for name, value in described.items() if name in only}
     variants = []
     for name, value in described.items():
+        if not isinstance(value, dict | DictConfig) or not isinstance(value.get("technique") or {}, dict | DictConfig):
+            raise InputError(
+                f"variants.{name} is {value!r}, expected dtype, technique, expect; techniques by name through "
+                f"defaults: /technique@variants.{name}.technique: [a, b], or technique=[a,b]"
+            )
         for key in value:
             if key not in _VARIANT_KEYS:
-                raise InputError(f"Unknown setting 'variants.{name}.{key}'. {nearest(str(key), _VARIANT_KEYS)}")
+                raise InputError(f"Unknown setting 'variants.{name}.{key!s}'. {nearest(str(key), _VARIANT_KEYS)}")
         techniques = {
             str(key): _build(node, Technique, f"technique {key}")
             for key, node in (value.get("technique") or {}).items()
@@ -113,6 +125,8 @@ def _fields(kind: type[T], values: Mapping[Any, Any]) -> T:
     """A dataclass from a mapping. Raises InputError for values of the wrong type."""
     fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
     for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"Unknown setting {key!r}. {nearest(str(key), fields)}")
         default = fields[key].default
         number = isinstance(default, int | float) and not isinstance(default, bool)
         valid = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +12,14 @@ import numpy as np
 from precision_lab.lab.spec import LatencySpec
 from precision_lab.numerics.intervals import paired_ratio, simultaneous_confidence
 
-Timed = Callable[[], list[mx.array]]
+
+class Timed(NamedTuple):
+    """What is timed, and the bytes of the weights it works with."""
+
+    step: Callable[[], mx.array]
+    weights_nbytes: int
+
+
 DEFAULT_MARGIN = {"cpu": 0.05, "cuda": 0.01, "metal": 0.01}
 _SEED = 0
 
@@ -61,13 +68,16 @@ def measure(
 
 
 def _time(enter: Callable[[], Any]) -> tuple[float, int]:
-    with enter() as step:
+    """Seconds of a step, and the memory it needs: its own weights and what it allocates, other variants' apart."""
+    with enter() as timed:
         mx.synchronize()
         mx.reset_peak_memory()
+        before = mx.get_active_memory()
         start = time.perf_counter()
-        mx.eval(step())
+        mx.eval(timed.step())
         mx.synchronize()
-        return time.perf_counter() - start, mx.get_peak_memory()
+        seconds = time.perf_counter() - start
+        return seconds, timed.weights_nbytes + max(0, mx.get_peak_memory() - before)
 
 
 def _resolved(seconds: Mapping[str, Sequence[float]], baseline: str, margin: float) -> bool:

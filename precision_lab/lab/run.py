@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend, environment
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
 from precision_lab.lab import latency, tables
+from precision_lab.lab.folder import prepare, save_image, write_json
 from precision_lab.lab.models import Models
 from precision_lab.lab.recorder import (
     DriftRecorder,
@@ -28,9 +29,9 @@ from precision_lab.lab.recorder import (
     observing,
 )
 from precision_lab.lab.reference import ReferenceReader, writing
-from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant, one_of
 from precision_lab.model.checkpoint import Checkpoint, locate
-from precision_lab.model.pipeline import Conditioning, Pipeline, to_uint8
+from precision_lab.model.pipeline import Conditioning, Pipeline
 from precision_lab.model.rope import Grid
 from precision_lab.model.scope import scope
 from precision_lab.techniques.base import Coverage, applied
@@ -69,15 +70,19 @@ class Laboratory:
         self.grid = reference.grid(spec.sampler.height, spec.sampler.width)
         reference.tokenizer([*spec.prompts, spec.sampler.negative_prompt])
         sites = walk(reference.components)
+        for name, probe in spec.probes.items():
+            for port in probe.ports:
+                one_of(f"probe.{name}.ports", port, ("in", "out"))
         for patterns in (spec.drift_sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
+        self.errors: dict[str, str] = {}
         self.coverage = {variant.name: self._dry_run(variant) for variant in spec.all_variants}
         self.margin = spec.latency.margin or latency.DEFAULT_MARGIN[backend()]
-        self.errors: dict[str, str] = {}
+        self.fingerprint = self.checkpoint.fingerprint()
         self.started = _now()
 
     def run(self) -> None:
-        prepare(self.spec.out, self.spec.resume, self.spec.resolved)
+        prepare(self.spec.out, self.spec.resume, self.spec.resolved, self._identity())
         (self.spec.out / "config.yaml").write_text(self.spec.resolved)
         self._write_manifest("running")
         try:
@@ -92,6 +97,11 @@ class Laboratory:
         shutil.rmtree(self.spec.out / "reference", ignore_errors=True)
         self._write_manifest("complete")
 
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the parts of one run."""
+        now = environment()
+        return {"checkpoint": self.fingerprint, "device": now["device"], "mlx": now["mlx"]}
+
     def _measure(self) -> None:
         spec = self.spec
         per_case = len(spec.all_variants) * spec.sampler.steps
@@ -100,25 +110,29 @@ class Laboratory:
         for case in spec.cases:
             for variant in spec.all_variants:
                 self._make(variant, case)
+            reference_path(spec.out, case).unlink(missing_ok=True)  # gigabytes for a large model
         self._time_steps(timing)
 
     def _make(self, variant: Variant, case: Case) -> None:
         part = f"{variant.name}__p{case.prompt_id}__s{case.seed}"
-        done = tables.part_path(self.spec.out, "activations", part).exists()
-        if done or variant.name in self.errors:
+        if self._is_done(variant, case) or variant.name in self.errors:
             self.progress.advance(self.spec.sampler.steps, variant.name)
             return
-        store = self.spec.out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
         try:
-            with scope(variant=variant.name):
-                self._generate(variant, case, part, store)
-        except (InputError, OSError):
+            self._generate(variant, case, part, reference_path(self.spec.out, case))
+        except OSError:
             raise
         except Exception as error:
             if variant.name == REFERENCE:
                 raise
-            self.errors[variant.name] = f"{type(error).__name__}: {error}"
-            self.progress.note(f"{variant.name} failed: {self.errors[variant.name]}")
+            self._failed(variant, error)
+
+    def _is_done(self, variant: Variant, case: Case) -> bool:
+        """Whether a generation was finished before; the reference's, only if no variant still needs its arrays."""
+        if variant.name == REFERENCE and not reference_path(self.spec.out, case).exists():
+            return all(self._is_done(other, case) for other in self.spec.variants)
+        part = f"{variant.name}__p{case.prompt_id}__s{case.seed}"
+        return tables.part_path(self.spec.out, "activations", part).exists()
 
     def _generate(self, variant: Variant, case: Case, part: str, store: Path) -> None:
         """One generation under observation; its parts are written only when it is whole, activations last."""
@@ -168,9 +182,13 @@ class Laboratory:
         with self._variant(variant) as (pipeline, _):
             cond, uncond = encode(pipeline, self.spec.sampler, case.prompt)
             noise = pipeline.noise(case.seed, self.grid)
-            mx.eval(cond, uncond, noise)
+            modules = list(pipeline.components.values())
+            mx.eval(cond, uncond, noise, modules)  # also what techniques prepared
             scale, steps = self.spec.sampler.guidance_scale, self.spec.sampler.steps
-            yield lambda: [next(pipeline.denoise(noise, self.grid, steps, cond, uncond, scale)).latents]
+            yield latency.Timed(
+                lambda: next(pipeline.denoise(noise, self.grid, steps, cond, uncond, scale)).latents,
+                sum(leaf.nbytes for _, leaf in tree_flatten(modules) if isinstance(leaf, mx.array)),
+            )
 
     @contextmanager
     def _variant(self, variant: Variant) -> Iterator[tuple[Pipeline, dict[str, Coverage]]]:
@@ -181,8 +199,19 @@ class Laboratory:
             yield pipeline, coverage
 
     def _dry_run(self, variant: Variant) -> dict[str, Coverage]:
-        with self._variant(variant) as (_, coverage):
-            return coverage
+        """Applies the techniques once: what the user got wrong is an error now, what they get wrong is a result."""
+        try:
+            with self._variant(variant) as (_, coverage):
+                return coverage
+        except InputError:
+            raise
+        except Exception as error:
+            self._failed(variant, error)
+            return {}
+
+    def _failed(self, variant: Variant, error: Exception) -> None:
+        self.errors[variant.name] = f"{type(error).__name__}: {error}"
+        self.progress.note(f"{variant.name} failed: {self.errors[variant.name]}")
 
     def _write_manifest(self, status: str) -> None:
         spec = self.spec
@@ -197,11 +226,12 @@ class Laboratory:
             "checkpoint": {
                 "name": spec.model.name,
                 "path": spec.model.path,
-                "fingerprint": self.checkpoint.fingerprint(),
+                "fingerprint": self.fingerprint,
                 "weights": self.checkpoint.weights,
                 "weights_dtype": spec.model.weights_dtype or "as stored",
                 "ignored": self.checkpoint.ignored,
             },
+            "model": {"num_layers": self.checkpoint.transformer_config().num_layers},
             "reference": {"variant": REFERENCE, "computed_in": "float32", "reduced_modes": "off"},
             "baseline": spec.baseline,
             "variants": {
@@ -224,6 +254,11 @@ class Laboratory:
         write_json(spec.out / "manifest.json", manifest)
 
 
+def reference_path(out: Path, case: Case) -> Path:
+    """Where the reference's arrays of a case stand until all its variants are compared."""
+    return out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
+
+
 def encode(pipeline: Pipeline, sampler: SamplerSpec, prompt: str) -> tuple[Conditioning, Conditioning | None]:
     """Embeddings of the prompt, and of the negative prompt where there is guidance."""
     with scope(branch="cond"):
@@ -244,44 +279,6 @@ def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, o
         latents = step.latents
         on_step()
     return to_numpy(pipeline.decode(latents, grid))[0]
-
-
-def prepare(out: Path, resume: bool, resolved: str) -> None:
-    """Makes the run folder. Raises InputError if it holds another run, or cannot be written."""
-    manifest = out / "manifest.json"
-    if resume and not manifest.is_file():
-        raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted one")
-    if manifest.is_file():
-        if not resume:
-            raise InputError(f"out={out} already holds a run. Give another folder, or resume=true to continue it")
-        if json.loads(manifest.read_text())["status"] == "complete":
-            raise InputError(f"resume=true: the run in {out} is complete")
-        config = out / "config.yaml"
-        if config.is_file() and config.read_text() != resolved:
-            raise InputError(f"resume=true: {config} differs from this configuration. Give the overrides of that run")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """An 8-bit PNG of pixel values in [0, 255]; non-finite ones are drawn as 0."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image, _ = to_uint8(pixels)
-    Image.fromarray(image).save(path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Strict JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
 
 
 def _dtype(name: str | None) -> mx.Dtype | None:

@@ -52,6 +52,10 @@ class SamplerSpec:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"sampler.steps is {self.steps}, expected at least 1")
+        if not isinstance(self.negative_prompt, str):
+            raise InputError(
+                f"sampler.negative_prompt is {self.negative_prompt!r}, expected text; guidance_scale=1 omits it"
+            )
 
     @property
     def guided(self) -> bool:
@@ -90,6 +94,10 @@ class LatencySpec:
                 f"latency.min_rounds is {self.min_rounds} and latency.max_rounds {self.max_rounds}, "
                 "expected 0 <= min_rounds <= max_rounds (max_rounds=0 measures nothing)"
             )
+        if self.max_seconds <= 0 or (self.margin is not None and self.margin <= 0):
+            raise InputError(
+                f"latency.max_seconds is {self.max_seconds} and latency.margin {self.margin}, expected above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,14 +130,16 @@ class RunSpec:
     claims: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.experiment):
+            raise InputError(f"experiment is {self.experiment!r}, expected letters, digits, '_', '.', '+' and '-'")
         if not self.prompts or not self.seeds:
             raise InputError("prompts and seeds need at least one entry each")
         for prompt in self.prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise InputError(f"prompts holds {prompt!r}, expected text")
         for seed in self.seeds:
-            if not isinstance(seed, int) or seed < 0:
-                raise InputError(f"seeds holds {seed!r}, expected integers from 0 on")
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+                raise InputError(f"seeds holds {seed!r}, expected integers from 0 to 2^63 - 1")
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.prompts)) != len(self.prompts):
             raise InputError("prompts and seeds must each be distinct")
         if not self.variants:

@@ -92,7 +92,9 @@ def read(run: Path, table: str) -> pd.DataFrame:
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     columns = COLUMNS[table]
-    frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    others = [c for c in frame.columns if c not in columns]
+    last = ["order"] if table != "latency" else []
+    frame = frame.reindex(columns=[*(c for c in columns if c not in last), *others, *last])
     return frame.astype(dict(columns))
 
 

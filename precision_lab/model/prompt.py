@@ -65,7 +65,7 @@ def _read(folder: Path) -> Any:
 
     transformers.logging.set_verbosity_error()
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing more specific
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -91,12 +91,27 @@ def test_each_metric_sees_a_planted_factor(metric, factor, verdict):
 
 def test_a_difference_inside_the_noise_floor_is_no_finding():
     base = np.array([1.0, 3.0, 0.2, 7.0])
-    values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "twin": base * [1.0, 0.85, 1.05, 1.0]}
+    values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "twin": base * [1.0, 0.8, 1.1, 1.0]}
     claim = {**BASE, "metric": "drift", "relation": "larger"}
     assert judge(Claim.from_dict(claim), tables(values)).verdict == "supported"
     floored = judge(Claim.from_dict({**claim, "noise": "twin"}), tables(values))
     assert floored.verdict == "refuted"
-    assert floored.noise_floor == pytest.approx(1 / 0.85 - 1)
+    logs = np.log([0.8, 1.1])
+    assert floored.noise_floor == pytest.approx(np.exp(np.sqrt((logs**2).sum() / 4)) - 1)
+
+
+def test_without_a_noise_floor_there_is_no_verdict():
+    values = {"a": np.full(4, 1.5), "b": np.ones(4), "twin": [1.0, np.nan, 1.0, 1.0]}
+    result = judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", "noise": "twin"}), tables(values))
+    assert (result.verdict, result.reason) == ("inconclusive", "the noise floor is undefined")
+
+
+@pytest.mark.parametrize("relation", ["zero", "nonzero"])
+def test_a_variant_that_failed_supports_nothing(relation):
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "nonfinite", "relation": relation}
+    failed = tables({"b": np.ones(4)})
+    failed.variants = frozenset("ab")
+    assert judge(Claim.from_dict(claim), failed).verdict == "inconclusive"
 
 
 def test_non_finite_values_are_never_a_verdict():

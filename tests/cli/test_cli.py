@@ -181,6 +181,24 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
         (("out=/proc/nowhere/run",), "cannot be written"),
         (("rnu",), "Unknown command 'rnu'. Did you mean run"),
         (("a=b=c",), ""),
+        (("",), "Unknown command ''"),
+        (("--hydra-help",), "not supported"),
+        (("--nonsense",), "--nonsense"),
+        (("+sampler.foo=1",), "Unknown setting 'foo'"),
+        (("drift=3",), "expected settings below it"),
+        (("+claims.a=3",), "is missing, expected text"),
+        (("out=[a]",), "expected a folder"),
+        (("resume=maybe",), "expected a folder, and true or false"),
+        (("latency.max_seconds=0",), "expected above 0"),
+        (("seeds=[18446744073709551616]",), "expected integers"),
+        (("seeds=[true]",), "expected integers"),
+        (("baseline=basline",), "unknown variant 'basline'. Did you mean baseline"),
+        (("experiment=../x",), "expected letters"),
+        (("sampler.negative_prompt=null",), "expected text"),
+        (("probe.range.ports=[output]",), "expected one of in, out"),
+        (("+variants.new.technique=[ffn_scaling]",), "/technique@variants.new.technique"),
+        (("-m", "nosuch=1,2"), "Unknown setting 'nosuch'"),
+        (("-m", "dtype=bfloat16,float16", "out=x"), "${hydra:job.num}"),
         (("report",), "report needs run=DIR"),
         (("report", "run=/nowhere"), "not the folder of a run"),
         (("compare", "runs=[a]"), "compare needs runs=[A,B]"),
@@ -190,7 +208,7 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_mistakes(lab, tmp_path, args, message):
-    names_a_command = args[0] in ("report", "compare", "models", "rnu")
+    names_a_command = args[0] in ("report", "compare", "models", "rnu", "")
     overridden = {a.split("=")[0] for a in args}
     settings = [s for s in QUICK if s.split("=")[0] not in overridden]
     code, out, err = lab(*args, *([] if names_a_command else settings), quick=False)
@@ -212,7 +230,7 @@ def test_debug_shows_the_traceback(lab, monkeypatch):
 
 @pytest.mark.parametrize(("expect", "code"), [("finite", 0), ("any", 0), ("nonfinite", 1)])
 def test_expectations_decide_the_exit_code(lab, tmp_path, expect, code):
-    assert lab(f"+variants.baseline.expect={expect}", f"out={tmp_path}/run")[0] == code
+    assert lab(f"variants.baseline.expect={expect}", f"out={tmp_path}/run")[0] == code
 
 
 @pytest.mark.parametrize(("gate", "code"), [("true", 1), ("false", 0)])
@@ -229,7 +247,7 @@ def test_a_malformed_claim_is_refused_before_the_run(lab, tmp_path):
 
 
 def test_multirun_returns_the_largest_code(lab, tmp_path):
-    code, _, _ = lab("-m", "+variants.baseline.expect=finite,nonfinite", "out=run-${hydra:job.num}")
+    code, _, _ = lab("-m", "variants.baseline.expect=finite,nonfinite", "out=run-${hydra:job.num}")
     assert code == 1
     assert {path.name for path in tmp_path.glob("run-*")} == {"run-0", "run-1"}
     assert not (tmp_path / "multirun.yaml").exists()

@@ -121,7 +121,9 @@ def test_what_a_run_leaves(spec):
     assert manifest["environment"]["switches"].keys() == {"MLX_ENABLE_TF32"}
 
     activations = read(spec.out, "activations")
-    assert list(activations.columns[: len(COLUMNS["activations"])]) == list(COLUMNS["activations"])
+    leading = [column for column in COLUMNS["activations"] if column != "order"]
+    assert list(activations.columns[: len(leading)]) == leading
+    assert activations.columns[-1] == "order"
     key = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]
     assert not activations.duplicated(key).any()
     assert set(activations["variant"]) == {"reference", "baseline", "scaled"}
@@ -220,6 +222,17 @@ def test_a_variant_that_raises_is_noted_and_the_others_go_on(spec):
     assert len(progress.notes) == 1
 
 
+def test_a_technique_that_cannot_be_applied_is_a_failed_variant(spec):
+    @dataclasses.dataclass(frozen=True)
+    class Unfit(Broken):
+        def rewrite(self, site):
+            raise TypeError("planted")
+
+    spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("unfit", "bfloat16", {"x": Unfit()})])
+    run(spec, Quiet())
+    assert json.loads((spec.out / "manifest.json").read_text())["errors"] == {"unfit": "TypeError: planted"}
+
+
 def test_an_interrupted_run_is_continued_to_the_same_tables(spec, tmp_path):
     whole = small(spec, out=tmp_path / "whole", seeds=[0, 7])
     run(whole, Quiet())
@@ -274,9 +287,15 @@ class TestRefusals:
         with pytest.raises(InputError, match="holds no run"):
             run(dataclasses.replace(spec, resume=True), Quiet())
         spec.out.mkdir()
+        (spec.out / "manifest.json").write_text("{")
+        with pytest.raises(InputError, match="not JSON"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
         (spec.out / "manifest.json").write_text('{"status": "interrupted"}')
         (spec.out / "config.yaml").write_text("x: 2\n")
         with pytest.raises(InputError, match="differs"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
+        (spec.out / "config.yaml").write_text(spec.resolved)
+        with pytest.raises(InputError, match="begun with another checkpoint"):
             run(dataclasses.replace(spec, resume=True), Quiet())
 
     def test_a_folder_that_cannot_be_made(self, spec, tmp_path):
