@@ -116,6 +116,7 @@ def _model(config: DictConfig) -> ModelSpec:
             "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
         )
     path = str(values["path"])
+    values["given"] = path
     if path.startswith(_EMBEDDED):
         values["path"] = str(checkpoints_dir() / path.removeprefix(_EMBEDDED))
     return _fields(ModelSpec, values)

@@ -225,7 +225,7 @@ class Laboratory:
             "environment": environment(),
             "checkpoint": {
                 "name": spec.model.name,
-                "path": spec.model.path,
+                "path": spec.model.given or spec.model.path,
                 "fingerprint": self.fingerprint,
                 "weights": self.checkpoint.weights,
                 "weights_dtype": spec.model.weights_dtype or "as stored",

@@ -27,10 +27,11 @@ def one_of(what: str, value: str, choices: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which weights: a folder or Hub id, and the dtype to round them to (None: as stored)."""
+    """Which weights: a folder or Hub id, what the user called it, and the dtype to round to (None: as stored)."""
 
     name: str
     path: str
+    given: str = ""
     revision: str | None = None
     weights_dtype: str | None = None
 

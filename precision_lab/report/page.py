@@ -29,7 +29,7 @@ WEIGHTS = {
     "trained": "Trained weights: a checkpoint trained for this study, not the published model",
     "synthetic": "Synthetic weights: made, not trained; growth of activations follows the published end points; "
     "pictures carry no meaning",
-    "published": "Published weights: the released checkpoint",
+    "published": "Published weights: read from the given path or Hub id, not made by this package",
 }
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
