@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from precision_lab.analysis.claims import Claim, Tables, final_latents, judge
@@ -122,17 +123,15 @@ def _first_nonfinite(bad: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _images(run: Path, name: str, reference: str) -> dict[str, Any]:
-    """Median PSNR and SSIM against the reference's images."""
-    from PIL import Image
-
+    """Median PSNR and SSIM against the reference's images; null if a pixel of either was not finite."""
     results = []
     for path in sorted((run / "images").glob(f"{name}__p*__s*.png")):
         other = path.with_name(reference + path.name.removeprefix(name))
         if name != reference and other.is_file():
-            images = [Image.open(p) for p in (path, other)]
-            if any(int(image.info.get("num_nonfinite", 0)) for image in images):
+            (image, bad), (expected, expected_bad) = _read_image(path), _read_image(other)
+            if bad or expected_bad:
                 return _number("psnr_db", math.nan, "nonfinite") | _number("ssim", math.nan, "nonfinite")
-            results.append(compare_images(*(np.asarray(image) for image in images)))
+            results.append(compare_images(image, expected))
     out: dict[str, Any] = {}
     for key in ("psnr_db", "ssim"):
         values = pd.Series([r.values[key] for r in results], dtype=float).dropna()
@@ -141,6 +140,14 @@ def _images(run: Path, name: str, reference: str) -> dict[str, Any]:
         else:
             out |= _median(key, values, "undefined")
     return out
+
+
+def _read_image(path: Path) -> tuple[npt.NDArray[np.uint8], int]:
+    """The pixels of a run's PNG, and how many of their values were not finite."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image), int(image.info.get("num_nonfinite", 0))
 
 
 def _latency(latency: pd.DataFrame, name: str, baseline: str, margin: float) -> dict[str, Any]:
