@@ -33,9 +33,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of the latency table, one a variant and round.
 
-    `timed[name]()` enters the variant and returns a context manager giving the function to time, so that setting a
-    variant up stays outside the clock. Rounds go on until the half-width of every paired ratio's interval is at most
-    half the margin, the time is spent or `max_rounds` is reached, at least `min_rounds`.
+    `timed[name]()` is a context manager that sets the variant up, outside the clock, and gives what to time. Rounds go
+    on until the half-width of every paired ratio's interval is at most half the margin, the time is spent or
+    `max_rounds` is reached, at least `min_rounds`.
     """
     if spec.max_rounds == 0:
         return []
