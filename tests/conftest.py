@@ -1,6 +1,7 @@
-"""Checkpoints that many tests read, and torch made quick on tiny tensors."""
+"""Checkpoints that many tests read, a cache of their own, and torch made quick on tiny tensors."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from precision_lab.device.environment import set_numeric_switches
 blas.preload()
 set_numeric_switches()
 
-from precision_lab.synthetic import PRESETS, make  # noqa: E402
+from precision_lab.synthetic import PRESETS, make, on_demand  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +22,15 @@ def _one_torch_thread() -> None:
     """Tiny operations are up to 50 times slower on two threads, which spend the time waiting for each other."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test writes to the user's own cache, nor does any process it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +43,6 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def micro_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete checkpoint with all 60 blocks, whose streams grow to 5e7; copy it before changing a file."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "micro"
-    make(PRESETS["micro"], folder)
-    return folder
+def micro_synthetic(user_cache: Path) -> Path:
+    """What `model=micro_synthetic` runs: all 60 blocks, streams grow to 5e7; copy it before changing a file."""
+    return on_demand("micro")

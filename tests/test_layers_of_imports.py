@@ -20,7 +20,7 @@ LAYERS = (
     ("synthetic",),
     ("instrument",),
     ("model",),
-    ("numerics",),
+    ("numerics", "shapes"),
     ("device",),
     ("errors",),
 )
@@ -34,7 +34,7 @@ ONLY = {
     "torch": set(),
     "diffusers": set(),
 }
-WITHOUT_MLX = {"numerics", "analysis", "report", "synthetic"}
+WITHOUT_MLX = {"numerics", "shapes", "analysis", "report", "synthetic"}
 
 
 def imports(file):
@@ -82,8 +82,9 @@ def test_heavy_packages_have_one_importer():
         ("import precision_lab.analysis.summary", {"mlx", "torch", "matplotlib"}),
         ("import precision_lab.report", {"mlx", "torch"}),
         ("import precision_lab.lab.run", {"torch", "matplotlib", "hydra", "transformers", "skimage"}),
+        ("import precision_lab.shapes", {"mlx", "hydra", "torch", "ml_dtypes"}),
     ],
-    ids=["help", "analysis", "report", "lab"],
+    ids=["help", "analysis", "report", "lab", "shapes"],
 )
 def test_what_an_import_does_not_load(statement, absent):
     code = f"{statement}; import sys; print(','.join(sorted({{m.split('.')[0] for m in sys.modules}})))"

@@ -38,6 +38,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "variants": {name: _variant(run, manifest, tables, name) for name in names},
         "claims": [_claim(Claim.from_dict(raw), tables) for raw in manifest["claims"]],
         "weights": manifest["checkpoint"]["weights"],
+        "inflate": manifest["checkpoint"].get("inflate", 1.0),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     temporary = run / "summary.tmp"

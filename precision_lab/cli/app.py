@@ -153,7 +153,8 @@ def _configuration_error(error: Exception) -> str:
 def _known_settings() -> list[str]:
     root = OmegaConf.load(conf_dir() / "config.yaml")
     assert isinstance(root, DictConfig)
-    names = ["model.path", "model.weights_dtype", "model.revision", "probe.range.sites", "probe.range.ports"]
+    names = [f"model.{key}" for key in ("path", "weights_dtype", "revision", "inflate")]
+    names += ["probe.range.sites", "probe.range.ports"]
     for key, value in root.items():
         if key not in ("defaults", "hydra"):
             names.append(str(key))

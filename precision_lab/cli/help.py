@@ -19,6 +19,7 @@ Models:      {model}
 
 Overrides (Hydra's grammar; defaults in conf/config.yaml):
   model=NAME  model.path=DIR_OR_HUB_ID  model.weights_dtype=DTYPE  dtype=bfloat16|float16|float32
+  model.inflate=4096 (residual streams times a power of two: another range, the same function)
   sampler.steps=6  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
   only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
   out=DIR  resume=true  --multirun  --config-dir DIR (your own techniques, probes, experiments)  --cfg job

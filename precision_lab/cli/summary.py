@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from precision_lab.report.wording import stream_scale
+
 _WEIGHTS = {
     "synthetic": "synthetic weights: made, not trained",
     "trained": "trained micro weights, not the published ones",
@@ -16,8 +18,9 @@ _WEIGHTS = {
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Prints the variants of a summary, then its claims."""
-    weights = _WEIGHTS.get(summary["weights"], summary["weights"])
-    table = Table(title=f"{summary['experiment']} ({weights})", title_justify="left", box=None, pad_edge=False)
+    weights = (_WEIGHTS.get(summary["weights"], summary["weights"]), stream_scale(summary["inflate"]))
+    title = f"{summary['experiment']} ({', '.join(filter(None, weights))})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("variant", "dtype", "amax", "latents rel_l2", "psnr dB", "non-finite, first at", "step s", "ratio"):
         table.add_column(column, overflow="fold")
     for name, variant in summary["variants"].items():

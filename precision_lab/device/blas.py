@@ -16,7 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from precision_lab.device.cache import user_cache
 
 # MLX imports these three; all that it does not import keeps its prefix.
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -87,8 +90,10 @@ def _rename(source: Path, target: Path) -> None:
 
 def _cache() -> Path:
     """A folder for the copy: the user's cache, or one for this user under the temporary folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (base / "precision_lab", Path(tempfile.gettempdir()) / f"precision_lab-{os.getuid()}"):
+    folders = [Path(tempfile.gettempdir()) / f"precision_lab-{os.getuid()}"]
+    with suppress(OSError):
+        folders.insert(0, user_cache())
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:

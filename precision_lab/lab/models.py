@@ -1,4 +1,4 @@
-"""Pipelines of one checkpoint for several dtypes, sharing weights wherever that is exact."""
+"""The checkpoint of a run, and its pipelines for several dtypes, sharing weights wherever that is exact."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from dataclasses import replace
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.lab.spec import ModelSpec
+from precision_lab.model.checkpoint import Checkpoint, locate
 from precision_lab.model.pipeline import Pipeline
+from precision_lab.synthetic import SCHEME, on_demand
+
+
+def open_checkpoint(spec: ModelSpec) -> Checkpoint:
+    """The checkpoint a run asks for, fetched from the Hub or made if it must be. Raises InputError if there is none."""
+    if spec.path.startswith(SCHEME):
+        folder = on_demand(spec.path.removeprefix(SCHEME))
+    else:
+        folder = locate(spec.path, spec.revision)
+    weights_dtype = None if spec.weights_dtype is None else getattr(mx, spec.weights_dtype)
+    return Checkpoint(folder, weights_dtype, spec.inflate)
 
 
 class Models:

@@ -19,7 +19,7 @@ from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
 from precision_lab.lab import latency, tables
 from precision_lab.lab.folder import prepare, save_image, write_json
-from precision_lab.lab.models import Models
+from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import (
     DriftRecorder,
     Observer,
@@ -30,7 +30,6 @@ from precision_lab.lab.recorder import (
 )
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant, one_of
-from precision_lab.model.checkpoint import Checkpoint, locate
 from precision_lab.model.pipeline import Conditioning, Pipeline
 from precision_lab.model.rope import Grid
 from precision_lab.model.scope import scope
@@ -64,7 +63,7 @@ class Laboratory:
     def __init__(self, spec: RunSpec, progress: Progress):
         self.spec = spec
         self.progress = progress
-        self.checkpoint = Checkpoint(locate(spec.model.path, spec.model.revision), _dtype(spec.model.weights_dtype))
+        self.checkpoint = open_checkpoint(spec.model)
         self.models = Models(self.checkpoint)
         reference = self.models(mx.float32)
         self.grid = reference.grid(spec.sampler.height, spec.sampler.width)
@@ -192,9 +191,7 @@ class Laboratory:
 
     @contextmanager
     def _variant(self, variant: Variant) -> Iterator[tuple[Pipeline, dict[str, Coverage]]]:
-        dtype = _dtype(variant.dtype)
-        assert dtype is not None
-        pipeline = self.models(dtype)
+        pipeline = self.models(getattr(mx, variant.dtype))
         with applied(pipeline.components, variant.techniques) as coverage:
             yield pipeline, coverage
 
@@ -229,6 +226,7 @@ class Laboratory:
                 "fingerprint": self.fingerprint,
                 "weights": self.checkpoint.weights,
                 "weights_dtype": spec.model.weights_dtype or "as stored",
+                "inflate": spec.model.inflate,
                 "ignored": self.checkpoint.ignored,
             },
             "model": {"num_layers": self.checkpoint.transformer_config().num_layers},
@@ -279,10 +277,6 @@ def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, o
         latents = step.latents
         on_step()
     return to_numpy(pipeline.decode(latents, grid))[0]
-
-
-def _dtype(name: str | None) -> mx.Dtype | None:
-    return None if name is None else getattr(mx, name)
 
 
 def _now() -> str:

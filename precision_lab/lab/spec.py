@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, nearest
+from precision_lab.model.inflate import exponent
 from precision_lab.probes.base import Probe
 from precision_lab.techniques.base import Technique
 
@@ -27,17 +28,23 @@ def one_of(what: str, value: str, choices: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which weights: a folder or Hub id, what the user called it, and the dtype to round to (None: as stored)."""
+    """Which weights: their place, what the user called it, and what is done to them once they are read.
+
+    path: a folder, a Hub id, or synthetic://PRESET. weights_dtype: rounds the stored weights (None: as stored).
+    inflate: a power of two that multiplies the transformer's residual streams and leaves its function unchanged.
+    """
 
     name: str
     path: str
     given: str = ""
     revision: str | None = None
     weights_dtype: str | None = None
+    inflate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.weights_dtype is not None:
             one_of("model.weights_dtype", self.weights_dtype, DTYPES)
+        exponent(self.inflate)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import mlx.core as mx
 from precision_lab.errors import InputError
 from precision_lab.model import weights
 from precision_lab.model.config import Config, SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.inflate import exponent, inflate_streams
 from precision_lab.model.pipeline import Pipeline
 from precision_lab.model.prompt import Tokenizer
 from precision_lab.model.sampler import Sampler
@@ -42,12 +43,14 @@ M = TypeVar("M", Transformer, TextEncoder, VAE)
 class Checkpoint:
     """A folder in the layout of Qwen/Qwen-Image; each component loads alone.
 
-    `weights_dtype` rounds the stored weights (None: as stored). `ignored` collects, by component, the configuration
+    `weights_dtype` rounds the stored weights (None: as stored). `inflate`, a power of two, then multiplies the
+    transformer's residual streams (precision_lab.model.inflate). `ignored` collects, by component, the configuration
     keys and tensors that were accepted without being used.
     """
 
     folder: Path
     weights_dtype: mx.Dtype | None = None
+    inflate: float = 1.0
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,8 +58,12 @@ class Checkpoint:
         self.weights = str(index.get("_weights", "published"))
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:
+        """Raises InputError where the inflated weights do not fit the dtype they are stored in, or `dtype`."""
         model = Transformer(self.transformer_config())
-        return self._filled(model, "transformer", dtype, None)
+        self._filled(model, "transformer", mx.float32, None)  # as they are stored
+        inflate_streams(model, self.inflate, dtype)
+        weights.cast(model, None, dtype)
+        return model
 
     def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
         model = TextEncoder(self._config("text_encoder", TextEncoderConfig))
@@ -90,8 +97,13 @@ class Checkpoint:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, sizes and contents of the weight files; of files over 64 MiB the first and last MiB."""
+        """SHA-256 over names, sizes and contents of the weight files; of files over 64 MiB the first and last MiB.
+
+        Inflated weights are others: the factor counts unless it is 1.
+        """
         digest = hashlib.sha256()
+        if power := exponent(self.inflate):
+            digest.update(f"inflate 2^{power}\n".encode())
         for part in ("text_encoder", "transformer", "vae"):
             for file in weights.shards(self.folder / part):
                 size = file.stat().st_size

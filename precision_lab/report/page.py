@@ -26,10 +26,12 @@ FIGURES: tuple[Callable[[Run], Drawing | Absent], ...] = (
     images.draw,
 )
 WEIGHTS = {
-    "trained": "Trained weights: a checkpoint trained for this study, not the published model",
-    "synthetic": "Synthetic weights: made, not trained; growth of activations follows the published end points; "
-    "pictures carry no meaning",
-    "published": "Published weights: read from the given path or Hub id, not made by this package",
+    "trained": ("Trained weights", "a checkpoint trained for this study, not the published model"),
+    "synthetic": (
+        "Synthetic weights",
+        "made, not trained; growth of activations follows the published end points; pictures carry no meaning",
+    ),
+    "published": ("Published weights", "read from the given path or Hub id, not made by this package"),
 }
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
@@ -90,7 +92,8 @@ def _render(run: Run, figures: list[Figure]) -> str:
         manifest=manifest,
         environment=manifest.get("environment") or {},
         weights=run.weights,
-        weights_text=WEIGHTS.get(run.weights or "", "Weights: the run does not say where they come from"),
+        weights_text=_weights(run),
+        stream_scale=wording.stream_scale(run.inflate),
         variants=[_variant(run, name) for name in run.variants],
         reference=run.reference,
         baseline=run.baseline,
@@ -101,6 +104,12 @@ def _render(run: Run, figures: list[Figure]) -> str:
         command=shlex.join(map(str, manifest.get("command", []))),
         config=run.config,
     )
+
+
+def _weights(run: Run) -> str:
+    """What the run says of its weights, and of a factor on their residual streams."""
+    kind, about = WEIGHTS.get(run.weights or "", ("Weights", "the run does not say where they come from"))
+    return f"{', '.join(filter(None, (kind, wording.stream_scale(run.inflate))))}: {about}"
 
 
 def _variant(run: Run, name: str) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class Run:
         kind = self.summary.get("weights") or (self.manifest.get("checkpoint") or {}).get("weights")
         return str(kind) if kind else None
 
+    @property
+    def inflate(self) -> float:
+        """The power of two by which the run multiplied the transformer's residual streams."""
+        return float((self.manifest.get("checkpoint") or {}).get("inflate", 1.0))
+
     @cached_property
     def variants(self) -> tuple[str, ...]:
         """The reference, then the others as the summary orders them, or the manifest of an unfinished run."""

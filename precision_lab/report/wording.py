@@ -75,6 +75,13 @@ def dtype(value: Any) -> tuple[str, str]:
     return compute, "" if weights == compute else f"weights {weights}"
 
 
+def stream_scale(factor: float) -> str:
+    """`stream x4096`, for a power of two by which the residual streams are multiplied; empty for 1."""
+    if factor == 1:
+        return ""
+    return f"stream x{factor:.0f}" if 1 < factor < 1e7 else f"stream x2^{math.log2(factor):.0f}"
+
+
 def breakable(name: str) -> Markup:
     """`name` for HTML, with leave to break a line after an underscore."""
     return Markup(escape(name).replace("_", Markup("_<wbr>")))

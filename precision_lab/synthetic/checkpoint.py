@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
             f"{tokenizer.vocabulary_size()} tokens; expected at least as many"
         )
     components = _components(shape, Source(seed))
-    total = sum(tensor.nbytes for tensors in components.values() for tensor in tensors)
+    total = _total(components)
     with _replacing(out, total + _BESIDE_WEIGHTS) as folder:
         statistics = BiasStatistics()
         done = 0
@@ -61,6 +61,15 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
             shards.write(folder / name, _COMPONENTS[name], tensors, shape.max_shard_bytes, statistics, written)
         text = card(shape, seed, tokenizer.vocabulary_size(), statistics)
         (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def weight_bytes(shape: Shape) -> int:
+    """Bytes of all weights of a checkpoint of that shape."""
+    return _total(_components(shape, Source(0)))
+
+
+def _total(components: Mapping[str, list[Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in components.values() for tensor in tensors)
 
 
 def _components(shape: Shape, source: Source) -> dict[str, list[Tensor]]:

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from precision_lab.cli import main
-from precision_lab.cli.paths import conf_dir
+from precision_lab.cli.paths import checkpoints_dir, conf_dir
+from precision_lab.model.checkpoint import Checkpoint
 
 QUICK = (
     *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
@@ -159,6 +161,14 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
         (("dtpye=float16",), "Unknown setting 'dtpye'. Did you mean dtype"),
         (("dtype=bf16",), "expected one of float32, bfloat16, float16"),
         (("model.weights_dtype=int8",), "expected one of"),
+        (("model.inflate=3",), "model.inflate is 3, expected a power of two: others are not exact. Nearest: 2 or 4"),
+        (("model.inflate=-4",), "expected a power of two from"),
+        (("model.inflate=2**4",), "'2**4', expected a number"),
+        (("model.inflate=true",), "expected a number"),
+        (("model.inflat=2",), "Unknown setting 'model.inflat'. Did you mean model.inflate"),
+        (("dtype=float16", "model.inflate=4096"), "img_in.bias overflows in float16"),
+        (("model.path=synthetic://mirco",), "unknown preset. Did you mean micro"),
+        (("model.path=synthetic://full",), "models make=full to=DIR"),
         (("sampler.steps=0",), "sampler.steps is 0, expected at least 1"),
         (("sampler.steps=many",), "'many', expected a number"),
         (("image.height=100",), "expected a multiple of 16"),
@@ -210,13 +220,67 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
 def test_mistakes(lab, tmp_path, args, message):
     names_a_command = args[0] in ("report", "compare", "models", "rnu", "")
     overridden = {a.split("=")[0] for a in args}
-    settings = [s for s in QUICK if s.split("=")[0] not in overridden]
+    settings = [s for s in ("model=micro_synthetic", *QUICK) if s.split("=")[0] not in overridden]
     code, out, err = lab(*args, *([] if names_a_command else settings), quick=False)
     assert code == 2, out
     assert message in err
     assert 1 <= len(err.strip().splitlines()) <= 2
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing behind"
+
+
+@pytest.mark.parametrize("setting", ["sampler.steps=0", "dtype=bf16", "seeds=[-1]", "model.inflate=3", "nosuch=1"])
+def test_no_checkpoint_is_made_for_settings_that_fit_no_run(lab, tmp_path, monkeypatch, setting):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert lab("model=micro_synthetic", setting, quick=False)[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    code, _, err = lab("model=micro_synthetic", quick=False)
+    assert code == 2
+    assert err.startswith("model.path synthetic://micro cannot be kept in the user's cache")
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_micro_synthetic_is_made_on_demand(lab, tmp_path, micro_synthetic):
+    quick = (*QUICK, "sampler.steps=1", "probe=[]", "drift.sites=[pipeline:euler_step]")
+    code, out, err = lab("model=micro_synthetic", f"out={tmp_path}/run", *quick, quick=False)
+    assert (code, err) == (0, "")
+    checkpoint = json.loads((tmp_path / "run" / "manifest.json").read_text())["checkpoint"]
+    assert (checkpoint["name"], checkpoint["path"]) == ("micro_synthetic", "synthetic://micro")
+    assert checkpoint["weights"] == "synthetic"
+    assert checkpoint["fingerprint"] == Checkpoint(micro_synthetic).fingerprint()
+    assert "stream x" not in out
+
+
+def test_the_embedded_checkpoint_is_complete():
+    Checkpoint(checkpoints_dir() / "micro").pipeline(mx.float32)
+
+
+def test_inflated_streams_are_named_wherever_the_weights_are(lab, tmp_path):
+    plain, inflated = tmp_path / "plain", tmp_path / "inflated"
+    assert lab("model.inflate=1", f"out={plain}")[0] == 0
+    code, out, err = lab("model.inflate=4096", f"out={inflated}")
+    assert (code, err) == (0, "")
+    assert "stream x4096" in out
+    assert "Synthetic weights, stream x4096: made" in (inflated / "report.html").read_text()
+    assert "inflate: 4096" in (inflated / "config.yaml").read_text()
+    manifests, summaries = (
+        [json.loads((run / name).read_text()) for run in (plain, inflated)]
+        for name in ("manifest.json", "summary.json")
+    )
+    assert [manifest["checkpoint"]["inflate"] for manifest in manifests] == [1, 4096]
+    assert [summary["inflate"] for summary in summaries] == [1, 4096]
+    assert manifests[0]["checkpoint"]["fingerprint"] != manifests[1]["checkpoint"]["fingerprint"]
+    for variant in ("reference", "baseline"):
+        before, after = (summary["variants"][variant] for summary in summaries)
+        assert after["amax_final"] == 4096 * before["amax_final"]
+        assert after["latent_rel_l2"] == before["latent_rel_l2"], "the same function, bit for bit"
+        image = f"images/{variant}__p0__s0.png"
+        assert (inflated / image).read_bytes() == (plain / image).read_bytes()
 
 
 def test_debug_shows_the_traceback(lab, monkeypatch):
@@ -295,6 +359,7 @@ def test_models_lists_and_makes(lab, tmp_path):
     code, out, _ = lab("models", quick=False)
     assert code == 0
     assert "qwen_image" in out
+    assert "synthetic://micro" in out
     code, _, _ = lab("models", "make=micro", f"to={tmp_path}/made", "seed=5", quick=False)
     assert code == 0
     assert (tmp_path / "made" / "model_index.json").is_file()

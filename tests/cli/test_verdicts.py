@@ -52,10 +52,10 @@ def test_ffn_scaling_enlarges_activations_only_where_biases_do(small_checkpoint,
 
 
 @pytest.mark.slow
-def test_findings_names_where_float16_overflows(micro_checkpoint, tmp_path):
+def test_findings_names_where_float16_overflows(tmp_path):
     out = tmp_path / "run"
     quick = [setting for setting in QUICK if not setting.startswith("probe")]
-    assert main(["+exp=findings", f"model.path={micro_checkpoint}", f"out={out}", *quick]) == 0
+    assert main(["+exp=findings", "model=micro_synthetic", f"out={out}", *quick]) == 0
     summary = json.loads((out / "summary.json").read_text())
     first = summary["variants"]["float16"]["first_nonfinite"]
     assert first["component"] == "transformer"

@@ -12,7 +12,7 @@ import pytest
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
-from precision_lab.lab.models import Models
+from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.run import generate, run
 from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
@@ -266,6 +266,7 @@ class TestRefusals:
             ({"variants": [Variant("baseline", "bfloat16", {"f": FFNScaling(sites=("img_mpl",))})]}, "matches nothing"),
             ({"prompts": ["word " * 1100]}, "expected at most 1024"),
             ({"model": ModelSpec("x", "/nowhere/at/all")}, "neither a folder nor a Hub id"),
+            ({"model": ModelSpec("x", "synthetic://mirco")}, "unknown preset. Did you mean micro"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -298,6 +299,15 @@ class TestRefusals:
         with pytest.raises(InputError, match="begun with another checkpoint"):
             run(dataclasses.replace(spec, resume=True), Quiet())
 
+    def test_resuming_with_another_inflate(self, spec):
+        spec = small(spec, variants=spec.variants[:1])
+        run(spec, Quiet())
+        manifest = spec.out / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"status": "interrupted"}))
+        inflated = dataclasses.replace(spec, resume=True, model=dataclasses.replace(spec.model, inflate=4.0))
+        with pytest.raises(InputError, match="begun with another checkpoint"):
+            run(inflated, Quiet())
+
     def test_a_folder_that_cannot_be_made(self, spec, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match="cannot be written"):
@@ -323,6 +333,10 @@ class TestRefusals:
         with pytest.raises(InputError):
             dataclasses.replace(spec, **changes)
 
+    def test_inflate(self):
+        with pytest.raises(InputError, match="Nearest: 4 or 8"):
+            ModelSpec("x", "/nowhere", inflate=5)
+
     @pytest.mark.parametrize("dtype", ["bf16", "float8", ""])
     def test_dtype(self, dtype):
         with pytest.raises(InputError, match="bfloat16"):
@@ -339,6 +353,16 @@ def test_models_share_weights_where_that_is_exact(small_checkpoint):
     assert fp32.transformer is bf16.transformer
     assert fp16.transformer is not bf16.transformer
     assert (fp32.dtype, bf16.dtype, fp16.dtype) == (mx.float32, mx.bfloat16, mx.float16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_pipeline_of_a_run_is_inflated(small_checkpoint, dtype):
+    spec = ModelSpec("small", str(small_checkpoint))
+    plain, inflated = (
+        Models(open_checkpoint(dataclasses.replace(spec, inflate=factor)))(getattr(mx, dtype)) for factor in (1, 64)
+    )
+    before, after = (pipeline.transformer.img_in.weight for pipeline in (plain, inflated))
+    assert mx.array_equal(after, 64 * before)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)

@@ -95,10 +95,10 @@ def test_equals_diffusers(reference, pipeline, prompts, seeds, height, width, st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("prompts", "seeds", "height", "width", "steps", "scale"), CASES)
-def test_equals_diffusers_with_60_growing_blocks(micro_checkpoint, prompts, seeds, height, width, steps, scale):
+def test_equals_diffusers_with_60_growing_blocks(micro_synthetic, prompts, seeds, height, width, steps, scale):
     args = prompts, seeds, height, width, steps, scale
-    expected_latents, expected_pixels = reference_images(load_reference(micro_checkpoint), *args)
-    latents, pixels = our_images(Checkpoint(micro_checkpoint).pipeline(mx.float32), *args)
+    expected_latents, expected_pixels = reference_images(load_reference(micro_synthetic), *args)
+    latents, pixels = our_images(Checkpoint(micro_synthetic).pipeline(mx.float32), *args)
     assert relative_l2(latents, expected_latents) <= 1e-4
     assert_equal_images(pixels, expected_pixels)
 

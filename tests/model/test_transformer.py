@@ -85,11 +85,11 @@ def test_observable_modules_are_called_once():
     assert {name: calls[id(m)] for name, m in transformer.named_modules() if calls[id(m)] != 1} == {}
 
 
-def test_fp32_equals_diffusers_over_60_growing_blocks(micro_checkpoint):
+def test_fp32_equals_diffusers_over_60_growing_blocks(micro_synthetic):
     model = QwenImageTransformer2DModel.from_pretrained(
-        micro_checkpoint, subfolder="transformer", torch_dtype=torch.float32
+        micro_synthetic, subfolder="transformer", torch_dtype=torch.float32
     )
-    transformer = Checkpoint(micro_checkpoint).transformer(mx.float32)
+    transformer = Checkpoint(micro_synthetic).transformer(mx.float32)
     rng = np.random.default_rng(10)
     for grid, timestep, lengths in (
         ((7, 9), 1.0, None),
@@ -103,8 +103,8 @@ def test_fp32_equals_diffusers_over_60_growing_blocks(micro_checkpoint):
 
 
 @pytest.mark.slow
-def test_fp32_equals_diffusers_over_60_growing_blocks_at_all_timesteps(micro_checkpoint, tmp_path):
-    folders = [micro_checkpoint, tmp_path / "other"]
+def test_fp32_equals_diffusers_over_60_growing_blocks_at_all_timesteps(micro_synthetic, tmp_path):
+    folders = [micro_synthetic, tmp_path / "other"]
     make(PRESETS["micro"], folders[1], seed=1)
     for seed, folder in enumerate(folders):
         model = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
@@ -194,13 +194,13 @@ def geometric_mean(values) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def test_bfloat16_error_over_60_growing_blocks_is_that_of_torch(micro_checkpoint):
-    assert geometric_mean(error_ratios(micro_checkpoint, mx.bfloat16, draws=4, seed=30)) <= 1.5
+def test_bfloat16_error_over_60_growing_blocks_is_that_of_torch(micro_synthetic):
+    assert geometric_mean(error_ratios(micro_synthetic, mx.bfloat16, draws=4, seed=30)) <= 1.5
 
 
 @pytest.mark.slow
-def test_bfloat16_error_over_60_growing_blocks_is_that_of_torch_for_several_weights(micro_checkpoint, tmp_path):
-    folders = [micro_checkpoint, tmp_path / "other"]
+def test_bfloat16_error_over_60_growing_blocks_is_that_of_torch_for_several_weights(micro_synthetic, tmp_path):
+    folders = [micro_synthetic, tmp_path / "other"]
     make(PRESETS["micro"], folders[1], seed=1)
     ratios = [r for seed, folder in enumerate(folders) for r in error_ratios(folder, mx.bfloat16, draws=24, seed=seed)]
     assert geometric_mean(ratios) <= 1.5
@@ -214,9 +214,9 @@ def test_float16_error_over_60_growing_blocks_is_that_of_torch(tmp_path):
     assert geometric_mean(error_ratios(tmp_path / "mild", mx.float16, draws=32, seed=0)) <= 1.5
 
 
-def test_float16_does_not_hide_overflow(micro_checkpoint):
+def test_float16_does_not_hide_overflow(micro_synthetic):
     """The plain model does not clip as diffusers does in float16."""
-    transformer = Checkpoint(micro_checkpoint).transformer(mx.float16)
+    transformer = Checkpoint(micro_synthetic).transformer(mx.float16)
     inputs = random_inputs(np.random.default_rng(31), (4, 4), text_width=64)
     assert not np.isfinite(ours(transformer, inputs, mx.float16)).all()
 

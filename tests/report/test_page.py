@@ -84,6 +84,26 @@ def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
     assert text.count("Figure ") == len(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "badge"),
+    [
+        ("trained", 4096.0, "Trained weights, stream x4096: a checkpoint"),
+        ("published", 1.0, "Published weights: read"),
+        ("synthetic", 2.0**-12, "Synthetic weights, stream x2^-12: made"),
+        ("synthetic", 2.0**40, "Synthetic weights, stream x2^40: made"),
+        ("other", 2.0, "Weights, stream x2: the run does not say"),
+    ],
+)
+def test_the_page_names_the_weights_and_the_factor_on_their_streams(small_run, unrendered, kind, factor, badge):
+    run = small_run()
+    checkpoint = json.loads((run / "manifest.json").read_text())["checkpoint"]
+    edit(run / "manifest.json", checkpoint=checkpoint | {"weights": kind, "inflate": factor})
+    edit(run / "summary.json", weights=kind)
+    text = text_of(report.write(run))
+    assert badge in text
+    assert text.count("stream x") == (0 if factor == 1 else 2), "on top, and where the checkpoint is described"
+
+
 def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_path, caplog):
     again = shutil.copytree(reported, tmp_path / "again", ignore=shutil.ignore_patterns("figures", "report.html"))
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,19 @@
+"""Where files may be kept that can be made again at any time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache() -> Path:
+    """This program's folder in the user's cache: under $XDG_CACHE_HOME or ~/.cache. It need not exist.
+
+    Raises OSError where the user has no home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG base directory specification: relative paths are to be ignored
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(base):
+        raise OSError("no home folder and no XDG_CACHE_HOME")
+    return Path(base) / "precision_lab"

@@ -1,0 +1,35 @@
+"""Drawing a scene."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.errors import InputError
+from precision_lab.shapes import layout
+from precision_lab.shapes.outlines import coverage
+from precision_lab.shapes.palette import PALETTE
+from precision_lab.shapes.scenes import Scene
+
+MIN_SIDE = 32
+"""Pixels; on less the shapes cannot be told apart."""
+
+
+def render(scene: Scene, height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A picture of the scene, (height, width, 3) sRGB, antialiased; `rng` shifts its objects a little.
+
+    Raises InputError for a side under 32 pixels.
+    """
+    if min(height, width) < MIN_SIDE:
+        raise InputError(f"A picture needs at least {MIN_SIDE} x {MIN_SIDE} pixels, got {height} x {width}")
+    background, color = (np.array(PALETTE[name], dtype=np.float32) for name in (scene.background, scene.color))
+    image = np.empty((height, width, 3), dtype=np.uint8)
+    image[:] = np.tile(background.astype(np.uint8), (width, 1))  # row by row: several times quicker than by pixel
+    radius = layout.RADII[layout.size_name(scene)] * min(height, width)
+    for center in layout.centers(scene, height, width, rng):
+        left, top = np.floor(center - radius).astype(int)
+        right, bottom = np.ceil(center + radius).astype(int)
+        middle = float(center[0] - left), float(center[1] - top)
+        alpha = coverage(scene.shape, middle, radius, bottom - top, right - left).astype(np.float32)
+        image[top:bottom, left:right] = np.rint(background + alpha[..., None] * (color - background))
+    return image

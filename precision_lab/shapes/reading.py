@@ -1,0 +1,182 @@
+"""Telling what a picture shows, by plain image processing.
+
+The background is the colour of the border. Objects are the connected regions that differ from it by more than half of
+what their colour does, which puts their edge where a blurred or antialiased edge has it. A region's colour is that of
+most of its inside, its shape the one whose outline, at its size and place, overlaps it best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from precision_lab.errors import InputError
+from precision_lab.shapes.layout import ANCHORS, RADII
+from precision_lab.shapes.outlines import SHAPES, area, centroid, coverage
+from precision_lab.shapes.palette import COLORS, RGB, nearest_color
+
+BORDER = 0.03
+"""Width of the border, in shorter sides; no object reaches into it."""
+PLAIN_BORDER = 0.8
+"""The share of the border that must have the background's colour, else the picture has no plain background."""
+SPECKLE = 0.25
+"""Regions smaller than this share of the world's smallest object do not count."""
+RIM = 2
+"""Pixels around a region that can hold the blurred rest of it."""
+MIN_OVERLAP = 0.55
+"""The least overlap (intersection over union) with a shape's outline at which a region has that shape."""
+MAX_MAGNITUDE = 1.5
+"""The radius, in those of large objects, above which a region is no object."""
+
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows; each is None where it cannot be told.
+
+    Unlike in a Scene, `size` says "medium" and `position` "center": None would be ambiguous. `count` is 0 for a plain
+    picture, and None where there is no plain background or one of the regions has no shape. Colour and shape are those
+    of more than half of the objects.
+    """
+
+    background: str | None
+    color: str | None
+    shape: str | None
+    count: int | None
+    size: str | None
+    position: str | None
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A connected region: its colour, its shape and radius if it has one, its middle (x, y) in widths and heights."""
+
+    color: str
+    shape: str | None
+    radius: float
+    middle: tuple[float, float]
+
+
+def read(image: npt.NDArray[np.uint8]) -> Reading:
+    """Read any uint8 picture (height, width, 3). Raises InputError for an array of another kind."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise InputError(f"Expected a uint8 picture of shape (height, width, 3), got {image.dtype} of {image.shape}")
+    labels = nearest_color(image)
+    background = _background(image, labels)
+    if background is None:
+        return Reading(None, None, None, None, None, None)
+    regions = _regions(image, _foreground(image, labels, background), labels, background)
+    if not regions:
+        return Reading(COLORS[background], None, None, 0, None, None)
+    shape = _majority(region.shape for region in regions)
+    return Reading(
+        background=COLORS[background],
+        color=_majority(region.color for region in regions),
+        shape=shape,
+        count=len(regions) if all(region.shape for region in regions) else None,
+        size=_size(float(np.median([region.radius for region in regions]))) if shape else None,
+        position=_position(np.mean([region.middle for region in regions], axis=0)),
+    )
+
+
+def _background(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp]) -> int | None:
+    """The palette's colour nearest to the border's median, if most of the border agrees."""
+    width = max(1, round(BORDER * min(labels.shape)))
+    border = np.ones(labels.shape, dtype=bool)
+    border[width:-width, width:-width] = False
+    background = int(nearest_color(np.median(image[border], axis=0)))
+    return background if (labels[border] == background).mean() >= PLAIN_BORDER else None
+
+
+def _foreground(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp], background: int) -> Mask:
+    """The pixels of objects: nearer to the commonest object colour than to the background, or of a third colour."""
+    other = labels != background
+    inside = ndimage.binary_erosion(other)
+    if not inside.any():
+        return inside
+    color = int(np.bincount(labels[inside]).argmax())
+    full = np.median(image[inside & (labels == color)], axis=0)
+    differs = np.linalg.norm(image - RGB[background], axis=-1) > np.linalg.norm(full - RGB[background]) / 2
+    # blended edges can resemble a third colour too, but are only a pixel or two thick
+    third = ndimage.binary_opening(other & (labels != color))
+    return differs | third
+
+
+def _regions(
+    image: npt.NDArray[np.uint8], foreground: Mask, labels: npt.NDArray[np.intp], background: int
+) -> list[_Region]:
+    side = min(foreground.shape)
+    speckle = SPECKLE * min(map(area, SHAPES)) * (min(RADII.values()) * side) ** 2
+    numbered, _ = ndimage.label(foreground)
+    regions = []
+    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+        mask = numbered[box] == number
+        if mask.sum() < speckle:
+            continue
+        inside = ndimage.binary_erosion(mask)
+        inside = inside if inside.any() else mask
+        votes = np.bincount(labels[box][inside], minlength=len(COLORS))
+        votes[background] = 0
+        wider = tuple(slice(max(0, s.start - RIM), s.stop + RIM) for s in box)
+        near = ndimage.binary_dilation(numbered[wider] == number, iterations=RIM)
+        alpha = near * _opacity(image[wider], np.median(image[box][inside], axis=0), RGB[background])
+        shape = _shape(alpha)
+        radius = math.sqrt(alpha.sum() / area(shape)) / side if shape else math.nan
+        if radius > MAX_MAGNITUDE * max(RADII.values()):
+            shape = None
+        y, x = ((s.start + s.stop) / 2 / extent for s, extent in zip(box, foreground.shape, strict=True))
+        regions.append(_Region(COLORS[int(votes.argmax())], shape, radius, (x, y)))
+    return regions
+
+
+def _opacity(
+    image: npt.NDArray[np.uint8], color: npt.NDArray[np.floating], background: npt.NDArray[np.floating]
+) -> npt.NDArray[np.floating]:
+    """The share of `color` in each pixel (height, width), 0 to 1, if it is a blend of `color` and `background`."""
+    direction = color - background
+    return np.clip((image - background) @ direction / max(direction @ direction, 1), 0, 1)
+
+
+def _shape(alpha: npt.NDArray[np.floating]) -> str | None:
+    """The shape that overlaps a region's opacity best when it has its area and centre of mass; None if none does well.
+
+    Blur rounds the points of a star and so shrinks its bounding box, but moves neither area nor centre.
+    """
+    size = float(alpha.sum())
+    margin = math.ceil(math.sqrt(size)) + 1  # no shape of area 1 reaches 1 from its centre of mass
+    alpha = np.pad(alpha, margin)
+    y, x = (float(c) + 0.5 for c in ndimage.center_of_mass(alpha))
+    overlaps = {}
+    for shape in SHAPES:
+        radius = math.sqrt(size / area(shape))
+        dx, dy = centroid(shape)
+        ideal = coverage(shape, (x - radius * dx, y - radius * dy), radius, *alpha.shape)
+        shared = np.minimum(ideal, alpha).sum()
+        overlaps[shape] = shared / (2 * size - shared)
+    best = max(overlaps, key=overlaps.__getitem__)
+    return best if overlaps[best] >= MIN_OVERLAP else None
+
+
+def _size(radius: float) -> str:
+    """The size of the nearest radius, as a ratio."""
+    return min(RADII, key=lambda size: abs(math.log(radius / RADII[size])))
+
+
+def _position(middle: npt.NDArray[np.float64]) -> str:
+    return min(ANCHORS, key=lambda position: math.dist(ANCHORS[position], middle))
+
+
+def _majority(values: Iterable[T | None]) -> T | None:
+    """The value of more than half, if there is one."""
+    counts = Counter(values)
+    value, votes = counts.most_common(1)[0]
+    return value if 2 * votes > counts.total() else None

@@ -1,0 +1,126 @@
+"""Scenes, their captions, and which of them no training picture shows."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+from precision_lab.errors import InputError, nearest
+from precision_lab.shapes.outlines import SHAPES
+from precision_lab.shapes.palette import COLORS
+
+COUNT_WORDS = {1: "a", 2: "two", 3: "three"}
+COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
+SIZES = ("small", "large")
+POSITIONS = ("left", "right", "top", "bottom")
+PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+HELD_OUT_ONE_IN = 10
+LISTED = 5
+"""Near choices a refusal names: it names all, up to twice as many, where none is near; no vocabulary is larger."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. `size` None is medium, `position` None is the centre: the caption leaves both unsaid.
+
+    Raises InputError for a value outside the world, or objects of the background's colour.
+    """
+
+    count: int
+    size: str | None
+    color: str
+    shape: str
+    background: str
+    position: str | None
+
+    def __post_init__(self) -> None:
+        if self.count not in COUNT_WORDS:
+            raise InputError(f"A scene has 1, 2 or 3 objects, got {self.count!r}")
+        for name, choices in (
+            ("size", (None, *SIZES)),
+            ("color", COLORS),
+            ("shape", SHAPES),
+            ("background", COLORS),
+            ("position", (None, *POSITIONS)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"No {name} {value!r}. {nearest(str(value), filter(None, choices), LISTED)}")
+        if self.color == self.background:
+            raise InputError(f"Objects of the background's colour, {self.color}, cannot be seen: choose two colours")
+
+    @property
+    def caption(self) -> str:
+        """`{a|two|three} [small|large] {color} {shape}[s] on a {background} background[, {position}]`."""
+        noun = self.shape if self.count == 1 else PLURALS[self.shape]
+        objects = " ".join(filter(None, (COUNT_WORDS[self.count], self.size, self.color, noun)))
+        where = f", {self.position}" if self.position else ""
+        return f"{objects} on a {self.background} background{where}"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training leaves this combination of count, colour, shape and background out, in every size and place.
+
+        CRC-32 decides: the same on every machine, unlike `hash`.
+        """
+        combination = f"{self.count} {self.color} {self.shape} {self.background}"
+        return zlib.crc32(combination.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def parse(caption: str) -> Scene:
+    """The scene of a caption; capitals, commas and repeated spaces do not matter, and one object may be "one" or "an".
+
+    Raises InputError that names the first word that does not fit, and what would.
+    """
+    words = iter(caption.lower().replace(",", " ").split())
+
+    def take(what: str, choices: Collection[str]) -> str:
+        word = next(words, None)
+        if word is None:
+            raise InputError(f"The caption {caption!r} ends where {what} is expected. {nearest('', choices, LISTED)}")
+        if word not in choices:
+            raise InputError(f"In {caption!r}, {word!r} is not {what}. {nearest(word, choices, LISTED)}")
+        return word
+
+    count = COUNTS[take("a count", COUNTS)]
+    word = take("a size or colour", (*SIZES, *COLORS))
+    size = word if word in SIZES else None
+    color = take("a colour", COLORS) if size else word
+    nouns = {shape if count == 1 else PLURALS[shape]: shape for shape in SHAPES}
+    shape = nouns[take(f"a shape, in the {'singular' if count == 1 else 'plural'}", nouns)]
+    take('the word "on"', ("on",))
+    take('the word "a"', ("a", "an"))
+    background = take("a colour", COLORS)
+    take('the word "background"', ("background",))
+    rest = list(words)
+    if len(rest) > 1:
+        raise InputError(f"In {caption!r}, nothing may follow {rest[0]!r}, but {rest[1]!r} does")
+    if rest and rest[0] not in POSITIONS:
+        raise InputError(f"In {caption!r}, {rest[0]!r} is not a position. {nearest(rest[0], POSITIONS, LISTED)}")
+    return Scene(count, size, color, shape, background, rest[0] if rest else None)
+
+
+@cache
+def all_scenes() -> tuple[Scene, ...]:
+    """The 12,600 scenes of the world, in a fixed order."""
+    values = product(COUNT_WORDS, (None, *SIZES), COLORS, SHAPES, COLORS, (None, *POSITIONS))
+    return tuple(
+        Scene(count, size, color, shape, background, position)
+        for count, size, color, shape, background, position in values
+        if color != background
+    )
+
+
+@cache
+def training_scenes() -> tuple[Scene, ...]:
+    """The scenes that training pictures may show, in the order of `all_scenes`."""
+    return tuple(scene for scene in all_scenes() if not scene.held_out)
+
+
+@cache
+def held_out_scenes() -> tuple[Scene, ...]:
+    """The scenes kept for testing, about one combination in ten, in the order of `all_scenes`."""
+    return tuple(scene for scene in all_scenes() if scene.held_out)
