@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from precision_lab.analysis.claims import Claim
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError, nearest
-from precision_lab.lab.spec import LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.spec import LatencySpec, ModelSpec, RunSpec, SamplerSpec, TeacherSpec, Variant
 from precision_lab.probes.base import Probe
 from precision_lab.techniques.base import Technique
 
@@ -53,6 +53,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         baseline=baseline,
         probes={str(name): _build(node, Probe, f"probe {name}") for name, node in resolved.probe.items()},
         drift_sites=list(resolved.drift.sites),
+        teacher=_fields(TeacherSpec, resolved.drift.teacher),
         latency=_fields(LatencySpec, resolved.latency),
         out=Path(out).expanduser() if out else _default_out(resolved.experiment),
         resume=bool(resume),

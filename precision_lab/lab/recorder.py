@@ -13,7 +13,7 @@ import numpy as np
 
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.sites import Site, select, walk
-from precision_lab.instrument.tap import Call, ports, tapped
+from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
@@ -40,6 +40,22 @@ class Position(NamedTuple):
     def key(self) -> str:
         """Names the array within a generation."""
         return f"{self.branch}|{self.step}|{self.component}:{self.site}|{self.port}"
+
+
+def position_of(site: Site, port: Port, order: int) -> Position:
+    """The position of an array that a module of `site` takes or gives, within the current scope."""
+    labels = current_scope()
+    return Position(
+        branch=labels.get("branch"),
+        step=labels.get("step"),
+        sigma=labels.get("sigma"),
+        component=site.component,
+        site=site.path,
+        port=port.name,
+        stream=port.stream,
+        block=site.block,
+        order=order,
+    )
 
 
 class Observation(NamedTuple):
@@ -88,21 +104,10 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
 
     def on_call(call: Call) -> None:
         nonlocal seen
-        labels = current_scope()
         site = call.site
         kinds = {kind for observer in interested[site] for kind in observer.ports}
         for port in ports(call, sorted(kinds)):
-            position = Position(
-                branch=labels.get("branch"),
-                step=labels.get("step"),
-                sigma=labels.get("sigma"),
-                component=site.component,
-                site=site.path,
-                port=port.name,
-                stream=port.stream,
-                block=site.block,
-                order=seen,
-            )
+            position = position_of(site, port, seen)
             seen += 1
             kind = port.name.partition(".")[0]
             wanting = [observer for observer in interested[site] if kind in observer.ports]

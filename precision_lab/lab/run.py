@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,12 +30,15 @@ from precision_lab.lab.recorder import (
 )
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant, one_of
-from precision_lab.model.pipeline import Conditioning, Pipeline
+from precision_lab.lab.teacher import Teacher
+from precision_lab.model.pipeline import Conditioning, Pipeline, Step
 from precision_lab.model.rope import Grid
 from precision_lab.model.scope import scope
 from precision_lab.techniques.base import Coverage, applied
 
 SCHEMA_VERSION = 1
+
+OnStep = Callable[[Step, mx.array, Sequence[Conditioning | None]], None]
 
 
 class Progress(Protocol):
@@ -72,7 +75,7 @@ class Laboratory:
         for name, probe in spec.probes.items():
             for port in probe.ports:
                 one_of(f"probe.{name}.ports", port, ("in", "out"))
-        for patterns in (spec.drift_sites, *(probe.sites for probe in spec.probes.values())):
+        for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
         self.errors: dict[str, str] = {}
         self.coverage = {variant.name: self._dry_run(variant) for variant in spec.all_variants}
@@ -141,7 +144,9 @@ class Laboratory:
             if variant.name == REFERENCE:
                 with writing(store) as writer:
                     recorder = ReferenceRecorder(self.spec.drift_sites, writer)
-                    pixels = self._observe(pipeline, case, variant.name, [*probes, recorder])
+                    pixels, local = self._teach(pipeline, case, [*probes, recorder])
+                rows = [{**row, **labels, "variant": row["variant"], "reference": REFERENCE} for row in local]
+                tables.write_part(self.spec.out, "drift", part, rows)
             else:
                 drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store))
                 pixels = self._observe(pipeline, case, variant.name, [*probes, drift])
@@ -152,7 +157,34 @@ class Laboratory:
 
     def _observe(self, pipeline: Pipeline, case: Case, label: str, observers: list[Observer]) -> np.ndarray:
         with observing(pipeline.components, observers):
-            return generate(pipeline, self.spec.sampler, self.grid, case, lambda: self.progress.advance(1, label))
+            return generate(pipeline, self.spec.sampler, self.grid, case, lambda *_: self.progress.advance(1, label))
+
+    def _teach(
+        self, pipeline: Pipeline, case: Case, observers: list[Observer]
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The reference's pixels, and rows of the variants' local error beside it."""
+        spec, count = self.spec, self.spec.sampler.steps
+        steps = spec.teacher.steps(count, spec.cases.index(case))
+        if not steps:
+            return self._observe(pipeline, case, REFERENCE, observers), []
+        teacher = Teacher(spec.teacher.sites, steps)
+        taught = {
+            v.name: (self.models(getattr(mx, v.dtype)), v.techniques)
+            for v in spec.variants
+            if v.name not in self.errors
+        }
+
+        def on_step(step: Step, before: mx.array, texts: Sequence[Conditioning | None]) -> None:
+            self.progress.advance(1, REFERENCE)
+            teacher.step(step, before, self.grid, count, spec.sampler.guidance_scale, texts)
+
+        with (
+            teacher.shadowing(taught, self.grid, count, case.prompt),
+            observing(pipeline.components, observers),
+            teacher.watching(pipeline),
+        ):
+            pixels = generate(pipeline, spec.sampler, self.grid, case, on_step)
+        return pixels, teacher.rows
 
     def _time_steps(self, weight: float) -> None:
         part = "step"
@@ -267,15 +299,18 @@ def encode(pipeline: Pipeline, sampler: SamplerSpec, prompt: str) -> tuple[Condi
         return cond, pipeline.encode([sampler.negative_prompt])
 
 
-def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, on_step: Any) -> np.ndarray:
-    """Pixel values (H, W, 3) of one image, evaluated step by step."""
+def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, on_step: OnStep) -> np.ndarray:
+    """Pixel values (H, W, 3) of one image, evaluated step by step.
+
+    on_step: called with each step, the latents before it, and the embeddings of both prompts.
+    """
     cond, uncond = encode(pipeline, sampler, case.prompt)
     latents = pipeline.noise(case.seed, grid)
     mx.eval(cond, uncond, latents)
     for step in pipeline.denoise(latents, grid, sampler.steps, cond, uncond, sampler.guidance_scale):
         mx.eval(step.latents)
+        on_step(step, latents, (cond, uncond))
         latents = step.latents
-        on_step()
     return to_numpy(pipeline.decode(latents, grid))[0]
 
 

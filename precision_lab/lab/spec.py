@@ -16,6 +16,7 @@ from precision_lab.techniques.base import Technique
 REFERENCE = "reference"
 DTYPES = ("float32", "bfloat16", "float16")
 EXPECTATIONS = ("any", "finite", "nonfinite")
+TEACHER_MODES = ("off", "sampled", "full")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -109,6 +110,26 @@ class LatencySpec:
 
 
 @dataclass(frozen=True)
+class TeacherSpec:
+    """Where local error is measured: modules and steps that are fed the reference's inputs.
+
+    mode: off; sampled, the first, middle and last step of the first case; or full, every step of every case.
+    """
+
+    sites: Sequence[str] = ("transformer_blocks.*", "{norm_out,proj_out}")
+    mode: str = "off"
+
+    def __post_init__(self) -> None:
+        one_of("drift.teacher.mode", self.mode, TEACHER_MODES)
+
+    def steps(self, count: int, case: int) -> frozenset[int]:
+        """Those to measure, of the `count` steps of the case of that number."""
+        if self.mode == "full":
+            return frozenset(range(count))
+        return frozenset({0, count // 2, count - 1}) if self.mode == "sampled" and case == 0 else frozenset()
+
+
+@dataclass(frozen=True)
 class Case:
     """One generation to be made with every variant."""
 
@@ -132,6 +153,7 @@ class RunSpec:
     drift_sites: Sequence[str]
     latency: LatencySpec
     out: Path
+    teacher: TeacherSpec = field(default_factory=TeacherSpec)
     resume: bool = False
     resolved: str = ""
     command: Sequence[str] = ()

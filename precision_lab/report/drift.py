@@ -17,10 +17,11 @@ STEPS_TITLE = "Drift of the latents over the steps"
 BLOCKS_TITLE = "Drift over the blocks"
 MODES = {"free": "free-running\n(accumulated)", "teacher": "teacher-forced\n(local)"}
 STEPS_CAPTION = (
-    "Relative L2 distance of the latents from the reference's after each Euler step, log scale, lower is better. Each "
-    "variant follows its own trajectory (free-running), so errors accumulate. Lines: median over prompts and seeds; "
-    "bands: least to greatest. Crosses: steps whose latents are not finite in at least one generation. A distance of "
-    "exactly 0 has no place on a log scale."
+    "Relative L2 distance of the latents from the reference's after each Euler step, log scale, lower is better. "
+    "Free-running: each variant follows its own trajectory, so errors accumulate. Teacher-forced: each step starts "
+    "from the reference's latents, which leaves the error made in it. Lines: median over prompts and seeds; bands: "
+    "least to greatest. Crosses: steps whose latents are not finite in at least one generation. A distance of exactly "
+    "0 has no place on a log scale."
 )
 BLOCKS_CAPTION = (
     "Relative L2 distance of the image stream from the reference's as it leaves each block, log scale, lower is "
@@ -34,20 +35,21 @@ def draw_steps(run: Run) -> Drawing | Absent:
     rows = _against_reference(run)
     if rows is None:
         return Absent(STEPS_TITLE, "This run compared nothing with a reference.")
-    rows = latents(rows[rows["mode"] == "free"])
-    if not len(rows):
+    rows = latents(rows)
+    modes = [mode for mode in MODES if (rows["mode"] == mode).any()]
+    if not modes:
         return Absent(STEPS_TITLE, "This run recorded no drift of the latents.")
     figure = style.new_figure(3.5)
-    axes = figure.subplots()
     styles = style.looks(run.variants, run.reference)
-    low, high = _limits(rows, "step")
-    _draw_lines(axes, rows, "step", styles, (low, high))
-    axes.set_ylabel("rel. L2 to reference (lower is better)")
-    axes.set_xlabel("step")
+    limits = _limits(rows, "step")
     last = rows["step"].max()
-    axes.set_xlim(-0.5 if last == 0 else -0.02 * last, last + (0.5 if last == 0 else 0.02 * last))
-    style.index_axis(axes.xaxis, last, ticks=11)
-    _label_sigmas(axes, run.sigmas)
+    for axes, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
+        _draw_lines(axes, rows[rows["mode"] == mode], "step", styles, limits)
+        axes.set_ylabel(f"rel. L2, {MODES[mode]}")
+        axes.set_xlabel("step")
+        axes.set_xlim(-0.5 if last == 0 else -0.02 * last, last + (0.5 if last == 0 else 0.02 * last))
+        style.index_axis(axes.xaxis, last, ticks=11)
+        _label_sigmas(axes, run.sigmas)
     _legend(figure, run, rows)
     return Drawing("drift_steps", STEPS_TITLE, figure, STEPS_CAPTION)
 

@@ -120,7 +120,8 @@ def _generations(stems: Iterable[str]) -> list[Generation]:
 
 def _broken(run: Run) -> set[tuple[str, Generation]]:
     """Generations whose latents became non-finite, by either table."""
-    tables = [latents(table) for table in (run.activations, run.drift) if table is not None]
+    drift = None if run.drift is None else run.drift[run.drift["mode"] == "free"]
+    tables = [latents(table) for table in (run.activations, drift) if table is not None]
     bad = [table.loc[table["nonfinite"], ["variant", "prompt_id", "seed"]].drop_duplicates() for table in tables]
     return {(str(v), (int(p), int(s))) for table in bad for v, p, s in table.itertuples(index=False)}
 

@@ -91,10 +91,10 @@ def test_with_every_probe_on_the_picture_is_bit_identical(small_checkpoint, dtyp
     pipeline = Models(Checkpoint(small_checkpoint))(dtype)
     grid, case = pipeline.grid(SAMPLER.height, SAMPLER.width), Case(0, "a green square", 3)
     before = [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)]
-    plain = generate(pipeline, SAMPLER, grid, case, lambda: None)
+    plain = generate(pipeline, SAMPLER, grid, case, lambda *_: None)
     recorder = ProbeRecorder(EVERYWHERE)
     with observing(pipeline.components, [recorder]):
-        observed = generate(pipeline, SAMPLER, grid, case, lambda: None)
+        observed = generate(pipeline, SAMPLER, grid, case, lambda *_: None)
     assert np.array_equal(plain.view(np.uint32), observed.view(np.uint32))
     assert [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)] == before
     rows = pd.DataFrame(recorder.rows)
@@ -372,7 +372,7 @@ def test_no_operation_leaves_the_dtype_by_accident(small_checkpoint, dtype):
     by_design = {"time_text_embed.time_proj", "pos_embed", "rotary_emb", "to_pixels", "embed_tokens"}
     recorder = ProbeRecorder(EVERYWHERE)
     with observing(pipeline.components, [recorder]):
-        image = generate(pipeline, SAMPLER, pipeline.grid(48, 80), Case(0, "a", 0), lambda: None)
+        image = generate(pipeline, SAMPLER, pipeline.grid(48, 80), Case(0, "a", 0), lambda *_: None)
     rows = pd.DataFrame(recorder.rows)
     rows = rows[rows["port"].str.startswith("out") & ~rows["site"].isin(by_design)]
     assert set(rows["dtype"]) == {str(dtype).rpartition(".")[2]}, rows[["component", "site", "dtype"]].drop_duplicates()
