@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +17,10 @@ from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
-from precision_lab.probes.base import Probe
+from precision_lab.probes.base import CallProbe, Probe, Scalar
+
+CALL = "call"
+"""The port of observers that want an output together with the inputs of its call."""
 
 _GROUP = 32
 _GROUP_BYTES = 128 << 20
@@ -59,10 +62,11 @@ def position_of(site: Site, port: Port, order: int) -> Position:
 
 
 class Observation(NamedTuple):
-    """An evaluated array and where it was seen."""
+    """An evaluated array and where it was seen; with an output, the inputs of its call, if an observer wants calls."""
 
     position: Position
     array: mx.array
+    inputs: tuple[mx.array, ...] = ()
 
 
 class Observer(Protocol):
@@ -97,7 +101,7 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
     def launch(following: _Group) -> None:
         """Starts evaluating the current group, and meanwhile measures the one before."""
         nonlocal group, launched
-        mx.async_eval([observation.array for observation in group.observations])
+        mx.async_eval([array for seen in group.observations for array in (seen.array, *seen.inputs)])
         if launched is not None:
             launched.deliver()
         group, launched = following, group
@@ -106,12 +110,14 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
         nonlocal seen
         site = call.site
         kinds = {kind for observer in interested[site] for kind in observer.ports}
-        for port in ports(call, sorted(kinds)):
+        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if CALL in kinds else ()
+        for port in ports(call, sorted({"out" if kind == CALL else kind for kind in kinds})):
             position = position_of(site, port, seen)
             seen += 1
             kind = port.name.partition(".")[0]
-            wanting = [observer for observer in interested[site] if kind in observer.ports]
-            group.add(Observation(position, real(port.array)), wanting)
+            accepted = {kind, CALL} if kind == "out" else {kind}
+            wanting = [observer for observer in interested[site] if accepted & set(observer.ports)]
+            group.add(Observation(position, real(port.array), inputs if kind == "out" else ()), wanting)
         if group.is_full:
             launch(_Group(observers))
 
@@ -135,7 +141,7 @@ class _Group:
 
     def add(self, observation: Observation, wanting: Sequence[Observer]) -> None:
         self.observations.append(observation)
-        self._nbytes += observation.array.nbytes
+        self._nbytes += sum(array.nbytes for array in (observation.array, *observation.inputs))
         for observer, batch in self._batches:
             if observer in wanting:
                 batch.append(observation)
@@ -149,19 +155,28 @@ class _Group:
 class ProbeRecorder:
     """Rows of activations: the scalars of one probe."""
 
-    def __init__(self, probe: Probe):
+    def __init__(self, probe: Probe | CallProbe):
         self.sites, self.ports = probe.sites, probe.ports
         self.rows: list[dict[str, Any]] = []
-        self._probe = probe
+        self._measure = _measurement(probe)
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        measured = [self._probe.measure(array) for _, array in batch]
+        measured = [self._measure(observation) for observation in batch]
         mx.eval([value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)])
-        for (position, x), scalars in zip(batch, measured, strict=True):
+        for (position, x, _), scalars in zip(batch, measured, strict=True):
             shape = "x".join(map(str, x.shape))
             dtype = str(x.dtype).rpartition(".")[2]
             numbers = {k: v.item() if isinstance(v, mx.array) else v for k, v in scalars.items()}
             self.rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **numbers})
+
+
+def _measurement(probe: Probe | CallProbe) -> Callable[[Observation], Mapping[str, Scalar]]:
+    """How a probe of either kind measures an observation."""
+    if CALL in probe.ports:
+        whole = cast(CallProbe, probe)
+        return lambda seen: whole.measure(seen.inputs, seen.array)
+    single = cast(Probe, probe)
+    return lambda seen: single.measure(seen.array)
 
 
 def join_rows(recorders: Sequence[ProbeRecorder]) -> list[dict[str, Any]]:
@@ -183,7 +198,7 @@ class ReferenceRecorder:
         self._writer = writer
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x in batch:
+        for position, x, _ in batch:
             self._writer.put(position.key, to_numpy(x).astype(np.float32))
 
 
@@ -198,7 +213,7 @@ class DriftRecorder:
         self.rows: list[dict[str, Any]] = []
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x in batch:
+        for position, x, _ in batch:
             reference = self._reader.get(position.key)
             if reference is not None:
                 row = {key: value for key, value in position._asdict().items() if key != "sigma"}

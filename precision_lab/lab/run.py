@@ -21,6 +21,7 @@ from precision_lab.lab import latency, tables
 from precision_lab.lab.folder import prepare, save_image, write_json
 from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import (
+    CALL,
     DriftRecorder,
     Observer,
     ProbeRecorder,
@@ -74,7 +75,9 @@ class Laboratory:
         sites = walk(reference.components)
         for name, probe in spec.probes.items():
             for port in probe.ports:
-                one_of(f"probe.{name}.ports", port, ("in", "out"))
+                one_of(f"probe.{name}.ports", port, ("in", "out", CALL))
+            if CALL in probe.ports and len(probe.ports) > 1:
+                raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
         for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
         self.errors: dict[str, str] = {}

@@ -23,7 +23,23 @@ class Probe(Protocol):
 
     @property
     def ports(self) -> Sequence[str]:
-        """ "out", "in" or both: which arrays of a call to measure."""
+        """ "out", "in" or both: which arrays of a call to measure, one by one."""
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
         """Scalars of one evaluated array; those that are MLX arrays may be lazy, they are evaluated in groups."""
+
+
+@runtime_checkable
+class CallProbe(Protocol):
+    """A probe that looks at all arrays of a call together; its scalars join the row of the call's output."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Patterns of the modules to observe."""
+
+    @property
+    def ports(self) -> Sequence[str]:
+        """Exactly ("call",): what tells it from a `Probe`."""
+
+    def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
+        """Scalars of one call; inputs in the order of the ports in.0, in.1, ...; all arrays are evaluated."""

@@ -1,0 +1,52 @@
+"""Residual adds: how large the update is beside the stream, and how much of it the stream would absorb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.numerics.absorption import absorption_pct
+from precision_lab.numerics.formats import format_named
+from precision_lab.numerics.statistics import summarize
+from precision_lab.probes.base import Scalar
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """`absorption_pct_<f>` for each format; `update_amax`, `update_rms`, and `update_ratio` = update_rms / stream rms.
+
+    At sites that compute `residual + gate * update`. The update is gate * update in float64, before any rounding; the
+    residual is what the variant has there. In a format narrower than the residual's own, the answer is for the residual
+    rounded down to it.
+    """
+
+    sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_add{1,2}",)
+    ports: Sequence[str] = ("call",)
+    formats: Sequence[str] = ("bfloat16", "float16")
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            format_named(name)
+
+    def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
+        """inputs: residual (B, L, D), gate (B, D), update (B, L, D). Raises InputError for other calls."""
+        if len(inputs) != 3 or inputs[0].ndim != 3 or inputs[1].ndim != 2 or inputs[0].shape != inputs[2].shape:
+            shapes = ", ".join(str(x.shape) for x in inputs)
+            raise InputError(
+                f"probe absorption: a call with inputs of shapes {shapes}; expected residual, gate, update"
+            )
+        residual, gate, update = (to_numpy(x).astype(np.float64) for x in inputs)
+        with np.errstate(invalid="ignore", over="ignore"):
+            added = gate[:, None] * update
+        size, stream = summarize(added, ()), summarize(residual, ())
+        return {
+            **{f"absorption_pct_{name}": absorption_pct(residual, added, name) for name in self.formats},
+            "update_amax": size["amax"],
+            "update_rms": size["rms"],
+            "update_ratio": size["rms"] / stream["rms"] if stream["rms"] else float("nan"),
+        }
