@@ -14,7 +14,7 @@ from precision_lab.analysis.claims import Claim
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.spec import LatencySpec, ModelSpec, RunSpec, SamplerSpec, TeacherSpec, Variant
-from precision_lab.probes.base import Probe
+from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.techniques.base import Technique
 
 _VARIANT_KEYS = ("dtype", "technique", "expect")
@@ -51,7 +51,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         seeds=_list(resolved, "seeds"),
         variants=variants,
         baseline=baseline,
-        probes={str(name): _build(node, Probe, f"probe {name}") for name, node in resolved.probe.items()},
+        probes={str(name): _build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
         drift_sites=list(resolved.drift.sites),
         teacher=_fields(TeacherSpec, resolved.drift.teacher),
         latency=_fields(LatencySpec, resolved.latency),
@@ -94,12 +94,12 @@ def _variants(config: DictConfig) -> list[Variant]:
     return variants
 
 
-def _build(node: Any, kind: Any, what: str) -> Any:
-    """The object a `_target_` names, checked against the protocol it must follow."""
+def _build(node: Any, kind: Any, what: str, *others: Any) -> Any:
+    """The object a `_target_` names, checked against the protocol it must follow, or one of `others`."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
     built = instantiate(node, _convert_="all")
-    if not isinstance(built, kind):
+    if not isinstance(built, (kind, *others)):
         missing = [name for name in _members(kind) if not hasattr(built, name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
     return built

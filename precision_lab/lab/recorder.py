@@ -5,44 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from precision_lab.instrument.arrays import real, to_numpy
+from precision_lab.instrument.observation import Observation, Position
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
-from precision_lab.probes.base import CallProbe, Probe, Scalar
+from precision_lab.probes.base import AnyProbe, CallProbe, Probe, Recorder, Scalar, StreamProbe
 
 CALL = "call"
 """The port of observers that want an output together with the inputs of its call."""
 
 _GROUP = 32
 _GROUP_BYTES = 128 << 20
-
-
-class Position(NamedTuple):
-    """Where and when an array was seen; `order` counts what was seen in one generation."""
-
-    branch: str | None
-    step: int | None
-    sigma: float | None
-    component: str
-    site: str
-    port: str
-    stream: str
-    block: int | None
-    order: int
-
-    @property
-    def key(self) -> str:
-        """Names the array within a generation."""
-        return f"{self.branch}|{self.step}|{self.component}:{self.site}|{self.port}"
 
 
 def position_of(site: Site, port: Port, order: int) -> Position:
@@ -59,14 +41,6 @@ def position_of(site: Site, port: Port, order: int) -> Position:
         block=site.block,
         order=order,
     )
-
-
-class Observation(NamedTuple):
-    """An evaluated array and where it was seen; with an output, the inputs of its call, if an observer wants calls."""
-
-    position: Position
-    array: mx.array
-    inputs: tuple[mx.array, ...] = ()
 
 
 class Observer(Protocol):
@@ -170,6 +144,11 @@ class ProbeRecorder:
             self.rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **numbers})
 
 
+def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
+    """What collects a probe's rows in one generation."""
+    return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
+
+
 def _measurement(probe: Probe | CallProbe) -> Callable[[Observation], Mapping[str, Scalar]]:
     """How a probe of either kind measures an observation."""
     if CALL in probe.ports:
@@ -179,7 +158,7 @@ def _measurement(probe: Probe | CallProbe) -> Callable[[Observation], Mapping[st
     return lambda seen: single.measure(seen.array)
 
 
-def join_rows(recorders: Sequence[ProbeRecorder]) -> list[dict[str, Any]]:
+def join_rows(recorders: Sequence[ProbeRecorder | Recorder]) -> list[dict[str, Any]]:
     """Rows of several probes, those of one array made one row."""
     joined: dict[int, dict[str, Any]] = {}
     for recorder in recorders:

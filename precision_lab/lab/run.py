@@ -24,10 +24,10 @@ from precision_lab.lab.recorder import (
     CALL,
     DriftRecorder,
     Observer,
-    ProbeRecorder,
     ReferenceRecorder,
     join_rows,
     observing,
+    recorder_of,
 )
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant, one_of
@@ -141,7 +141,7 @@ class Laboratory:
 
     def _generate(self, variant: Variant, case: Case, part: str, store: Path) -> None:
         """One generation under observation; its parts are written only when it is whole, activations last."""
-        probes = [ProbeRecorder(probe) for probe in self.spec.probes.values()]
+        probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         labels = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self._variant(variant) as (pipeline, _):
             if variant.name == REFERENCE:

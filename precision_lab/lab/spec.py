@@ -10,7 +10,7 @@ from typing import Any
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.model.inflate import exponent
-from precision_lab.probes.base import CallProbe, Probe
+from precision_lab.probes.base import AnyProbe
 from precision_lab.techniques.base import Technique
 
 REFERENCE = "reference"
@@ -149,7 +149,7 @@ class RunSpec:
     seeds: Sequence[int]
     variants: Sequence[Variant]
     baseline: str
-    probes: Mapping[str, Probe | CallProbe]
+    probes: Mapping[str, AnyProbe]
     drift_sites: Sequence[str]
     latency: LatencySpec
     out: Path

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from precision_lab.instrument.arrays import real, to_numpy
+from precision_lab.instrument.observation import Position
 from precision_lab.instrument.replica import replica
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
-from precision_lab.lab.recorder import Position, position_of
+from precision_lab.lab.recorder import position_of
 from precision_lab.model.pipeline import Conditioning, Pipeline, Step, denoise
 from precision_lab.model.rope import Grid
 from precision_lab.model.scheduler import sigmas

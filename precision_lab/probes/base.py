@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
+
+from precision_lab.instrument.observation import Observation
 
 Scalar = mx.array | float | int
 
@@ -43,3 +45,37 @@ class CallProbe(Protocol):
 
     def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
         """Scalars of one call; inputs in the order of the ports in.0, in.1, ...; all arrays are evaluated."""
+
+
+class Recorder(Protocol):
+    """Collects rows over one generation: each has the fields of a Position, and its scalars."""
+
+    @property
+    def sites(self) -> Sequence[str]: ...
+
+    @property
+    def ports(self) -> Sequence[str]: ...
+
+    @property
+    def rows(self) -> list[dict[str, Any]]: ...
+
+    def observe(self, batch: Sequence[Observation]) -> None: ...
+
+
+@runtime_checkable
+class StreamProbe(Protocol):
+    """A probe that must see several arrays before it can measure any."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Patterns of the modules to observe."""
+
+    @property
+    def ports(self) -> Sequence[str]:
+        """ "out", "in", both, or ("call",)."""
+
+    def recorder(self) -> Recorder:
+        """A new one for each generation."""
+
+
+AnyProbe = Probe | CallProbe | StreamProbe

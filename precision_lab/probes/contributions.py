@@ -1,0 +1,80 @@
+"""Which blocks the final residual stream comes from.
+
+A residual stream is a sum: what `img_in` gave, and what each attention and each feed-forward added. At its end, every
+summand's share is known exactly:
+
+- `final_share`: <summand, final stream> / |final stream|^2 over all tokens and channels. The shares add up to 1 but for
+  the rounding of the adds; a negative one was taken back.
+- `final_amax_share`: the summand at the token and channel where the final stream is largest, relative to it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.observation import Observation, Position
+
+_Stream = tuple[str | None, int | None, str]
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Measures both streams of the transformer, each step and branch on its own.
+
+    Holds the summands of one forward in fp32: 2 * blocks + 1 times the size of a stream.
+    """
+
+    sites: Sequence[str] = ("{img_in,txt_in}", "transformer_blocks.*.{img,txt}_add{1,2}")
+    ports: Sequence[str] = ("call",)
+
+    def recorder(self) -> ContributionRecorder:
+        return ContributionRecorder(self.sites, self.ports)
+
+
+class ContributionRecorder:
+    """Collects the summands of each stream until the next one begins."""
+
+    def __init__(self, sites: Sequence[str], ports: Sequence[str]):
+        self.sites, self.ports = sites, ports
+        self._rows: list[dict[str, Any]] = []
+        self._summands: dict[_Stream, list[tuple[Position, npt.NDArray[np.float32]]]] = defaultdict(list)
+        self._final: dict[_Stream, npt.NDArray[Any]] = {}
+
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, output, inputs in batch:
+            stream = position.branch, position.step, position.stream
+            begins = position.block is None
+            if begins:
+                self._finish()
+                summand = to_numpy(output).astype(np.float32)
+            else:
+                _, gate, update = (to_numpy(x).astype(np.float32) for x in inputs)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    summand = gate[:, None] * update
+            self._summands[stream].append((position, summand))
+            self._final[stream] = to_numpy(output)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each summand of the streams seen so far."""
+        self._finish()
+        return self._rows
+
+    def _finish(self) -> None:
+        """Measures the streams that have summands beyond their first, and lets them go."""
+        whole = [stream for stream, summands in self._summands.items() if len(summands) > 1]
+        for stream in whole:
+            final = self._final.pop(stream).astype(np.float64)
+            square = float(np.vdot(final, final))
+            largest = int(np.abs(final).argmax())
+            for position, summand in self._summands.pop(stream):
+                share = float(np.vdot(summand.astype(np.float64), final)) / square if square else np.nan
+                peak = float(summand.reshape(-1)[largest]) / final.reshape(-1)[largest] if square else np.nan
+                self._rows.append({**position._asdict(), "final_share": share, "final_amax_share": peak})

@@ -1,0 +1,46 @@
+"""Shares of the final stream: on a sum known in closed form, and on a model."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from precision_lab.instrument.observation import Observation, Position
+from precision_lab.lab.recorder import observing
+from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.rope import Grid
+from precision_lab.probes.contributions import Contributions
+
+
+def seen(site, block, output, inputs=(), order=0, stream="img"):
+    return Observation(Position("cond", 0, 1.0, "transformer", site, "out", stream, block, order), output, inputs)
+
+
+def test_shares_by_hand():
+    start = mx.array([[[1.0, 0.0], [0.0, 1.0]]])
+    gate, update = mx.array([[2.0, 1.0]]), mx.array([[[1.0, 0.0], [0.0, 1.0]]])
+    middle = start + gate[:, None] * update  # [[3, 0], [0, 2]]
+    back = mx.array([[[0.0, 0.0], [0.0, -1.0]]])
+    final = middle + back  # [[3, 0], [0, 1]]
+    recorder = Contributions().recorder()
+    recorder.observe([seen("img_in", None, start)])
+    recorder.observe([seen("b.0.img_add1", 0, middle, (start, gate, update), 1)])
+    recorder.observe([seen("b.0.img_add2", 0, final, (middle, mx.ones((1, 2)), back), 2)])
+    shares = [row["final_share"] for row in recorder.rows]
+    assert shares == pytest.approx([4 / 10, 7 / 10, -1 / 10])
+    assert [row["final_amax_share"] for row in recorder.rows] == pytest.approx([1 / 3, 2 / 3, 0])
+
+
+def test_the_shares_of_a_model_add_up_to_one(small_checkpoint):
+    model = Checkpoint(small_checkpoint).transformer(mx.float32)
+    rng = np.random.default_rng(0)
+    recorder = Contributions().recorder()
+    with observing({"transformer": model}, [recorder]):
+        for _ in range(2):
+            latents, text = (mx.array(rng.standard_normal((1, n, 64)).astype(np.float32)) for n in (12, 5))
+            mx.eval(model(latents, mx.array([0.5]), text, Grid(3, 4)))
+    rows = recorder.rows
+    assert len(rows) == 2 * 2 * (1 + 2 * 4)  # forwards, streams, img_in and the adds of four blocks
+    for stream in ("img", "txt"):
+        for name in ("final_share", "final_amax_share"):
+            assert sum(row[name] for row in rows if row["stream"] == stream) == pytest.approx(2, rel=1e-5)
+    assert [row["order"] for row in recorder.rows] == [row["order"] for row in rows]
