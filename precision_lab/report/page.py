@@ -13,13 +13,15 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
-from precision_lab.report import drift, growth, headroom, images, latency, style, surface, wording
+from precision_lab.report import contributions, drift, growth, headroom, images, latency, style, surface, wording
 from precision_lab.report.style import Absent, Drawing
 from precision_lab.report.tables import Run, load
 
-FIGURES: tuple[Callable[[Run], Drawing | Absent], ...] = (
+# one that gives None does not belong on the page of this run
+FIGURES: tuple[Callable[[Run], Drawing | Absent | None], ...] = (
     growth.draw,
     surface.draw,
+    contributions.draw,
     drift.draw_steps,
     drift.draw_blocks,
     latency.draw,
@@ -60,7 +62,8 @@ def write(run: Path) -> Path:
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     with style.theme():
-        figures = [_figure(draw(content), folder) for draw in FIGURES]
+        drawn = (draw(content) for draw in FIGURES)
+        figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
     page = run / "report.html"
     page.write_text(_render(content, figures), encoding="utf-8")
     return page

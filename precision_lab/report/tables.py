@@ -109,6 +109,15 @@ def load(path: Path) -> Run:
     )
 
 
+def contributions(path: Path) -> pd.DataFrame | None:
+    """Shares of the final streams, of the conditional branch; None for a run without the contributions probe."""
+    table = _read(path, "activations", (*CASE, *POSITION), ("final_share",))
+    if table is None:
+        return None
+    rows = conditional(table[table["final_share"].notna()])
+    return rows if len(rows) else None
+
+
 def _read_summary(run: Path) -> dict[str, Any]:
     path = run / "summary.json"
     if not path.is_file():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
-from precision_lab.report import drift, headroom, images, latency, style, surface, tables, wording
+from precision_lab.report import contributions, drift, headroom, images, latency, style, surface, tables, wording
 
 POSITIVE = st.floats(1e-30, 1e30)
 NAMES = st.text("abcdefgh_0123456789-", min_size=1, max_size=80)
@@ -184,3 +184,22 @@ def test_words_for_what_is_missing_or_special():
     assert wording.moment("yesterday") == "yesterday"
     assert wording.dtype({"weights": "bfloat16", "compute": "float16"}) == ("float16", "weights bfloat16")
     assert wording.dtype("float16") == ("float16", "")
+
+
+def test_contributions_are_drawn_only_where_they_were_measured(small_run):
+    folder = small_run()
+    assert contributions.draw(tables.load(folder)) is None
+    frame = pd.read_parquet(folder / "activations.parquet")
+    names = ["img_in", *(f"transformer_blocks.{i}.img_add{k}" for i in range(3) for k in (1, 2))]
+    names += [name.replace("img", "txt") for name in names]
+    rows = frame.head(1).drop(columns="block").merge(pd.DataFrame({"site_": names}), how="cross")
+    rows = rows.assign(site=rows["site_"], variant="reference", branch="cond", final_share=1 / 7, amax=np.nan)
+    rows["block"] = rows["site"].str.extract(r"blocks\.(\d+)")[0].astype("Int64")
+    pd.concat([frame, rows.drop(columns="site_")]).to_parquet(folder / "activations.parquet")
+    with style.theme():
+        drawing = contributions.draw(tables.load(folder))
+    assert "in reference" in drawing.caption
+    for axes in drawing.figure.axes:
+        heights = [bar.get_height() for bars in axes.containers for bar in bars]
+        assert heights == pytest.approx([1 / 7] * 6)
+        assert axes.lines[0].get_ydata()[-1] == pytest.approx(1)
