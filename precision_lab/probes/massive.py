@@ -1,0 +1,49 @@
+"""Massive channels: which channels carry the largest values, how far they stand out, and in how many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.probes.base import Scalar
+
+
+@dataclass(frozen=True)
+class MassiveChannels:
+    """For arrays (..., tokens, channels); others, and those without finite values, give nothing.
+
+    A channel is massive if its amax is at least `ratio` times the median channel's (Sun et al., arXiv:2402.17762, call
+    single activations massive from 1,000 times the median and 100 in size; a channel's amax stands out less).
+
+    - `massive_channels`: how many are;
+    - `top_channel`, `second_channel`: indices of the two largest by amax;
+    - `top_ratio`: amax of the largest over that of the median channel;
+    - `top_token_pct`: percent of tokens whose largest value is in the largest channel.
+    """
+
+    sites: Sequence[str] = ("transformer_blocks.*",)
+    ports: Sequence[str] = ("out",)
+    ratio: float = 20.0
+
+    def measure(self, x: mx.array) -> Mapping[str, Scalar]:
+        values = np.abs(to_numpy(x).astype(np.float64))
+        if values.ndim < 2 or values.shape[-1] < 3 or not values.size:
+            return {}
+        values = values.reshape(-1, values.shape[-1])
+        values = values[np.isfinite(values).all(axis=1)]
+        if not len(values):
+            return {}
+        amax = values.max(axis=0)
+        top, second = (int(i) for i in np.argsort(-amax, kind="stable")[:2])
+        median = float(np.median(amax))
+        return {
+            "massive_channels": int(np.count_nonzero(amax >= self.ratio * median)) if median else 0,
+            "top_channel": top,
+            "second_channel": second,
+            "top_ratio": float(amax[top]) / median if median else float("nan"),
+            "top_token_pct": 100.0 * float(np.mean(values.argmax(axis=1) == top)),
+        }
