@@ -13,7 +13,18 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
-from precision_lab.report import contributions, drift, growth, headroom, images, latency, style, surface, wording
+from precision_lab.report import (
+    anomaly,
+    contributions,
+    drift,
+    growth,
+    headroom,
+    images,
+    latency,
+    style,
+    surface,
+    wording,
+)
 from precision_lab.report.style import Absent, Drawing
 from precision_lab.report.tables import Run, load
 
@@ -104,6 +115,7 @@ def _render(run: Run, figures: list[Figure]) -> str:
         figures=figures,
         formats=[fmt.name for fmt in REDUCED_FORMATS],
         headroom=headroom.worst(run),
+        anomalies=anomaly.first(run),
         command=shlex.join(map(str, manifest.get("command", []))),
         config=run.config,
     )

@@ -132,7 +132,7 @@ def _read_summary(run: Path) -> dict[str, Any]:
 
 
 def _activations(run: Path) -> pd.DataFrame | None:
-    table = _read(run, "activations", (*CASE, *POSITION, "sigma"), ("amax", "num_nan", "num_inf", *HEADROOM))
+    table = _read(run, "activations", (*CASE, *POSITION, "sigma"), ("amax", "num_nan", "num_inf", "order", *HEADROOM))
     if table is None:
         return None
     table["nonfinite"] = (table["num_nan"] > 0) | (table["num_inf"] > 0)

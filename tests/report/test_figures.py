@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
-from precision_lab.report import contributions, drift, headroom, images, latency, style, surface, tables, wording
+from precision_lab.report import (
+    anomaly,
+    contributions,
+    drift,
+    headroom,
+    images,
+    latency,
+    style,
+    surface,
+    tables,
+    wording,
+)
 
 POSITIVE = st.floats(1e-30, 1e30)
 NAMES = st.text("abcdefgh_0123456789-", min_size=1, max_size=80)
@@ -203,3 +214,18 @@ def test_contributions_are_drawn_only_where_they_were_measured(small_run):
         heights = [bar.get_height() for bars in axes.containers for bar in bars]
         assert heights == pytest.approx([1 / 7] * 6)
         assert axes.lines[0].get_ydata()[-1] == pytest.approx(1)
+
+
+def test_the_frames_before_the_first_failure_end_with_it(small_run):
+    folder = small_run(blocks=60, steps=2, seeds=(0,))
+    frame = pd.read_parquet(folder / "activations.parquet")
+    frame["order"] = frame.groupby(["variant", "prompt_id", "seed"]).cumcount()
+    frame.sample(frac=1, random_state=0).to_parquet(folder / "activations.parquet")
+    [found] = anomaly.first(tables.load(folder))
+    assert found.variant == "float16"
+    assert len(found.frames) == anomaly.FRAMES + 1
+    *before, last = found.frames
+    assert last.amax is None
+    assert all(f.amax is not None and f.bits is not None for f in before)
+    bad = frame[(frame["variant"] == "float16") & ((frame["num_nan"] > 0) | (frame["num_inf"] > 0))]
+    assert last.address.startswith(bad.sort_values("order")["site"].iloc[0])
