@@ -1,0 +1,138 @@
+"""Draws held-out prompts with the exported files in this package's model, and counts the pictures that are right.
+
+    python -m experiments.micro_checkpoint.evaluate --count 200
+
+Writes accuracy.json and one contact sheet a case under --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from precision_lab.device import blas
+
+blas.preload()  # before MLX is imported
+
+import mlx.core as mx  # noqa: E402
+
+from precision_lab.device.environment import set_numeric_switches  # noqa: E402
+from precision_lab.model.checkpoint import Checkpoint  # noqa: E402
+from precision_lab.model.pipeline import Pipeline, to_uint8  # noqa: E402
+from precision_lab.shapes import Scene, correct, held_out_scenes, verdict  # noqa: E402
+
+BATCH = 20
+SHEET = 32
+GUIDANCE_SCALE = 4.0
+NEGATIVE_PROMPT = " "
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pictures to draw: dtype of the activations, denoising steps, pixels."""
+
+    dtype: str
+    steps: int
+    height: int = 128
+    width: int = 128
+    share: float = 1.0
+    """Of the prompts."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}_{self.steps}_steps_{self.width}x{self.height}"
+
+
+CASES = (
+    Case("float32", 20),
+    Case("bfloat16", 20),
+    Case("float16", 20),
+    Case("float32", 10),
+    Case("bfloat16", 10),
+    Case("bfloat16", 6),
+    Case("bfloat16", 20, 128, 192, 0.25),
+    Case("bfloat16", 20, 256, 256, 0.25),
+    Case("bfloat16", 20, 144, 112, 0.25),
+)
+
+
+def held_out(count: int) -> list[Scene]:
+    """A seeded draw without repetition from the scenes whose combination training never saw."""
+    scenes = held_out_scenes()
+    return [scenes[i] for i in np.random.default_rng(0).permutation(len(scenes))[:count]]
+
+
+def draw(
+    pipeline: Pipeline, scenes: Sequence[Scene], seeds: Sequence[int], steps: int, height: int, width: int
+) -> tuple[np.ndarray, int]:
+    """(n, height, width, 3) uint8 pictures, and how many of their values were not finite."""
+    grid = pipeline.grid(height, width)
+    cond = pipeline.encode([scene.caption for scene in scenes])
+    uncond = pipeline.encode([NEGATIVE_PROMPT] * len(scenes))
+    latents = mx.concatenate([pipeline.noise(seed, grid) for seed in seeds])
+    for step in pipeline.denoise(latents, grid, steps, cond, uncond, GUIDANCE_SCALE):
+        mx.eval(step.latents)
+        latents = step.latents
+    return to_uint8(np.array(pipeline.decode(latents, grid)))
+
+
+def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, object]:
+    """Shares of right pictures; the first ones go to a contact sheet."""
+    pipeline = Checkpoint(checkpoint).pipeline(getattr(mx, case.dtype))
+    scenes = held_out(round(count * case.share))
+    images: list[np.ndarray] = []
+    broken = 0
+    for start in range(0, len(scenes), BATCH):
+        part = scenes[start : start + BATCH]
+        seeds = list(range(start, start + len(part)))
+        drawn, nonfinite = draw(pipeline, part, seeds, case.steps, case.height, case.width)
+        images.extend(drawn)
+        broken += nonfinite
+    right = [correct(scene, image) for scene, image in zip(scenes, images, strict=True)]
+    attributes = [verdict(scene, image) for scene, image in zip(scenes, images, strict=True)]
+    contact_sheet(images[:SHEET]).save(out / f"{case.name}.png")
+    return {
+        "dtype": case.dtype,
+        "steps": case.steps,
+        "height": case.height,
+        "width": case.width,
+        "prompts": len(scenes),
+        "correct": float(np.mean(right)),
+        "attributes": {name: float(np.mean([a[name] for a in attributes])) for name in attributes[0]},
+        "nonfinite_pixel_values": broken,
+    }
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int = 8) -> Image.Image:
+    """All full rows of the pictures; a single row may be short."""
+    columns = min(columns, len(images))
+    rows = [np.concatenate(images[i : i + columns], 1) for i in range(0, len(images) - columns + 1, columns)]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "precision_lab" / "checkpoints" / "micro")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "reference" / "cpu" / "micro_checkpoint")
+    options = parser.parse_args()
+    set_numeric_switches()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for case in CASES:
+        rows.append(evaluate(case, options.checkpoint, options.count, options.out))
+        print(json.dumps(rows[-1]), flush=True)
+    fingerprint = Checkpoint(options.checkpoint).fingerprint()
+    result = {"fingerprint": fingerprint, "guidance_scale": GUIDANCE_SCALE, "cases": rows}
+    (options.out / "accuracy.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
