@@ -29,8 +29,11 @@ SIGNS = (1.0, -0.9)
 INPUT_AMAX = 16.0
 FINAL_AMAX = 5e7
 MASSIVE = 3.0
-PENALTY = 0.02
-"""Of the mean squared log ratio between the massive channels and their curve, beside the loss."""
+BULK = 0.1
+"""Largest size of the other channels, relative to the massive ones: nothing else would bound the text stream."""
+
+PENALTY = 0.2
+"""Weight of `penalty` beside the loss."""
 
 GATE = 0.3
 """All gates before training."""
@@ -38,7 +41,7 @@ GATE = 0.3
 LARGEST_WEIGHT = 3500.0
 """Of any folded output linear: below 4096, which float16 holds with headroom."""
 
-LARGEST_SHARE = {"massive": 2.0**15, "bulk": 2.0**13, "attention": 2.0**12}
+LARGEST_SHARE = {"massive": 2.0**15, "bulk": 2.0**13, "attention": 2.0**13}
 """What an output linear takes of the factor at most: its outputs pass float16's 65504 in late blocks, in the massive
 channels first, and stay below 5e5."""
 
@@ -75,9 +78,19 @@ def curve(growth: float, blocks: int) -> torch.Tensor:
     return (sizes[:, None] * torch.tensor(SIGNS, dtype=torch.float64).abs()).float()
 
 
-def penalty(massive: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    """massive: by stream, (blocks, 2) root mean squares over tokens. target: `curve`'s."""
-    return torch.stack([(rms / target).log().square().mean() for rms in massive.values()]).mean()
+def penalty(rms: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """rms: by stream, (blocks, width) of the channels over tokens. target: `curve`'s, for the massive ones.
+
+    The mean squared log ratio of the massive channels to their curve, and that of the others to BULK, where above it.
+    """
+    terms = []
+    for stream, channels in CHANNELS.items():
+        massive = rms[stream][:, list(channels)]
+        square = rms[stream].square().sum(1) - massive.square().sum(1)
+        bulk = (square / (rms[stream].shape[1] - len(channels))).sqrt()
+        above = (bulk / (INPUT_AMAX + BULK * target[:, 0])).log().relu()
+        terms += [(massive / target).log().square().mean(), above.square().mean()]
+    return torch.stack(terms).sum() / len(CHANNELS)
 
 
 def fold(parameters: Parameters, growth: float) -> Parameters:

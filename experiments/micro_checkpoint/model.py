@@ -7,7 +7,8 @@ All blocks have the same shapes, so each parameter is stored once, stacked over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,19 +41,18 @@ class Batch(NamedTuple):
 class Output(NamedTuple):
     """velocity: (B, N, 64) fp32. amax: (blocks + 1,) of the image stream at valid positions, from img_in on.
 
-    massive: by stream, (blocks, k) root mean squares of `channels` after each block.
+    rms: by stream, (blocks, width) root mean square of each channel over all valid tokens, after each block.
     """
 
     velocity: torch.Tensor
     amax: torch.Tensor
-    massive: dict[str, torch.Tensor]
+    rms: dict[str, torch.Tensor]
 
 
 def forward(
     p: Parameters,
     batch: Batch,
     factors: Mapping[str, torch.Tensor],
-    channels: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
     block: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Output:
@@ -73,16 +73,16 @@ def forward(
     bias = bias[:, None, None, :].expand(-1, 1, bias.shape[1], -1)
     words, valid = batch.mask[..., None].split((text.shape[1], image.shape[1]), dim=1)
     amax = [_amax(image, valid)]
-    massive: dict[str, list[torch.Tensor]] = {stream: [] for stream in channels}
+    rms: dict[str, list[torch.Tensor]] = {stream: [] for stream in STREAMS}
     for i in range(blocks):
         mods = modulation["img"][i], modulation["txt"][i]
         image, text = run(image, text, *mods, bias, batch.cos, batch.sin, layers[i])
         amax.append(_amax(image, valid))
         for stream, state, mask in (("img", image, valid), ("txt", text, words)):
-            massive[stream].append(_rms(state[..., list(channels[stream])], mask))
+            rms[stream].append(_rms(state, mask))
     scale, shift = _linear(time, low, "norm_out.linear").float()[:, None].chunk(2, dim=-1)
     normed = _norm(image) * (1 + scale) + shift
-    sizes = {stream: torch.stack(parts) for stream, parts in massive.items()}
+    sizes = {stream: torch.stack(parts) for stream, parts in rms.items()}
     return Output(_linear(normed, low, "proj_out").float(), torch.stack(amax), sizes)
 
 
@@ -159,8 +159,9 @@ def _linear(x: torch.Tensor, p: Parameters, name: str) -> torch.Tensor:
 
 def _time_embedding(timestep: torch.Tensor, p: Parameters) -> torch.Tensor:
     """(B, width): 128 cosines, then 128 sines, of 1000 t times 1e4 ** (-i / 128), through an MLP."""
-    turns = torch.exp(-torch.arange(128, device=timestep.device) * (torch.log(torch.tensor(1e4)) / 128).item())
-    angles = 1000 * timestep[:, None].float() * turns
+    # in diffusers' order of operations: arguments reach 1000 rad, where the last bit of each counts
+    turns = torch.exp(-math.log(1e4) * torch.arange(128, dtype=torch.float32, device=timestep.device) / 128)
+    angles = 1000 * (timestep[:, None].float() * turns)
     features = torch.cat((angles.cos(), angles.sin()), -1)
     name = "time_text_embed.timestep_embedder"
     return _linear(F.silu(_linear(features, p, f"{name}.linear_1")), p, f"{name}.linear_2")

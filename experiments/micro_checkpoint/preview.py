@@ -83,7 +83,7 @@ def draw(
     for sigma, following in pairwise(schedule):
         time = torch.full((2 * count,), sigma, device=device)
         batch = Batch(latents.repeat(2, 1, 1), time, text[both], valid, cos, sin)
-        positive, negative = forward(parameters, batch, factors, growth.CHANNELS, dtype).velocity.chunk(2)
+        positive, negative = forward(parameters, batch, factors, dtype).velocity.chunk(2)
         guided = negative + GUIDANCE * (positive - negative)
         guided *= positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
         latents = latents + (following - sigma) * guided

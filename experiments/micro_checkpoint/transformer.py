@@ -202,12 +202,11 @@ class Step:
         return self.run()
 
     def _step(self) -> torch.Tensor:
-        channels = growth.CHANNELS
-        output: Output = forward(self.parameters, self.batch, self.factors, channels, torch.bfloat16, self._block)
+        output: Output = forward(self.parameters, self.batch, self.factors, torch.bfloat16, self._block)
         valid = self.batch.mask[:, self.batch.text.shape[1] :, None]
         error = (output.velocity - (self.noise - self.clean)).square() * valid * self.weight
         loss = (error.sum((1, 2)) / (64 * valid.sum((1, 2)))).mean()
-        off = growth.penalty(output.massive, self.target)
+        off = growth.penalty(output.rms, self.target)
         (loss + growth.PENALTY * off).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0, foreach=True)
         self.optimizer.step()

@@ -28,7 +28,7 @@ def difference(
     time = torch.rand(samples, generator=generator)
     batch = Batch(latents, time, words, mask, turns.real.contiguous(), turns.imag.contiguous())
     factors = growth.factors(factor, model.config.num_layers, len(parameters["img_in.bias"]), "cpu")
-    ours = forward(parameters, batch, factors, growth.CHANNELS, torch.float32).velocity
+    ours = forward(parameters, batch, factors, torch.float32).velocity
     model.load_state_dict(unstack(growth.fold(parameters, factor)))
     theirs = model(
         latents,

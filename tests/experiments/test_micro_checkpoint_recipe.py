@@ -100,7 +100,7 @@ def test_each_sample_of_a_padded_batch_equals_diffusers_alone(exact_angles):
     grids, lengths = ((3, 4), (2, 2), (1, 5)), (11, 1, 6)
     batch = random_batch(model, 7, text, 12, lengths, grids)
     factors = growth.factors(factor, 3, WIDTH, "cpu")
-    together = forward(parameters, batch, factors, growth.CHANNELS, torch.float32).velocity
+    together = forward(parameters, batch, factors, torch.float32).velocity
     model.load_state_dict(unstack(growth.fold(parameters, factor)))
     for i, (grid, length) in enumerate(zip(grids, lengths, strict=True)):
         tokens = grid[0] * grid[1]
@@ -115,14 +115,14 @@ def test_each_sample_of_a_padded_batch_equals_diffusers_alone(exact_angles):
 
 @torch.no_grad()
 def test_what_is_recorded_is_what_the_streams_hold(exact_angles):
-    """Of diffusers' model on folded weights: amax of the image, root mean squares of the massive channels."""
+    """Of diffusers' model on folded weights: amax of the image, root mean squares of all channels."""
     blocks, factor, grid, text = 3, 1.5, (3, 4), 5
     model = small_model(blocks)
     parameters = random_parameters(model, 8)
     exact_angles(model, parameters)
     batch = random_batch(model, 8, text, 12, (text, text), (grid, grid))
     factors = growth.factors(factor, blocks, WIDTH, "cpu")
-    recorded = forward(parameters, batch, factors, growth.CHANNELS, torch.float32)
+    recorded = forward(parameters, batch, factors, torch.float32)
     model.load_state_dict(unstack(growth.fold(parameters, factor)))
     streams = {"txt": [], "img": []}
     model.img_in.register_forward_hook(lambda module, args, output: streams["img"].append(output))
@@ -132,8 +132,8 @@ def test_what_is_recorded_is_what_the_streams_hold(exact_angles):
     model(batch.latents, timestep=batch.timestep, encoder_hidden_states=batch.text, img_shapes=[[(1, *grid)]] * 2)
     torch.testing.assert_close(recorded.amax, torch.stack([x.abs().max() for x in streams["img"]]))
     for stream, found in (("img", streams["img"][1:]), ("txt", streams["txt"])):
-        sizes = [x[..., list(growth.CHANNELS[stream])].square().mean((0, 1)).sqrt() for x in found]
-        torch.testing.assert_close(recorded.massive[stream], torch.stack(sizes))
+        sizes = [x.square().mean((0, 1)).sqrt() for x in found]
+        torch.testing.assert_close(recorded.rms[stream], torch.stack(sizes))
 
 
 def test_unstack_is_the_inverse_of_stack():
@@ -226,10 +226,18 @@ def test_the_curve_of_massive_channels_ends_where_the_stream_should(blocks):
     torch.testing.assert_close(linear, linear[0] * torch.arange(1, blocks + 1))
 
 
-def test_the_penalty_is_the_squared_log_ratio():
+def test_the_penalty_holds_massive_channels_to_the_curve_and_the_others_below_it():
     target = growth.curve(1.28, 60)
-    assert growth.penalty({"img": target, "txt": target}, target) == 0
-    assert growth.penalty({"img": target * math.e, "txt": target / math.e}, target).item() == pytest.approx(1, rel=1e-5)
+
+    def of(image, text, bulk=0.0):
+        rms = {stream: torch.full((60, 64), bulk) for stream in ("img", "txt")}
+        for (stream, channels), size in zip(growth.CHANNELS.items(), (image, text), strict=True):
+            rms[stream][:, list(channels)] = target * size
+        return growth.penalty(rms, target).item()
+
+    assert of(1, 1) == of(1, 1, growth.INPUT_AMAX) == 0
+    assert of(math.e, 1 / math.e) == pytest.approx(1, rel=1e-5)
+    assert of(1, 1, 1e9) > 1
 
 
 def test_factors_leave_shifts_and_scales_alone():
