@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("precision_lab.cli.run", "config"),
     "report": ("precision_lab.cli.report", "report"),
     "compare": ("precision_lab.cli.compare", "compare"),
+    "device": ("precision_lab.cli.device", "device"),
     "models": ("precision_lab.cli.models", "models"),
 }
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -98,7 +99,12 @@ def _build(node: Any, kind: Any, what: str, *others: Any) -> Any:
     """The object a `_target_` names, checked against the protocol it must follow, or one of `others`."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
-    built = instantiate(node, _convert_="all")
+    try:
+        built = instantiate(node, _convert_="all")
+    except InstantiationException as error:  # Hydra puts a line of its own before what the class says
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        raise
     if not isinstance(built, (kind, *others)):
         missing = [name for name in _members(kind) if not hasattr(built, name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")

@@ -11,6 +11,7 @@ precision_lab {version}: numerical precision in the Qwen-Image diffusion transfo
   python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
   python -m precision_lab report run=DIR                  figures and page again, from the tables
   python -m precision_lab compare runs=[A,B]              one run against another
+  python -m precision_lab device                          what MLX computes on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
 
 Experiments: {exp}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -221,7 +222,7 @@ class Laboratory:
             scale, steps = self.spec.sampler.guidance_scale, self.spec.sampler.steps
             yield latency.Timed(
                 lambda: next(pipeline.denoise(noise, self.grid, steps, cond, uncond, scale)).latents,
-                sum(leaf.nbytes for _, leaf in tree_flatten(modules) if isinstance(leaf, mx.array)),
+                sum(array.nbytes for array in _arrays(modules)),
             )
 
     @contextmanager
@@ -315,6 +316,12 @@ def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, o
         on_step(step, latents, (cond, uncond))
         latents = step.latents
     return to_numpy(pipeline.decode(latents, grid))[0]
+
+
+def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:
+    """The arrays of the modules, once each: a technique may hold a module that shares its weights with another."""
+    leaves = {id(leaf): leaf for _, leaf in tree_flatten(list(modules)) if isinstance(leaf, mx.array)}
+    return list(leaves.values())
 
 
 def _now() -> str:

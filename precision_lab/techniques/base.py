@@ -37,7 +37,7 @@ class Technique(Protocol):
         """Whether it may share a site with any other technique, in the order given."""
 
     def rewrite(self, site: Site) -> nn.Module:
-        """The module to put at the site. Raises InputError if the one there is of a kind it cannot rewrite."""
+        """The module to put at the site, or the one there, to leave it. Raises InputError for a kind it cannot rewrite."""
 
 
 class Coverage(NamedTuple):
@@ -64,8 +64,10 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
                 if owner and not (technique.composes or techniques[owner].composes):
                     raise InputError(f"Techniques {owner} and {name} both rewrite {site}, and neither composes")
                 owners[site] = name
-            stack.enter_context(swapped(components, {site: technique.rewrite(site) for site in chosen}))
+            rewritten = {site: technique.rewrite(site) for site in chosen}
+            changed = {site: module for site, module in rewritten.items() if module is not site.module}
+            stack.enter_context(swapped(components, changed))
             named = {site.component for site in chosen}
-            coverage[name] = Coverage(len(chosen), sum(site.component in named for site in sites))
+            coverage[name] = Coverage(len(changed), sum(site.component in named for site in sites))
             log.info("%s: rewrote %d of %d modules", name, *coverage[name])
         yield coverage

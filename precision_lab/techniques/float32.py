@@ -1,8 +1,10 @@
 """Computing chosen modules in fp32 and rounding once at the end.
 
-With `sites: [norm_out]` this is the technique of MIXED_PRECISION_OPTIMIZATION (S1): the image stream reaches tens of
-millions where the final LayerNorm reads it. Cost: one pass over the module's inputs and outputs more; weights are
-upcast where they are used, not stored wider.
+One class for every placement of fp32 that is published, with the sites of each in conf/technique/fp32_*.yaml: norms,
+gates, RoPE, guidance, the Euler step, VAE decoding (mold issue 111 needed the last two against grain; diffusers keeps
+norms and RoPE in fp32 inside). With `sites: [norm_out]` it is S1 of MIXED_PRECISION_OPTIMIZATION: the image stream
+reaches tens of millions where the final LayerNorm reads it. Cost: one more pass over the module's inputs and outputs;
+weights are upcast where they are used, not stored wider.
 """
 
 from __future__ import annotations
@@ -13,41 +15,44 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.transformer import AdaLayerNormContinuous
+from precision_lab.techniques.casting import cast, float_dtypes
 
 
-class _InFloat32(Wrapper):
+class InFloat32(Wrapper):
+    """The inner module on fp32 inputs; its outputs are rounded to the dtype of the site, or kept with `rounds` off."""
+
+    def __init__(self, inner: nn.Module, rounds: bool = True):
+        super().__init__(inner)
+        self.rounds = rounds
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        dtype = _first_float(args)
-        out = self.inner(*_cast(args, mx.float32), **_cast(kwargs, mx.float32))
-        return _cast(out, dtype)
+        out = self.inner(*cast(args, mx.float32), **cast(kwargs, mx.float32))
+        return cast(out, self._dtype(args)) if self.rounds else out
 
-
-def _first_float(args: tuple[Any, ...]) -> mx.Dtype:
-    for arg in args:
-        if isinstance(arg, tuple | list):
-            return _first_float(tuple(arg))
-        if isinstance(arg, mx.array) and mx.issubdtype(arg.dtype, mx.floating):
-            return arg.dtype
-    return mx.float32
-
-
-def _cast(tree: Any, dtype: mx.Dtype) -> Any:
-    def leaf(x: Any) -> Any:
-        return x.astype(dtype) if isinstance(x, mx.array) and mx.issubdtype(x.dtype, mx.floating) else x
-
-    return tree_map(leaf, tree)
+    def _dtype(self, args: tuple[Any, ...]) -> mx.Dtype:
+        """That of the first input; norm_out ends an fp32 residual stream, and goes on in that of its conditioning."""
+        module = self.inner
+        while isinstance(module, Wrapper):
+            module = module.inner
+        dtypes = float_dtypes(args) or [mx.float32]
+        return dtypes[-1] if isinstance(module, AdaLayerNormContinuous) else dtypes[0]
 
 
 @dataclass(frozen=True)
 class Float32:
-    """Upcasts the floating-point inputs of each site to fp32 and its outputs back to the dtype of the first input."""
+    """Upcasts the floating-point inputs of each site to fp32 and its outputs back to the dtype of the first input.
+
+    With `rounds` off the outputs stay fp32, and so does what is computed from them: the way to put a whole tail of the
+    program in fp32, like VAE decoding behind `pipeline:denormalize`.
+    """
 
     sites: Sequence[str]
+    rounds: bool = True
     preserves_function: bool = True
     composes: bool = True
 
     def rewrite(self, site: Site) -> nn.Module:
-        return _InFloat32(site.module)
+        return InFloat32(site.module, self.rounds)

@@ -1,0 +1,131 @@
+"""`device`: what MLX really does on this machine, op by op and dtype by dtype, and the verdict on S6."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from precision_lab.cli.progress import open_console, showing
+from precision_lab.device.environment import set_numeric_switches
+from precision_lab.errors import InputError
+
+SCHEMA_VERSION = 1
+RECORD = "device.json"
+_TF32 = "MLX_ENABLE_TF32"
+_DTYPES = ("float32", "bfloat16", "float16")
+# these have a table or a figure of their own
+_WIDTHS = ("input_bits", "accumulator_bits", "interior_bits", "error_growth")
+_COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+# the setting of tf32 that this process measured with: MLX reads it once
+_measured: list[bool | None] = []
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Measures, then writes device.json and device.png into `out` and prints the findings."""
+    out = _prepare(config.out)
+    _switch(config.tf32)
+    from precision_lab.device.behaviour.finding import Finding
+    from precision_lab.device.behaviour.suite import PARTS, measure
+    from precision_lab.device.behaviour.verdict import judge
+    from precision_lab.device.environment import environment
+    from precision_lab.lab.folder import write_json
+    from precision_lab.report import device, style
+
+    console = open_console()
+    findings: list[Finding] = []
+    started = time.monotonic()
+    with showing(console) as progress:
+        progress.start(PARTS)
+        for label, part in measure():
+            findings += part
+            progress.advance(1, label)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "environment": environment(),
+        "command": ["python", "-m", "precision_lab", *command],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "s6": judge(findings),
+        "findings": [finding.record() for finding in findings],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECORD, record)
+    with style.theme():
+        style.save(device.draw(record), out)
+    _print(record, console)
+    console.print(f"record: {out / RECORD}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _prepare(given: object) -> Path:
+    """The folder to write. Raises InputError if it is no path or holds another record."""
+    if given is None:
+        return Path("results") / "runs" / "device" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if not isinstance(given, str) or not given:
+        raise InputError(f"out is {given!r}, expected a folder")
+    out = Path(given).expanduser()
+    if (out / RECORD).exists():
+        raise InputError(f"out={out} already holds {RECORD}. Give another folder")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file, expected a folder")
+    return out
+
+
+def _switch(tf32: object) -> None:
+    """Sets TF32 before MLX's first operation. Raises InputError for a value that is neither null, true nor false."""
+    if tf32 is not None and not isinstance(tf32, bool):
+        raise InputError(f"tf32 is {tf32!r}, expected true, false or null (as the environment has it)")
+    if _measured and _measured[0] != tf32:
+        raise InputError("MLX reads TF32 once a process: measure with each setting in a process of its own, not by -m")
+    _measured[:] = [tf32]
+    found = os.environ.pop(_TF32, None)
+    set_numeric_switches()  # for its capacities: on CUDA this is many small graphs too
+    del os.environ[_TF32]
+    wanted = found if tf32 is None else str(int(tf32))
+    if wanted is not None:
+        os.environ[_TF32] = wanted
+
+
+def _print(record: dict[str, Any], console: Console) -> None:
+    environment, s6 = record["environment"], record["s6"]
+    console.print(_widths(s6, f"{environment['device']} ({environment['backend']}), MLX {environment['mlx']}"))
+    console.print(_answers(record["findings"]))
+    counts = {name: sum(op["verdict"] == name for op in s6["ops"]) for name in _COLOURS}
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f'S6 "{s6["claim"]}": {s6["verdict"]} ({listed})', highlight=False, soft_wrap=True)
+
+
+def _widths(s6: dict[str, Any], title: str) -> Table:
+    table = Table(title=f"Effective bits, {title}", title_justify="left", box=None, pad_edge=False, expand=True)
+    for column in ("operation", *_DTYPES, "S6"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("the narrowest", no_wrap=True, overflow="ellipsis", ratio=1)
+    for op in s6["ops"]:
+        bits = (f"{op['bits'][name]:.3g}" if name in op["bits"] else "-" for name in _DTYPES)
+        verdict = f"[{_COLOURS[op['verdict']]}]{op['verdict']}[/]"
+        table.add_row(op["op"], *bits, verdict, op["evidence"].replace("[", r"\["))
+    return table
+
+
+def _answers(findings: Sequence[dict[str, Any]]) -> Table:
+    """One row an operation and property; sizes that agree are one row."""
+    answers: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for finding in findings:
+        if finding["property"] not in _WIDTHS:
+            cell = answers.setdefault((finding["op"], finding["property"]), {}).setdefault(finding["dtype"], [])
+            if finding["answer"] not in cell:
+                cell.append(finding["answer"])
+    table = Table(title="Behaviour", title_justify="left", box=None, pad_edge=False)
+    for column in ("operation", "property", *_DTYPES):
+        table.add_column(column, overflow="fold")
+    for (op, about), row in answers.items():
+        table.add_row(op, about.replace("_", " "), *(" | ".join(row.get(name, ["-"])) for name in _DTYPES))
+    return table

@@ -1,0 +1,46 @@
+"""What a probe says (Outcome), and of which operation, format and property it says it (Finding)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NOT_AVAILABLE = "not available"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One behaviour: its name, the number that shows it, and the probe in a sentence."""
+
+    answer: str
+    evidence: str
+    value: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An outcome with its place: operation, storage dtype, property, and the sizes the probe chose."""
+
+    op: str
+    dtype: str
+    property: str
+    outcome: Outcome
+    parameters: Mapping[str, int | str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """For strict JSON: a non-finite value is null with its reason beside it."""
+        value = self.outcome.value
+        entry: dict[str, Any] = {
+            "op": self.op,
+            "dtype": self.dtype,
+            "property": self.property,
+            "parameters": dict(self.parameters),
+            "answer": self.outcome.answer,
+            "value": value if value is not None and math.isfinite(value) else None,
+        }
+        if entry["value"] is None:
+            entry["value_reason"] = "none measured" if value is None else "non-finite"
+        return {**entry, "unit": self.outcome.unit, "evidence": self.outcome.evidence}

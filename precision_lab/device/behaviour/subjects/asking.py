@@ -1,0 +1,26 @@
+"""Asking one question of one operation, also where the operation does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from precision_lab.device.behaviour.bridge import UnavailableError
+from precision_lab.device.behaviour.finding import NOT_AVAILABLE, Finding, Outcome
+from precision_lab.device.behaviour.storage import Storage
+
+
+def ask(
+    op: str,
+    storage: Storage,
+    about: str,
+    probe: Callable[..., Outcome],
+    *arguments: Any,
+    sizes: Mapping[str, int | str] | None = None,
+) -> Finding:
+    """The finding of `probe(*arguments)`, or that the operation is not available, with MLX's reason."""
+    try:
+        outcome = probe(*arguments)
+    except UnavailableError as error:
+        outcome = Outcome(NOT_AVAILABLE, str(error))
+    return Finding(op, storage.name, about, outcome, sizes or {})

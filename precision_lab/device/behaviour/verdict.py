@@ -1,0 +1,58 @@
+"""S6, "MLX already uses FP32 in softmax and other ops", judged for each operation from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from precision_lab.device.behaviour.finding import Finding
+
+CLAIM = "MLX already uses FP32 in softmax and other ops"
+# float32 arithmetic that adds thousands of terms in sequence keeps 17 of its 24 bits; the narrower formats, and TF32,
+# have 8 and 11. What lies between is neither.
+FLOAT32_LEAST = 17.0
+NARROWER_MOST = 15.0
+
+
+def judge(findings: Iterable[Finding]) -> dict[str, Any]:
+    """The verdict of each operation and of all: {"claim", "verdict", "ops": [{op, verdict, bits, evidence}]}.
+
+    An operation is as precise as the narrowest thing measured in it: factors (float32 only: those of a 16-bit format
+    are as wide as the format), accumulator, interior. All are supported, or one that is refuted refutes the claim.
+    """
+    by_op: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if _says_width(finding):
+            by_op.setdefault(finding.op, []).append(finding)
+    ops = [_judge_op(op, own) for op, own in by_op.items()]
+    verdicts = {op["verdict"] for op in ops}
+    mixed = "refuted" if "refuted" in verdicts else "inconclusive"
+    overall = "supported" if verdicts == {"supported"} else mixed
+    return {"id": "S6", "claim": CLAIM, "verdict": overall, "ops": ops}
+
+
+def _says_width(finding: Finding) -> bool:
+    if finding.property == "input_bits":
+        return finding.dtype == "float32"
+    return finding.property in ("accumulator_bits", "interior_bits")
+
+
+def _judge_op(op: str, findings: list[Finding]) -> dict[str, Any]:
+    bits: dict[str, float] = {}
+    for finding in findings:
+        if finding.outcome.value is not None:
+            bits[finding.dtype] = min(bits.get(finding.dtype, 99.0), finding.outcome.value)
+    measured = [finding for finding in findings if finding.outcome.value is not None]
+    missing = [finding for finding in findings if finding.outcome.value is None]
+    if not measured:
+        return {"op": op, "verdict": "inconclusive", "bits": {}, "evidence": missing[0].outcome.evidence}
+    worst = min(measured, key=lambda finding: finding.outcome.value or 0.0)
+    least = worst.outcome.value
+    assert least is not None
+    if least <= NARROWER_MOST:
+        verdict = "refuted"
+    else:
+        verdict = "supported" if least >= FLOAT32_LEAST and not missing else "inconclusive"
+    sizes = "".join(f", {name} {value}" for name, value in worst.parameters.items())
+    evidence = f"{worst.dtype}{sizes}: {least:.3g} bits ({worst.property}); {worst.outcome.evidence}"
+    return {"op": op, "verdict": verdict, "bits": bits, "evidence": evidence}

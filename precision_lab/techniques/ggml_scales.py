@@ -1,0 +1,78 @@
+"""The scales of stable-diffusion.cpp for Qwen-Image: products of small numbers, restored at once in fp32.
+
+(qwen_image.hpp: `Linear(..., scale = 1 / 32)` for both output projections of attention, "to prevent NaN issues", 1/128
+for the second linear of the feed-forward, 1/128 in attention.) ggml keeps activations in fp32 and rounds to 16 bits
+what enters a product: x * scale is multiplied by the weight, the result divided by the scale, the bias added. In
+attention k and v are multiplied by the scale, the softmax scale and the result divided by it. Cost: two element-wise
+passes at each of these products.
+
+An update restored in fp32 may be beyond float16: with fp32_residual it stays what it is, as in ggml, where the streams
+are fp32; without, it is added in fp32 and the sum rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.attention import Attend
+from precision_lab.model.layers import scaled_dot_product_attention
+from precision_lab.techniques.scaled_parts import ScaledGatedAdd
+
+
+class _Product(Wrapper):
+    """`(x * scale) @ weight.T / scale + bias`, fp32 behind the product."""
+
+    def __init__(self, site: Site, scale: float):
+        super().__init__(site.module)
+        if "bias" not in site.module:
+            raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected a linear with a bias")
+        self.scale = scale
+        self._linear = copy(site.module)
+        self._bias = self._linear.pop("bias")
+
+    def __call__(self, x: mx.array) -> mx.array:
+        product = self._linear(x * self.scale).astype(mx.float32)
+        return product / self.scale + self._bias.astype(mx.float32)
+
+
+class _Attend(nn.Module):
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k * self.scale, v * self.scale))
+        out = scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5 / self.scale, mask=mask)
+        return out.transpose(0, 2, 1, 3) / self.scale
+
+
+@dataclass(frozen=True)
+class GGMLScales:
+    """Factors, not divisors, as they are published."""
+
+    attention_out: float = 1 / 32
+    feed_forward_out: float = 1 / 128
+    attention: float = 1 / 128
+    sites: Sequence[str] = (
+        "transformer_blocks.*.attn.{to_out.0,to_add_out,attend}",
+        "transformer_blocks.*.{img,txt}_mlp.net.2",
+        "transformer_blocks.*.{img,txt}_{add1,add2}",
+    )
+    preserves_function: bool = True
+    composes: bool = False
+
+    def rewrite(self, site: Site) -> nn.Module:
+        if site.path.endswith("attend"):
+            if not isinstance(site.module, Attend):
+                raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected Attend")
+            return _Attend(self.attention)
+        if site.path.endswith(("_add1", "_add2")):
+            return ScaledGatedAdd(site.module, 1.0)
+        return _Product(site, self.feed_forward_out if site.path.endswith("net.2") else self.attention_out)

@@ -1,0 +1,104 @@
+"""The pieces of an exact activation scaling, shared by the recipes that place them differently.
+
+A branch ends in a linear map whose result is multiplied by a gate and added to the residual stream. Dividing what the
+linear reads, and its bias, by s divides its result by s; the gate takes the factor back in fp32. In exact arithmetic
+nothing has changed. With s a power of two, as all published ones are, nothing has in floating point either, until a
+number leaves the format; others are refused, for they would round the biases (1e-3 of the output with biases stored in
+bfloat16).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from copy import copy
+from math import frexp
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.sites import Site, Wrapper
+
+PerBlock = float | Mapping[int, float]
+"""One figure for all blocks, or {first block: figure}, each valid up to the next.
+
+Blocks are counted from the front. A shallower model takes the figures of the blocks it has, a deeper one goes on with
+the last figure.
+"""
+
+
+def at_block(table: PerBlock, site: Site) -> float:
+    """The figure for the block of a site. Raises InputError where there is none, or it is no power of two."""
+    if isinstance(table, Mapping):
+        starts = sorted(table)
+        index = bisect_right(starts, -1 if site.block is None else site.block) - 1
+        if index < 0:
+            raise InputError(f"{site}: no scale for it in {dict(table)}, expected one from block 0 on")
+        value = table[starts[index]]
+    else:
+        value = table
+    if not (isinstance(value, int | float) and value > 0 and frexp(value)[0] == 0.5):
+        raise InputError(f"{site}: scale {value!r}, expected a power of two like 8 or 0.25: others are not exact")
+    return value
+
+
+class ScaledLinear(Wrapper):
+    """A linear that reads x / `input_scale` and has its bias divided by `bias_scale`; its weight is untouched.
+
+    Raises InputError for a module without a bias of its own, as one that another technique has put there.
+    """
+
+    def __init__(self, site: Site, input_scale: float, bias_scale: float):
+        super().__init__(site.module)
+        if "bias" not in site.module:
+            raise InputError(
+                f"{site} is {type(site.module).__name__}, expected a linear with a bias: "
+                "name techniques that replace linears after those that scale them"
+            )
+        self.input_scale = input_scale
+        self._linear = copy(site.module)
+        bias = site.module.bias
+        self._linear.bias = (bias.astype(mx.float32) / bias_scale).astype(bias.dtype)
+
+    def __call__(self, x: mx.array) -> Any:
+        return self._linear(x if self.input_scale == 1 else x / self.input_scale)
+
+
+class ScaledModulate(Wrapper):
+    """A modulation in fp32 whose result is divided by `scale`: the factor folded into shift and 1 + scale."""
+
+    def __init__(self, inner: nn.Module, scale: float):
+        super().__init__(inner)
+        self.scale = scale
+
+    def __call__(self, x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+        wide = self.inner(*(a.astype(mx.float32) for a in (x, shift, scale)))
+        return (wide / self.scale).astype(x.dtype)
+
+
+class ScaledGatedAdd(Wrapper):
+    """`residual + (scale * gate) * update` in fp32, rounded to the dtype of the residual."""
+
+    def __init__(self, inner: nn.Module, scale: float):
+        super().__init__(inner)
+        self.scale = scale
+
+    def __call__(self, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
+        wide = (residual.astype(mx.float32), self.scale * gate.astype(mx.float32), update.astype(mx.float32))
+        return self.inner(*wide).astype(residual.dtype)
+
+
+class ScaledRMSNorm(Wrapper):
+    """A norm of x / `scale` that gives that of x: its eps is divided by scale^2."""
+
+    def __init__(self, site: Site, scale: float):
+        super().__init__(site.module)
+        if not hasattr(site.module, "eps"):
+            raise InputError(f"{site} is {type(site.module).__name__}, expected a norm with eps")
+        self._norm = copy(site.module)
+        self._norm.eps = site.module.eps / scale**2
+
+    def __call__(self, x: mx.array) -> Any:
+        return self._norm(x)

@@ -1,0 +1,82 @@
+"""Scale-equivalence: every claim of conf/technique is proven, and what changes the function is named."""
+
+import mlx.core as mx
+import pytest
+from configured import NAMES, named
+
+from precision_lab.lab.equivalence import attribute, draws, prove, split
+from precision_lab.techniques.narrow import Narrow
+from precision_lab.techniques.scaled_attention import ScaledAttention
+from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward, ScaledFirstLinear
+
+DRAWS = draws(2)
+DRAW_THINGS = [f"draw_things_{model}" for model in ("qwen_image", "edit", "edit_2509", "2512")]
+
+
+def claims(name):
+    return all(technique.preserves_function for technique in named(name).values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if claims(name)])
+def test_what_claims_to_preserve_the_function_does(pipeline, name):
+    proof = prove(pipeline, named(name), DRAWS[:1])
+    assert proof.holds, proof
+
+
+@pytest.mark.parametrize("name", [*DRAW_THINGS, "ffn_scaling_exact", "ggml_scales"])
+def test_scaling_by_powers_of_two_is_exact_to_the_last_bit(pipeline, name):
+    assert prove(pipeline, named(name), DRAWS).identical
+
+
+@pytest.mark.parametrize(("qkv", "out", "hidden", "first"), [(2, 4, 0.5, 16), (2**-6, 2**11, 1, 2**-3)])
+def test_any_powers_of_two_and_tables_of_them_do(pipeline, qkv, out, hidden, first):
+    techniques = {
+        "attention": ScaledAttention(qkv, {0: out, 2: out / 4}),
+        "feed_forward": ScaledFeedForward({0: hidden, 3: 1024 * hidden}),
+        "first": ScaledFirstLinear({0: 1, 1: first}),
+    }
+    assert prove(pipeline, techniques, DRAWS).identical
+
+
+def test_ffn_scaling_changes_the_function_through_biases_and_through_gelu(pipeline):
+    parts = attribute(pipeline, named("ffn_scaling"), DRAWS)
+    floor = prove(pipeline, {}, DRAWS).floors["velocity"]
+    assert not prove(pipeline, named("ffn_scaling"), DRAWS).holds
+    assert min(parts["all"], parts["biases"], parts["gelu"]) > 1e3 * floor
+    assert parts["neither"] < 10 * floor
+
+
+def test_the_two_sides_of_a_proof_are_the_same_without_techniques(pipeline):
+    proof = prove(pipeline, {}, DRAWS)
+    assert proof.identical
+    assert proof.holds
+    assert all(0 < floor < 1e-5 for floor in proof.floors.values())
+
+
+def test_a_wrong_factor_is_found_out(pipeline):
+    """Had the gate not given the scale back, or eps stayed what it was with small q and k."""
+
+    gates_only = ScaledAttention(sites=("transformer_blocks.*.{img,txt}_add1",))
+    assert not prove(pipeline, {"wrong": gates_only}, DRAWS[:1]).holds
+    no_eps = ScaledAttention(
+        qkv=2.0**12,
+        sites=tuple(pattern for pattern in ScaledAttention().sites if "norm_q" not in pattern),
+    )
+    assert not prove(pipeline, {"wrong": no_eps}, DRAWS[:1]).holds
+
+
+def test_the_drift_of_a_changed_function_is_told_from_rounding(models):
+    changed = split(models, mx.bfloat16, named("ffn_scaling"), DRAWS)
+    exact = split(models, mx.bfloat16, named("ffn_scaling_exact"), DRAWS)
+    assert changed.function > 3 * changed.rounding
+    assert changed.total == pytest.approx(changed.function, rel=0.3)
+    assert exact.function == 0
+    assert exact.total == exact.rounding
+    assert 0.3 < exact.rounding / exact.plain_rounding < 3
+
+
+def test_a_technique_that_rounds_on_purpose_is_proven_without(pipeline):
+
+    narrow = Narrow(sites=("transformer_blocks.*.attn.{to_k,to_v}",), dtype="float16")
+    assert prove(pipeline, {"narrow": narrow}, DRAWS[:1]).identical
+    assert split(lambda _: pipeline, mx.float32, {"narrow": narrow}, DRAWS[:1]).function > 1e-5

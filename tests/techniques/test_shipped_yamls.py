@@ -1,0 +1,59 @@
+"""The configurations of the techniques of weights, sums and attention apply to a model as deep as the published one."""
+
+import mlx.core as mx
+import pytest
+from configured import NAMES, named
+
+from precision_lab.model.config import TransformerConfig
+from precision_lab.model.transformer import Transformer
+from precision_lab.techniques.base import Technique, applied
+from precision_lab.techniques.weight_storage import weight_storage
+
+MODULES = (
+    *("fused_attention", "unfused_attention", "chunked_attention", "smoothed_keys", "narrow_attention_sums"),
+    *("sage_attention", "narrow_accumulators", "quantized_weights", "float8_weights", "stochastic_residual"),
+    *("compensated_residual", "batch_layout", "compiled_blocks"),
+)
+SHIPPED = {
+    name: technique
+    for name in NAMES
+    for technique in named(name).values()
+    if type(technique).__module__.rpartition(".")[2] in MODULES
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Transformer(
+        TransformerConfig(
+            attention_head_dim=32, num_attention_heads=2, joint_attention_dim=64, axes_dims_rope=(8, 12, 12)
+        )
+    )
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
+BITS = {
+    "affine4": 4.5,
+    "affine4_img_mod8": 5.17,
+    "affine4_mod16": 8.4,
+    "affine4_boundary16": 4.9,
+    "draw_things_8_6": 7.2,
+    "mxfp4": 4.3,
+    "mxfp8": 8.3,
+    "nvfp4": 4.5,
+    "fp8": 8.0,
+    "fp8_channel": 8.45,
+}
+"""Mean over all linears of the transformer, where the group scales of a row count."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_applies_to_all_that_it_names(model, name):
+    technique = SHIPPED[name]
+    assert isinstance(technique, Technique)
+    with applied({"transformer": model}, {name: technique}) as coverage:
+        bits = weight_storage({"transformer": model})["transformer"].bits_per_weight
+    assert coverage[name].matched >= 60
+    if name in BITS:
+        assert bits == pytest.approx(BITS[name], abs=0.06)
