@@ -37,7 +37,7 @@ class Technique(Protocol):
         """Whether it may share a site with any other technique, in the order given."""
 
     def rewrite(self, site: Site) -> nn.Module:
-        """The module to put at the site, or the one there, to leave it. Raises InputError for a kind it cannot rewrite."""
+        """The module to put at the site (the one there: leave it). Raises InputError for a kind it cannot rewrite."""
 
 
 class Coverage(NamedTuple):
