@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,10 @@ from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend, environment
 from precision_lab.errors import InputError
-from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
 from precision_lab.lab import latency, tables
 from precision_lab.lab.folder import prepare, save_image, write_json
+from precision_lab.lab.generation import encode, generate
 from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import (
     CALL,
@@ -31,16 +31,12 @@ from precision_lab.lab.recorder import (
     recorder_of,
 )
 from precision_lab.lab.reference import ReferenceReader, writing
-from precision_lab.lab.spec import REFERENCE, Case, RunSpec, SamplerSpec, Variant, one_of
+from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant, one_of
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model.pipeline import Conditioning, Pipeline, Step
-from precision_lab.model.rope import Grid
-from precision_lab.model.scope import scope
 from precision_lab.techniques.base import Coverage, applied
 
 SCHEMA_VERSION = 1
-
-OnStep = Callable[[Step, mx.array, Sequence[Conditioning | None]], None]
 
 
 class Progress(Protocol):
@@ -291,31 +287,6 @@ class Laboratory:
 def reference_path(out: Path, case: Case) -> Path:
     """Where the reference's arrays of a case stand until all its variants are compared."""
     return out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
-
-
-def encode(pipeline: Pipeline, sampler: SamplerSpec, prompt: str) -> tuple[Conditioning, Conditioning | None]:
-    """Embeddings of the prompt, and of the negative prompt where there is guidance."""
-    with scope(branch="cond"):
-        cond = pipeline.encode([prompt])
-    if not sampler.guided:
-        return cond, None
-    with scope(branch="uncond"):
-        return cond, pipeline.encode([sampler.negative_prompt])
-
-
-def generate(pipeline: Pipeline, sampler: SamplerSpec, grid: Grid, case: Case, on_step: OnStep) -> np.ndarray:
-    """Pixel values (H, W, 3) of one image, evaluated step by step.
-
-    on_step: called with each step, the latents before it, and the embeddings of both prompts.
-    """
-    cond, uncond = encode(pipeline, sampler, case.prompt)
-    latents = pipeline.noise(case.seed, grid)
-    mx.eval(cond, uncond, latents)
-    for step in pipeline.denoise(latents, grid, sampler.steps, cond, uncond, sampler.guidance_scale):
-        mx.eval(step.latents)
-        on_step(step, latents, (cond, uncond))
-        latents = step.latents
-    return to_numpy(pipeline.decode(latents, grid))[0]
 
 
 def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:

@@ -12,9 +12,10 @@ import pytest
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.lab.generation import generate
 from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import ProbeRecorder, observing
-from precision_lab.lab.run import generate, run
+from precision_lab.lab.run import run
 from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
 from precision_lab.lab.tables import COLUMNS, read
 from precision_lab.model.checkpoint import Checkpoint
