@@ -29,8 +29,8 @@ class Claim:
 
     `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 of the final
     latents against the reference), latency (of a step) or nonfinite (values at recorded outputs). `relation` is that
-    of `subject` to `against`. `noise` names the variant that should equal `against`. `gate` makes a refuted claim an
-    error.
+    of `subject` to `against`. `noise` names the variants that should equal `against`: the largest difference of one
+    of them is the floor. `gate` makes a refuted claim an error.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Claim:
     against: str = ""
     sites: tuple[str, ...] = ()
     stream: str | None = None
-    noise: str | None = None
+    noise: tuple[str, ...] = ()
     margin: float = 0.0
     gate: bool = False
 
@@ -56,8 +56,8 @@ class Claim:
         for key in ("id", "text", "source", "metric", "relation", "subject"):
             if not isinstance(raw.get(key), str):
                 raise InputError(f"Claim {raw.get('id', '?')}: {key} is missing, expected text")
-        sites = raw.get("sites", ())
-        claim = cls(**{**raw, "sites": (sites,) if isinstance(sites, str) else tuple(sites)})
+        several = {key: _names(raw, key) for key in ("sites", "noise")}
+        claim = cls(**{**raw, **several})
         for what, choices in (("metric", _METRICS), ("relation", RELATIONS)):
             value = getattr(claim, what)
             if value not in choices:
@@ -69,6 +69,15 @@ class Claim:
         if claim.metric == "amax" and not claim.sites:
             raise InputError(f"Claim {claim.id}: sites is missing, the metric amax needs a pattern")
         return claim
+
+
+def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A name or a list of names. Raises InputError for anything else."""
+    value = raw.get(key) or ()
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"Claim {raw.get('id', '?')}: {key} is {value!r}, expected a name or a list of names")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ class Tables:
 
 def judge(claim: Claim, tables: Tables) -> Verdict:
     """The verdict on one claim."""
-    named = [name for name in (claim.subject, claim.against, claim.noise) if name]
+    named = [name for name in (claim.subject, claim.against, *claim.noise) if name]
     absent = [name for name in named if name not in tables.variants]
     if absent:
         return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
@@ -114,7 +123,8 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
             "fewer than two comparable cases" if math.isfinite(ratio.estimate) else "undefined or non-finite values"
         )
         return Verdict("inconclusive", ratio.estimate, reason=reason)
-    floor = noise_floor(values[claim.noise], against) if claim.noise else math.nan
+    floors = [noise_floor(values[name], against) for name in claim.noise]
+    floor = float(np.max(floors)) if floors else math.nan
     if claim.noise and math.isnan(floor):
         return Verdict("inconclusive", ratio.estimate, ratio.lo, ratio.hi, reason="the noise floor is undefined")
     tolerance = max(claim.margin, floor) if claim.noise else claim.margin

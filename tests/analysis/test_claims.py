@@ -100,6 +100,21 @@ def test_a_difference_inside_the_noise_floor_is_no_finding():
     assert floored.noise_floor == pytest.approx(np.exp(np.sqrt((logs**2).sum() / 4)) - 1)
 
 
+def test_of_several_equivalent_runs_the_furthest_is_the_floor():
+    base = np.array([1.0, 3.0, 0.2, 7.0])
+    values = {"a": 1.1 * base, "b": base, "near": base * 1.01, "far": base * [1.2, 1 / 1.2, 1.2, 1 / 1.2]}
+    claim = {**BASE, "metric": "drift", "relation": "larger"}
+    verdicts = {
+        name: judge(Claim.from_dict({**claim, "noise": names}), tables(values))
+        for name, names in (("near", "near"), ("both", ["near", "far"]))
+    }
+    assert verdicts["near"].verdict == "supported"
+    assert verdicts["both"].verdict == "refuted"
+    assert verdicts["both"].noise_floor == pytest.approx(0.2)
+    with pytest.raises(InputError, match="noise is 3"):
+        Claim.from_dict({**claim, "noise": 3})
+
+
 def test_without_a_noise_floor_there_is_no_verdict():
     values = {"a": np.full(4, 1.5), "b": np.ones(4), "twin": [1.0, np.nan, 1.0, 1.0]}
     result = judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", "noise": "twin"}), tables(values))
