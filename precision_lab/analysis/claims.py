@@ -27,10 +27,11 @@ _COUNTED = ("nonzero", "zero")
 class Claim:
     """One statement of an experiment's yaml.
 
-    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 of the final
-    latents against the reference), latency (of a step) or nonfinite (values at recorded outputs). `relation` is that
-    of `subject` to `against`. `noise` names the variants that should equal `against`: the largest difference of one
-    of them is the floor. `gate` makes a refuted claim an error.
+    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 of the
+    final latents against the reference), latency (of a step), largest_share (of one branch in the final `stream`,
+    mean over steps) or nonfinite (values at recorded outputs). `relation` is that of `subject` to `against`, or to
+    `bound`. `noise` names the variants that should equal `against`: the largest difference of one of them is the
+    floor. `gate` makes a refuted claim an error.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Claim:
     relation: str
     subject: str
     against: str = ""
+    bound: float | None = None
     sites: tuple[str, ...] = ()
     stream: str | None = None
     noise: tuple[str, ...] = ()
@@ -64,8 +66,10 @@ class Claim:
                 raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
         if (claim.metric == "nonfinite") != (claim.relation in _COUNTED):
             raise InputError(f"Claim {claim.id}: relations {', '.join(_COUNTED)} go with the metric nonfinite")
-        if not claim.against and claim.relation not in _COUNTED:
-            raise InputError(f"Claim {claim.id}: against is missing, expected the name of a variant")
+        if claim.relation not in _COUNTED and bool(claim.against) == (claim.bound is not None):
+            raise InputError(f"Claim {claim.id}: expected one of against, the name of a variant, and bound, a number")
+        if claim.bound is not None and (not isinstance(claim.bound, int | float) or not claim.bound > 0):
+            raise InputError(f"Claim {claim.id}: bound is {claim.bound!r}, expected a number above 0")
         if claim.metric == "amax" and not claim.sites:
             raise InputError(f"Claim {claim.id}: sites is missing, the metric amax needs a pattern")
         return claim
@@ -116,7 +120,7 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
     if claim.relation in _COUNTED:
         count = float(subject.sum())
         return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
-    against = values[claim.against]
+    against = values[claim.against] if claim.against else pd.Series(claim.bound, index=subject.index)
     ratio = _ratio(claim, subject, against)
     if math.isnan(ratio.lo):
         reason = (
@@ -196,6 +200,15 @@ def _at_sites(activations: pd.DataFrame, variant: str, patterns: tuple[str, ...]
     return rows[chosen]
 
 
+def _largest_share(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    """Per case, the share of the branch that gave most of the final stream; largest of each step, mean over steps."""
+    if "final_share" not in tables.activations:
+        return pd.Series(dtype=float)
+    rows = tables.activations[(tables.activations["variant"] == variant) & (tables.activations["branch"] != "uncond")]
+    rows = rows[rows["final_share"].notna() & (rows["stream"] == (claim.stream or "img"))]
+    return rows.groupby([*_CASE, "step"])["final_share"].max().groupby(level=_CASE).mean()
+
+
 def _drift(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     """Per case, rel_l2 of the latents after the last step, free-running."""
     return final_latents(tables.drift, variant)
@@ -229,6 +242,7 @@ def _nonfinite(tables: Tables, variant: str, claim: Claim) -> pd.Series:
 _METRICS: Mapping[str, Callable[[Tables, str, Claim], pd.Series]] = {
     "amax": _amax,
     "drift": _drift,
+    "largest_share": _largest_share,
     "latency": _latency,
     "nonfinite": _nonfinite,
 }

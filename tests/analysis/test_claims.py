@@ -171,3 +171,45 @@ def test_counts():
 def test_malformed_claims(changes):
     with pytest.raises(InputError, match="Claim C"):
         Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", **changes})
+
+
+def shares(largest):
+    """Tables of one variant with the given largest share a case, beside smaller ones and other branches."""
+    rows = [
+        {"variant": "a", "prompt_id": 0, "seed": seed, "branch": branch, "step": step, "stream": stream}
+        | {"component": "transformer", "site": "s", "port": "out", "final_share": value}
+        for seed, share in enumerate(largest)
+        for step in (0, 1)
+        for branch, stream, value in (
+            ("cond", "img", share),
+            ("cond", "img", 0.1),
+            ("cond", "txt", 0.9),
+            ("uncond", "img", 0.95),
+            ("cond", "img", np.nan),
+        )
+    ]
+    return Tables(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), frozenset("a"))
+
+
+@pytest.mark.parametrize(
+    ("stream", "largest", "verdict"),
+    [
+        ("img", [0.2, 0.25, 0.22], "supported"),
+        ("img", [0.7, 0.72, 0.8], "refuted"),
+        ("img", [0.2, 0.9, 0.4], "inconclusive"),
+        ("txt", [0.2, 0.25, 0.22], "refuted"),
+    ],
+)
+def test_a_share_is_judged_against_a_bound(stream, largest, verdict):
+    claim = {"id": "S4", "text": "t", "source": "s", "subject": "a", "metric": "largest_share"}
+    claim |= {"relation": "smaller", "bound": 0.5, "stream": stream}
+    judged = judge(Claim.from_dict(claim), shares(largest))
+    assert judged.verdict == verdict
+    expected = {"img": np.exp(np.log(largest).mean()), "txt": 0.9}[stream] / 0.5
+    assert judged.effect == pytest.approx(expected)
+
+
+def test_a_claim_has_an_opponent_or_a_bound():
+    for wrong in ({"bound": 1.0}, {"against": "", "bound": None}, {"against": "", "bound": -1}):
+        with pytest.raises(InputError, match="bound"):
+            Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", **wrong})
