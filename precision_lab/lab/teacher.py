@@ -18,7 +18,7 @@ import mlx.core as mx
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.observation import Position
 from precision_lab.instrument.replica import replica
-from precision_lab.instrument.sites import Site, select, walk
+from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
 from precision_lab.lab.recorder import position_of
 from precision_lab.model.pipeline import Conditioning, Pipeline, Step, denoise
@@ -158,7 +158,7 @@ class Teacher:
         for name, shadow in self._shadows.items():
             own = ports(call._replace(output=shadow.call(call)), ["out"])
             for theirs, port in zip(expected, own, strict=True):
-                position = position_of(Site(call.site.component, call.site.path, call.site.module), port, self._seen)
+                position = position_of(call.site, port, self._seen)
                 self._seen += 1
                 self._pairs.append(_Pair(name, position, real(port.array), real(theirs.array)))
         if len(self._pairs) >= _PAIRS:
