@@ -38,12 +38,15 @@ PENALTY = 0.2
 GATE = 0.3
 """All gates before training."""
 
-LARGEST_WEIGHT = 3500.0
+LARGEST_WEIGHT = 4000.0
 """Of any folded output linear: below 4096, which float16 holds with headroom."""
 
-LARGEST_SHARE = {"massive": 2.0**15, "bulk": 2.0**13, "attention": 2.0**13}
-"""What an output linear takes of the factor at most: its outputs pass float16's 65504 in late blocks, in the massive
-channels first, and stay below 5e5."""
+LARGEST_SHARE = 2.0**15
+"""What an output linear takes of the factor at most: its outputs pass float16's 65504 in late blocks and stay below
+5e5."""
+
+NORM_OUT = 4.0
+"""Taken by norm_out from proj_out: +-3.4 as trained, +-16 is published."""
 
 _ATTENTION = {"img": "blocks.attn.to_out.0", "txt": "blocks.attn.to_add_out"}
 
@@ -85,7 +88,7 @@ def penalty(rms: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tens
     """
     terms = []
     for stream, channels in CHANNELS.items():
-        massive = rms[stream][:, list(channels)]
+        massive = torch.stack([rms[stream][:, channel] for channel in channels], 1)  # a CUDA graph holds no index list
         square = rms[stream].square().sum(1) - massive.square().sum(1)
         bulk = (square / (rms[stream].shape[1] - len(channels))).sqrt()
         above = (bulk / (INPUT_AMAX + BULK * target[:, 0])).log().relu()
@@ -96,22 +99,18 @@ def penalty(rms: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tens
 def fold(parameters: Parameters, growth: float) -> Parameters:
     """The same function without factors.
 
-    An output linear takes of each channel's factor a power of two, as much as its entries (<= LARGEST_WEIGHT) and
-    outputs (LARGEST_SHARE) allow; the gate's rows of the modulation linear take the rest.
+    An output linear takes of each channel's factor as much as its entries (<= LARGEST_WEIGHT) and outputs
+    (LARGEST_SHARE) allow; the gate's rows of the modulation linear take the rest. norm_out takes NORM_OUT of proj_out.
     """
     folded = dict(parameters)
     blocks, out, _ = parameters["blocks.img_mod.1.weight"].shape
     scale = factors(growth, blocks, out // 6, parameters["blocks.img_mod.1.weight"].device)
-    for stream, massive in CHANNELS.items():
+    for stream in CHANNELS:
         factor = scale[stream].unflatten(1, (6, -1)).clone()
         for chunk, linear in ((2, _ATTENTION[stream]), (5, f"blocks.{stream}_mlp.net.2")):
             weight, bias = parameters[f"{linear}.weight"], parameters[f"{linear}.bias"]
-            limit = torch.full_like(bias, LARGEST_SHARE["attention" if chunk == 2 else "bulk"])
-            if chunk == 5:
-                limit[:, list(massive)] = LARGEST_SHARE["massive"]
-            entries = torch.maximum(weight.abs().amax(2), bias.abs())
-            share = torch.minimum(torch.minimum(limit, LARGEST_WEIGHT / entries), factor[:, chunk])
-            share = torch.exp2(share.log2().floor()).clamp(min=1.0)
+            allowed = (LARGEST_WEIGHT / torch.maximum(weight.abs().amax(2), bias.abs())).clamp(max=LARGEST_SHARE)
+            share = torch.minimum(allowed, factor[:, chunk]).clamp(min=1.0)
             factor[:, chunk] /= share
             folded[f"{linear}.weight"] = weight * share[..., None]
             folded[f"{linear}.bias"] = bias * share
@@ -119,6 +118,12 @@ def fold(parameters: Parameters, growth: float) -> Parameters:
         mod = f"blocks.{stream}_mod.1"
         folded[f"{mod}.weight"] = parameters[f"{mod}.weight"] * flat[..., None]
         folded[f"{mod}.bias"] = parameters[f"{mod}.bias"] * flat
+    scale, shift = (parameters["norm_out.linear.bias"] * NORM_OUT).chunk(2)
+    folded["norm_out.linear.weight"] = parameters["norm_out.linear.weight"] * NORM_OUT
+    folded["norm_out.linear.bias"] = torch.cat(
+        (scale + NORM_OUT - 1, shift)
+    )  # its output is norm * (1 + scale) + shift
+    folded["proj_out.weight"] = parameters["proj_out.weight"] / NORM_OUT
     return folded
 
 

@@ -18,7 +18,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from PIL import Image
 
-from experiments.micro_checkpoint import data, growth, state, text_encoder, transformer, vae
+from experiments.micro_checkpoint import data, growth, pools, state, text_encoder, vae
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack
 from precision_lab.shapes import Scene, correct, held_out_scenes, verdict
 
@@ -28,7 +28,7 @@ GUIDANCE = 4.0
 class Case(NamedTuple):
     """grid: rows and columns of tokens. dtype: of the matrix products."""
 
-    grid: transformer.Grid
+    grid: pools.Grid
     steps: int
     dtype: torch.dtype
 
@@ -75,7 +75,7 @@ def draw(
     count, tokens = len(scenes), grid[0] * grid[1]
     latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(0)).to(device)
     both = torch.cat((torch.arange(count), torch.full((count,), count))).to(device)
-    turns = transformer.angles(model, grid, tokens, data.TEXT_TOKENS).to(device)[None].expand(2 * count, -1, -1)
+    turns = pools.angles(model, grid, tokens, data.TEXT_TOKENS).to(device)[None].expand(2 * count, -1, -1)
     cos, sin = turns.real.contiguous(), turns.imag.contiguous()
     valid = torch.cat((mask[both], torch.ones(2 * count, tokens, dtype=torch.bool, device=device)), 1)
     factors = growth.factors(factor, model.config.num_layers, len(parameters["img_in.bias"]), device)
@@ -88,8 +88,8 @@ def draw(
         guided *= positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
         latents = latents + (following - sigma) * guided
     autoencoder = vae.load(checkpoint, device)
-    mean, std = transformer.normalisation(autoencoder, device)
-    clean = transformer.unpack(latents, grid) * std[:, None] + mean[:, None]
+    mean, std = pools.normalisation(autoencoder, device)
+    clean = pools.unpack(latents, grid) * std[:, None] + mean[:, None]
     pixels = autoencoder.decoder(autoencoder.post_quant_conv(clean)).clamp(-1, 1)[:, :, 0]
     return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 

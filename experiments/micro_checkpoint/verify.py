@@ -7,7 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 
 from experiments.micro_checkpoint import growth
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, unstack
-from experiments.micro_checkpoint.transformer import Grid, angles
+from experiments.micro_checkpoint.pools import Grid, angles
 
 
 @torch.no_grad()

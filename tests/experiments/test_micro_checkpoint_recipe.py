@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 
-from experiments.micro_checkpoint import data, evaluate, growth, pieces, state, transformer, vae, verify
+from experiments.micro_checkpoint import data, evaluate, growth, pieces, pools, state, transformer, vae, verify
 from experiments.micro_checkpoint import model as recipe
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack, unstack
 from precision_lab.model.prompt import PREFIX_TOKENS, Tokenizer
@@ -81,7 +81,7 @@ def random_batch(model: QwenImageTransformer2DModel, seed: int, text: int, token
     for row, length, (rows, columns) in zip(mask, lengths, grids, strict=True):
         row[:length] = True
         row[text : text + rows * columns] = True
-    turns = torch.stack([transformer.angles(model, grid, tokens, text) for grid in grids])
+    turns = torch.stack([pools.angles(model, grid, tokens, text) for grid in grids])
     return Batch(
         torch.randn(len(grids), tokens, 64, generator=generator),
         torch.rand(len(grids), generator=generator),
@@ -158,50 +158,59 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.02, 1.28, 2.0])
-def test_fold_moves_the_factors_exactly(factor):
-    """Gate rows times what their output linear took is, bit for bit, what the factor makes of them."""
+def test_fold_moves_the_factors(factor):
+    """Gate rows times what their output linear took are what the factor makes of them, to the rounding of fp32."""
     blocks = 24
     parameters = random_parameters(small_model(blocks), 3)
     folded = growth.fold(parameters, factor)
     factors = growth.factors(factor, blocks, WIDTH, "cpu")
-    touched = set()
+    touched = {"norm_out.linear.weight", "norm_out.linear.bias", "proj_out.weight"}
     for stream, linears in OUTPUTS.items():
         mod = f"blocks.{stream}_mod.1"
         taken = torch.ones(blocks, 6, WIDTH)
         for chunk, linear in linears.items():
             share = folded[f"{linear}.bias"] / parameters[f"{linear}.bias"]
             taken[:, chunk] = share
-            assert torch.equal(folded[f"{linear}.weight"], parameters[f"{linear}.weight"] * share[..., None])
-            assert (torch.frexp(share).mantissa == 0.5).all(), "powers of two"
-            assert (share >= 1).all()
+            torch.testing.assert_close(folded[f"{linear}.weight"], parameters[f"{linear}.weight"] * share[..., None])
+            assert (share >= 1 - 1e-6).all()
             touched |= {f"{linear}.weight", f"{linear}.bias"}
         taken = taken.flatten(1)
         for part, shape in (("weight", (..., None)), ("bias", ...)):
             now, before = folded[f"{mod}.{part}"], parameters[f"{mod}.{part}"]
-            assert torch.equal(now * taken[shape], before * factors[stream][shape])
+            torch.testing.assert_close(now * taken[shape], before * factors[stream][shape])
             touched.add(f"{mod}.{part}")
     for name in parameters.keys() - touched:
         assert folded[name] is parameters[name]
 
 
+def test_fold_makes_the_last_norm_larger_and_what_reads_it_smaller():
+    parameters = random_parameters(small_model(2), 6)
+    folded = growth.fold(parameters, 1.28)
+    generator = torch.Generator().manual_seed(6)
+    time, normed = torch.randn(WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
+
+    def norm_out(p: Parameters) -> torch.Tensor:
+        scale, shift = (p["norm_out.linear.weight"] @ time + p["norm_out.linear.bias"]).chunk(2)
+        return normed * (1 + scale) + shift
+
+    torch.testing.assert_close(norm_out(folded), growth.NORM_OUT * norm_out(parameters), rtol=1e-5, atol=1e-5)
+    assert torch.equal(folded["proj_out.weight"] * growth.NORM_OUT, parameters["proj_out.weight"])
+
+
 @pytest.mark.parametrize("factor", [1.02, 1.28, 2.0])
 def test_output_linears_take_as_much_as_their_limits_allow(factor):
-    blocks = 24
+    blocks, rounding = 24, 1 + 1e-5
     parameters = random_parameters(small_model(blocks), 4)
     folded = growth.fold(parameters, factor)
     factors = growth.factors(factor, blocks, WIDTH, "cpu")
     for stream, linears in OUTPUTS.items():
         for chunk, linear in linears.items():
-            limit = torch.full((WIDTH,), growth.LARGEST_SHARE["attention" if chunk == 2 else "bulk"])
-            if chunk == 5:
-                limit[list(growth.CHANNELS[stream])] = growth.LARGEST_SHARE["massive"]
             share = folded[f"{linear}.bias"] / parameters[f"{linear}.bias"]
             largest = torch.maximum(folded[f"{linear}.weight"].abs().amax(2), folded[f"{linear}.bias"].abs())
-            wanted = factors[stream].unflatten(1, (6, -1))[:, chunk]
-            assert (share <= torch.minimum(limit, wanted)).all()
-            assert (largest <= growth.LARGEST_WEIGHT).all()
-            refused = (2 * share > torch.minimum(limit, wanted)) | (2 * largest > growth.LARGEST_WEIGHT)
-            assert refused.all()
+            limit = factors[stream].unflatten(1, (6, -1))[:, chunk].clamp(max=growth.LARGEST_SHARE)
+            assert (share <= limit * rounding).all()
+            assert (largest <= growth.LARGEST_WEIGHT * rounding).all()
+            assert ((share * rounding >= limit) | (largest * rounding >= growth.LARGEST_WEIGHT)).all()
 
 
 def test_growth_is_annealed_from_one_to_its_end():
@@ -369,7 +378,7 @@ class StepsClock:
         return self.left <= 0
 
 
-class SmallPools(transformer.Pools):
+class SmallPools(pools.Pools):
     """Random latents and embeddings."""
 
     def __init__(self, checkpoint: Path, device: str):
@@ -388,7 +397,7 @@ def work(tmp_path, monkeypatch) -> Path:
     """A folder for three blocks, two phases and slices that are counted in steps."""
     monkeypatch.setattr(state, "Clock", StepsClock)
     monkeypatch.setattr(transformer, "Pools", SmallPools)
-    phases = transformer.Phase(6, {(2, 2): 2, (2, 3): 1}), transformer.Phase(12, {(2, 2): 1, (3, 4): 1})
+    phases = pools.Phase(6, {(2, 2): 2, (2, 3): 1}), pools.Phase(12, {(2, 2): 1, (3, 4): 1})
     monkeypatch.setattr(transformer, "PHASES", phases)
     small_model(3).save_pretrained(tmp_path / "checkpoint" / "transformer")
     return tmp_path
@@ -516,9 +525,9 @@ def test_the_learning_rate_begins_and_ends_at_nothing():
 def test_pack_is_that_of_diffusers_and_unpack_its_inverse(grid):
     rows, columns = grid
     latents = torch.randn(3, 16, 2 * rows, 2 * columns, generator=torch.Generator().manual_seed(rows))
-    packed = transformer.pack(latents)
+    packed = pools.pack(latents)
     assert torch.equal(packed, QwenImagePipeline._pack_latents(latents, 3, 16, 2 * rows, 2 * columns))
-    unpacked = transformer.unpack(packed, grid)
+    unpacked = pools.unpack(packed, grid)
     assert torch.equal(unpacked, latents[:, :, None])
     assert torch.equal(unpacked, QwenImagePipeline._unpack_latents(packed, 16 * rows, 16 * columns, 8))
 

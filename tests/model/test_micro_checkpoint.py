@@ -1,7 +1,6 @@
 """The embedded checkpoint: what it must be for drift, overflow and repair to mean something on it.
 
-Bounds are those of its specification; a figure of the present weights stands only in the reason of an expected failure,
-which a better training turns into a pass.
+Bounds are those of its specification; what the weights do not reach is an expected failure, with its figures.
 """
 
 from __future__ import annotations
@@ -91,7 +90,6 @@ def test_weights_are_bfloat16_and_finite_in_float16(part):
         assert np.isfinite(values.astype(np.float16)).all(), name
 
 
-@pytest.mark.xfail(strict=False, reason="gates of blocks 55 to 59: 18560 in transformer_blocks.58.txt_mod.1.bias")
 def test_weights_leave_float16_headroom():
     sizes = {name: np.abs(values).max() for name, _, values in tensors("transformer")}
     largest = max(sizes, key=sizes.__getitem__)
@@ -191,7 +189,6 @@ def test_the_image_stream_reaches_the_published_size(passes):
     assert FINAL_AMAX / 3 <= max(p.amax[-1] for p in passes) <= 3 * FINAL_AMAX
 
 
-@pytest.mark.xfail(strict=False, reason="1.1e7 to 2.7e7; before block 58 it is 9e7 to 1e8")
 def test_the_image_stream_reaches_the_published_size_at_every_timestep(passes):
     for p in passes:
         assert FINAL_AMAX / 3 <= p.amax[-1] <= 3 * FINAL_AMAX, p.sigma
@@ -210,7 +207,6 @@ def test_late_branches_pass_the_end_of_float16(passes):
     assert late > FP16_MAX
 
 
-@pytest.mark.xfail(strict=False, reason="5.4e5 in transformer_blocks.58.txt_mlp")
 def test_branches_stay_within_what_the_published_recipes_carry(passes):
     """Outputs before the gates, of attention and feed-forward in both streams."""
     largest = np.max([p.branches for p in passes], axis=0)
@@ -235,10 +231,10 @@ def fixed_share(passes: list[Pass], blocks: range) -> float:
             range(20, 40),
             id="middle third",
             marks=pytest.mark.xfail(
-                strict=False, reason="not 0.04 % of the tokens, at blocks 20 to 24 of the last step"
+                strict=True, reason="not 3 % of the tokens at blocks 20 to 24, not 0.4 % at 25 to 39"
             ),
         ),
-        pytest.param(range(25, 50), id="25 to 49"),
+        pytest.param(range(40, 60), id="last third"),
     ],
 )
 def test_two_channels_are_massive_in_all_tokens(passes, blocks):
@@ -246,16 +242,16 @@ def test_two_channels_are_massive_in_all_tokens(passes, blocks):
 
 
 def test_massive_channels_are_massive(passes):
-    """In blocks 25 to 49, over the tokens: the lesser of the two is five times the root mean square of the rest."""
+    """In blocks 25 to 59, over the tokens: the lesser of the two is five times the root mean square of the rest."""
     for p in passes:
-        for image in p.image[25:50]:
+        for image in p.image[25:]:
             *rest, lesser, _ = np.sort(np.sqrt((image**2).mean(0)))
             assert lesser > 5 * np.sqrt(np.mean(np.square(rest)))
 
 
 def test_massive_channels_follow_the_timestep(passes):
-    first, last = (np.mean([p.amax[40] for p in passes if p.sigma == s]) for s in (passes[0].sigma, passes[-1].sigma))
-    assert abs(np.log(first / last)) > 0.05
+    first, last = (np.mean([p.amax[-1] for p in passes if p.sigma == s]) for s in (passes[0].sigma, passes[-1].sigma))
+    assert first > 1.5 * last
 
 
 # --- what float16 makes of it
