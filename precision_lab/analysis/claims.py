@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,19 @@ from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired
 
 RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
 _COUNTED = ("nonzero", "zero")
+_COUNTS = ("nonfinite", "narrow_operations")
 
 
 @dataclass(frozen=True)
 class Claim:
     """One statement of an experiment's yaml.
 
-    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 of the
-    final latents against the reference), latency (of a step), largest_share (of one branch in the final `stream`,
-    mean over steps) or nonfinite (values at recorded outputs). `relation` is that of `subject` to `against`, or to
-    `bound`. `noise` names the variants that should equal `against`: the largest difference of one of them is the
-    floor. `gate` makes a refuted claim an error.
+    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 against the
+    reference after the last step, free-running, of the outputs at `sites`; without them of the latents), latency (of a
+    step), largest_share (of one branch in the final `stream`, mean over steps), nonfinite (values at recorded outputs)
+    or narrow_operations (of a device, those that compute in less than fp32). `relation` is that of `subject` to
+    `against`, or to `bound`. `noise` names the variants that should equal `against`, or the subject where there is a
+    bound: the largest difference of one of them is the floor. `gate` makes a refuted claim an error.
     """
 
     id: str
@@ -64,8 +66,11 @@ class Claim:
             value = getattr(claim, what)
             if value not in choices:
                 raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
-        if (claim.metric == "nonfinite") != (claim.relation in _COUNTED):
-            raise InputError(f"Claim {claim.id}: relations {', '.join(_COUNTED)} go with the metric nonfinite")
+        if (claim.metric in _COUNTS) != (claim.relation in _COUNTED):
+            relations, metrics = ", ".join(_COUNTED), ", ".join(_COUNTS)
+            raise InputError(
+                f"Claim {claim.id}: relations {relations} go with the metrics {metrics}, and only with them"
+            )
         if claim.relation not in _COUNTED and bool(claim.against) == (claim.bound is not None):
             raise InputError(f"Claim {claim.id}: expected one of against, the name of a variant, and bound, a number")
         if claim.bound is not None and (not isinstance(claim.bound, int | float) or not claim.bound > 0):
@@ -98,12 +103,13 @@ class Verdict:
 
 @dataclass
 class Tables:
-    """The tables of a run."""
+    """The tables of a run, or of a device: its `operations` have the columns op, verdict (see `device.behaviour`)."""
 
     activations: pd.DataFrame
     drift: pd.DataFrame
     latency: pd.DataFrame
     variants: frozenset[str]
+    operations: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def judge(claim: Claim, tables: Tables) -> Verdict:
@@ -118,8 +124,7 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
         return Verdict("inconclusive", math.nan, reason=f"nothing was measured of variant {unmeasured[0]}")
     subject = values[claim.subject]
     if claim.relation in _COUNTED:
-        count = float(subject.sum())
-        return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
+        return _judge_count(claim, subject)
     against = values[claim.against] if claim.against else pd.Series(claim.bound, index=subject.index)
     ratio = _ratio(claim, subject, against)
     if math.isnan(ratio.lo):
@@ -127,12 +132,21 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
             "fewer than two comparable cases" if math.isfinite(ratio.estimate) else "undefined or non-finite values"
         )
         return Verdict("inconclusive", ratio.estimate, reason=reason)
-    floors = [noise_floor(values[name], against) for name in claim.noise]
+    original = values[claim.against or claim.subject]
+    floors = [noise_floor(values[name], original) for name in claim.noise]
     floor = float(np.max(floors)) if floors else math.nan
     if claim.noise and math.isnan(floor):
         return Verdict("inconclusive", ratio.estimate, ratio.lo, ratio.hi, reason="the noise floor is undefined")
     tolerance = max(claim.margin, floor) if claim.noise else claim.margin
     return Verdict(decide(claim.relation, ratio.lo, ratio.hi, tolerance), ratio.estimate, ratio.lo, ratio.hi, floor)
+
+
+def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:
+    """What was counted decides; where nothing was, what could not be counted (NaN) leaves it open."""
+    count, open_ones = float(counts.sum()), int(counts.isna().sum())
+    if count == 0 and open_ones:
+        return Verdict("inconclusive", count, reason=f"{open_ones} of {len(counts)} are undecided")
+    return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
 
 
 def decide(relation: str, lo: float, hi: float, tolerance: float) -> str:
@@ -181,7 +195,8 @@ def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     """Per case, the geometric mean over sites of the largest amax over steps and branches."""
     if not {"amax", "num_nan", "num_inf"} <= set(tables.activations):
         return pd.Series(dtype=float)
-    rows = _at_sites(tables.activations, variant, claim.sites)
+    rows = tables.activations[tables.activations["variant"] == variant]
+    rows = _at_sites(rows[rows["port"].str.startswith("out")], claim.sites)
     if claim.stream is not None:
         rows = rows[rows["stream"] == claim.stream]
     rows = rows.assign(amax=rows["amax"].where((rows["num_nan"] + rows["num_inf"]) == 0))
@@ -189,8 +204,7 @@ def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     return np.exp(np.log(peaks).groupby(level=_CASE).agg(lambda a: a.mean(skipna=False)))
 
 
-def _at_sites(activations: pd.DataFrame, variant: str, patterns: tuple[str, ...]) -> pd.DataFrame:
-    rows = activations[(activations["variant"] == variant) & activations["port"].str.startswith("out")]
+def _at_sites(rows: pd.DataFrame, patterns: tuple[str, ...]) -> pd.DataFrame:
     chosen = pd.Series(False, index=rows.index)
     for pattern in patterns:
         component, glob = split_pattern(pattern)
@@ -210,21 +224,23 @@ def _largest_share(tables: Tables, variant: str, claim: Claim) -> pd.Series:
 
 
 def _drift(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    """Per case, rel_l2 of the latents after the last step, free-running."""
-    return final_latents(tables.drift, variant)
+    return final_drift(tables.drift, variant, claim.sites or (LATENTS,))
 
 
-def final_latents(drift: pd.DataFrame, variant: str) -> pd.Series:
-    """rel_l2 of the latents after the last step by case (prompt_id, seed); empty if it was not recorded."""
+LATENTS = "pipeline:euler_step"
+
+
+def final_drift(drift: pd.DataFrame, variant: str, sites: tuple[str, ...] = (LATENTS,)) -> pd.Series:
+    """Per case (prompt_id, seed), rel_l2 after the last step, free-running; of several outputs the largest.
+
+    Empty if it was not recorded, NaN for a case with a value that is not finite.
+    """
     if "rel_l2" not in drift:
         return pd.Series(dtype=float)
-    rows = drift[
-        (drift["variant"] == variant)
-        & (drift["component"] == "pipeline")
-        & (drift["site"] == "euler_step")
-        & (drift["mode"] == "free")
-    ]
-    return rows[rows["step"] == rows["step"].max()].set_index(_CASE)["rel_l2"]
+    rows = _at_sites(drift[(drift["variant"] == variant) & (drift["mode"] == "free")], sites)
+    step = rows["step"].astype("Float64").fillna(-1)  # the pixels belong to no step
+    last = step == step.groupby([rows["component"], rows["site"]]).transform("max")
+    return rows[last].groupby(_CASE)["rel_l2"].agg(lambda errors: errors.max(skipna=False))
 
 
 def _latency(tables: Tables, variant: str, claim: Claim) -> pd.Series:
@@ -236,7 +252,14 @@ def _nonfinite(tables: Tables, variant: str, claim: Claim) -> pd.Series:
     rows = tables.activations[tables.activations["variant"] == variant]
     if not {"num_nan", "num_inf"} <= set(rows):
         return pd.Series(dtype=float)
-    return (rows["num_nan"] + rows["num_inf"]).astype(float)
+    return (rows["num_nan"] + rows["num_inf"]).dropna().astype(float)  # rows of other probes count nothing
+
+
+def _narrow_operations(tables: Tables, variant: str, claim: Claim) -> pd.Series:
+    """1 an operation that computes in less than fp32, 0 for one that does not, NaN where that is not known."""
+    if tables.operations.empty:
+        return pd.Series(dtype=float)
+    return tables.operations["verdict"].map({"refuted": 1.0, "supported": 0.0}).astype(float)
 
 
 _METRICS: Mapping[str, Callable[[Tables, str, Claim], pd.Series]] = {
@@ -244,5 +267,6 @@ _METRICS: Mapping[str, Callable[[Tables, str, Claim], pd.Series]] = {
     "drift": _drift,
     "largest_share": _largest_share,
     "latency": _latency,
+    "narrow_operations": _narrow_operations,
     "nonfinite": _nonfinite,
 }

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from precision_lab.analysis.claims import Claim, Tables, final_latents, judge
+from precision_lab.analysis import factorial
+from precision_lab.analysis.claims import Claim, Tables, final_drift, judge
 from precision_lab.errors import InputError
 from precision_lab.lab.tables import read
 from precision_lab.numerics.intervals import latency_verdict, paired_ratio, simultaneous_confidence
@@ -36,7 +37,8 @@ def summarize(run: Path) -> dict[str, Any]:
         "experiment": manifest["experiment"],
         "reference": reference,
         "variants": {name: _variant(run, manifest, tables, name) for name in names},
-        "claims": [_claim(Claim.from_dict(raw), tables) for raw in manifest["claims"]],
+        "claims": [claim_record(Claim.from_dict(raw), tables) for raw in manifest["claims"]],
+        "factorials": factorial.records(manifest, tables.drift),
         "weights": manifest["checkpoint"]["weights"],
         "inflate": manifest["checkpoint"].get("inflate", 1.0),
     }
@@ -83,7 +85,7 @@ def _variant(run: Path, manifest: dict[str, Any], tables: Tables, name: str) -> 
         "expect": expect,
         "expectation_met": expect == "any" or (counted and bool(num_nonfinite) == (expect == "nonfinite")),
         **_amax_final(activations, manifest["model"]["num_layers"]),
-        **_median("latent_rel_l2", final_latents(tables.drift, name), "non-finite latents"),
+        **_median("latent_rel_l2", final_drift(tables.drift, name), "non-finite latents"),
         **_images(run, name, manifest["reference"]["variant"]),
         **({"num_nonfinite": num_nonfinite} if counted else _number("num_nonfinite", math.nan, "not recorded")),
         "first_nonfinite": _first_nonfinite(activations[bad > 0]) if counted else None,
@@ -177,7 +179,8 @@ def _latency(latency: pd.DataFrame, name: str, baseline: str, margin: float) -> 
     return {"latency": measured, "peak_memory_bytes": peak}
 
 
-def _claim(claim: Claim, tables: Tables) -> dict[str, Any]:
+def claim_record(claim: Claim, tables: Tables) -> dict[str, Any]:
+    """A claim and its verdict as strict JSON: an entry of `claims` in summary.json and in device.json."""
     verdict = judge(claim, tables)
     out: dict[str, Any] = {"id": claim.id, "text": claim.text, "source": claim.source, "verdict": verdict.verdict}
     out |= {
@@ -185,6 +188,7 @@ def _claim(claim: Claim, tables: Tables) -> dict[str, Any]:
         "relation": claim.relation,
         "subject": claim.subject,
         "against": claim.against or None,
+        "bound": claim.bound,
     }
     out |= _number("effect", verdict.effect, verdict.reason or "undefined")
     if math.isfinite(verdict.lo):

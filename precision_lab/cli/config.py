@@ -14,11 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from precision_lab.analysis.claims import Claim
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError, nearest
-from precision_lab.lab.spec import LatencySpec, ModelSpec, RunSpec, SamplerSpec, TeacherSpec, Variant
+from precision_lab.lab.factorial import combined, label, treatments
+from precision_lab.lab.spec import LatencySpec, ModelSpec, ProcessSpec, RunSpec, SamplerSpec, TeacherSpec, Variant
 from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.techniques.base import Technique
 
-_VARIANT_KEYS = ("dtype", "technique", "expect")
+_VARIANT_KEYS = ("dtype", "technique", "expect", "process")
 _EMBEDDED = "package://"
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     resolved = config.copy()
     OmegaConf.resolve(resolved)
     OmegaConf.set_struct(resolved, False)
-    for key in ("model", "sampler", "image", "latency", "drift", "probe", "technique", "variants", "claims"):
+    groups = ("model", "sampler", "image", "latency", "drift", "probe", "technique", "variants", "factorial", "claims")
+    for key in groups:
         if not isinstance(resolved[key], DictConfig):
             raise InputError(f"{key} is {resolved[key]!r}, expected settings below it, like {key}.NAME=VALUE")
     out, resume = resolved.pop("out"), resolved.pop("resume")
@@ -65,8 +67,9 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
 
 
 def _variants(config: DictConfig) -> list[Variant]:
-    """The experiment's variants, `custom` if techniques were named, narrowed by `only`."""
+    """The experiment's variants, `custom` if techniques were named, those of a factorial, narrowed by `only`."""
     described: dict[str, Any] = {str(name): value or {} for name, value in config.variants.items()}
+    described |= _factorial(config.factorial, described)
     if config.technique:
         described["custom"] = {"technique": config.technique}
     if config.only is not None:
@@ -89,9 +92,42 @@ def _variants(config: DictConfig) -> list[Variant]:
             str(key): _build(node, Technique, f"technique {key}")
             for key, node in (value.get("technique") or {}).items()
         }
-        variants.append(Variant(name, value.get("dtype") or config.dtype, techniques, value.get("expect") or "any"))
+        process = value.get("process") or {}
+        if not isinstance(process, dict | DictConfig):
+            raise InputError(f"variants.{name}.process is {process!r}, expected settings like {{tf32: true}}")
+        variants.append(
+            Variant(
+                name,
+                value.get("dtype") or config.dtype,
+                techniques,
+                value.get("expect") or "any",
+                _fields(ProcessSpec, process),
+            )
+        )
     if not variants:
         raise InputError("No variants are left to run, expected at least one (variants, only)")
+    return variants
+
+
+def _factorial(config: DictConfig, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Variants for all combinations of the factors on the variant `base`; none without factors."""
+    if not config.factors:
+        return {}
+    base = str(config.base)
+    if base not in described:
+        raise InputError(f"factorial.base: unknown variant {base!r}. {nearest(base, described)}")
+    factors: dict[str, Mapping[str, Any]] = {}
+    for name, node in config.factors.items():
+        if not isinstance(node, DictConfig):
+            raise InputError(f"factorial.factors.{name} is {node!r}, expected a technique or several by name")
+        factors[str(name)] = {str(name): node} if "_target_" in node else {str(key): node[key] for key in node}
+    generators = {str(name): _list(config.generators, name) for name in config.generators or {}}
+    variants = {}
+    for on in filter(None, treatments(list(factors), generators)):
+        techniques = combined(described[base].get("technique") or {}, factors, on)
+        if label(base, on) in described:
+            raise InputError(f"factorial: there is a variant {label(base, on)} already. Give it another name")
+        variants[label(base, on)] = {**described[base], "technique": techniques}
     return variants
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +31,7 @@ _measured: list[bool | None] = []
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Measures, then writes device.json and device.png into `out` and prints the findings."""
     out = _prepare(config.out)
+    claims: Any = OmegaConf.to_container(config.claims)
     _switch(config.tf32)
     from precision_lab.device.behaviour.finding import Finding
     from precision_lab.device.behaviour.suite import PARTS, measure
@@ -47,13 +48,15 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         for label, part in measure():
             findings += part
             progress.advance(1, label)
+    ops = judge(findings)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "environment": environment(),
         "command": ["python", "-m", "precision_lab", *command],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
-        "s6": judge(findings),
+        "claims": judge_claims(claims, ops),
+        "s6": {"ops": ops},
         "findings": [finding.record() for finding in findings],
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,18 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     _print(record, console)
     console.print(f"record: {out / RECORD}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts on claims about what MLX computes in, from those on its operations, as summary.json has them."""
+    import pandas as pd
+
+    from precision_lab.analysis.claims import Claim, Tables
+    from precision_lab.analysis.summary import claim_record
+
+    nothing = pd.DataFrame()
+    tables = Tables(nothing, nothing, nothing, frozenset({"mlx"}), pd.DataFrame(ops))
+    return [claim_record(Claim.from_dict({"id": name, **claim}), tables) for name, claim in claims.items()]
 
 
 def _prepare(given: object) -> Path:
@@ -100,7 +115,9 @@ def _print(record: dict[str, Any], console: Console) -> None:
     console.print(_answers(record["findings"]))
     counts = {name: sum(op["verdict"] == name for op in s6["ops"]) for name in _COLOURS}
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-    console.print(f'S6 "{s6["claim"]}": {s6["verdict"]} ({listed})', highlight=False, soft_wrap=True)
+    for claim in record["claims"]:
+        line = f'{claim["id"]} "{claim["text"]}": {claim["verdict"]} ({listed})'
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _widths(s6: dict[str, Any], title: str) -> Table:

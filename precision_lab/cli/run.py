@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from precision_lab.cli import process
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.progress import open_console, showing
 from precision_lab.device.environment import set_numeric_switches
@@ -20,5 +21,5 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     console = open_console()
     with showing(console) as progress:
-        run(spec, progress)
+        run(spec, progress, process.COMMAND)
     return judge_and_draw(spec.out, console)

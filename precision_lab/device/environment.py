@@ -15,19 +15,22 @@ from precision_lab.device import blas
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
-# Numeric switches that MLX reads once, at the first operation that asks.
-_SWITCHES = {"MLX_ENABLE_TF32": "0"}
 # A model with probes is thousands of small CUDA graphs; MLX refuses to go on when 400 of them keep evicting each other.
 _CAPACITIES = {"MLX_CUDA_GRAPH_CACHE_SIZE": "10000"}
 
 
-def set_numeric_switches() -> None:
-    """Turns reduced-precision modes off for this process; must run before the first MLX operation.
+def numeric_switches(tf32: bool = False) -> dict[str, str]:
+    """Environment variables that MLX reads once a process, at the first operation that asks, for the given modes.
 
     MLX_ENABLE_TF32 defaults to 1: an fp32 product on CUDA then has a relative error of 2.9e-4 instead of 2.2e-7
-    (one H100, MLX 0.32.4).
+    (one H100, MLX 0.32.4). On a CPU it changes nothing.
     """
-    os.environ.update(_SWITCHES)
+    return {"MLX_ENABLE_TF32": str(int(tf32))}
+
+
+def set_numeric_switches(tf32: bool = False) -> None:
+    """Sets the reduced-precision modes of this process, off unless stated; must run before the first MLX operation."""
+    os.environ.update(numeric_switches(tf32))
     for name, value in _CAPACITIES.items():
         os.environ.setdefault(name, value)
 
@@ -77,7 +80,7 @@ def environment() -> dict[str, Any]:
         "mlx": versions["mlx"],
         "blas": blas.description() if backend() == "cpu" else None,
         "packages": versions,
-        "switches": {name: os.environ.get(name) for name in _SWITCHES},
+        "switches": {name: os.environ.get(name) for name in numeric_switches()},
         "commit": commit,
         "dirty": bool(_output("git", "-C", str(source), "status", "--porcelain", "--", ".")) if commit else None,
     }

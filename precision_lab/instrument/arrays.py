@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
@@ -20,3 +22,13 @@ def to_numpy(x: mx.array) -> np.ndarray:
             return np.frombuffer(buffer, ml_dtypes.bfloat16).reshape(x.shape)
         return np.asarray(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
     return np.asarray(x)
+
+
+def dtype_name(x: mx.array) -> str:
+    """The dtype of x as tables name it: bfloat16, float32."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def described(x: mx.array) -> dict[str, Any]:
+    """The columns of a table that say what array a row is about: `dtype`, `shape` as 1x64x256, `numel`."""
+    return {"dtype": dtype_name(x), "shape": "x".join(map(str, x.shape)), "numel": x.size}

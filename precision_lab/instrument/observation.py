@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 
 class Position(NamedTuple):
@@ -27,8 +28,12 @@ class Position(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """An evaluated array and where it was seen; with an output, the inputs of its call, if an observer wants calls."""
+    """An evaluated array and where it was seen; with an output, the inputs of its call, if an observer wants calls.
+
+    module: what was called, for observers that need its parameters.
+    """
 
     position: Position
     array: mx.array
     inputs: tuple[mx.array, ...] = ()
+    module: nn.Module | None = None

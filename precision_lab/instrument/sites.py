@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.nn as nn
@@ -41,13 +42,13 @@ class Site:
     def __str__(self) -> str:
         return self.path if self.component == DEFAULT_COMPONENT else f"{self.component}:{self.path}"
 
-    @property
+    @cached_property
     def block(self) -> int | None:
         """Index of the transformer block or encoder layer that the module is, or is part of."""
         found = _BLOCK.match(self.path)
         return int(found[1]) if found else None
 
-    @property
+    @cached_property
     def stream(self) -> str:
         """img, txt, joint or -."""
         return stream_of(self.path) if self.component == DEFAULT_COMPONENT else "-"

@@ -69,6 +69,9 @@ def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
     """
     for kind in kinds:
         value = call.output if kind == "out" else (*call.args, *call.kwargs.values())
+        if isinstance(value, mx.array):  # nearly every call has one output
+            yield Port(kind, call.site.stream, value)
+            continue
         leaves = list(_leaves(value, call.site.stream))
         for index, (stream, array) in enumerate(leaves):
             yield Port(kind if len(leaves) == 1 else f"{kind}.{index}", stream, array)

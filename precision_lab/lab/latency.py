@@ -13,11 +13,11 @@ from precision_lab.lab.spec import LatencySpec
 from precision_lab.numerics.intervals import paired_ratio, simultaneous_confidence
 
 
-class Timed(NamedTuple):
-    """What is timed, and the bytes of the weights it works with."""
+class Sample(NamedTuple):
+    """One timed step."""
 
-    step: Callable[[], mx.array]
-    weights_nbytes: int
+    seconds: float
+    peak_memory_bytes: int
 
 
 DEFAULT_MARGIN = {"cpu": 0.05, "cuda": 0.01, "metal": 0.01}
@@ -25,7 +25,7 @@ _SEED = 0
 
 
 def measure(
-    timed: Mapping[str, Callable[[], Any]],
+    samplers: Mapping[str, Callable[[], Sample]],
     baseline: str,
     spec: LatencySpec,
     margin: float,
@@ -33,20 +33,20 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of the latency table, one a variant and round.
 
-    `timed[name]()` is a context manager that sets the variant up, outside the clock, and gives what to time. Rounds go
-    on until the half-width of every paired ratio's interval is at most half the margin, the time is spent or
-    `max_rounds` is reached, at least `min_rounds`.
+    `samplers[name]()` sets the variant up, outside the clock, and times it once. Rounds go on until the half-width of
+    every paired ratio's interval is at most half the margin, the time is spent or `max_rounds` is reached, at least
+    `min_rounds`.
     """
     if spec.max_rounds == 0:
         return []
     rng = np.random.default_rng(_SEED)
-    names = list(timed)
+    names = list(samplers)
     rows: list[dict[str, Any]] = []
     seconds: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for index in range(-spec.warmup_rounds, spec.max_rounds):
         for order, name in enumerate(rng.permutation(names)):
-            elapsed, peak = _time(timed[str(name)])
+            elapsed, peak = samplers[str(name)]()
             if index >= 0:
                 seconds[str(name)].append(elapsed)
                 rows.append(
@@ -67,17 +67,16 @@ def measure(
     return rows
 
 
-def _time(enter: Callable[[], Any]) -> tuple[float, int]:
+def sample(step: Callable[[], mx.array], weights_nbytes: int) -> Sample:
     """Seconds of a step, and the memory it needs: its own weights and what it allocates, other variants' apart."""
-    with enter() as timed:
-        mx.synchronize()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        start = time.perf_counter()
-        mx.eval(timed.step())
-        mx.synchronize()
-        seconds = time.perf_counter() - start
-        return seconds, timed.weights_nbytes + max(0, mx.get_peak_memory() - before)
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    start = time.perf_counter()
+    mx.eval(step())
+    mx.synchronize()
+    seconds = time.perf_counter() - start
+    return Sample(seconds, weights_nbytes + max(0, mx.get_peak_memory() - before))
 
 
 def _resolved(seconds: Mapping[str, Sequence[float]], baseline: str, margin: float) -> bool:

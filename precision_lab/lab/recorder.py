@@ -11,36 +11,28 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from precision_lab.instrument.arrays import real, to_numpy
+from precision_lab.instrument.arrays import described, real, to_numpy
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
-from precision_lab.probes.base import AnyProbe, CallProbe, Probe, Recorder, Scalar, StreamProbe
+from precision_lab.probes.base import ACTIVATIONS, AnyProbe, BatchProbe, CallProbe, Probe, Recorder, Scalar, StreamProbe
 
 CALL = "call"
 """The port of observers that want an output together with the inputs of its call."""
 
-_GROUP = 32
+# an evaluation takes about a millisecond to start and await: with few arrays a group, a small model takes twice as long
+_GROUP = 512
 _GROUP_BYTES = 128 << 20
 
 
 def position_of(site: Site, port: Port, order: int) -> Position:
     """The position of an array that a module of `site` takes or gives, within the current scope."""
     labels = current_scope()
-    return Position(
-        branch=labels.get("branch"),
-        step=labels.get("step"),
-        sigma=labels.get("sigma"),
-        component=site.component,
-        site=site.path,
-        port=port.name,
-        stream=port.stream,
-        block=site.block,
-        order=order,
-    )
+    moment = labels.get("branch"), labels.get("step"), labels.get("sigma")
+    return Position(*moment, site.component, site.path, port.name, port.stream, site.block, order)
 
 
 class Observer(Protocol):
@@ -64,10 +56,10 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
     site.
     """
     sites = walk(components)
-    interested: dict[Site, list[Observer]] = defaultdict(list)
+    interested: dict[Site, _Interest] = defaultdict(_Interest)
     for observer in observers:
         for site in select(observer.sites, sites):
-            interested[site].append(observer)
+            interested[site].add(observer)
     group = _Group(observers)
     launched: _Group | None = None
     seen = 0
@@ -83,15 +75,14 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
     def on_call(call: Call) -> None:
         nonlocal seen
         site = call.site
-        kinds = {kind for observer in interested[site] for kind in observer.ports}
-        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if CALL in kinds else ()
-        for port in ports(call, sorted({"out" if kind == CALL else kind for kind in kinds})):
-            position = position_of(site, port, seen)
-            seen += 1
-            kind = port.name.partition(".")[0]
-            accepted = {kind, CALL} if kind == "out" else {kind}
-            wanting = [observer for observer in interested[site] if accepted & set(observer.ports)]
-            group.add(Observation(position, real(port.array), inputs if kind == "out" else ()), wanting)
+        interest = interested[site]
+        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
+        for kind, wanting in interest.wanting.items():
+            for port in ports(call, [kind]):
+                position = position_of(site, port, seen)
+                seen += 1
+                given = inputs if kind == "out" else ()
+                group.add(Observation(position, real(port.array), given, site.module), wanting)
         if group.is_full:
             launch(_Group(observers))
 
@@ -101,13 +92,29 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
         launch(_Group(observers))
 
 
+class _Interest:
+    """What observers want of the calls at one site."""
+
+    def __init__(self) -> None:
+        self.wanting: dict[str, list[Observer]] = {}
+        """The observers of each kind of port, "in" before "out"; an output is what those of calls get, too."""
+        self.calls = False
+        """Whether an observer wants the inputs of a call with its output."""
+
+    def add(self, observer: Observer) -> None:
+        self.calls |= CALL in observer.ports
+        for kind in {"out" if kind == CALL else kind for kind in observer.ports}:
+            self.wanting.setdefault(kind, []).append(observer)
+        self.wanting = dict(sorted(self.wanting.items()))
+
+
 class _Group:
     """Observations that are evaluated together, and who is to have which."""
 
     def __init__(self, observers: Sequence[Observer]):
         self.observations: list[Observation] = []
         self._nbytes = 0
-        self._batches: list[tuple[Observer, list[Observation]]] = [(observer, []) for observer in observers]
+        self._batches: dict[int, tuple[Observer, list[Observation]]] = {id(o): (o, []) for o in observers}
 
     @property
     def is_full(self) -> bool:
@@ -115,13 +122,14 @@ class _Group:
 
     def add(self, observation: Observation, wanting: Sequence[Observer]) -> None:
         self.observations.append(observation)
-        self._nbytes += sum(array.nbytes for array in (observation.array, *observation.inputs))
-        for observer, batch in self._batches:
-            if observer in wanting:
-                batch.append(observation)
+        self._nbytes += observation.array.nbytes
+        for array in observation.inputs:
+            self._nbytes += array.nbytes
+        for observer in wanting:
+            self._batches[id(observer)][1].append(observation)
 
     def deliver(self) -> None:
-        for observer, batch in self._batches:
+        for observer, batch in self._batches.values():
             if batch:
                 observer.observe(batch)
 
@@ -129,19 +137,20 @@ class _Group:
 class ProbeRecorder:
     """Rows of activations: the scalars of one probe."""
 
+    table = ACTIVATIONS
+
     def __init__(self, probe: Probe | CallProbe):
         self.sites, self.ports = probe.sites, probe.ports
         self.rows: list[dict[str, Any]] = []
         self._measure = _measurement(probe)
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        measured = [self._measure(observation) for observation in batch]
-        mx.eval([value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)])
-        for (position, x, _), scalars in zip(batch, measured, strict=True):
-            shape = "x".join(map(str, x.shape))
-            dtype = str(x.dtype).rpartition(".")[2]
-            numbers = {k: v.item() if isinstance(v, mx.array) else v for k, v in scalars.items()}
-            self.rows.append({**position._asdict(), "dtype": dtype, "shape": shape, "numel": x.size, **numbers})
+        measured = self._measure(batch)
+        lazy = [value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)]
+        mx.eval(lazy)
+        for (position, x, *_), scalars in zip(batch, measured, strict=True):
+            numbers = {k: v.item() if isinstance(v, mx.array) else v for k, v in scalars.items()} if lazy else scalars
+            self.rows.append({**position._asdict(), **described(x), **numbers})
 
 
 def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
@@ -149,22 +158,33 @@ def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
     return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
 
 
-def _measurement(probe: Probe | CallProbe) -> Callable[[Observation], Mapping[str, Scalar]]:
-    """How a probe of either kind measures an observation."""
+def _measurement(probe: Probe | CallProbe) -> Callable[[Sequence[Observation]], Sequence[Mapping[str, Scalar]]]:
+    """How a probe of any of these kinds measures observations."""
     if CALL in probe.ports:
         whole = cast(CallProbe, probe)
-        return lambda seen: whole.measure(seen.inputs, seen.array)
+        return lambda batch: [whole.measure(seen.inputs, seen.array) for seen in batch]
+    if isinstance(probe, BatchProbe):
+        return lambda batch: probe.measure_each([seen.array for seen in batch])
     single = cast(Probe, probe)
-    return lambda seen: single.measure(seen.array)
+    return lambda batch: [single.measure(seen.array) for seen in batch]
 
 
 def join_rows(recorders: Sequence[ProbeRecorder | Recorder]) -> list[dict[str, Any]]:
-    """Rows of several probes, those of one array made one row."""
+    """Rows of activations of several probes, those of one array made one row."""
     joined: dict[int, dict[str, Any]] = {}
     for recorder in recorders:
-        for row in recorder.rows:
+        for row in recorder.rows if recorder.table == ACTIVATIONS else ():
             joined.setdefault(row["order"], {}).update(row)
     return [joined[order] for order in sorted(joined)]
+
+
+def tables_of(recorders: Sequence[ProbeRecorder | Recorder]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by table: those that probes have to themselves, then activations."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for recorder in recorders:
+        if recorder.table != ACTIVATIONS:
+            rows.setdefault(recorder.table, []).extend(recorder.rows)
+    return {**rows, ACTIVATIONS: join_rows(recorders)}
 
 
 class ReferenceRecorder:
@@ -177,7 +197,7 @@ class ReferenceRecorder:
         self._writer = writer
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x, _ in batch:
+        for position, x, *_ in batch:
             self._writer.put(position.key, to_numpy(x).astype(np.float32))
 
 
@@ -192,7 +212,7 @@ class DriftRecorder:
         self.rows: list[dict[str, Any]] = []
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x, _ in batch:
+        for position, x, *_ in batch:
             reference = self._reader.get(position.key)
             if reference is not None:
                 row = {key: value for key, value in position._asdict().items() if key != "sigma"}

@@ -72,13 +72,28 @@ class SamplerSpec:
 
 
 @dataclass(frozen=True)
+class ProcessSpec:
+    """What MLX reads once a process. The reference's, and that of all who say nothing, has every reduced mode off."""
+
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tf32, bool):
+            raise InputError(f"process.tf32 is {self.tf32!r}, expected true or false")
+
+
+@dataclass(frozen=True)
 class Variant:
-    """A way to compute the model: the dtype of its activations, and techniques in the order of application."""
+    """A way to compute the model: the dtype of its activations, and techniques in the order of application.
+
+    process: numeric switches; where they are not the reference's, the variant runs in a process of its own.
+    """
 
     name: str
     dtype: str
     techniques: Mapping[str, Technique] = field(default_factory=dict)
     expect: str = "any"
+    process: ProcessSpec = ProcessSpec()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -20,15 +20,19 @@ _POSITION = {
     "block": "Int64",
 }
 _CASE = {"prompt_id": "Int64", "seed": "Int64"}
+_SEEN = {
+    "variant": "string",
+    **_CASE,
+    **{k: _POSITION[k] for k in ("branch", "step")},
+    "sigma": "float64",
+    **{k: _POSITION[k] for k in ("component", "site", "port", "stream", "block")},
+}
 
-# Leading columns and their types, in order; a table may have more (one for each scalar of a probe).
+# Leading columns and their types, in order; a table may have more (one for each scalar of a probe). A probe may have a
+# table of its own, which a run without it lacks.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "activations": {
-        "variant": "string",
-        **_CASE,
-        **{k: _POSITION[k] for k in ("branch", "step")},
-        "sigma": "float64",
-        **{k: _POSITION[k] for k in ("component", "site", "port", "stream", "block")},
+        **_SEEN,
         "dtype": "string",
         "shape": "string",
         "numel": "Int64",
@@ -51,12 +55,15 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "peak_memory_bytes": "Int64",
     },
 }
+_OF_A_PROBE: Mapping[str, str] = {**_SEEN, "order": "Int64"}
+
 # `order` counts observations of a generation, so that the first non-finite one is the first in the table.
 SORT_KEYS: Mapping[str, Sequence[str]] = {
     "activations": ("variant", "prompt_id", "seed", "order"),
     "drift": ("variant", "prompt_id", "seed", "order"),
     "latency": ("round", "order"),
 }
+_KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
 
 
 def part_path(run: Path, table: str, part: str) -> Path:
@@ -72,10 +79,14 @@ def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any
 
 
 def merge(run: Path) -> None:
-    """Puts the parts of each table together, sorted, and removes them; a table without parts is written empty."""
-    for table in COLUMNS:
+    """Puts the parts of each table together, sorted, and removes them.
+
+    A table of COLUMNS without parts is written empty.
+    """
+    own = {path.parent.name for path in run.glob("*/part-*.parquet")} - COLUMNS.keys()
+    for table in (*COLUMNS, *sorted(own)):
         frame = read(run, table)
-        keys = list(SORT_KEYS[table])
+        keys = list(SORT_KEYS.get(table, _KEYS_OF_A_PROBE))
         _write(frame.sort_values(keys, kind="stable", ignore_index=True), run / f"{table}.parquet")
         shutil.rmtree(run / table, ignore_errors=True)
 
@@ -91,7 +102,7 @@ def read(run: Path, table: str) -> pd.DataFrame:
 
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    columns = COLUMNS[table]
+    columns = COLUMNS.get(table, _OF_A_PROBE)
     others = [c for c in frame.columns if c not in columns]
     last = ["order"] if table != "latency" else []
     frame = frame.reindex(columns=[*(c for c in columns if c not in last), *others, *last])

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.errors import InputError
-from precision_lab.numerics.formats import Format, format_named, ulp
+from precision_lab.numerics.formats import Format, format_named, power_of_two, ulp
 
 
 def absorption_pct(residual: npt.NDArray[Any], update: npt.NDArray[Any], fmt: Format | str) -> float:
@@ -27,15 +27,18 @@ def absorption_pct(residual: npt.NDArray[Any], update: npt.NDArray[Any], fmt: Fo
         raise InputError(f"absorption: residual of shape {residual.shape}, update of {update.shape}; expected the same")
     r, u = residual.astype(np.float64), update.astype(np.float64)
     counted = np.isfinite(r) & np.isfinite(u) & (u != 0)
-    r, u = r[counted], u[counted]
+    if not counted.all():
+        r, u = r[counted], u[counted]
     if not u.size:
         return math.nan
-    spacing = ulp(r, fmt)
-    significand = np.floor(np.abs(r) / spacing)
-    power_of_two = np.abs(np.frexp(r)[0]) == 0.5
-    finer_below = power_of_two & (np.abs(r) > fmt.smallest_normal) & (np.sign(u) != np.sign(r))
-    half = np.where(finer_below, spacing / 4, spacing / 2)
-    even = (significand % 2 == 0) | finer_below
-    magnitude = np.abs(u)
-    absorbed = (magnitude < half) | ((magnitude == half) & even)
-    return 100.0 * float(np.count_nonzero(absorbed)) / u.size
+    size, change = np.abs(r), np.abs(u)
+    half = ulp(size, fmt)
+    half /= 2
+    finer_below = (size == power_of_two(size)) & (size > fmt.smallest_normal) & (np.signbit(u) != np.signbit(r))
+    half[finer_below] /= 2
+    num_absorbed = np.count_nonzero(change < half)
+    (ties,) = np.nonzero((change == half).reshape(-1))
+    if ties.size:
+        significand = np.floor(size.reshape(-1)[ties] / ulp(size.reshape(-1)[ties], fmt))
+        num_absorbed += np.count_nonzero((significand % 2 == 0) | finer_below.reshape(-1)[ties])
+    return 100.0 * float(num_absorbed) / u.size

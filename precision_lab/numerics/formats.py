@@ -75,6 +75,23 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
+def round_to(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
+    """`x` rounded once to `fmt`, ties to even, as float64; what overflows is infinite, or NaN without infinities.
+
+    A cast by ml_dtypes goes through float32, which would round twice.
+
+    Shape of x. Raises InputError for an unknown format name.
+    """
+    fmt = format_named(fmt) if isinstance(fmt, str) else fmt
+    exact: npt.NDArray[Any] = np.asarray(x, dtype=np.float64)
+    finite = np.isfinite(exact)
+    spacing = np.where(finite, ulp(exact, fmt), 1.0)
+    rounded = np.rint(exact / spacing) * spacing
+    overflowed = np.copysign(np.inf if fmt.has_inf else np.nan, exact)
+    rounded = np.where(np.abs(rounded) > fmt.max, overflowed, rounded)
+    return np.where(finite, rounded, exact if fmt.has_inf else np.nan)
+
+
 def ulp(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
     """The unit in the last place of `fmt` at |x|: the distance from |x|, rounded down to a value, to the next one.
 
@@ -84,8 +101,12 @@ def ulp(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
     Shape of x, float64. Raises InputError for an unknown format name.
     """
     fmt = format_named(fmt) if isinstance(fmt, str) else fmt
-    magnitude: npt.NDArray[Any] = np.abs(np.asarray(x, dtype=np.float64))
-    _, exponent = np.frexp(magnitude)  # magnitude = m * 2^exponent with m in [0.5, 1)
-    spacing = np.ldexp(1.0, exponent - 1 - fmt.mantissa_bits)
-    spacing = np.where(magnitude < fmt.smallest_normal, fmt.smallest_subnormal, spacing)
-    return np.where(np.isfinite(magnitude), spacing, np.nan)
+    values: npt.NDArray[Any] = np.asarray(x, dtype=np.float64)
+    spacing = np.maximum(power_of_two(values) * 2.0**-fmt.mantissa_bits, fmt.smallest_subnormal)
+    return np.where(np.isfinite(values), spacing, np.nan)
+
+
+def power_of_two(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest power of two that is not above |x|; 0 for zero and float64's subnormals, infinity for NaN too."""
+    bits = np.ascontiguousarray(x).view(np.uint64) & np.uint64(0x7FF0_0000_0000_0000)
+    return bits.view(np.float64).reshape(x.shape)

@@ -7,6 +7,7 @@ order as the numbers do, with infinity above every finite number and NaN above i
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -67,6 +68,31 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
     return catalogue
 
 
+def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]) -> list[dict[str, float | int]]:
+    """`summarize` of every array, the same numbers bit for bit, for many small arrays several times faster.
+
+    Arrays of one dtype and size are measured as the rows of one matrix: on arrays of some thousand elements the calls
+    of NumPy take longer than its work.
+    """
+    alike: dict[tuple[np.dtype[Any], int], list[int]] = defaultdict(list)
+    for index, x in enumerate(arrays):
+        alike[x.dtype, x.size].append(index)
+    catalogues: list[dict[str, float | int]] = [{}] * len(arrays)
+    for (dtype, size), indices in alike.items():
+        together = max(1, CHUNK // max(size, 1))
+        if _working_dtype(dtype) != np.float32 or not 0 < size <= CHUNK or len(indices) == 1:
+            together = 1
+        for start in range(0, len(indices), together):
+            piece = indices[start : start + together]
+            if len(piece) == 1:
+                measured = [summarize(arrays[piece[0]], formats)]
+            else:
+                measured = _summarize_rows(np.stack([arrays[i].reshape(-1) for i in piece]), tuple(formats))
+            for i, catalogue in zip(piece, measured, strict=True):
+                catalogues[i] = catalogue
+    return catalogues
+
+
 def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """How many finite non-zero elements of `x` lie in each binade 2^e <= |x| < 2^(e+1).
 
@@ -76,6 +102,12 @@ def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.
     lowest = -1074  # float64's smallest subnormal is 2^-1074
     counts = np.zeros(1024 - lowest, dtype=np.int64)
     for chunk in _chunks(x):
+        if chunk.dtype == np.float32:
+            biased = np.bincount((chunk.view(np.uint32) >> 23) & 255, minlength=256)
+            counts[-126 - lowest : 128 - lowest] += biased[1:255]
+            if not biased[0]:
+                continue
+            chunk = chunk[np.abs(chunk) < FORMATS["float32"].smallest_normal]  # subnormals have one exponent field
         _, exponent = np.frexp(chunk[np.isfinite(chunk) & (chunk != 0)])  # |x| = m * 2^exponent with m in [0.5, 1)
         counts += np.bincount(exponent - (1 + lowest), minlength=counts.size)
     (occupied,) = np.nonzero(counts)
@@ -159,6 +191,53 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: _Limits) -> _Part:
         total,
         float(wide.sum()),
     )
+
+
+def _summarize_rows(x: npt.NDArray[Any], formats: tuple[Format, ...]) -> list[dict[str, float | int]]:
+    """`summarize` of each row of `x`: (rows, n) of a dtype that float32 holds, 0 < n <= CHUNK."""
+    limits = _limits(formats, np.dtype(np.float32))
+    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+        y = x.astype(np.float32, copy=False)
+    magnitude = y.view(np.uint32) & limits.sign_cleared
+    largest = magnitude.max(axis=1)
+    # rows with infinities or NaN in them, or nothing but zeros, are left to `summarize`
+    plain = (largest > 0) & (largest < limits.infinity)
+    magnitude -= np.uint32(1)  # so that zero wraps to the largest integer
+    below = magnitude.min(axis=1)  # the smallest non-zero magnitude, less one
+    with_zeros = magnitude.max(axis=1) >= limits.infinity
+    with np.errstate(invalid="ignore"):  # of the other rows
+        wide = y.astype(np.float64)
+        total = wide.sum(axis=1)
+        wide *= wide
+        squares = wide.sum(axis=1)
+    low, high = y.min(axis=1), y.max(axis=1)
+    amax, amin = largest.view(np.float32), (below + np.uint32(1)).view(np.float32)
+    n = x.shape[1]
+    catalogues = []
+    for i in range(len(x)):
+        if not plain[i]:
+            catalogues.append(summarize(x[i], formats))
+            continue
+        catalogue: dict[str, float | int] = {
+            "amax": float(amax[i]),
+            "amin_nonzero": float(amin[i]),
+            "min": float(low[i]),
+            "max": float(high[i]),
+            "mean": float(total[i]) / n,
+            "rms": math.sqrt(float(squares[i]) / n),
+            "num_nan": 0,
+            "num_inf": 0,
+            "num_zero": _count(y[i] == 0) if with_zeros[i] else 0,
+        }
+        log_amax = math.log2(catalogue["amax"])
+        for fmt, over, under in zip(formats, limits.overflow, limits.underflow, strict=True):
+            overflowing = _count(np.abs(y[i]) >= over.view(np.float32)) if largest[i] >= over else 0
+            underflowing = _count(magnitude[i] < under) if below[i] < under else 0
+            catalogue[f"overflow_pct_{fmt.name}"] = 100 * overflowing / n
+            catalogue[f"underflow_pct_{fmt.name}"] = 100 * underflowing / n
+            catalogue[f"headroom_bits_{fmt.name}"] = math.log2(fmt.max) - log_amax
+        catalogues.append(catalogue)
+    return catalogues
 
 
 def _count(condition: npt.NDArray[Any]) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.numerics.absorption import absorption_pct
 from precision_lab.numerics.formats import format_named
-from precision_lab.numerics.statistics import summarize
 from precision_lab.probes.base import Scalar
 
 
@@ -43,10 +44,19 @@ class Absorption:
         residual, gate, update = (to_numpy(x).astype(np.float64) for x in inputs)
         with np.errstate(invalid="ignore", over="ignore"):
             added = gate[:, None] * update
-        size, stream = summarize(added, ()), summarize(residual, ())
+        update_rms, stream_rms = _rms(added), _rms(residual)
         return {
             **{f"absorption_pct_{name}": absorption_pct(residual, added, name) for name in self.formats},
-            "update_amax": size["amax"],
-            "update_rms": size["rms"],
-            "update_ratio": size["rms"] / stream["rms"] if stream["rms"] else float("nan"),
+            "update_amax": float(np.abs(added).max(where=np.isfinite(added), initial=0.0)),
+            "update_rms": update_rms,
+            "update_ratio": update_rms / stream_rms if stream_rms else float("nan"),
         }
+
+
+def _rms(x: npt.NDArray[np.float64]) -> float:
+    """Of the finite elements, products of float32 numbers at most: no square overflows. NaN without any."""
+    square = float(np.vdot(x, x))
+    if math.isfinite(square):
+        return math.sqrt(square / x.size) if x.size else math.nan
+    finite = x[np.isfinite(x)]
+    return _rms(finite) if finite.size < x.size else math.inf

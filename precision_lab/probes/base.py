@@ -11,6 +11,9 @@ from precision_lab.instrument.observation import Observation
 
 Scalar = mx.array | float | int
 
+ACTIVATIONS = "activations"
+"""The table with one row for every array that was seen."""
+
 
 @runtime_checkable
 class Probe(Protocol):
@@ -32,6 +35,14 @@ class Probe(Protocol):
 
 
 @runtime_checkable
+class BatchProbe(Probe, Protocol):
+    """A probe that measures many arrays faster together than one by one."""
+
+    def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
+        """What `measure` gives of each array."""
+
+
+@runtime_checkable
 class CallProbe(Protocol):
     """A probe that looks at all arrays of a call together; its scalars join the row of the call's output."""
 
@@ -48,7 +59,14 @@ class CallProbe(Protocol):
 
 
 class Recorder(Protocol):
-    """Collects rows over one generation: each has the fields of a Position, and its scalars."""
+    """Collects rows over one generation: each has the fields of a Position, and its scalars.
+
+    table: where they go. In ACTIVATIONS rows of one array are joined with those of other probes, one array a row; a
+    table of any other name is the recorder's own, NAME.parquet, and may hold many rows of one array.
+    """
+
+    @property
+    def table(self) -> str: ...
 
     @property
     def sites(self) -> Sequence[str]: ...

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.observation import Observation, Position
+from precision_lab.probes.base import ACTIVATIONS
 
 _Stream = tuple[str | None, int | None, str]
 
@@ -41,6 +42,8 @@ class Contributions:
 class ContributionRecorder:
     """Collects the summands of each stream until the next one begins."""
 
+    table = ACTIVATIONS
+
     def __init__(self, sites: Sequence[str], ports: Sequence[str]):
         self.sites, self.ports = sites, ports
         self._rows: list[dict[str, Any]] = []
@@ -48,7 +51,7 @@ class ContributionRecorder:
         self._final: dict[_Stream, npt.NDArray[Any]] = {}
 
     def observe(self, batch: Sequence[Observation]) -> None:
-        for position, output, inputs in batch:
+        for position, output, inputs, _ in batch:
             stream = position.branch, position.step, position.stream
             begins = position.block is None
             if begins:

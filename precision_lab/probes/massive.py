@@ -30,14 +30,15 @@ class MassiveChannels:
     ratio: float = 20.0
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
-        values = np.abs(to_numpy(x).astype(np.float64))
+        values = np.abs(to_numpy(x).astype(np.float32))
         if values.ndim < 2 or values.shape[-1] < 3 or not values.size:
             return {}
         values = values.reshape(-1, values.shape[-1])
-        values = values[np.isfinite(values).all(axis=1)]
+        if not np.isfinite(values).all():
+            values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
             return {}
-        amax = values.max(axis=0)
+        amax = values.max(axis=0).astype(np.float64)
         top, second = (int(i) for i in np.argsort(-amax, kind="stable")[:2])
         median = float(np.median(amax))
         return {

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.numerics.formats import FORMATS, Format, format_named
-from precision_lab.numerics.statistics import summarize
+from precision_lab.numerics.statistics import summarize, summarize_each
 from precision_lab.probes.base import Scalar
 
 DEFAULT_FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -38,6 +38,12 @@ class RangeCatalogue:
         if mx.default_device().type == mx.DeviceType.cpu:
             return summarize(to_numpy(x), formats)
         return _summarize_in_ops(x, formats)
+
+    def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
+        """What `measure` gives of each array; on the CPU several times faster if they are small."""
+        if mx.default_device().type != mx.DeviceType.cpu:
+            return [self.measure(x) for x in arrays]
+        return summarize_each([to_numpy(x) for x in arrays], [FORMATS[name] for name in self.formats])
 
 
 def _summarize_in_ops(x: mx.array, formats: Sequence[Format]) -> dict[str, Scalar]:

@@ -1,4 +1,4 @@
-"""How a generation failed: the arrays recorded before the first one that is not finite.
+"""How a generation failed, or nearly did: the arrays recorded before the first that is not finite, and near misses.
 
 In the manner of DebugUnderflowOverflow of transformers: the frames before the failure say whether values grew into it
 or jumped.
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from precision_lab.analysis.near_misses import near_misses
+from precision_lab.lab.tables import read
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.report.tables import Run
 from precision_lab.report.wording import address
 
 FRAMES = 8
+MOST_SITES = 10
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,50 @@ def first(run: Run) -> list[Anomaly]:
             listed = tuple(_frame(frame, dtype) for _, frame in frames.iterrows())
             found.append(Anomaly(name, dtype, int(row["prompt_id"]), int(row["seed"]), listed))
     return found
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A site that came near overflow in `near` of the `seen` arrays; address, dtype, amax, bits are of the nearest."""
+
+    address: str
+    dtype: str
+    amax: float
+    bits: float
+    near: int
+    seen: int
+
+
+@dataclass(frozen=True)
+class NearMisses:
+    """Of one variant, the nearest of its `count` sites."""
+
+    variant: str
+    sites: tuple[NearMiss, ...]
+    count: int
+
+
+def near(run: Run) -> list[NearMisses]:
+    """One for each variant with near misses, in the order of `run.variants`."""
+    found = near_misses(read(run.path, "activations"))
+    groups = dict(list(found.groupby("variant")))
+    return [_near(name, groups[name]) for name in run.variants if name in groups]
+
+
+def _near(variant: str, rows: pd.DataFrame) -> NearMisses:
+    place = ("component", "site", "port", "step", "branch", "prompt_id", "seed")
+    listed = tuple(
+        NearMiss(
+            address({key: None if pd.isna(row[key]) else row[key] for key in place}),
+            str(row["dtype"]),
+            float(row["amax"]),
+            float(row["bits"]),
+            int(row["near"]),
+            int(row["seen"]),
+        )
+        for _, row in rows.head(MOST_SITES).iterrows()
+    )
+    return NearMisses(variant, listed, len(rows))
 
 
 def _frame(row: pd.Series, dtype: str) -> Frame:

@@ -12,11 +12,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.report import (
     anomaly,
     contributions,
     drift,
+    drift_surface,
+    exponents,
+    factorial,
     growth,
     headroom,
     images,
@@ -32,9 +36,12 @@ from precision_lab.report.tables import Run, load
 FIGURES: tuple[Callable[[Run], Drawing | Absent | None], ...] = (
     growth.draw,
     surface.draw,
+    exponents.draw,
     contributions.draw,
     drift.draw_steps,
     drift.draw_blocks,
+    drift_surface.draw,
+    factorial.draw,
     latency.draw,
     images.draw,
 )
@@ -114,8 +121,11 @@ def _render(run: Run, figures: list[Figure]) -> str:
         claims=run.summary.get("claims", []),
         figures=figures,
         formats=[fmt.name for fmt in REDUCED_FORMATS],
+        factorials=factorial.tables(run),
         headroom=headroom.worst(run),
         anomalies=anomaly.first(run),
+        near_misses=anomaly.near(run),
+        near_bits=NEAR_BITS,
         command=shlex.join(map(str, manifest.get("command", []))),
         config=run.config,
     )
@@ -131,4 +141,12 @@ def _variant(run: Run, name: str) -> dict[str, Any]:
     """A row of the headline table: the run's entry, its name and its colour in the figures."""
     look = style.looks(run.variants, run.reference)[name]
     sites = (run.manifest.get("sites") or {}).get(name, {})
-    return {"name": name, "colour": look.colour, "sites": sites, "entry": run.entry(name)}
+    described = (run.manifest.get("variants") or {}).get(name, {})
+    return {
+        "name": name,
+        "colour": look.colour,
+        "sites": sites,
+        "entry": run.entry(name),
+        "stored": described.get("linear_weights", {}).get("transformer"),
+        "switches": described.get("switches"),
+    }

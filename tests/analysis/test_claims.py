@@ -81,8 +81,8 @@ def tables(values, site="transformer_blocks.3.img_mlp", bad=0):
 @pytest.mark.parametrize(("factor", "verdict"), [(2.0, "supported"), (1.0, "refuted"), (0.5, "refuted")])
 def test_each_metric_sees_a_planted_factor(metric, factor, verdict):
     base = np.array([1.0, 3.0, 0.2, 7.0])
-    what = {"metric": metric, "relation": "larger", "sites": "transformer_blocks.*.img_mlp", "margin": 0.05}
-    claim = Claim.from_dict({**BASE, **what})
+    sites = {"sites": "transformer_blocks.*.img_mlp"} if metric == "amax" else {}
+    claim = Claim.from_dict({**BASE, "metric": metric, "relation": "larger", "margin": 0.05, **sites})
     result = judge(claim, tables({"a": factor * base * [1.01, 0.99, 1.0, 1.005], "b": base}))
     assert result.verdict == verdict
     assert result.effect == pytest.approx(factor, rel=0.02)
@@ -161,6 +161,7 @@ def test_counts():
         {"metric": "amx"},
         {"relation": "bigger"},
         {"relation": "nonzero"},
+        {"metric": "narrow_operations"},
         {"metric": "amax"},
         {"against": ""},
         {"text": None},
@@ -207,6 +208,84 @@ def test_a_share_is_judged_against_a_bound(stream, largest, verdict):
     assert judged.verdict == verdict
     expected = {"img": np.exp(np.log(largest).mean()), "txt": 0.9}[stream] / 0.5
     assert judged.effect == pytest.approx(expected)
+
+
+def drift_rows(variant, site, component, errors, step):
+    """Rows of one output, one a seed."""
+    at = {"variant": variant, "prompt_id": 0, "component": component, "site": site, "mode": "free", "step": step}
+    return [{**at, "seed": seed, "rel_l2": error} for seed, error in enumerate(errors)]
+
+
+def pictures(latents, pixels, variant="a"):
+    """Tables with the latents of two steps, those of the first off by a half, and the pixels, which have no step."""
+    rows = drift_rows(variant, "euler_step", "pipeline", np.full(len(latents), 0.5), 0)
+    rows += drift_rows(variant, "euler_step", "pipeline", latents, 1)
+    rows += drift_rows(variant, "to_pixels", "pipeline", pixels, pd.NA)
+    rows += [{**row, "mode": "teacher", "rel_l2": 0.9} for row in rows]
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ((), [0.1, 0.2, 0.15]),
+        ("pipeline:to_pixels", [0.3, 0.01, 0.2]),
+        ("pipeline:{euler_step,to_pixels}", [0.3, 0.2, 0.2]),
+        ("pipeline:guidance", None),
+    ],
+    ids=str,
+)
+def test_drift_is_that_of_the_last_step_at_the_named_outputs(sites, expected):
+    drift = pictures([0.1, 0.2, 0.15], [0.3, 0.01, 0.2])
+    claim = Claim.from_dict(
+        {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "drift"}
+        | {"relation": "smaller", "bound": 0.25, "sites": sites}
+    )
+    judged = judge(claim, Tables(pd.DataFrame(), drift, pd.DataFrame(), frozenset("a")))
+    if expected is None:
+        assert judged.reason == "nothing was measured of variant a"
+    else:
+        assert judged.effect == pytest.approx(np.exp(np.log(expected).mean()) / 0.25)
+
+
+def test_a_bound_is_blurred_by_what_equals_the_subject():
+    latents = np.array([0.22, 0.23, 0.22])
+    drift = pd.concat([pictures(latents, latents), pictures(latents * [1.3, 1 / 1.3, 1.3], latents, "twin")])
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "drift", "relation": "smaller"}
+    sharp, blurred = (
+        judge(
+            Claim.from_dict({**claim, "bound": 0.25, "noise": noise}),
+            Tables(pd.DataFrame(), drift, pd.DataFrame(), frozenset({"a", "twin"})),
+        )
+        for noise in ((), "twin")
+    )
+    assert sharp.verdict == "supported"
+    assert blurred.verdict == "refuted"
+    assert blurred.noise_floor == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "verdict", "effect"),
+    [
+        (["supported", "supported"], "supported", 0),
+        (["supported", "refuted", "refuted"], "refuted", 2),
+        (["refuted", "inconclusive"], "refuted", 1),
+        (["supported", "inconclusive"], "inconclusive", 0),
+        (["inconclusive"], "inconclusive", 0),
+        ([], "inconclusive", np.nan),
+    ],
+    ids=str,
+)
+def test_a_device_is_judged_by_its_operations(verdicts, verdict, effect):
+    operations = pd.DataFrame({"op": [f"op {i}" for i in range(len(verdicts))], "verdict": verdicts})
+    nothing = pd.DataFrame()
+    claim = {"id": "S6", "text": "t", "source": "s", "metric": "narrow_operations", "relation": "zero"}
+    judged = judge(
+        Claim.from_dict({**claim, "subject": "mlx"}),
+        Tables(nothing, nothing, nothing, frozenset({"mlx"}), operations),
+    )
+    assert judged.verdict == verdict
+    assert judged.effect == pytest.approx(effect, nan_ok=True)
 
 
 def test_a_claim_has_an_opponent_or_a_bound():

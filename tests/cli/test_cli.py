@@ -330,12 +330,12 @@ def test_help_names_every_experiment_and_technique(lab):
 
 
 def test_interrupt(lab, tmp_path, monkeypatch):
-    from precision_lab.lab import run as lab_run
+    from precision_lab.lab import bench
 
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lab_run, "generate", interrupted)
+    monkeypatch.setattr(bench, "generate", interrupted)
     code, _, err = lab(f"out={tmp_path}/run")
     assert code == 130
     assert "resume=true" in err

@@ -36,7 +36,7 @@ def test_the_record(measured):
     assert record["schema_version"] == device.SCHEMA_VERSION
     assert record["environment"]["mlx"]
     assert sorted(path.name for path in out.iterdir()) == ["device.json", "device.png", "device.svg"]
-    assert record["s6"]["verdict"] in ("supported", "refuted", "inconclusive")
+    assert [claim["id"] for claim in record["claims"]] == ["S6"]
     for finding in record["findings"]:
         assert finding["answer"]
         assert finding["evidence"]
@@ -44,6 +44,25 @@ def test_the_record(measured):
     judged = {op["op"] for op in record["s6"]["ops"]}
     for op in ("matmul", "softmax", "fast.sdpa", "fast.layer_norm", "fast.rope", "nn.gelu_approx", "mean"):
         assert op in judged
+
+
+def test_s6_follows_from_the_findings_alone(measured):
+    """The verdict again, from the stored numbers: the narrowest of an operation, 16-bit factors aside, at most 15."""
+    record = measured[1]
+    narrowest = {}
+    for finding in record["findings"]:
+        about = finding["property"]
+        says = about in ("accumulator_bits", "interior_bits") or (about == "input_bits", finding["dtype"]) == (
+            True,
+            "float32",
+        )
+        if says and finding["value"] is not None:
+            narrowest[finding["op"]] = min(narrowest.get(finding["op"], 99), finding["value"])
+    narrow = sum(bits <= 15 for bits in narrowest.values())
+    (s6,) = record["claims"]
+    assert s6["effect"] == narrow
+    assert s6["verdict"] == "refuted" if narrow else s6["verdict"] in ("supported", "inconclusive")
+    assert s6.keys() >= {"id", "text", "source", "verdict", "metric", "relation", "effect", "ci95", "noise_floor"}
 
 
 @cpu

@@ -4,9 +4,13 @@ import json
 import shutil
 
 import mlx.core as mx
+import numpy as np
+import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
+from scipy import stats
 
+from precision_lab.analysis.summary import summarize
 from precision_lab.cli import main
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.transformer import Transformer
@@ -33,7 +37,7 @@ def constructed(source, folder, bias_std):
         elif "_mlp.net." in name and name.endswith("weight"):
             weights[name] = weight * 3**0.5  # the initialisation keeps a third of the variance: keep all of it
         elif name.endswith("_mod.1.bias"):
-            weights[name] = weight.at[-weight.size // 6 :].add(1.0)  # the feed-forward's gate
+            weights[name] = weight.at[-weight.size // 6 :].add(1.0)  # noqa: PD008 (MLX) the feed-forward's gate
     mx.save_safetensors(str(folder / "transformer" / "diffusion_pytorch_model.safetensors"), weights)
     return folder
 
@@ -49,6 +53,130 @@ def test_ffn_scaling_enlarges_activations_only_where_biases_do(small_checkpoint,
         lo, hi = claims[name]["ci95"]
         assert (lo > 1) if verdict == "supported" else (hi < 1 + claims[name]["noise_floor"])
     assert claims["S3_drift"]["verdict"] == "supported", "another function drifts from the reference either way"
+
+
+EXPERIMENT = """\
+# @package _global_
+defaults:
+  - /technique@variants.ffn_scaling.technique: [ffn_scaling]
+  - /technique@variants.reordered.technique: [reordered_sums]
+  - /technique@variants.chunked.technique: [chunked_attention]
+  - /technique@factorial.factors: [fp32_residual, fp32_norms]
+  - /probe@_global_.probe: [range, contributions]
+  - _self_
+experiment: every_kind
+variants: {float16: {dtype: float16}}
+"""
+SCALED = {"text": "t", "source": "s", "subject": "ffn_scaling"}
+AGAINST = {**SCALED, "against": "baseline"}
+EVERY_KIND = {
+    "amax": {**AGAINST, "metric": "amax", "sites": "transformer_blocks.*", "stream": "img", "relation": "larger"},
+    "drift": {**AGAINST, "metric": "drift", "relation": "larger", "noise": ["reordered", "chunked"]},
+    "latency": {**AGAINST, "metric": "latency", "relation": "not_smaller", "margin": 0.05},
+    "pixels": {**SCALED, "metric": "drift", "sites": "pipeline:to_pixels", "relation": "smaller"}
+    | {"bound": 0.5, "noise": "reordered"},
+    "share": {**SCALED, "subject": "baseline", "metric": "largest_share", "stream": "txt"}
+    | {"relation": "larger", "bound": 0.5},
+    "finite": {**SCALED, "subject": "float16", "metric": "nonfinite", "relation": "zero"},
+}
+
+
+@pytest.fixture(scope="module")
+def every_kind(small_checkpoint, tmp_path_factory):
+    """A finished run with a claim of every kind; its configuration and its weights are gone."""
+    folder = tmp_path_factory.mktemp("every_kind")
+    experiments = folder / "conf" / "exp"
+    experiments.mkdir(parents=True)
+    (experiments / "every_kind.yaml").write_text(f"{EXPERIMENT}claims: {json.dumps(EVERY_KIND)}\n")
+    weights = shutil.copytree(small_checkpoint, folder / "weights")
+    places = [f"model.path={weights}", f"out={folder / 'run'}", "--config-dir", str(folder / "conf")]
+    quick = ["sampler.steps=2", *QUICK[1:4], "latency.min_rounds=4", "latency.max_rounds=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("precision_lab.report.write", lambda run: run)  # drawing takes longer than the run
+        assert main(["+exp=every_kind", *quick, "seeds=[0,1]", *places]) == 0
+    shutil.rmtree(weights)
+    shutil.rmtree(folder / "conf")
+    return folder / "run"
+
+
+def verdicts(run):
+    summary = json.loads((run / "summary.json").read_text())
+    return {key: summary[key] for key in ("claims", "factorials")}
+
+
+def test_verdicts_are_recomputed_from_the_tables_alone(every_kind, tmp_path):
+    before = (every_kind / "summary.json").read_bytes()
+    claims = {claim["id"]: claim for claim in verdicts(every_kind)["claims"]}
+    assert claims.keys() == EVERY_KIND.keys()
+    assert all(claim["effect"] is not None for claim in claims.values())
+    run = tmp_path / "elsewhere"
+    run.mkdir()
+    for name in ("manifest.json", "activations.parquet", "drift.parquet", "latency.parquet"):
+        shutil.copy(every_kind / name, run)
+    summarize(run)
+    assert verdicts(run) == verdicts(every_kind)
+    (every_kind / "summary.json").unlink()
+    assert main(["report", f"run={every_kind}"]) == 0
+    assert (every_kind / "summary.json").read_bytes() == before, "with the pictures too"
+
+
+def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
+    summary = verdicts(every_kind)
+    claims = {claim["id"]: claim for claim in summary["claims"]}
+    activations, drift, latency = (
+        pd.read_parquet(every_kind / f"{name}.parquet") for name in ("activations", "drift", "latency")
+    )
+    case = ["prompt_id", "seed"]
+
+    def geometric(ratios):
+        return np.exp(np.mean(np.log(np.asarray(ratios, float))))
+
+    streams = activations[activations.site.str.fullmatch(r"transformer_blocks\.\d+") & (activations.port == "out.0")]
+    peaks = streams.groupby(["variant", *case, "site"]).amax.max()
+    assert claims["amax"]["effect"] == pytest.approx(geometric(peaks["ffn_scaling"] / peaks["baseline"]))
+
+    free = drift[drift["mode"] == "free"]
+    ends = free[(free.site == "euler_step") & (free.step == 1)].set_index(["variant", *case]).rel_l2
+    ratios = ends["ffn_scaling"] / ends["baseline"]
+    assert claims["drift"]["effect"] == pytest.approx(geometric(ratios))
+    logs = np.log(ratios.to_numpy())
+    interval = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
+    assert claims["drift"]["ci95"] == pytest.approx(np.exp(interval))
+    floors = [np.sqrt(np.mean(np.log(ends[twin] / ends["baseline"]) ** 2)) for twin in ("reordered", "chunked")]
+    assert claims["drift"]["noise_floor"] == pytest.approx(np.expm1(max(floors)))
+
+    pixels = free[free.site == "to_pixels"].set_index(["variant", *case]).rel_l2
+    assert claims["pixels"]["effect"] == pytest.approx(geometric(pixels["ffn_scaling"]) / 0.5)
+    twin = np.log(pixels["reordered"] / pixels["ffn_scaling"])
+    assert claims["pixels"]["noise_floor"] == pytest.approx(np.expm1(np.sqrt(np.mean(twin**2))))
+
+    seconds = latency[latency.what == "step"].set_index(["variant", "round"]).seconds
+    assert claims["latency"]["effect"] == pytest.approx((seconds["ffn_scaling"] / seconds["baseline"]).median())
+
+    shares = activations[(activations.variant == "baseline") & (activations.branch == "cond")]
+    shares = shares[(shares.stream == "txt") & shares.final_share.notna()]
+    largest = shares.groupby([*case, "step"]).final_share.max().groupby(level=case).mean()
+    assert claims["share"]["effect"] == pytest.approx(geometric(largest) / 0.5)
+
+    float16 = activations[activations.variant == "float16"]
+    count = int((float16.num_nan + float16.num_inf).sum())
+    assert claims["finite"]["effect"] == count
+    assert claims["finite"]["verdict"] == ("refuted" if count else "supported")
+    for claim in claims.values():
+        if claim["ci95"] and claim["relation"] in ("larger", "not_smaller"):
+            lo, hi = claim["ci95"]
+            limit = 1 + max(claim["noise_floor"] or 0, 0.05 if claim["id"] == "latency" else 0)
+            sure, never = (
+                (lo > limit, hi <= limit) if claim["relation"] == "larger" else (lo >= 1 / limit, hi < 1 / limit)
+            )
+            assert claim["verdict"] == ("supported" if sure else "refuted" if never else "inconclusive")
+
+    (factorial,) = summary["factorials"]
+    (first, *_) = factorial["effects"]
+    assert first["factors"] == ["fp32_residual"]
+    on = ends["baseline+fp32_residual"] * ends["baseline+fp32_residual+fp32_norms"]
+    off = ends["baseline"] * ends["baseline+fp32_norms"]
+    assert first["effect"] == pytest.approx(geometric(np.sqrt(on / off)))
 
 
 @pytest.mark.slow

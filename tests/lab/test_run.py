@@ -21,6 +21,7 @@ from precision_lab.lab.tables import COLUMNS, read
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.techniques.ffn_scaling import FFNScaling
+from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 EVERYWHERE = RangeCatalogue(
     sites=("**", "text_encoder:**", "vae:decoder.**", "pipeline:**"), ports=("in", "out"), formats=("float16",)
@@ -142,6 +143,21 @@ def test_what_a_run_leaves(spec):
     latency = read(spec.out, "latency")
     assert len(latency) == 2 * 2
     assert latency.groupby("round")["order"].apply(lambda order: sorted(order) == [0, 1]).all()
+
+
+def test_the_manifest_says_what_the_weights_of_each_variant_take(spec):
+    rules = [{"sites": "transformer_blocks.*.img_mod.1", "bits": 4, "group_size": 64}]
+    quantized = Variant("quantized", "bfloat16", {"img_mod4": QuantizedWeights(rules)})
+    spec = small(spec, variants=[*spec.variants, quantized])
+    run(spec, Quiet())
+    variants = json.loads((spec.out / "manifest.json").read_text())["variants"]
+    plain, less = (variants[name]["linear_weights"]["transformer"] for name in ("baseline", "quantized"))
+    assert variants["scaled"]["linear_weights"] == variants["baseline"]["linear_weights"]
+    assert (plain["bits_per_weight"], plain["bytes"]) == (16, 2 * plain["number"])
+    assert less["number"] == plain["number"]
+    modulation = 4 * 6 * 64 * 64  # blocks, parts, width squared
+    assert plain["bytes"] - less["bytes"] == modulation * (16 - 4 - 2 * 16 / 64) / 8  # a scale and an offset a group
+    assert less["bits_per_weight"] == pytest.approx(8 * less["bytes"] / less["number"])
 
 
 def test_the_same_command_gives_the_same_tables(spec, tmp_path):

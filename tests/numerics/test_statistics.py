@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from precision_lab.errors import InputError
 from precision_lab.numerics import statistics
 from precision_lab.numerics.formats import FORMATS, REDUCED_FORMATS
-from precision_lab.numerics.statistics import exponent_histogram, summarize
+from precision_lab.numerics.statistics import exponent_histogram, summarize, summarize_each
 
 Array = npt.NDArray[Any]
 ALL_FORMATS = tuple(FORMATS.values())
@@ -307,3 +307,25 @@ def test_exponent_histogram_of_nothing() -> None:
     for x in (np.zeros(0, np.float32), np.zeros(4), np.array([np.nan, np.inf])):
         exponents, counts = exponent_histogram(x)
         assert exponents.size == counts.size == 0
+
+
+# --- many arrays ------------------------------------------------------------------------------------------------------
+
+
+def test_many_arrays_give_bit_for_bit_what_each_gives_alone() -> None:
+    rng = np.random.default_rng(4)
+    arrays = [adversarial_values(dtype) for dtype in FLOATS for _ in range(2)]
+    for size in (0, 1, 64, 4096, statistics.CHUNK, statistics.CHUNK + 1):
+        for dtype in FLOATS:
+            for hole in (None, 0.0, np.nan, -np.inf):
+                x = rng.standard_normal(size) * np.exp2(rng.uniform(-30, 30, size))
+                if hole is not None and size:
+                    x[rng.integers(size)] = hole
+                arrays.append(quiet_cast(x, dtype))
+    arrays += [np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32), np.full(16, -3.0, np.float32)]
+    order = rng.permutation(len(arrays))
+    together = summarize_each([arrays[i] for i in order], ALL_FORMATS)
+    for i, catalogue in zip(order, together, strict=True):
+        alone = summarize(arrays[i], ALL_FORMATS)
+        assert list(catalogue) == list(alone)
+        np.testing.assert_array_equal(list(catalogue.values()), list(alone.values()))

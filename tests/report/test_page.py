@@ -17,7 +17,8 @@ from precision_lab import report
 from precision_lab.errors import InputError
 from precision_lab.report import tables
 
-NAMES = ("growth", "surface", "drift_steps", "drift_blocks", "latency", "images")
+DRIFT = ("drift_steps", "drift_blocks", "drift_surface")
+NAMES = ("growth", "surface", *DRIFT, "latency", "images")
 LONG = tuple(f"float16_with_the_scales_of_another_implementation_{i}" for i in range(7))
 
 
@@ -82,6 +83,22 @@ def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
     assert "&#39;seeds=[0, 1]&#39;" in text
     assert 'class="banner"' not in text
     assert text.count("Figure ") == len(NAMES)
+
+
+def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_own(small_run, unrendered):
+    run = small_run()
+    manifest = json.loads((run / "manifest.json").read_text())
+    stored = {"transformer": {"number": 1024, "bytes": 576, "bits_per_weight": 4.5}}
+    off, on = manifest["environment"]["switches"], {"MLX_ENABLE_TF32": "1"}
+    manifest["variants"] = {
+        "baseline": {"switches": off},
+        "ffn_scaling": {"switches": on, "linear_weights": stored},
+    }
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    text = text_of(report.write(run))
+    assert text.count("4.50 bits a weight, 576 B") == text.count("bits a weight") == 1
+    assert text.count("in a process of its own") == 1
+    assert "ffn_scaling, in a process of its own: MLX_ENABLE_TF32 1" in text
 
 
 @pytest.mark.parametrize(
@@ -154,9 +171,9 @@ def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
 @pytest.mark.parametrize(
     ("missing", "sentence", "figures"),
     [
-        ("activations.parquet", "recorded no activations", {"drift_steps", "drift_blocks", "latency", "images"}),
+        ("activations.parquet", "recorded no activations", {*DRIFT, "latency", "images"}),
         ("drift.parquet", "compared nothing with a reference", {"growth", "surface", "latency", "images"}),
-        ("latency.parquet", "measured no latency", {"growth", "surface", "drift_steps", "drift_blocks", "images"}),
+        ("latency.parquet", "measured no latency", {"growth", "surface", *DRIFT, "images"}),
         ("images", "made no pictures", set(NAMES) - {"images"}),
     ],
 )
@@ -182,7 +199,7 @@ def test_an_absent_table_costs_its_section_only(small_run, unrendered, missing, 
 def test_awkward_runs_are_drawn(small_run, shape):
     page = report.write(small_run(**shape))
     Resources(page.read_text(encoding="utf-8"))
-    expected = set(NAMES) - ({"drift_steps", "drift_blocks"} if shape.get("variants") == ("reference",) else set())
+    expected = set(NAMES) - (set(DRIFT) if shape.get("variants") == ("reference",) else set())
     assert {p.stem for p in page.with_name("figures").iterdir()} == expected
     if "prompts" in shape:
         assert "The first 6 of 8 pairs" in text_of(page)

@@ -7,28 +7,23 @@ from typing import Any
 
 from precision_lab.device.behaviour.finding import Finding
 
-CLAIM = "MLX already uses FP32 in softmax and other ops"
 # float32 arithmetic that adds thousands of terms in sequence keeps 17 of its 24 bits; the narrower formats, and TF32,
 # have 8 and 11. What lies between is neither.
 FLOAT32_LEAST = 17.0
 NARROWER_MOST = 15.0
 
 
-def judge(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The verdict of each operation and of all: {"claim", "verdict", "ops": [{op, verdict, bits, evidence}]}.
+def judge(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """The verdict of each operation: {op, verdict, bits, evidence}; the claim as a whole is for `analysis.claims`.
 
     An operation is as precise as the narrowest thing measured in it: factors (float32 only: those of a 16-bit format
-    are as wide as the format), accumulator, interior. All are supported, or one that is refuted refutes the claim.
+    are as wide as the format), accumulator, interior.
     """
     by_op: dict[str, list[Finding]] = {}
     for finding in findings:
         if _says_width(finding):
             by_op.setdefault(finding.op, []).append(finding)
-    ops = [_judge_op(op, own) for op, own in by_op.items()]
-    verdicts = {op["verdict"] for op in ops}
-    mixed = "refuted" if "refuted" in verdicts else "inconclusive"
-    overall = "supported" if verdicts == {"supported"} else mixed
-    return {"id": "S6", "claim": CLAIM, "verdict": overall, "ops": ops}
+    return [_judge_op(op, own) for op, own in by_op.items()]
 
 
 def _says_width(finding: Finding) -> bool:

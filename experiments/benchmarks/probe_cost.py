@@ -1,0 +1,114 @@
+"""What observing costs: generations under each probe, and under all of them, against one without.
+
+    python -m experiments.benchmarks.probe_cost [--rounds 5] [--steps 6] [--only catalogue range] [--to FILE.json]
+
+`catalogue` is every probe but the arbiter, which recomputes operations in float64: the range catalogue at every block
+and every operation inside one, the others where their configurations put them. A generation is text encoding, denoising
+with guidance and decoding on the embedded model in bfloat16, and what its probes leave is made rows and written as
+parquet parts. All ratios are of one round in one process, in rotating order; the picture must stay the same to the bit.
+The ratio of processor time says more than that of the clock on a machine with other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from precision_lab.device import blas
+from precision_lab.device.environment import set_numeric_switches
+
+# as the command line does, before anything imports MLX
+blas.preload()
+set_numeric_switches()
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from precision_lab.device.environment import environment  # noqa: E402
+from precision_lab.lab import tables  # noqa: E402
+from precision_lab.lab.generation import generate  # noqa: E402
+from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
+from precision_lab.lab.recorder import observing, recorder_of, tables_of  # noqa: E402
+from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+MICRO = ROOT / "precision_lab" / "checkpoints" / "micro"
+CASE = Case(0, "two red circles on a blue background, left", 0)
+EVERYWHERE = ("transformer_blocks.*", "transformer_blocks.*.**")
+
+
+def arms() -> dict[str, Mapping[str, Any]]:
+    """The sets of probes to compare: none, the catalogue, and each configured probe alone."""
+    probes = {
+        path.stem: instantiate(OmegaConf.load(path), _convert_="all")[path.stem]
+        for path in sorted((ROOT / "conf" / "probe").glob("*.yaml"))
+    }
+    everywhere = replace(probes["range"], sites=(*probes["range"].sites, *EVERYWHERE))
+    catalogue = {name: probe for name, probe in probes.items() if name != "arbiter"} | {"range": everywhere}
+    alone = {name: {name: probe} for name, probe in probes.items()}
+    return {"none": {}, "catalogue": catalogue, "range everywhere": {"range": everywhere}, **alone}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--only", nargs="+", help="these sets of probes, besides none")
+    parser.add_argument("--to", type=Path, help="a JSON file for every sample")
+    options = parser.parse_args(argv)
+    pipeline = Models(open_checkpoint(ModelSpec("micro", str(MICRO))))(mx.bfloat16)
+    sampler = SamplerSpec(steps=options.steps)
+    grid = pipeline.grid(sampler.height, sampler.width)
+    pictures: list[np.ndarray] = []
+
+    def seconds(probes: Mapping[str, Any]) -> tuple[float, float]:
+        """By the clock, and of processor time."""
+        with tempfile.TemporaryDirectory() as folder:
+            start, start_cpu = time.perf_counter(), time.process_time()
+            recorders = [recorder_of(probe) for probe in probes.values()]
+            with observing(pipeline.components, recorders):
+                pictures.append(generate(pipeline, sampler, grid, CASE, lambda *_: None))
+            for table, rows in tables_of(recorders).items() if recorders else ():
+                tables.write_part(Path(folder), table, "p0", rows)
+            return time.perf_counter() - start, time.process_time() - start_cpu
+
+    compared = arms()
+    names = [name for name in compared if not options.only or name in ("none", *options.only)]
+    seconds({})  # the first reads the weights
+    seconds(compared["catalogue"])
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for round_ in range(options.rounds):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            taken[name].append(seconds(compared[name]))
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures), "observing changed the picture"
+
+    ratios = {
+        name: [(t / n, t_cpu / n_cpu) for (t, t_cpu), (n, n_cpu) in zip(taken[name], taken["none"], strict=True)]
+        for name in names
+    }
+    print(f"{'probes':18s} {'seconds':>8s}   ratio by the clock    of processor time")
+    for name in names:
+        clock, cpu = zip(*ratios[name], strict=True)
+        middle = statistics.median(t for t, _ in taken[name])
+        print(f"{name:18s} {middle:8.2f}   {_spread(clock)}    {_spread(cpu)}")
+    if options.to:
+        record = {"environment": environment(), "steps": options.steps, "seconds": taken, "ratios": ratios}
+        options.to.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    """Median, least and greatest."""
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+if __name__ == "__main__":
+    main()

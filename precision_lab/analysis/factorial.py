@@ -1,0 +1,166 @@
+"""Main effects and interactions of a factorial experiment, from its tables alone.
+
+The variants' names say which factors are on (`precision_lab.lab.factorial`). An effect is a contrast of the logarithm
+of the drift, within each prompt and seed: the mean over the runs in which the product of the factors' signs is +1 (on
++1, off -1) less the mean over the others (Box, Hunter and Hunter 2005, chapter 5). Back from the logarithm it is a
+ratio: 0.5 halves the drift (-6 dB), for an interaction 1 means that the factors act independently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from precision_lab.analysis.claims import decide, final_drift, noise_floor
+from precision_lab.lab.factorial import SEPARATOR
+from precision_lab.numerics.intervals import geometric_mean_ratio
+
+HIGHEST_ORDER = 3
+"""Interactions of more factors than this are not estimated: they are rarely there and cannot be read."""
+
+_FINDINGS = {"smaller": "less drift", "larger": "more drift", "equal": "none above the noise"}
+
+
+@dataclass(frozen=True)
+class Design:
+    """The runs of one factorial: variant -> the factors that are on."""
+
+    base: str
+    factors: tuple[str, ...]
+    runs: Mapping[str, frozenset[str]]
+
+    def signs(self, factors: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The column of an effect, (runs,): the product of the factors' signs."""
+        return np.array([math.prod(1 if name in on else -1 for name in factors) for on in self.runs.values()])
+
+    @property
+    def balanced(self) -> bool:
+        """Whether main effects are orthogonal to each other and to the mean: a full factorial or a regular fraction."""
+        columns = np.stack([np.ones(len(self.runs), int), *(self.signs([name]) for name in self.factors)])
+        return bool(np.array_equal(columns @ columns.T, len(self.runs) * np.eye(len(columns), dtype=int)))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One contrast as a ratio of drifts, with its 95 % interval over cases; `aliases` cannot be told apart from it.
+
+    An alias with a leading minus has the opposite sign. `finding` is read from the interval and the noise floor.
+    """
+
+    factors: tuple[str, ...]
+    aliases: tuple[str, ...]
+    ratio: float
+    lo: float
+    hi: float
+    finding: str
+
+
+def designs(variants: Iterable[str]) -> list[Design]:
+    """The factorials among the names of variants, those that are whole."""
+    names = list(variants)
+    found = []
+    for base in names:
+        runs = {
+            name: frozenset(name.removeprefix(base).split(SEPARATOR)[1:])
+            for name in names
+            if name == base or name.startswith(base + SEPARATOR)
+        }
+        nested = any(base.startswith(other + SEPARATOR) for other in names)
+        factors = tuple(dict.fromkeys(part for name in runs for part in name.removeprefix(base).split(SEPARATOR)[1:]))
+        design = Design(base, factors, runs)
+        if len(factors) > 1 and not nested and design.balanced:
+            found.append(design)
+    return found
+
+
+def contrasts(design: Design) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Each effect that can be estimated, and its aliases up to the same order."""
+    named = {
+        factors: design.signs(factors)
+        for order in range(1, min(HIGHEST_ORDER, len(design.factors)) + 1)
+        for factors in combinations(design.factors, order)
+    }
+    effects: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for factors, column in named.items():
+        if abs(column.sum()) == len(column):  # a word of the defining relation: the mean
+            continue
+        same = next((other for other in effects if abs(column @ named[other]) == len(column)), None)
+        if same is None:
+            effects[factors] = ()
+        else:
+            sign = "" if column @ named[same] > 0 else "-"
+            effects[same] += (sign + " x ".join(factors),)
+    return effects
+
+
+def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math.nan) -> list[Effect]:
+    """All effects of a design. drifts: variant -> drift by case, positive; floor: the noise floor, NaN if unknown.
+
+    An effect is the mean of many runs, the noise floor that of one: what is above it is above it by far.
+    """
+    cases = pd.concat([drifts[name] for name in design.runs], axis=1, join="inner").to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(cases)  # (cases, runs)
+    found = []
+    for factors, aliases in contrasts(design).items():
+        high = design.signs(factors) > 0
+        ratio = geometric_mean_ratio(*(np.exp(logs[:, side].mean(axis=1)) for side in (high, ~high)))
+        found.append(Effect(factors, aliases, ratio.estimate, ratio.lo, ratio.hi, _finding(ratio.lo, ratio.hi, floor)))
+    return found
+
+
+def _finding(lo: float, hi: float, floor: float) -> str:
+    tolerance = 0.0 if math.isnan(floor) else floor
+    verdicts = (said for relation, said in _FINDINGS.items() if decide(relation, lo, hi, tolerance) == "supported")
+    return next(verdicts, "inconclusive")
+
+
+def records(manifest: Mapping[str, Any], drift: pd.DataFrame) -> list[dict[str, Any]]:
+    """The factorials of a run as strict JSON.
+
+    The noise floor is the largest of the twins that a claim of the run names for the base.
+    """
+    out = []
+    for design in designs(manifest["variants"]):
+        drifts = {name: final_drift(drift, name) for name in design.runs}
+        lost = [name for name, values in drifts.items() if values.empty or not np.all(values > 0)]
+        twins = _twins(manifest["claims"], design.base)
+        floors = [noise_floor(final_drift(drift, twin), drifts[design.base]) for twin in twins]
+        floor = float(np.max(floors)) if floors else math.nan
+        means = {name: None if name in lost else float(np.exp(np.log(v).mean())) for name, v in drifts.items()}
+        record: dict[str, Any] = {"base": design.base, "factors": list(design.factors), "drift": means, "effects": []}
+        record |= {"noise_floor": floor} if math.isfinite(floor) else _null("noise_floor", "not measured")
+        if lost:
+            record["effects_reason"] = f"the drift of {lost[0]} is not finite and above 0 in every case"
+        else:
+            record["effects"] = [_record(effect) for effect in effects(design, drifts, floor)]
+        out.append(record)
+    return out
+
+
+def _twins(claims: Iterable[Mapping[str, Any]], base: str) -> list[str]:
+    found: list[str] = []
+    for claim in claims:
+        if claim.get("against") == base:
+            noise = claim.get("noise") or []
+            found += [noise] if isinstance(noise, str) else noise
+    return list(dict.fromkeys(found))
+
+
+def _record(effect: Effect) -> dict[str, Any]:
+    out: dict[str, Any] = {"factors": list(effect.factors), "aliases": list(effect.aliases), "finding": effect.finding}
+    if not math.isfinite(effect.ratio):
+        return out | _null("effect", "undefined") | _null("ci95", "undefined")
+    out["effect"] = effect.ratio
+    return out | ({"ci95": [effect.lo, effect.hi]} if math.isfinite(effect.lo) else _null("ci95", "one case"))
+
+
+def _null(key: str, reason: str) -> dict[str, Any]:
+    return {key: None, f"{key}_reason": reason}

@@ -1,0 +1,148 @@
+"""Variants in a process of their own: what MLX reads once a process cannot differ within one.
+
+The parent makes the reference and goes through cases and timing rounds as always; where a variant of another process is
+due, it asks that process, waits, and passes on what it reports. A child is the same program over the same run folder:
+it reads config.yaml there and writes its own parts. Only one process computes at a time, so that times can be compared;
+each holds its own weights. Requests go to the child's stdin, replies come from its stdout, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, Any
+
+from precision_lab.device.environment import environment, numeric_switches
+from precision_lab.errors import InputError
+from precision_lab.lab.bench import Advance, Bench
+from precision_lab.lab.latency import Sample
+from precision_lab.lab.spec import Case, ProcessSpec, RunSpec, Variant
+
+_PATIENCE = 10.0
+
+
+class ChildError(Exception):
+    """What went wrong in a child, in its words."""
+
+
+class Child:
+    """A process for the variants that share `process`.
+
+    command: starts it; the run folder and the process, as JSON, are added. Started when first asked, and again if it
+    ended. What its variants raise becomes ChildError, a full disk OSError as in this process.
+    """
+
+    def __init__(self, command: Sequence[str], out: Path, process: ProcessSpec):
+        self._command = [*command, str(out), json.dumps(asdict(process))]
+        self._switches = numeric_switches(process.tf32)
+        self._running: subprocess.Popen[str] | None = None
+        self._busy = False
+
+    def make(self, variant: Variant, case: Case, advance: Advance) -> None:
+        """One generation, as `Bench.make`."""
+        self._ask({"make": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}, advance)
+
+    def time_step(self, variant: Variant) -> Sample:
+        """One timed step, as `Bench.time_step`."""
+        return Sample(*self._ask({"time": variant.name}, lambda amount, label: None))
+
+    def close(self) -> None:
+        """Ends the process, in the middle of a generation if need be: what is not whole was not written."""
+        if self._running is None:
+            return
+        child, self._running = self._running, None
+        assert child.stdin is not None
+        if self._busy:
+            child.terminate()
+        try:
+            child.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+
+    def _ask(self, request: dict[str, Any], advance: Advance) -> Any:
+        if self._running is None:
+            self._running = self._start()
+            self._check(self._answer(advance))
+        self._send(request)
+        return self._answer(advance)
+
+    def _start(self) -> subprocess.Popen[str]:
+        paths = os.pathsep.join(path for path in sys.path if path)  # what could be imported here can be there
+        self._busy = True
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **self._switches, "PYTHONPATH": paths},
+        )
+
+    def _check(self, switches: Any) -> None:
+        assert switches == self._switches, f"the child computes with {switches}, expected {self._switches}"
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._running is not None
+        assert self._running.stdin is not None
+        self._busy = True
+        try:
+            self._running.stdin.write(json.dumps(request) + "\n")
+            self._running.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended while nothing was asked; `_answer` says so
+
+    def _answer(self, advance: Advance) -> Any:
+        """The answer to the last request; what the child reports until then is passed on."""
+        assert self._running is not None
+        assert self._running.stdout is not None
+        for line in self._running.stdout:
+            reply = json.loads(line)
+            if "advance" in reply:
+                advance(*reply["advance"])
+                continue
+            self._busy = False
+            if "input_error" in reply:
+                raise InputError(reply["input_error"])
+            if "os_error" in reply:
+                raise OSError(*reply["os_error"])
+            if "raised" in reply:
+                raise ChildError(reply["raised"])
+            return reply["answer"]
+        code = self._running.wait()
+        self._busy = False
+        self.close()
+        raise ChildError(f"its process ended with exit code {code}")
+
+
+def serve(spec: RunSpec, process: ProcessSpec, requests: IO[str], replies: IO[str]) -> None:
+    """The child: answers requests for the variants of `spec` that belong to `process`, until there are no more."""
+
+    def reply(**message: Any) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    own = {variant.name: variant for variant in spec.variants if variant.process == process}
+    cases = {(case.prompt_id, case.seed): case for case in spec.cases}
+    bench = Bench(replace(spec, variants=list(own.values()), baseline=next(iter(own))))
+    reply(answer=environment()["switches"])
+    for line in requests:
+        request = json.loads(line)
+        try:
+            if "time" in request:
+                reply(answer=list(bench.time_step(own[request["time"]])))
+            else:
+                case = cases[request["prompt_id"], request["seed"]]
+                bench.make(own[request["make"]], case, [], lambda amount, label: reply(advance=[amount, label]))
+                reply(answer=None)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reply(os_error=[error.errno, error.strerror, error.filename])
+        except Exception as error:
+            reply(raised=f"{type(error).__name__}: {error}")

@@ -1,0 +1,115 @@
+"""The operations of the transformer in NumPy float64: what they should give from the inputs they were given.
+
+Inputs are taken as they are, already rounded; all arithmetic, exponentials and sums are float64. B batch, L tokens,
+D width, H heads, C channels a head. MLX's own float64 is no oracle: its exp, erf and norms are of fp32's accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.numerics.formats import Format, format_named, round_to, ulp
+from precision_lab.numerics.metrics import compare
+
+Array = npt.NDArray[Any]
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`x @ weight.T + bias`; x: (..., D), weight: (E, D), bias: (E,)."""
+    y = x.astype(np.float64) @ weight.astype(np.float64).T
+    return y if bias is None else y + bias.astype(np.float64)
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """`(x - mean) / sqrt(variance + eps)` over the last axis, in two passes."""
+    centred = x.astype(np.float64)
+    centred = centred - centred.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + eps)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""
+    y = x.astype(np.float64)
+    return y / np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + eps) * weight.astype(np.float64)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """`x * (1 + scale) + shift`; x: (B, L, D), shift and scale: (B, D)."""
+    return x.astype(np.float64) * (1 + scale.astype(np.float64)[:, None]) + shift.astype(np.float64)[:, None]
+
+
+def gated_add(residual: Array, gate: Array, update: Array) -> Array:
+    """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D)."""
+    return residual.astype(np.float64) + gate.astype(np.float64)[:, None] * update.astype(np.float64)
+
+
+def silu(x: Array) -> Array:
+    """`x / (1 + exp(-x))`."""
+    y = x.astype(np.float64)
+    with np.errstate(over="ignore"):  # exp(-x) is infinite where the quotient is zero
+        return y / (1 + np.exp(-y))
+
+
+def gelu_tanh(x: Array) -> Array:
+    """`0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel, arXiv:1606.08415).
+
+    As `x / (1 + exp(-2 t))`, the same function: for negative x the sum 1 + tanh(t) would cancel.
+    """
+    y = x.astype(np.float64)
+    inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)
+    with np.errstate(over="ignore"):
+        return y / (1 + np.exp(-2 * inner))
+
+
+def rotate(x: Array, rotation: Array) -> Array:
+    """Interleaved channel pairs as complex numbers, times `rotation`.
+
+    x: (B, L, H, C); rotation: (L, C), real and imaginary parts interleaved.
+    """
+    y = x.astype(np.float64)
+    a, b = y[..., ::2], y[..., 1::2]
+    turn = rotation.astype(np.float64)[:, None]
+    cos, sin = turn[..., ::2], turn[..., 1::2]
+    return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(C)) v; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key takes part."""
+    query, key, value = (a.astype(np.float64).transpose(0, 2, 1, 3) for a in (q, k, v))
+    scores = query @ key.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return (weights @ value).transpose(0, 2, 1, 3)
+
+
+def own_error(output: Array, exact: Array, fmt: Format | str) -> dict[str, float]:
+    """What an operation itself got wrong: its `output`, of dtype `fmt`, against the `exact` float64 result.
+
+    - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; up to 0.5 if correctly rounded.
+      Large where terms cancel: an ulp of what is left is small beside their rounding;
+    - `own_rel_l2`: |output - exact| / |exact|;
+    - `rounding_rel_l2`: the same of the correctly rounded result, the least that any implementation leaves;
+    - `own_misrounded_pct`: percent of elements that are not the correctly rounded result;
+    - `own_overflow`: elements that are not finite though the exact result rounds to a finite number.
+
+    The first three are over elements where output and correctly rounded result are finite; NaN if there are none, and
+    the relative ones where the exact result is zero throughout. Raises InputError for an unknown format name.
+    """
+    fmt = format_named(fmt) if isinstance(fmt, str) else fmt
+    y, best = output.astype(np.float64), round_to(exact, fmt)
+    finite = np.isfinite(y) & np.isfinite(best)
+    wrong = (y != best) & ~(np.isnan(y) & np.isnan(best))
+    found, nearest, right = y[finite], best[finite], np.asarray(exact)[finite]
+    return {
+        "own_ulp_max": float((np.abs(found - right) / ulp(right, fmt)).max()) if found.size else math.nan,
+        "own_rel_l2": float(compare(found, right).values["rel_l2"]),
+        "rounding_rel_l2": float(compare(nearest, right).values["rel_l2"]),
+        "own_misrounded_pct": 100 * float(wrong.mean()) if y.size else math.nan,
+        "own_overflow": float(np.count_nonzero(~np.isfinite(y) & np.isfinite(best))),
+    }

@@ -1,0 +1,93 @@
+"""The arbiter: what single operations should have given, in NumPy float64, and what they got wrong themselves.
+
+Each is recomputed from the inputs it was given, already rounded, so nothing that came before counts: where drift says
+how far a value is from the reference's, this says which operations make error, and how much of it any implementation in
+that dtype would make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from precision_lab.instrument.arrays import described, dtype_name, to_numpy
+from precision_lab.instrument.observation import Observation
+from precision_lab.model.attention import Attend
+from precision_lab.model.block import GatedAdd, Modulate
+from precision_lab.model.layers import GELUTanh, LayerNorm, RMSNorm, SiLU
+from precision_lab.model.rope import Rotary
+from precision_lab.numerics import float64
+from precision_lab.numerics.formats import FORMATS
+from precision_lab.probes.base import ACTIVATIONS
+
+Array = np.ndarray[Any, Any]
+
+
+def exact(module: nn.Module, inputs: Sequence[Array]) -> Array | None:
+    """The float64 result of a call with these inputs; None for an operation that is not known.
+
+    Known are Linear, LayerNorm, RMSNorm, Modulate, GELUTanh, SiLU, Rotary, Attend and GatedAdd, and what is derived
+    from them: a technique that puts a subclass in place says that it computes the same. One that carries something
+    between calls, like a compensated add, is judged call by call.
+    """
+    match module:
+        case nn.Linear():
+            bias = to_numpy(module.bias) if "bias" in module else None
+            return float64.linear(inputs[0], to_numpy(module.weight), bias)
+        case LayerNorm():
+            return float64.layer_norm(inputs[0], module.eps)
+        case RMSNorm():
+            return float64.rms_norm(inputs[0], to_numpy(module.weight), module.eps)
+        case Modulate():
+            return float64.modulate(*inputs)
+        case GELUTanh():
+            return float64.gelu_tanh(inputs[0])
+        case SiLU():
+            return float64.silu(inputs[0])
+        case Rotary():
+            return float64.rotate(*inputs)
+        case Attend():
+            return float64.attention(*inputs)
+        case GatedAdd():
+            return float64.gated_add(*inputs)
+    return None
+
+
+@dataclass(frozen=True)
+class Arbiter:
+    """`own_ulp_max`, `own_rel_l2`, `rounding_rel_l2`, `own_misrounded_pct` and `own_overflow` of each known operation.
+
+    Definitions: `precision_lab.numerics.float64.own_error`. Other operations among the sites, and calls whose inputs
+    are not finite, have no row. Costs about the arithmetic of the operation in float64.
+    """
+
+    sites: Sequence[str]
+    ports: Sequence[str] = ("call",)
+
+    def recorder(self) -> ArbiterRecorder:
+        return ArbiterRecorder(self.sites, self.ports)
+
+
+class ArbiterRecorder:
+    """Judges each call as it comes."""
+
+    table = ACTIVATIONS
+
+    def __init__(self, sites: Sequence[str], ports: Sequence[str]):
+        self.sites, self.ports = sites, ports
+        self.rows: list[dict[str, Any]] = []
+
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, output, inputs, module in batch:
+            given = [to_numpy(x) for x in inputs]
+            dtype = dtype_name(output)
+            if module is None or dtype not in FORMATS or not all(np.isfinite(x).all() for x in given):
+                continue
+            result = exact(module, given)
+            if result is not None:
+                error = float64.own_error(to_numpy(output), result, dtype)
+                self.rows.append({**position._asdict(), **described(output), **error})

@@ -1,0 +1,38 @@
+"""What if: what each format, MLX's quantisation modes among them, would do to an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.numerics.group_formats import DEFAULT_GROUP_FORMATS
+from precision_lab.numerics.what_if import any_format, what_if
+from precision_lab.probes.base import Scalar
+from precision_lab.probes.ranges import DEFAULT_FORMATS
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """`overflow_pct_<f>`, `underflow_pct_<f>` and `sqnr_db_<f>` of a round trip through each format.
+
+    Definitions: `precision_lab.numerics.what_if.what_if`. formats: ml_dtypes' names, mxfp8, mxfp4, nvfp4, and affine4,
+    affine8_g32 and so on. Evaluated in NumPy on every device.
+    """
+
+    sites: Sequence[str]
+    ports: Sequence[str] = ("out",)
+    formats: Sequence[str] = (*DEFAULT_FORMATS, *DEFAULT_GROUP_FORMATS)
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            any_format(name)
+
+    def measure(self, x: mx.array) -> Mapping[str, Scalar]:
+        return self.measure_each([x])[0]
+
+    def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
+        """What `measure` gives of each array; small ones are measured together, which is several times faster."""
+        return what_if([to_numpy(x) for x in arrays], [any_format(name) for name in self.formats])
