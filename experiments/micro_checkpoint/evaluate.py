@@ -58,9 +58,9 @@ CASES = (
     Case("float32", 10),
     Case("bfloat16", 10),
     Case("bfloat16", 6),
-    Case("bfloat16", 20, 128, 192, 0.05),
+    Case("bfloat16", 20, 128, 192, 0.125),
     Case("bfloat16", 20, 256, 256, 0.05),
-    Case("bfloat16", 20, 144, 112, 0.05),
+    Case("bfloat16", 20, 144, 112, 0.125),
 )
 
 

@@ -49,7 +49,7 @@ VARIANT = """
   {name}:
     process: {{tf32: true}}
     technique:
-      witness: {{_target_: their_package.Witness, file: {file}, then: {then}}}
+      witness: {{_target_: process_witness.Witness, file: {file}, then: {then}}}
 """
 ONE = {"tf32": "go on"}
 
@@ -58,7 +58,7 @@ ONE = {"tf32": "go on"}
 def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     """Runs an experiment with variants in another process; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "their_package.py").write_text(THEIRS)
+    (tmp_path / "process_witness.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "conf" / "exp").mkdir(parents=True)
     monkeypatch.setattr(report, "write", lambda run: run / "report.html")  # drawing takes longer than the runs
