@@ -35,9 +35,10 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from precision_lab.device.environment import environment  # noqa: E402
 from precision_lab.lab import tables  # noqa: E402
+from precision_lab.lab.frames import frames_of  # noqa: E402
 from precision_lab.lab.generation import generate  # noqa: E402
 from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
-from precision_lab.lab.recorder import observing, recorder_of, tables_of  # noqa: E402
+from precision_lab.lab.recorder import observing, recorder_of  # noqa: E402
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             recorders = [recorder_of(probe) for probe in probes.values()]
             with observing(pipeline.components, recorders):
                 pictures.append(generate(pipeline, sampler, grid, CASE, lambda *_: None))
-            for table, rows in tables_of(recorders).items() if recorders else ():
-                tables.write_part(Path(folder), table, "p0", rows)
+            for table, frame in frames_of(recorders).items() if recorders else ():
+                tables.write_part(Path(folder), table, "p0", frame)
             return time.perf_counter() - start, time.process_time() - start_cpu
 
     compared = arms()

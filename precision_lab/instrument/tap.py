@@ -39,23 +39,30 @@ class Port(NamedTuple):
 def tapped(sites: Iterable[Site], callback: Callback) -> Iterator[None]:
     """`callback` is called after every call of the modules at `sites`, inner modules first."""
     undo: list[tuple[nn.Module, type]] = []
+    tapped_classes: dict[type, type] = {}
+    by_module: dict[int, Site] = {}
     try:
         for site in sites:
-            module = site.module
-            undo.append((module, type(module)))
-            module.__class__ = _tapped_class(type(module), site, callback)
+            module, original = site.module, type(site.module)
+            if original not in tapped_classes:
+                tapped_classes[original] = _tapped_class(original, by_module, callback)
+            by_module[id(module)] = site
+            undo.append((module, original))
+            module.__class__ = tapped_classes[original]
         yield
     finally:
         for module, original in reversed(undo):
             module.__class__ = original
 
 
-def _tapped_class(original: Any, site: Site, callback: Callback) -> Any:
-    """A subclass for one module: the closure, not the instance, holds the callback, so that taps nest."""
+def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callback) -> Any:
+    """A subclass for the modules of one class: the closure, not the instance, holds the callback, so that taps nest."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.__call__(self, *args, **kwargs)
-        callback(Call(site, args, kwargs, output))
+        site = by_module.get(id(self))
+        if site is not None:  # a copy made while it was tapped stands at no site
+            callback(Call(site, args, kwargs, output))
         return output
 
     return type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})

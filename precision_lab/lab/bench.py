@@ -14,9 +14,10 @@ from mlx.utils import tree_flatten
 
 from precision_lab.lab import latency, tables
 from precision_lab.lab.folder import save_image
+from precision_lab.lab.frames import frames_of
 from precision_lab.lab.generation import encode, generate
 from precision_lab.lab.models import Models, open_checkpoint
-from precision_lab.lab.recorder import DriftRecorder, Observer, ReferenceRecorder, observing, recorder_of, tables_of
+from precision_lab.lab.recorder import DriftRecorder, Observer, ReferenceRecorder, observing, recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
 from precision_lab.lab.teacher import Teacher
@@ -50,7 +51,7 @@ class Bench:
         """
         out, part, store = self.spec.out, part_name(variant, case), reference_path(self.spec.out, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
-        labels = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
+        labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self.variant(variant) as (pipeline, _):
             if variant.name == REFERENCE:
                 with writing(store) as writer:
@@ -63,8 +64,8 @@ class Bench:
                 rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
         tables.write_part(out, "drift", part, rows)
         save_image(out / "images" / f"{part}.png", pixels)
-        for table, rows in tables_of(probes).items():  # activations last
-            tables.write_part(out, table, part, [{**labels, **row} for row in rows])
+        for table, frame in frames_of(probes).items():  # activations last
+            tables.write_part(out, table, part, frame.assign(**labels))
 
     def time_step(self, variant: Variant) -> latency.Sample:
         """The first denoising step of the first case, with its text already encoded."""

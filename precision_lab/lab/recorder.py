@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from precision_lab.instrument.arrays import described, real, to_numpy
-from precision_lab.instrument.observation import Observation, Position
+from precision_lab.instrument.observation import Columns, Observation, Position, position_columns, rows_of
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
@@ -141,16 +142,49 @@ class ProbeRecorder:
 
     def __init__(self, probe: Probe | CallProbe):
         self.sites, self.ports = probe.sites, probe.ports
-        self.rows: list[dict[str, Any]] = []
         self._measure = _measurement(probe)
+        self._places: dict[str, list[Any]] = defaultdict(list)  # and not positions: so many objects keep the GC busy
+        # of a probe that gives columns, those of each batch; of others, the scalars of each array
+        self._batches: list[Columns] = []
+        self._scalars: list[Mapping[str, Scalar]] = []
 
     def observe(self, batch: Sequence[Observation]) -> None:
         measured = self._measure(batch)
-        lazy = [value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)]
-        mx.eval(lazy)
-        for (position, x, *_), scalars in zip(batch, measured, strict=True):
-            numbers = {k: v.item() if isinstance(v, mx.array) else v for k, v in scalars.items()} if lazy else scalars
-            self.rows.append({**position._asdict(), **described(x), **numbers})
+        if isinstance(measured, Mapping):
+            self._batches.append(measured)
+        else:
+            self._scalars += _evaluated(measured)
+        places = position_columns([seen.position for seen in batch])
+        for name, column in {**places, **_columns_of([described(seen.array) for seen in batch])}.items():
+            self._places[name] += column
+
+    @property
+    def columns(self) -> Columns:
+        if self._batches:
+            names = self._batches[0]
+            scalars: Columns = {name: np.concatenate([batch[name] for batch in self._batches]) for name in names}
+        else:
+            scalars = _columns_of(self._scalars)
+        return {**self._places, **scalars}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return rows_of(self.columns)
+
+
+def _evaluated(measured: Sequence[Mapping[str, Scalar]]) -> Sequence[Mapping[str, Scalar]]:
+    """The same with Python numbers in place of MLX arrays."""
+    lazy = [value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)]
+    if not lazy:
+        return measured
+    mx.eval(lazy)
+    return [{k: cast(float, v.item()) if isinstance(v, mx.array) else v for k, v in s.items()} for s in measured]
+
+
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A column for each key; NaN in rows that lack it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
 def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
@@ -158,7 +192,9 @@ def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
     return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
 
 
-def _measurement(probe: Probe | CallProbe) -> Callable[[Sequence[Observation]], Sequence[Mapping[str, Scalar]]]:
+def _measurement(
+    probe: Probe | CallProbe,
+) -> Callable[[Sequence[Observation]], Sequence[Mapping[str, Scalar]] | Columns]:
     """How a probe of any of these kinds measures observations."""
     if CALL in probe.ports:
         whole = cast(CallProbe, probe)
@@ -167,24 +203,6 @@ def _measurement(probe: Probe | CallProbe) -> Callable[[Sequence[Observation]], 
         return lambda batch: probe.measure_each([seen.array for seen in batch])
     single = cast(Probe, probe)
     return lambda batch: [single.measure(seen.array) for seen in batch]
-
-
-def join_rows(recorders: Sequence[ProbeRecorder | Recorder]) -> list[dict[str, Any]]:
-    """Rows of activations of several probes, those of one array made one row."""
-    joined: dict[int, dict[str, Any]] = {}
-    for recorder in recorders:
-        for row in recorder.rows if recorder.table == ACTIVATIONS else ():
-            joined.setdefault(row["order"], {}).update(row)
-    return [joined[order] for order in sorted(joined)]
-
-
-def tables_of(recorders: Sequence[ProbeRecorder | Recorder]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by table: those that probes have to themselves, then activations."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for recorder in recorders:
-        if recorder.table != ACTIVATIONS:
-            rows.setdefault(recorder.table, []).extend(recorder.rows)
-    return {**rows, ACTIVATIONS: join_rows(recorders)}
 
 
 class ReferenceRecorder:

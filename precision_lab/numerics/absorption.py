@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,42 @@ def absorption_pct(residual: npt.NDArray[Any], update: npt.NDArray[Any], fmt: Fo
 
     Raises InputError for different shapes or an unknown format name.
     """
-    fmt = format_named(fmt) if isinstance(fmt, str) else fmt
+    return absorption_pcts(residual, update, [fmt])[0]
+
+
+def absorption_pcts(
+    residual: npt.NDArray[Any], update: npt.NDArray[Any], formats: Sequence[Format | str]
+) -> list[float]:
+    """`absorption_pct` for each of the formats, which share most of the work."""
+    given = [format_named(fmt) if isinstance(fmt, str) else fmt for fmt in formats]
     if residual.shape != update.shape:
         raise InputError(f"absorption: residual of shape {residual.shape}, update of {update.shape}; expected the same")
-    r, u = residual.astype(np.float64), update.astype(np.float64)
+    r, u = residual.astype(np.float64, copy=False).reshape(-1), update.astype(np.float64, copy=False).reshape(-1)
     counted = np.isfinite(r) & np.isfinite(u) & (u != 0)
     if not counted.all():
         r, u = r[counted], u[counted]
     if not u.size:
-        return math.nan
+        return [math.nan] * len(formats)
     size, change = np.abs(r), np.abs(u)
-    half = ulp(size, fmt)
-    half /= 2
-    finer_below = (size == power_of_two(size)) & (size > fmt.smallest_normal) & (np.signbit(u) != np.signbit(r))
+    power = power_of_two(size)
+    towards_zero = (size == power) & (np.signbit(u) != np.signbit(r))
+    return [100.0 * float(_num_absorbed(size, change, power, towards_zero, fmt)) / u.size for fmt in given]
+
+
+def _num_absorbed(
+    size: npt.NDArray[np.float64],
+    change: npt.NDArray[np.float64],
+    power: npt.NDArray[np.float64],
+    towards_zero: npt.NDArray[np.bool_],
+    fmt: Format,
+) -> int:
+    """power: of two, not above size; towards_zero: whether the update goes from such a power towards zero."""
+    half = np.maximum(power * 2.0 ** -(fmt.mantissa_bits + 1), fmt.smallest_subnormal / 2)
+    finer_below = towards_zero & (size > fmt.smallest_normal)
     half[finer_below] /= 2
-    num_absorbed = np.count_nonzero(change < half)
-    (ties,) = np.nonzero((change == half).reshape(-1))
+    num_absorbed = int(np.count_nonzero(change < half))
+    (ties,) = np.nonzero(change == half)
     if ties.size:
-        significand = np.floor(size.reshape(-1)[ties] / ulp(size.reshape(-1)[ties], fmt))
-        num_absorbed += np.count_nonzero((significand % 2 == 0) | finer_below.reshape(-1)[ties])
-    return 100.0 * float(num_absorbed) / u.size
+        significand = np.floor(size[ties] / ulp(size[ties], fmt))
+        num_absorbed += int(np.count_nonzero((significand % 2 == 0) | finer_below[ties]))
+    return num_absorbed

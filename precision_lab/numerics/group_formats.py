@@ -65,10 +65,10 @@ def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.b
         return _affine(groups, 2**fmt.bits - 1)
     mantissa_bits, lowest, largest = E4M3 if fmt.bits == 8 else E2M1
     magnitude = np.abs(groups)
-    ratio = magnitude.max(axis=1, keepdims=True) / np.float32(largest)
+    ratio = _of_groups(np.maximum, magnitude) / np.float32(largest)
     scale = _e4m3_scale(ratio) if fmt.mode == "nvfp4" else _power_of_two_scale(ratio)
     magnitude /= np.where(scale > 0, scale, np.float32(np.inf))
-    magnitude = _round(magnitude, mantissa_bits, lowest)
+    magnitude = round_significand(magnitude, mantissa_bits, lowest)
     clipped = magnitude > largest
     np.minimum(magnitude, np.float32(largest), out=magnitude)
     magnitude *= scale
@@ -85,10 +85,10 @@ def _e4m3_scale(ratio: Array) -> Array:
     return np.minimum(ratio, np.float32(448)).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
-def _round(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
+def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
     """Non-negative float32 rounded to so many bits, fixed-point below 2^lowest; the range above is not limited.
 
-    Adding and taking away 2^(23 - mantissa_bits) times the value's power of two leaves just those bits.
+    Adding and taking away 2^(23 - mantissa_bits) times the value's power of two leaves just those bits, ties to even.
     """
     power = np.maximum(magnitude, np.float32(2.0**lowest)).view(np.uint32)
     power &= np.uint32(0x7F800000)
@@ -100,7 +100,7 @@ def _round(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
 
 
 def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-    low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
+    low, high = _of_groups(np.minimum, groups), _of_groups(np.maximum, groups)
     below = np.abs(low) > np.abs(high)
     scale = np.maximum((high - low) / np.float32(levels), np.float32(1e-7))
     scale = np.where(below, scale, -scale)
@@ -115,3 +115,9 @@ def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
     level *= scale
     level += bias
     return level, clipped
+
+
+def _of_groups(function: np.ufunc, groups: Array) -> Array:
+    """(n, 1): `function` reduced along each group, which for short ones is faster than along an axis."""
+    starts = np.arange(0, groups.size, groups.shape[1])
+    return function.reduceat(groups.reshape(-1), starts)[:, None]

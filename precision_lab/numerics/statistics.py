@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from precision_lab.numerics.formats import FORMATS, Format
 
 CHUNK = 1 << 16
 """Elements worked on at a time: the temporaries of a chunk stay in the second-level cache."""
+
+TOGETHER = 2 * CHUNK
+"""Elements of small arrays that are worked on at a time: fewer calls are worth more than the cache."""
 
 
 def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float | int]:
@@ -68,29 +71,34 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
     return catalogue
 
 
-def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]) -> list[dict[str, float | int]]:
-    """`summarize` of every array, the same numbers bit for bit, for many small arrays several times faster.
+def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
+    """`summarize` of every array, as columns with an element for each; the same numbers bit for bit.
 
-    Arrays of one dtype and size are measured as the rows of one matrix: on arrays of some thousand elements the calls
-    of NumPy take longer than its work.
+    Columns `num_*` are int64, all others float64. Arrays of one dtype and size are measured as the rows of one matrix,
+    many times faster: on arrays of some thousand elements the calls of NumPy take longer than its work.
     """
     alike: dict[tuple[np.dtype[Any], int], list[int]] = defaultdict(list)
     for index, x in enumerate(arrays):
         alike[x.dtype, x.size].append(index)
-    catalogues: list[dict[str, float | int]] = [{}] * len(arrays)
+    order: list[int] = []
+    parts: list[Mapping[str, Any]] = []
     for (dtype, size), indices in alike.items():
-        together = max(1, CHUNK // max(size, 1))
-        if _working_dtype(dtype) != np.float32 or not 0 < size <= CHUNK or len(indices) == 1:
-            together = 1
+        together = TOGETHER // size if _working_dtype(dtype) == np.float32 and 0 < size <= CHUNK else 1
         for start in range(0, len(indices), together):
             piece = indices[start : start + together]
-            if len(piece) == 1:
-                measured = [summarize(arrays[piece[0]], formats)]
+            if together == 1:
+                parts.append({name: [value] for name, value in summarize(arrays[piece[0]], formats).items()})
             else:
-                measured = _summarize_rows(np.stack([arrays[i].reshape(-1) for i in piece]), tuple(formats))
-            for i, catalogue in zip(piece, measured, strict=True):
-                catalogues[i] = catalogue
-    return catalogues
+                flat = np.concatenate([arrays[i].reshape(-1) for i in piece])
+                parts.append(_summarize_rows(flat.reshape(len(piece), size), formats))
+        order += indices
+
+    columns = {}
+    for name in summarize(np.zeros(0), formats):
+        columns[name] = np.zeros(len(arrays), np.int64 if name.startswith("num_") else np.float64)
+        if parts:
+            columns[name][order] = np.concatenate([part[name] for part in parts])
+    return columns
 
 
 def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -193,51 +201,55 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: _Limits) -> _Part:
     )
 
 
-def _summarize_rows(x: npt.NDArray[Any], formats: tuple[Format, ...]) -> list[dict[str, float | int]]:
-    """`summarize` of each row of `x`: (rows, n) of a dtype that float32 holds, 0 < n <= CHUNK."""
-    limits = _limits(formats, np.dtype(np.float32))
-    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
+    """`summarize` of each row of `x`, as columns: (rows, n) of a dtype that float32 holds, 0 < n <= CHUNK."""
+    limits = _limits(tuple(formats), np.dtype(np.float32))
+    n = x.shape[1]
+    with np.errstate(invalid="ignore"):  # of rows that are not finite
         y = x.astype(np.float32, copy=False)
-    magnitude = y.view(np.uint32) & limits.sign_cleared
-    largest = magnitude.max(axis=1)
-    # rows with infinities or NaN in them, or nothing but zeros, are left to `summarize`
-    plain = (largest > 0) & (largest < limits.infinity)
-    magnitude -= np.uint32(1)  # so that zero wraps to the largest integer
-    below = magnitude.min(axis=1)  # the smallest non-zero magnitude, less one
-    with_zeros = magnitude.max(axis=1) >= limits.infinity
-    with np.errstate(invalid="ignore"):  # of the other rows
+        low, high = y.min(axis=1), y.max(axis=1)
         wide = y.astype(np.float64)
         total = wide.sum(axis=1)
         wide *= wide
         squares = wide.sum(axis=1)
-    low, high = y.min(axis=1), y.max(axis=1)
-    amax, amin = largest.view(np.float32), (below + np.uint32(1)).view(np.float32)
-    n = x.shape[1]
-    catalogues = []
-    for i in range(len(x)):
-        if not plain[i]:
-            catalogues.append(summarize(x[i], formats))
-            continue
-        catalogue: dict[str, float | int] = {
-            "amax": float(amax[i]),
-            "amin_nonzero": float(amin[i]),
-            "min": float(low[i]),
-            "max": float(high[i]),
-            "mean": float(total[i]) / n,
-            "rms": math.sqrt(float(squares[i]) / n),
-            "num_nan": 0,
-            "num_inf": 0,
-            "num_zero": _count(y[i] == 0) if with_zeros[i] else 0,
-        }
-        log_amax = math.log2(catalogue["amax"])
-        for fmt, over, under in zip(formats, limits.overflow, limits.underflow, strict=True):
-            overflowing = _count(np.abs(y[i]) >= over.view(np.float32)) if largest[i] >= over else 0
-            underflowing = _count(magnitude[i] < under) if below[i] < under else 0
-            catalogue[f"overflow_pct_{fmt.name}"] = 100 * overflowing / n
-            catalogue[f"underflow_pct_{fmt.name}"] = 100 * underflowing / n
-            catalogue[f"headroom_bits_{fmt.name}"] = math.log2(fmt.max) - log_amax
-        catalogues.append(catalogue)
-    return catalogues
+
+    magnitude = y.view(np.uint32) & limits.sign_cleared
+    largest = magnitude.max(axis=1)
+    none = np.zeros(len(x), np.int64)
+    num_zero = _row_counts(magnitude == 0) if not magnitude.min() else none
+    overflowing = [_row_counts(magnitude >= t) if largest.max() >= t else none for t in limits.overflow]
+    magnitude -= np.uint32(1)  # so that zero wraps to the largest integer
+    smallest = magnitude.min(axis=1) + np.uint32(1)
+    underflowing = [_row_counts(magnitude < t) if smallest.min() <= t else none for t in limits.underflow]
+
+    # rows with infinities or NaN in them, or nothing but zeros, are left to `summarize`
+    plain = (largest > 0) & (largest < limits.infinity)
+    with np.errstate(invalid="ignore"):  # of the other rows, too
+        amax, amin = (m.view(np.float32).astype(np.float64) for m in (largest, smallest))
+    columns = {
+        "amax": amax,
+        "amin_nonzero": amin,
+        "min": low.astype(np.float64) + 0.0,
+        "max": high.astype(np.float64) + 0.0,
+        "mean": total / n,
+        "rms": np.sqrt(squares / n),
+        "num_nan": none.copy(),
+        "num_inf": none.copy(),
+        "num_zero": num_zero.copy(),
+    }
+    log_amax = np.array([math.log2(a) for a in np.where(plain, amax, 1.0).tolist()])  # NumPy's may differ in an ulp
+    for fmt, over, under in zip(formats, overflowing, underflowing, strict=True):
+        columns[f"overflow_pct_{fmt.name}"] = 100 * over / n
+        columns[f"underflow_pct_{fmt.name}"] = 100 * under / n
+        columns[f"headroom_bits_{fmt.name}"] = math.log2(fmt.max) - log_amax
+    for i in np.flatnonzero(~plain):
+        for name, value in summarize(x[i], formats).items():
+            columns[name][i] = value
+    return columns
+
+
+def _row_counts(condition: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    return condition.sum(axis=1, dtype=np.int32).astype(np.int64)  # twice as fast as summing in int64
 
 
 def _count(condition: npt.NDArray[Any]) -> int:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from precision_lab.numerics.formats import FORMATS, Format, format_named
-from precision_lab.numerics.group_formats import GroupFormat, group_format, round_trip
+from precision_lab.numerics.group_formats import GroupFormat, group_format, round_significand, round_trip
 from precision_lab.numerics.statistics import summarize
 
 PACK = 1 << 15
 """Elements worked on at a time: many small arrays together, or one large one."""
+_ROUNDED_BY_ADDING = 2.0**100
+"""Formats that end below are rounded by `round_significand`, whose sums stay in float32's range: faster than a cast."""
 
 Array = npt.NDArray[Any]
 AnyFormat = Format | GroupFormat
@@ -44,18 +45,16 @@ def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[
     """
     results: list[dict[str, float]] = [{}] * len(arrays)
     for channels, indices in _packs(arrays):
-        chosen, pieces, values = [], [], []
+        chosen, pieces = [], []
         for i in indices:
-            piece = arrays[i].reshape(-1)
-            value = piece.astype(np.float32)
-            if piece.size and np.isfinite(value).all():
+            piece = arrays[i].reshape(-1).astype(np.float32, copy=False)
+            if piece.size and np.isfinite(piece).all():
                 chosen.append(i)
                 pieces.append(piece)
-                values.append(value)
             else:
                 results[i] = _of_irregular(arrays[i], formats)
         if chosen:
-            for i, result in zip(chosen, _measure(pieces, np.concatenate(values), channels, formats), strict=True):
+            for i, result in zip(chosen, _measure(pieces, channels, formats), strict=True):
                 results[i] = result
     return results
 
@@ -77,71 +76,55 @@ def _packs(arrays: Sequence[Array]) -> Iterator[tuple[int, list[int]]]:
         yield channels, pack
 
 
-def _measure(pieces: Sequence[Array], x: Array, channels: int, formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
-    """pieces: (n,) each, of one dtype, finite, n > 0 a multiple of `channels`; x: the same in one float32 array."""
+def _measure(pieces: Sequence[Array], channels: int, formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
+    """pieces: (n,) float32 each, finite, n > 0 a multiple of `channels`."""
+    x = np.concatenate(pieces)
     sizes = np.array([piece.size for piece in pieces])
     starts = np.cumsum(sizes) - sizes
 
     def percent(mask: Array) -> Array:
-        """Of each piece. Most masks are nearly empty."""
-        owners = np.searchsorted(starts, np.flatnonzero(mask), side="right") - 1
-        return 100 * np.bincount(owners, minlength=len(sizes)) / sizes
+        """Of each piece."""
+        return 100 * np.add.reduceat(mask.view(np.uint8), starts, dtype=np.uint32) / sizes
 
-    bits = np.concatenate(pieces).view(np.uint16) if pieces[0].dtype.itemsize == 2 else None
+    magnitude = np.abs(x)
     nonzero = x != 0
     signal = np.add.reduceat(np.square(x, dtype=np.float64), starts)
     columns: dict[str, Array] = {}
     for fmt in formats:
         overflow, underflow, sqnr = _names(fmt)
-        if isinstance(fmt, GroupFormat) and channels % fmt.group_size:
+        if isinstance(fmt, Format):
+            y, overflows = _cast(magnitude, fmt)
+            error = y - magnitude
+        elif channels % fmt.group_size == 0:
+            groups, clipped = round_trip(x.reshape(-1, fmt.group_size), fmt)
+            y, overflows = groups.reshape(-1), clipped.reshape(-1)
+            error = y - x
+        else:
             columns |= dict.fromkeys((overflow, underflow, sqnr), np.full(len(sizes), math.nan))
             continue
-        if isinstance(fmt, GroupFormat):
-            y, clipped = round_trip(x.reshape(-1, fmt.group_size), fmt)
-            fate = _fate(x, y.reshape(-1), clipped.reshape(-1), nonzero)
-        elif bits is None:
-            fate = _fate(x, *_cast(x, fmt), nonzero)
-        else:
-            fate = _Fate(*(table[bits] for table in _fate_of_16_bits(pieces[0].dtype, fmt)))
+        noise = np.add.reduceat(np.square(error, dtype=np.float64), starts)
         with np.errstate(invalid="ignore", divide="ignore"):
-            noise = np.add.reduceat(fate.square_error, starts)
             ratio_db = 10 * np.log10(signal / noise)
-        columns[overflow], columns[underflow] = percent(fate.overflows), percent(fate.vanishes)
+        columns[overflow], columns[underflow] = percent(overflows), percent((y == 0) & nonzero)
         columns[sqnr] = np.where((noise > 0) & np.isfinite(noise), ratio_db, math.nan)
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-class _Fate(NamedTuple):
-    """What becomes of each element."""
-
-    square_error: Array
-    overflows: Array
-    vanishes: Array
-
-
-def _fate(x: Array, y: Array, overflows: Array, nonzero: Array) -> _Fate:
-    with np.errstate(invalid="ignore"):  # infinities of a cast
-        return _Fate(np.square(y - x, dtype=np.float64), overflows, (y == 0) & nonzero)
-
-
-@lru_cache
-def _fate_of_16_bits(dtype: np.dtype[Any], fmt: Format) -> _Fate:
-    """Of all 65,536 values of float16 or bfloat16, by their bits: looking it up is faster than casting."""
-    with np.errstate(invalid="ignore"):
-        x = np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float32)
-        return _fate(x, *_cast(x, fmt), x != 0)
 
 
 def _names(fmt: AnyFormat) -> tuple[str, str, str]:
     return f"overflow_pct_{fmt.name}", f"underflow_pct_{fmt.name}", f"sqnr_db_{fmt.name}"
 
 
-def _cast(x: Array, fmt: Format) -> tuple[Array, Array]:
-    magnitude = np.abs(x)
+def _cast(magnitude: Array, fmt: Format) -> tuple[Array, Array]:
+    """Finite magnitudes rounded to `fmt`, infinite where they overflow; and where they do."""
     over = magnitude >= fmt.overflow_threshold if fmt.threshold_overflows else magnitude > fmt.overflow_threshold
-    with np.errstate(over="ignore"):
-        return x.astype(ml_dtypes.finfo(fmt.name).dtype).astype(np.float32), over
+    if fmt.max > _ROUNDED_BY_ADDING:
+        with np.errstate(over="ignore"):
+            return magnitude.astype(ml_dtypes.finfo(fmt.name).dtype).astype(np.float32), over
+    with np.errstate(over="ignore", invalid="ignore"):  # far beyond the range of fmt
+        y = round_significand(magnitude, fmt.mantissa_bits, math.frexp(fmt.smallest_normal)[1] - 1)
+    y[over] = np.inf
+    return y, over
 
 
 def _of_irregular(x: Array, formats: Sequence[AnyFormat]) -> dict[str, float]:

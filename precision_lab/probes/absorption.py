@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.numerics.absorption import absorption_pct
+from precision_lab.numerics.absorption import absorption_pcts
 from precision_lab.numerics.formats import format_named
 from precision_lab.probes.base import Scalar
 
@@ -45,8 +45,9 @@ class Absorption:
         with np.errstate(invalid="ignore", over="ignore"):
             added = gate[:, None] * update
         update_rms, stream_rms = _rms(added), _rms(residual)
+        absorbed = absorption_pcts(residual, added, self.formats)
         return {
-            **{f"absorption_pct_{name}": absorption_pct(residual, added, name) for name in self.formats},
+            **{f"absorption_pct_{name}": pct for name, pct in zip(self.formats, absorbed, strict=True)},
             "update_amax": float(np.abs(added).max(where=np.isfinite(added), initial=0.0)),
             "update_rms": update_rms,
             "update_ratio": update_rms / stream_rms if stream_rms else float("nan"),

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from precision_lab.instrument.arrays import dtype_name, to_numpy
-from precision_lab.instrument.observation import Observation
+from precision_lab.instrument.observation import Columns, Observation, Position, position_columns, rows_of
 from precision_lab.numerics.statistics import exponent_histogram
 
 TABLE = "exponents"
@@ -34,14 +36,23 @@ class ExponentRecorder:
 
     def __init__(self, sites: Sequence[str], ports: Sequence[str]):
         self.sites, self.ports = sites, ports
-        self.rows: list[dict[str, Any]] = []
+        self._positions: list[Position] = []
+        self._own: dict[str, list[Any]] = {"dtype": [], "numel": [], "exponent": [], "count": []}
 
     def observe(self, batch: Sequence[Observation]) -> None:
         for position, x, *_ in batch:
-            place = {**position._asdict(), "dtype": dtype_name(x), "numel": x.size}
             exponents, counts = exponent_histogram(to_numpy(x))
-            self.rows += [
-                {**place, "exponent": exponent, "count": count}
-                for exponent, count in zip(exponents.tolist(), counts.tolist(), strict=True)
-                if count
-            ]
+            (occupied,) = np.nonzero(counts)
+            self._positions += [position] * len(occupied)
+            self._own["dtype"] += [dtype_name(x)] * len(occupied)
+            self._own["numel"] += [x.size] * len(occupied)
+            self._own["exponent"] += exponents[occupied].tolist()
+            self._own["count"] += counts[occupied].tolist()
+
+    @property
+    def columns(self) -> Columns:
+        return {**position_columns(self._positions), **self._own}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return rows_of(self.columns)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.lab.recorder import ProbeRecorder, join_rows, observing
+from precision_lab.lab.frames import frames_of
+from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.model.block import GatedAdd
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.rope import Grid
@@ -27,7 +28,7 @@ def test_rows_join_those_of_the_output(small_checkpoint):
     ranges, absorption = ProbeRecorder(RangeCatalogue(sites=[ADDS])), ProbeRecorder(Absorption())
     with observing({"transformer": model}, [ranges, absorption]):
         forward(model)
-    rows = join_rows([ranges, absorption])
+    rows = frames_of([ranges, absorption])["activations"].to_dict("records")
     assert len(rows) == 4 * 4  # adds in four blocks
     assert all(row["port"] == "out" and row["amax"] > 0 for row in rows)
     for row in rows:

@@ -6,7 +6,8 @@ import pandas as pd
 
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab import tables
-from precision_lab.lab.recorder import observing, recorder_of, tables_of
+from precision_lab.lab.frames import frames_of
+from precision_lab.lab.recorder import observing, recorder_of
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.rope import Grid
 from precision_lab.probes.exponents import Exponents
@@ -31,12 +32,12 @@ def test_they_stand_in_a_table_of_their_own(small_checkpoint, tmp_path):
     with observing({"transformer": model}, recorders):
         latents, text = (mx.array(rng.standard_normal((1, n, 64)).astype(np.float32)) for n in (12, 5))
         mx.eval(model(latents.astype(mx.bfloat16), mx.array([0.5]), text.astype(mx.bfloat16), Grid(3, 4)))
-    found = tables_of(recorders)
+    found = frames_of(recorders)
     assert list(found) == ["exponents", "activations"]
     labels = {"variant": "v", "prompt_id": 0, "seed": 0}
-    for table, rows in found.items():
+    for table, frame in found.items():
         for part, seed in (("b", 1), ("a", 0)):
-            tables.write_part(tmp_path, table, part, [{**labels, "seed": seed, **row} for row in rows])
+            tables.write_part(tmp_path, table, part, frame.assign(**{**labels, "seed": seed}))
     unmerged = tables.read(tmp_path, "exponents")
     tables.merge(tmp_path)
     assert not (tmp_path / "exponents").exists()
