@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.glob import compile_glob, split_pattern
+from precision_lab.instrument.glob import compile_glob, spell, split_pattern
 from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired_ratio
 
 RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
@@ -205,12 +205,16 @@ def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
 
 
 def _at_sites(rows: pd.DataFrame, patterns: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of the sites that a pattern names; a negative number counts from the last of those recorded."""
     chosen = pd.Series(False, index=rows.index)
     for pattern in patterns:
         component, glob = split_pattern(pattern)
         expression = compile_glob(glob)
-        matches = rows["site"].map(lambda site, e=expression: e.fullmatch(site) is not None).astype(bool)
-        chosen |= (rows["component"] == component) & matches
+        own = rows["component"] == component
+        named = {
+            site for site, spelled in spell(rows.loc[own, "site"].unique()).items() if expression.fullmatch(spelled)
+        }
+        chosen |= own & rows["site"].isin(named)
     return rows[chosen]
 
 

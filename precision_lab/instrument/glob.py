@@ -1,23 +1,26 @@
 """The grammar of site patterns: `component:glob`, the transformer if no component is named.
 
 In the glob `*` stands for characters of one segment, `**` for any number of segments (at least one at the end),
-`{a,b}` for alternatives and `{4..7}` for a range of numbers. `*` never crosses a dot.
+`{a,b}` for alternatives and `{4..7}` for a range of numbers. `*` never crosses a dot. A negative number counts from the
+end of its list, as a Python index: it names nothing but in paths that `spell` has given their lengths.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from precision_lab.errors import InputError
 
 DEFAULT_COMPONENT = "transformer"
+ROOT = "."
 
 
-def split_pattern(pattern: str) -> tuple[str, str]:
-    """The component and the glob of a pattern."""
+def split_pattern(pattern: str, default: str = DEFAULT_COMPONENT) -> tuple[str, str]:
+    """The component, `default` if none is named, and the glob of a pattern."""
     component, _, glob = pattern.rpartition(":")
-    return component or DEFAULT_COMPONENT, glob
+    return component or default, glob
 
 
 @lru_cache(maxsize=1024)
@@ -27,7 +30,29 @@ def compile_glob(glob: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{a})" for a in alternatives))
 
 
+def spell(paths: Iterable[str]) -> dict[str, str]:
+    """Each path with its indices counted from both ends, for `compile_glob`: `transformer_blocks.59|-1.attn`.
+
+    A list is as long as the largest index among `paths` says.
+    """
+    lengths: dict[str, int] = {}
+    split = {path: path.split(".") for path in paths}
+    for segments in split.values():
+        for at, segment in enumerate(segments):
+            if segment.isdecimal():
+                holder = ".".join(segments[:at])
+                lengths[holder] = max(lengths.get(holder, 0), int(segment) + 1)
+
+    def both(segments: list[str], at: int) -> str:
+        segment = segments[at]
+        return f"{segment}|{int(segment) - lengths['.'.join(segments[:at])]}" if segment.isdecimal() else segment
+
+    return {path: ".".join(both(segments, at) for at in range(len(segments))) for path, segments in split.items()}
+
+
 def _one(glob: str) -> str:
+    if glob == ROOT:
+        return re.escape(ROOT)
     segments = glob.split(".")
     if not all(segments):
         raise InputError(f"Site pattern {glob!r} has an empty segment")
@@ -39,7 +64,9 @@ def _one(glob: str) -> str:
         elif "**" in segment:
             raise InputError(f"Site pattern {glob!r}: ** must be a whole segment")
         else:
-            parts.append(re.escape(segment).replace(r"\*", "[^.]*") + ("" if last else r"\."))
+            named = re.escape(segment).replace(r"\*", "[^.|]*")
+            from_end = re.fullmatch(r"-\d+", segment)
+            parts.append((rf"[^.|]+\|{named}" if from_end else rf"{named}(?:\|-\d+)?") + ("" if last else r"\."))
     return "".join(parts)
 
 
@@ -50,7 +77,9 @@ def _expand(glob: str) -> list[str]:
         if "{" in glob or "}" in glob:
             raise InputError(f"Site pattern {glob!r} has an unmatched brace")
         return [glob]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", found[1])
     choices = [str(n) for n in range(int(span[1]), int(span[2]) + 1)] if span else found[1].split(",")
+    if not choices:
+        raise InputError(f"Site pattern {glob!r}: the range {found[0]} is empty, its second number is below its first")
     head, tail = glob[: found.start()], glob[found.end() :]
     return [expanded for choice in choices for expanded in _expand(head + choice + tail)]

@@ -1,6 +1,7 @@
 """Addresses: every module of a component by its path, and the selection of some by pattern.
 
-A pattern is `component:glob`, the transformer if no component is named; the glob's grammar stands in `glob`.
+A pattern is `component:glob`; if no component is named, the only one there is, or the transformer. The glob's grammar
+stands in `glob`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.glob import DEFAULT_COMPONENT, compile_glob, split_pattern
+from precision_lab.instrument.glob import DEFAULT_COMPONENT, compile_glob, spell, split_pattern
 from precision_lab.model.streams import stream_of
 
-_BLOCK = re.compile(r"^(?:\w+\.)*?(?:transformer_blocks|layers)\.(\d+)(?:\.|$)")
+_BLOCK = re.compile(r"^(?:\w+\.)*?(?:transformer_blocks|layers|blocks|h|stages)\.(\d+)(?:\.|$)")
 
 
 class Wrapper(nn.Module):
@@ -38,13 +39,15 @@ class Site:
     component: str
     path: str
     module: nn.Module = field(compare=False, repr=False)
+    spelled: str = field(default="", compare=False, repr=False)
+    """`path` with its indices counted from both ends, see `glob.spell`."""
 
     def __str__(self) -> str:
         return self.path if self.component == DEFAULT_COMPONENT else f"{self.component}:{self.path}"
 
     @cached_property
     def block(self) -> int | None:
-        """Index of the transformer block or encoder layer that the module is, or is part of."""
+        """Index of the block or layer that the module is, or is part of, the outermost if blocks are nested."""
         found = _BLOCK.match(self.path)
         return int(found[1]) if found else None
 
@@ -53,16 +56,23 @@ class Site:
         """img, txt, joint or -."""
         return stream_of(self.path) if self.component == DEFAULT_COMPONENT else "-"
 
+    def named_by(self, pattern: str) -> bool:
+        """Whether `pattern` names this site. Raises InputError for a malformed one."""
+        component, glob = split_pattern(pattern)
+        return component == self.component and compile_glob(glob).fullmatch(self.spelled or self.path) is not None
+
 
 def walk(components: Mapping[str, nn.Module]) -> list[Site]:
     """All sites in order of definition; a module that stands at two addresses is listed at the first."""
     seen: set[int] = set()
     found = []
     for component, root in components.items():
-        for path, module in _descend(root, ""):
+        modules = list(_descend(root, ""))
+        spelled = spell(path for path, _ in modules)
+        for path, module in modules:
             if id(module) not in seen:
                 seen.add(id(module))
-                found.append(Site(component, path, module))
+                found.append(Site(component, path, module, spelled[path]))
     return found
 
 
@@ -94,16 +104,17 @@ def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
     Raises InputError for a pattern that names none, with the nearest paths.
     """
     chosen: set[Site] = set()
+    components = {site.component for site in sites}
+    default = components.pop() if len(components) == 1 else DEFAULT_COMPONENT
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        component, glob = split_pattern(pattern)
+        component, glob = split_pattern(pattern, default)
         candidates = [site for site in sites if site.component == component]
         if not candidates:
             raise InputError(
                 f"Site pattern {pattern!r}: unknown component {component!r}. "
                 + nearest(component, (site.component for site in sites))
             )
-        expression = compile_glob(glob)
-        matched = [site for site in candidates if expression.fullmatch(site.path)]
+        matched = [site for site in candidates if site.named_by(f"{component}:{glob}")]
         if not matched:
             raise InputError(f"Site pattern {pattern!r} matches nothing. {_near_misses(glob, candidates)}")
         chosen.update(matched)
@@ -113,4 +124,4 @@ def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
 def _near_misses(glob: str, candidates: Sequence[Site]) -> str:
     """Suggestions with block numbers starred out, or they would differ in nothing else."""
     shapes = {re.sub(r"\.\d+\.", ".*.", site.path) for site in candidates}
-    return nearest(re.sub(r"\.(\d+|\{[^}]*\})\.", ".*.", glob), shapes)
+    return nearest(re.sub(r"\.(-?\d+|\{[^}]*\})\.", ".*.", glob), shapes)

@@ -19,7 +19,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.glob import compile_glob, split_pattern
 from precision_lab.instrument.sites import Site
 from precision_lab.model.layers import on_cpu
 
@@ -74,10 +73,6 @@ class Rule:
                 raise InputError(f"Quantisation rule for {rule.sites}: {name} is {value}, {mode} has {expected}")
         return rule
 
-    def matches(self, site: Site) -> bool:
-        component, glob = split_pattern(self.sites)
-        return component == site.component and compile_glob(glob).fullmatch(site.path) is not None
-
 
 class _QuantizedLinear(nn.QuantizedLinear):
     def __call__(self, x: mx.array) -> mx.array:
@@ -120,7 +115,7 @@ class QuantizedWeights:
         return tuple(rule.sites for rule in self._rules)
 
     def rewrite(self, site: Site) -> nn.Module:
-        rule = next(rule for rule in self._rules if rule.matches(site))
+        rule = next(rule for rule in self._rules if site.named_by(rule.sites))
         if rule.keep:
             return site.module
         if not isinstance(site.module, nn.Linear):

@@ -89,6 +89,15 @@ def test_each_metric_sees_a_planted_factor(metric, factor, verdict):
     assert result.lo <= result.effect <= result.hi
 
 
+@pytest.mark.parametrize(
+    ("sites", "found"), [("blocks.-1.mlp", True), ("blocks.{-2..-1}.*", True), ("blocks.-5.*", False)]
+)
+def test_sites_of_a_claim_count_from_the_last_block_recorded(sites, found):
+    values = {"a": 2 * np.array([1.0, 3.0, 0.2, 7.0]), "b": np.array([1.0, 3.0, 0.2, 7.0])}
+    claim = Claim.from_dict({**BASE, "metric": "amax", "relation": "larger", "sites": sites})
+    assert (judge(claim, tables(values, site="blocks.3.mlp")).verdict == "supported") == found
+
+
 def test_a_difference_inside_the_noise_floor_is_no_finding():
     base = np.array([1.0, 3.0, 0.2, 7.0])
     values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "twin": base * [1.0, 0.8, 1.1, 1.0]}

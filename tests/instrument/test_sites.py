@@ -45,7 +45,7 @@ def test_glob(glob, matching, other):
     assert not any(expression.fullmatch(path) for path in other)
 
 
-@pytest.mark.parametrize("glob", ["a..b", "", "a.{b", "a}", "a.b**", "a.***"])
+@pytest.mark.parametrize("glob", ["a..b", "", "a.{b", "a}", "a.b**", "a.***", "a.{3..2}", "a.{-1..-2}"])
 def test_malformed_glob(glob):
     with pytest.raises(InputError):
         compile_glob(glob)
@@ -56,6 +56,31 @@ def test_one_star_takes_one_segment(sites):
     assert paths("transformer_blocks.{3..5}.attn.to_q", sites) == [
         f"transformer_blocks.{i}.attn.to_q" for i in (3, 4, 5)
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "same"),
+    [
+        ("transformer_blocks.-1", "transformer_blocks.11"),
+        ("transformer_blocks.-12.**", "transformer_blocks.0.**"),
+        ("transformer_blocks.{-2..-1}.attn.*", "transformer_blocks.{10..11}.attn.*"),
+        ("transformer_blocks.{0,-1}.img_mlp", "transformer_blocks.{0,11}.img_mlp"),
+        ("transformer_blocks.{-1..0}", "transformer_blocks.{0,11}"),
+        ("**.net.-1", "transformer_blocks.*.{img,txt}_mlp.net.2"),
+        ("transformer_blocks.-1.img_mlp.net.-3.proj", "transformer_blocks.11.img_mlp.net.0.proj"),
+        ("vae:layers.-1", "vae:layers.1"),
+    ],
+)
+def test_negative_numbers_count_from_the_end_of_their_list(sites, pattern, same):
+    assert paths(pattern, sites) == paths(same, sites) != []
+
+
+def test_the_last_of_a_list_is_its_last_though_it_has_another_address():
+    shared = nn.Linear(2, 2)
+    sites = walk({"m": nn.Sequential(shared, nn.ReLU(), shared)})
+    assert paths("m:layers.-2", sites) == ["layers.1"]
+    with pytest.raises(InputError, match="matches nothing"):
+        select("m:layers.-1", sites)
 
 
 def test_several_patterns_are_a_union_in_order_of_definition(sites):
@@ -75,6 +100,9 @@ def test_components(sites):
         ("transformer_block.*", "transformer_blocks"),
         ("norm_ot", "norm_out"),
         ("vea:layers.0", "vae"),
+        ("transformer_blocks.-13.attn.to_q", "transformer_blocks.*.attn.to_q"),
+        ("transformer_blocks.{-20..-13}.img_mlp", "transformer_blocks.*.img_mlp"),
+        ("transformer_blocks.-0.img_mlp", "transformer_blocks.*.img_mlp"),
     ],
 )
 def test_no_match_names_the_nearest(sites, pattern, hint):

@@ -4,8 +4,10 @@ import itertools
 
 import ml_dtypes
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from configured import named
 from small_model import forward, rel_l2, rewritten, site, small_model
 
 from precision_lab.errors import InputError
@@ -206,3 +208,10 @@ def test_all_linears_of_the_blocks_are_covered():
             s for s in walk({"transformer": model}) if s.block is not None and storage(s.module).bits_per_weight > 9
         ]
     assert coverage["f"].matched == 3 * 14
+
+
+def test_the_boundary_recipe_keeps_the_first_and_last_block_at_any_depth():
+    model = small_model()
+    with applied({"transformer": model}, named("affine4_boundary16")):
+        quantised = {s.block for s in walk({"transformer": model}) if isinstance(s.module, nn.QuantizedLinear)}
+    assert quantised == {1}
