@@ -13,12 +13,15 @@ import pandas as pd
 
 from precision_lab.analysis import factorial
 from precision_lab.analysis.claims import Claim, Tables, final_drift, judge
+from precision_lab.analysis.near_misses import near_misses
 from precision_lab.errors import InputError
 from precision_lab.lab.tables import read
 from precision_lab.numerics.intervals import latency_verdict, paired_ratio, simultaneous_confidence
 from precision_lab.numerics.metrics import compare_images
 
 SCHEMA_VERSION = 1
+NEAREST = 5
+"""So many near misses of a variant are described; all are counted."""
 
 
 def summarize(run: Path) -> dict[str, Any]:
@@ -89,6 +92,7 @@ def _variant(run: Path, manifest: dict[str, Any], tables: Tables, name: str) -> 
         **_images(run, name, manifest["reference"]["variant"]),
         **({"num_nonfinite": num_nonfinite} if counted else _number("num_nonfinite", math.nan, "not recorded")),
         "first_nonfinite": _first_nonfinite(activations[bad > 0]) if counted else None,
+        **(_near_misses(activations) if counted else _number("near_misses", math.nan, "not recorded")),
         **_latency(tables.latency, name, manifest["baseline"], manifest["latency"]["margin"]),
     }
 
@@ -123,6 +127,19 @@ def _first_nonfinite(bad: pd.DataFrame) -> dict[str, Any] | None:
     values = {key: row[key] for key in ("component", "site", "port", "step", "branch", "prompt_id", "seed", "dtype")}
     values |= {"num_nan": row["num_nan"], "num_inf": row["num_inf"]}
     return {key: None if pd.isna(v) else v if isinstance(v, str) else int(v) for key, v in values.items()}
+
+
+def _near_misses(activations: pd.DataFrame) -> dict[str, Any]:
+    """How many sites came near the overflow of their own dtype, and where the nearest of them did."""
+    found = near_misses(activations)
+    nearest = []
+    for _, row in found.head(NEAREST).iterrows():
+        texts = {key: row[key] for key in ("component", "site", "port", "branch")}
+        whole = {key: row[key] for key in ("step", "prompt_id", "seed")}
+        place: dict[str, Any] = {key: None if pd.isna(value) else str(value) for key, value in texts.items()}
+        place |= {key: None if pd.isna(value) else int(value) for key, value in whole.items()}
+        nearest.append(place | {"format": str(row["dtype"]), "headroom_bits": float(row["bits"])})
+    return {"near_misses": {"count": len(found), "nearest": nearest}}
 
 
 def _images(run: Path, name: str, reference: str) -> dict[str, Any]:

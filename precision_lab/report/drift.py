@@ -40,7 +40,7 @@ def draw_steps(run: Run) -> Drawing | Absent:
     if not modes:
         return Absent(STEPS_TITLE, "This run recorded no drift of the latents.")
     figure = style.new_figure(3.5)
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     limits = _limits(rows, "step")
     last = rows["step"].max()
     for axes, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
@@ -51,7 +51,7 @@ def draw_steps(run: Run) -> Drawing | Absent:
         style.index_axis(axes.xaxis, last, ticks=11)
         _label_sigmas(axes, run.sigmas)
     _legend(figure, run, rows)
-    return Drawing("drift_steps", STEPS_TITLE, figure, STEPS_CAPTION)
+    return Drawing("drift_steps", STEPS_TITLE, figure, STEPS_CAPTION + run.left_out)
 
 
 def draw_blocks(run: Run) -> Drawing | Absent:
@@ -67,7 +67,7 @@ def draw_blocks(run: Run) -> Drawing | Absent:
     rows = rows[rows["step"].isin(steps)]
     figure = style.new_figure(0.7 + 2.35 * len(modes))
     grid = figure.subplots(len(modes), len(steps), sharex=True, sharey=True, squeeze=False)
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     low, high = _limits(rows, "block")
     for line, mode in zip(grid, modes, strict=True):
         line[0].set_ylabel(f"rel. L2, {MODES[mode]}")
@@ -81,13 +81,14 @@ def draw_blocks(run: Run) -> Drawing | Absent:
         axes.set_xlabel("block")
     style.index_axis(grid[0, 0].xaxis, rows["block"].max())
     _legend(figure, run, rows)
-    return Drawing("drift_blocks", BLOCKS_TITLE, figure, BLOCKS_CAPTION)
+    return Drawing("drift_blocks", BLOCKS_TITLE, figure, BLOCKS_CAPTION + run.left_out)
 
 
 def _against_reference(run: Run) -> pd.DataFrame | None:
     if run.drift is None:
         return None
-    rows = run.drift[(run.drift["reference"] == run.reference) & (run.drift["variant"] != run.reference)]
+    others = [name for name in run.shown if name != run.reference]
+    rows = run.drift[(run.drift["reference"] == run.reference) & run.drift["variant"].isin(others)]
     return rows if len(rows) else None
 
 
@@ -128,4 +129,4 @@ def _legend(figure: Figure, run: Run, rows: pd.DataFrame) -> None:
             notes[name] = "not finite"
         elif (own["rel_l2"] == 0).all():
             notes[name] = "identical to the reference"
-    style.legend(figure, names, style.looks(run.variants, run.reference), notes)
+    style.legend(figure, names, style.looks(run.by_colour, run.reference), notes)

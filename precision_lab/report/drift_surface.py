@@ -73,7 +73,7 @@ def draw(run: Run) -> Drawing | Absent | None:
 
     figure = style.new_figure(1.0 + 1.45 * len(shown), wspace=0.02, hspace=0.03)
     grid = figure.subplots(len(shown), len(columns), squeeze=False)
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     for line, name in zip(grid, shown, strict=True):
         for axes, column in zip(line, columns, strict=True):
             _draw_cells(axes, drawn[name, column], norm)

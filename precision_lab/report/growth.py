@@ -29,11 +29,11 @@ CAPTION = (
 def draw(run: Run) -> Drawing | Absent:
     if run.activations is None:
         return Absent(TITLE, "This run recorded no activations.")
-    table = conditional(run.activations)
+    table = conditional(run.activations[run.activations["variant"].isin(run.shown)])
     streams = {name: rows for name in STREAMS if len(rows := block_outputs(table, name))}
     if not streams:
         return Absent(TITLE, "This run recorded no block outputs.")
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     figure = style.new_figure(4.9)
     shape = {"height_ratios": [3.4, 1], "width_ratios": [1.25, 1][: len(streams)]}
     grid = figure.subplots(2, len(streams), sharex="col", squeeze=False, gridspec_kw=shape)
@@ -47,8 +47,8 @@ def draw(run: Run) -> Drawing | Absent:
     grid[0, 0].set_ylabel("amax of block output")
     grid[1, 0].set_ylabel("ratio to\nreference")
     notes = {name: "not finite" for name, own in table.groupby("variant") if own["nonfinite"].any()}
-    style.legend(figure, run.variants, styles, {str(name): note for name, note in notes.items()})
-    return Drawing("growth", TITLE, figure, CAPTION)
+    style.legend(figure, run.shown, styles, {str(name): note for name, note in notes.items()})
+    return Drawing("growth", TITLE, figure, CAPTION + run.left_out)
 
 
 def _end_points(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -20,7 +20,6 @@ from precision_lab.report.tables import Run, latents
 
 TITLE = "Pictures"
 MOST_ROWS = 6  # (prompt, seed) pairs in the figure
-MOST_VARIANTS = 8
 LEAST_COLUMNS = 4  # two pictures need not fill a page
 MOST_COLUMNS = 8  # pictures and differences stand in one row up to here, else the differences in a second one
 THUMBNAIL = 320  # pixels of the longer side in the figure; distances are taken at full size
@@ -37,10 +36,9 @@ def draw(run: Run) -> Drawing | Absent:
         return Absent(TITLE, "This run made no pictures.")
     every = _generations(paths)
     shown = every[:MOST_ROWS]
-    made = [name for name in run.variants if any(_stem(name, at) in paths for at in shown)]
-    if not made:
+    names = [name for name in run.shown if any(_stem(name, at) in paths for at in shown)]
+    if not names:
         return Absent(TITLE, "The pictures of this run belong to none of its variants.")
-    names = made[:MOST_VARIANTS]
     broken = _broken(run)
     pictures = {
         (name, at): None if (name, at) in broken else _read(paths[_stem(name, at)])
@@ -48,8 +46,8 @@ def draw(run: Run) -> Drawing | Absent:
         for at in shown
         if _stem(name, at) in paths
     }
-    figure = _draw_grid(names, shown, pictures, run.reference, style.looks(run.variants, run.reference))
-    return Drawing("images", TITLE, figure, _caption(len(shown), len(every), len(names), len(made)), inline="png")
+    figure = _draw_grid(names, shown, pictures, run.reference, style.looks(run.by_colour, run.reference))
+    return Drawing("images", TITLE, figure, _caption(len(shown), len(every)) + run.selection, inline="png")
 
 
 def _draw_grid(
@@ -84,9 +82,8 @@ def _draw_grid(
     return figure
 
 
-def _caption(rows: int, of_rows: int, variants: int, of_variants: int) -> str:
+def _caption(rows: int, of_rows: int) -> str:
     some = f" The first {rows} of {of_rows} pairs of prompt and seed are shown." if rows < of_rows else ""
-    some += f" The first {variants} of {of_variants} variants are shown." if variants < of_variants else ""
     return (
         "Pictures of each prompt and seed, and |Δ| = |variant - reference| of 8-bit pixels, amplified by the gain "
         "above each column so that the pattern can be seen; gains differ between variants. Beneath: PSNR in dB (higher "

@@ -25,7 +25,7 @@ def draw(run: Run) -> Drawing | Absent:
     baseline = run.baseline
     margin = (run.manifest.get("latency") or {}).get("margin")
     ratios = {name: run.entry(name).get("latency") or {} for name in names}
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     figure = style.new_figure(1.1 + 0.42 * len(names))
     forest, *strips = figure.subplots(
         1, 1 + len(kinds), sharey=True, width_ratios=[1.15] + [1 / len(kinds)] * len(kinds)

@@ -16,6 +16,7 @@ from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.report import (
     anomaly,
+    claim_forest,
     contributions,
     drift,
     drift_surface,
@@ -27,10 +28,11 @@ from precision_lab.report import (
     latency,
     style,
     surface,
+    variant_forest,
     wording,
 )
 from precision_lab.report.style import Absent, Drawing
-from precision_lab.report.tables import Run, load
+from precision_lab.report.tables import MOST_VARIANTS, Run, load
 
 # one that gives None does not belong on the page of this run
 FIGURES: tuple[Callable[[Run], Drawing | Absent | None], ...] = (
@@ -45,6 +47,8 @@ FIGURES: tuple[Callable[[Run], Drawing | Absent | None], ...] = (
     latency.draw,
     images.draw,
 )
+# what a run with many variants is read from first, and one with few last
+FORESTS: tuple[Callable[[Run], Drawing | None], ...] = (claim_forest.draw, variant_forest.draw)
 WEIGHTS = {
     "trained": ("Trained weights", "a checkpoint trained for this study, not the published model"),
     "synthetic": (
@@ -80,7 +84,8 @@ def write(run: Path) -> Path:
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     with style.theme():
-        drawn = (draw(content) for draw in FIGURES)
+        many = len(content.variants) > MOST_VARIANTS
+        drawn = (draw(content) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
         figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
     page = run / "report.html"
     page.write_text(_render(content, figures), encoding="utf-8")
@@ -139,12 +144,12 @@ def _weights(run: Run) -> str:
 
 def _variant(run: Run, name: str) -> dict[str, Any]:
     """A row of the headline table: the run's entry, its name and its colour in the figures."""
-    look = style.looks(run.variants, run.reference)[name]
+    look = style.looks(run.by_colour, run.reference)[name]
     sites = (run.manifest.get("sites") or {}).get(name, {})
     described = (run.manifest.get("variants") or {}).get(name, {})
     return {
         "name": name,
-        "colour": look.colour,
+        "colour": look.colour if name in run.shown else None,
         "sites": sites,
         "entry": run.entry(name),
         "stored": described.get("linear_weights", {}).get("transformer"),

@@ -180,18 +180,23 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
     """A log y axis from `low` to `high`: powers of ten over many decades, 1-2-5 in plain numbers over few."""
     axes.set_yscale("log")
     axes.set_ylim(low, high)
+    log_ticks(axes.yaxis, low, high)
+    axes.grid(axis="y")
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Ticks of a log axis from `low` to `high`, as `log_axis` has them."""
     decades = np.log10(high / low)
     if decades <= 2:
         subs = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(LogLocator(subs=subs, numticks=20))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axis.set_minor_locator(NullLocator())
     else:
         step = int(np.ceil(decades / 7))
-        axes.yaxis.set_major_locator(LogLocator(base=10.0**step, numticks=20))
-        axes.yaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99) if decades <= 5 else NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y")
+        axis.set_major_locator(LogLocator(base=10.0**step, numticks=20))
+        axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99) if decades <= 5 else NullLocator())
+        axis.set_minor_formatter(NullFormatter())
 
 
 def plain(value: float) -> str:

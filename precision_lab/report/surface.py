@@ -17,8 +17,12 @@ from precision_lab.report.style import Absent, Drawing
 from precision_lab.report.tables import Run, block_outputs, conditional
 
 TITLE = "Magnitude over timestep and block"
-MOST_PANELS = 8
 COLOURS = "viridis"
+CAPTION = (
+    "log10 of the largest magnitude of the image stream as it leaves each block (horizontal) at each step (downwards, "
+    "with the noise level σ on the right); conditional branch, greatest over prompts and seeds, one colour scale for "
+    "all panels. White line: the fp16 limit 65504. Hatched: not finite in at least one generation."
+)
 LIMIT = float(np.log10(FORMATS["float16"].max))
 
 
@@ -26,10 +30,9 @@ def draw(run: Run) -> Drawing | Absent:
     if run.activations is None:
         return Absent(TITLE, "This run recorded no activations.")
     rows = block_outputs(conditional(run.activations), "img")
-    recorded = [name for name in run.variants if (rows["variant"] == name).any()]
-    if not recorded:
+    shown = [name for name in run.shown if (rows["variant"] == name).any()]
+    if not shown:
         return Absent(TITLE, "This run recorded no block outputs of the image stream.")
-    shown = recorded[:MOST_PANELS]
     surfaces = {name: _surface(rows[rows["variant"] == name]) for name in shown}
     finite = np.concatenate([surface.to_numpy().ravel() for surface in surfaces.values()])
     finite = finite[np.isfinite(finite)]
@@ -39,7 +42,7 @@ def draw(run: Run) -> Drawing | Absent:
     lines = -(-len(shown) // columns)
     figure = style.new_figure(0.5 + 1.95 * lines, wspace=0.03)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    styles = style.looks(run.variants, run.reference)
+    styles = style.looks(run.by_colour, run.reference)
     for axes, (name, surface) in zip(grid.flat, surfaces.items(), strict=False):
         _draw_surface(axes, surface, norm)
         axes.set_title(style.shorten(name, 40), color=styles[name].colour)
@@ -50,17 +53,7 @@ def draw(run: Run) -> Drawing | Absent:
     bar.outline.set_visible(False)
     if norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax:
         bar.ax.axhline(LIMIT, color="white", linewidth=1.4)
-    return Drawing("surface", TITLE, figure, _caption(len(shown), len(recorded)))
-
-
-def _caption(shown: int, recorded: int) -> str:
-    some = f" The first {shown} of {recorded} variants are shown." if shown < recorded else ""
-    return (
-        "log10 of the largest magnitude of the image stream as it leaves each block (horizontal) at each step "
-        "(downwards, with the noise level σ on the right); conditional branch, greatest over prompts and seeds, one "
-        "colour scale for all panels. White line: the fp16 limit 65504. Hatched: not finite in at least one "
-        f"generation.{some}"
-    )
+    return Drawing("surface", TITLE, figure, CAPTION + run.selection)
 
 
 def _surface(rows: pd.DataFrame) -> pd.DataFrame:

@@ -20,10 +20,12 @@ from precision_lab.analysis.summary import SCHEMA_VERSION, read_manifest
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.tables import read
 from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.report.selection import drift_profiles, farthest_first
 
 HEADROOM = tuple(f"headroom_bits_{fmt.name}" for fmt in REDUCED_FORMATS)
 CASE = ("variant", "prompt_id", "seed")
 POSITION = ("branch", "step", "component", "site", "port", "block")
+MOST_VARIANTS = 8  # in a figure with a line or a panel for each: the reference and as many as there are plain colours
 TEXT = ("variant", "reference", "mode", "branch", "component", "site", "port", "what")
 
 
@@ -72,6 +74,45 @@ class Run:
             if table is not None:
                 names += sorted(table["variant"].unique())
         return tuple(sorted(dict.fromkeys(names), key=lambda name: name != self.reference))
+
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The variants of figures that would be crowded, in the order of `variants`.
+
+        Of many, the reference, the baseline and those whose latents drift most differently; without drift the first.
+        """
+        if len(self.variants) <= MOST_VARIANTS:
+            return self.variants
+        chosen = list(self.variants[:MOST_VARIANTS])
+        if self.drift is not None:
+            rows = latents(self.drift)
+            rows = rows[(rows["mode"] == "free") & rows["variant"].isin(self.variants)]
+            profiles = drift_profiles(rows[rows["variant"] != self.reference])
+            if len(profiles):
+                first = self.baseline if self.baseline in profiles.index else str(profiles.index[0])
+                chosen = [self.reference, *farthest_first(profiles, str(first), MOST_VARIANTS - 1)]
+        return tuple(name for name in self.variants if name in chosen)
+
+    @property
+    def by_colour(self) -> tuple[str, ...]:
+        """All variants, those shown in crowded figures first: they get the plain colours."""
+        return tuple(sorted(self.variants, key=lambda name: name not in self.shown))
+
+    @property
+    def selection(self) -> str:
+        """A sentence for captions on how the variants shown were chosen; empty if all are."""
+        if len(self.shown) == len(self.variants):
+            return ""
+        return (
+            f" Shown are {len(self.shown)} of {len(self.variants)} variants: the reference, the baseline and those "
+            "whose latents drift most differently."
+        )
+
+    @property
+    def left_out(self) -> str:
+        """The same with the names of those that are not shown."""
+        others = [name for name in self.variants if name not in self.shown]
+        return f"{self.selection} Left out: {', '.join(others)}." if others else ""
 
     def entry(self, variant: str) -> dict[str, Any]:
         """What the summary says of a variant; of an unfinished run, what the manifest says."""

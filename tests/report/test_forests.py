@@ -1,0 +1,171 @@
+"""Forest plots, and the choice of variants for figures that would be crowded."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precision_lab.analysis.claims import final_drift
+from precision_lab.numerics.intervals import geometric_mean_ratio
+from precision_lab.report import claim_forest, drift, forest, growth, style, tables, variant_forest
+from precision_lab.report.selection import drift_profiles, farthest_first
+from precision_lab.report.wording import interval, number
+
+MANY = ("reference", "baseline", "float16", *(f"v{i}" for i in range(9)))
+
+
+def claim(**changes):
+    base = {"id": "C", "text": "the latents drift less", "source": "s", "verdict": "supported", "metric": "drift"}
+    base |= {"relation": "smaller", "subject": "a", "against": "baseline", "bound": None}
+    return base | {"effect": 0.5, "ci95": [0.4, 0.6], "noise_floor": 0.1} | changes
+
+
+@pytest.fixture
+def judged(small_run):
+    """A loaded run with the given entries of `claims`, and what the manifest states of each."""
+
+    def make(*claims, stated=None, **changes):
+        folder = small_run(steps=2, **changes)
+        for name, entries in (("summary", list(claims)), ("manifest", stated or [{"id": c["id"]} for c in claims])):
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"claims": entries}))
+        return tables.load(folder)
+
+    return make
+
+
+def texts(drawing):
+    return [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
+
+
+def titles(drawing):
+    return [axes.get_title() for axes in drawing.figure.axes]
+
+
+def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
+    claims = [
+        claim(id="less"),
+        claim(id="count", metric="nonfinite", relation="zero", effect=0.0, ci95=None, noise_floor=None),
+        claim(id="bound", relation="larger", against=None, bound=0.3, verdict="refuted", noise_floor=None),
+        claim(
+            id="open", verdict="inconclusive", effect=None, effect_reason="undefined or non-finite values", ci95=None
+        ),
+    ]
+    drawing = claim_forest.draw(judged(*claims))
+    said = [text.replace("\n", " ") for text in texts(drawing)]
+    expected = ("< baseline", "0.500 [0.400, 0.600]", "none", "0", "> 0.30", "undefined or non-finite values")
+    assert all(words in said for words in expected), said
+    assert titles(drawing) == ["Drift of the latents", "Values that are not finite"]
+    assert sum(len(axes.get_yticklabels()) for axes in drawing.figure.axes) == len(claims)
+
+
+def test_claims_on_other_sites_are_a_group_of_their_own_and_counts_stand_last(judged):
+    claims = [claim(id="n", metric="nonfinite", relation="nonzero"), claim(id="p"), claim(id="l")]
+    stated = [{"id": "n"}, {"id": "p", "sites": "pipeline:to_pixels"}, {"id": "l"}]
+    drawing = claim_forest.draw(judged(*claims, stated=stated))
+    assert titles(drawing) == ["Drift of the picture", "Drift of the latents", "Values that are not finite"]
+
+
+def test_the_margin_of_a_claim_is_shaded_where_it_is_above_the_noise_floor(judged):
+    stated = [{"id": "C", "margin": 0.25}]
+    axes = claim_forest.draw(judged(claim(), stated=stated)).figure.axes[0]
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((1 / 1.25, 1.25))
+
+
+def test_without_judged_claims_there_is_no_figure(judged, small_run):
+    assert claim_forest.draw(judged()) is None
+    not_run = claim(effect=None, effect_reason="variant a was not run", ci95=None)
+    assert claim_forest.draw(judged(not_run, name="not_run")) is None
+    assert claim_forest.draw(tables.load(small_run("old"))) is None  # claims without a metric: of an older run
+
+
+@given(st.text("abcd ", max_size=200), st.integers(20, 60))
+def test_wrapped_text_is_whole_and_within_its_width(text, width):
+    wrapped = forest.wrap(text, width, lines=20)
+    assert wrapped.split() == text.split() or any(len(word) > width for word in text.split())
+    assert all(len(line) <= width for line in wrapped.split("\n"))
+
+
+@given(st.lists(st.floats(1e-9, 1e9), max_size=6))
+def test_an_axis_of_ratios_is_symmetrical_and_bounded(values):
+    low, high = forest.ratio_limits([*values, math.nan])
+    assert low * high == pytest.approx(1)
+    assert 1.2 < high <= forest.REACH * 1.0001
+    if all(1 / 4 < value < 4 for value in values):
+        assert all(low < value < high for value in values)
+
+
+def test_many_variants_are_listed_with_their_ratio_to_the_baseline(judged):
+    run = judged(claim(), claim(id="q", noise_floor=0.2), variants=MANY, seeds=(0, 1, 2))
+    drawing = variant_forest.draw(run)
+    left = drawing.figure.axes[::2]
+    names = [label.get_text() for axes in left for label in axes.get_yticklabels()]
+    assert sorted(names) == sorted(set(MANY) - {"reference"})
+    assert "noise floor" in drawing.caption
+    errors = {name: final_drift(run.drift, name).to_numpy() for name in ("v3", "baseline")}
+    ratio = geometric_mean_ratio(errors["v3"], errors["baseline"])
+    assert f"{number(ratio.estimate)} {interval((ratio.lo, ratio.hi))}" in texts(drawing)
+    assert "not finite in 3 of 3" in texts(drawing)
+    bands = [patch for axes in drawing.figure.axes[1::2] for patch in axes.patches]
+    assert bands[0].get_x() == pytest.approx(1 / 1.2)
+
+
+def test_few_variants_have_no_forest_and_all_are_shown(judged):
+    run = judged(claim())
+    assert variant_forest.draw(run) is None
+    assert run.shown == run.by_colour == run.variants
+    assert run.selection == run.left_out == ""
+
+
+def test_crowded_figures_show_some_and_name_the_others(judged):
+    run = judged(variants=MANY)
+    assert len(run.shown) == tables.MOST_VARIANTS
+    assert {"reference", "baseline", "float16"} <= set(run.shown)
+    others = set(run.variants) - set(run.shown)
+    for drawing in (growth.draw(run), drift.draw_steps(run), drift.draw_blocks(run)):
+        labels = {text.get_text().split(" ")[0] for text in drawing.figure.legends[0].get_texts()}
+        assert labels <= set(run.shown)
+        assert all(name in drawing.caption.partition("Left out:")[2] for name in others)
+    looks = style.looks(run.by_colour, run.reference)
+    assert len({looks[name].colour for name in run.shown}) == len(run.shown)
+    assert {looks[name].line for name in run.shown} == {"-"}
+
+
+def test_without_drift_the_first_variants_are_shown(judged):
+    run = judged(variants=MANY)
+    bare = tables.Run(run.path, run.manifest, run.summary, "", run.activations, None, None)
+    assert bare.shown == run.variants[: tables.MOST_VARIANTS]
+
+
+def test_farthest_first_by_hand():
+    profiles = pd.DataFrame({0: [0.0, 0.1, 5.0, 2.0, 4.9]}, index=list("abcde"))
+    assert farthest_first(profiles, "a", 3) == ["a", "c", "d"]
+    assert sorted(farthest_first(profiles, "b", 9)) == list("abcde")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 5))
+def test_farthest_first_leaves_nothing_farther_than_what_it_chose(seed, rows, count):
+    values = np.random.default_rng(seed).normal(size=(rows, 3))
+    profiles = pd.DataFrame(values, index=[str(i) for i in range(rows)])
+    chosen = [int(name) for name in farthest_first(profiles, "0", count)]
+    assert len(set(chosen)) == len(chosen) == min(rows, count)
+    apart = np.abs(values[:, None] - values[None]).mean(axis=2)
+    covered = apart[:, chosen].min(axis=1).max()
+    closest = min((apart[a, b] for a in chosen for b in chosen if a < b), default=np.inf)
+    assert covered <= closest + 1e-12
+
+
+def test_profiles_put_the_lost_on_top_and_the_identical_below():
+    latents = [("a", 0.1), ("b", 0.01), ("lost", math.nan), ("same", 0.0)]
+    rows = pd.DataFrame(
+        [{"variant": name, "step": step, "rel_l2": value} for name, value in latents for step in (0, 1)]
+    )
+    profiles = drift_profiles(rows)
+    assert profiles[1].to_dict() == pytest.approx({"a": -1, "b": -2, "lost": 0, "same": -3})
