@@ -12,13 +12,37 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from precision_lab.analysis.claims import Claim
+from precision_lab.cli.literal import literal
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.factorial import combined, label, treatments
-from precision_lab.lab.spec import LatencySpec, ModelSpec, ProcessSpec, RunSpec, SamplerSpec, TeacherSpec, Variant
+from precision_lab.lab.spec import (
+    LatencySpec,
+    ModelSpec,
+    PinnedCase,
+    PinnedSpec,
+    ProcessSpec,
+    RunSpec,
+    SamplerSpec,
+    TeacherSpec,
+    Variant,
+)
 from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.techniques.base import Technique
 
+_GROUPS = (
+    "model",
+    "sampler",
+    "image",
+    "latency",
+    "drift",
+    "pinned",
+    "probe",
+    "technique",
+    "variants",
+    "factorial",
+    "claims",
+)
 _VARIANT_KEYS = ("dtype", "technique", "expect", "process")
 _EMBEDDED = "package://"
 
@@ -27,11 +51,8 @@ T = TypeVar("T")
 
 def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     """Raises InputError for values that fit no run; writes nothing."""
-    resolved = config.copy()
-    OmegaConf.resolve(resolved)
-    OmegaConf.set_struct(resolved, False)
-    groups = ("model", "sampler", "image", "latency", "drift", "probe", "technique", "variants", "factorial", "claims")
-    for key in groups:
+    resolved = literal(config)
+    for key in _GROUPS:
         if not isinstance(resolved[key], DictConfig):
             raise InputError(f"{key} is {resolved[key]!r}, expected settings below it, like {key}.NAME=VALUE")
     out, resume = resolved.pop("out"), resolved.pop("resume")
@@ -42,7 +63,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     if resolved.baseline not in {"custom", *resolved.variants}:
         raise InputError(f"baseline: unknown variant {resolved.baseline!r}. {nearest(str(resolved.baseline), names)}")
     baseline = resolved.baseline if resolved.baseline in names else names[0]  # `only` may leave it out
-    described: Any = OmegaConf.to_container(resolved.claims)
+    described: Any = OmegaConf.to_container(resolved.claims, resolve=True)
     claims = [{"id": str(key), **(claim if isinstance(claim, dict) else {})} for key, claim in described.items()]
     for claim in claims:
         Claim.from_dict(claim)
@@ -57,6 +78,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         probes={str(name): _build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
         drift_sites=list(resolved.drift.sites),
         teacher=_fields(TeacherSpec, resolved.drift.teacher),
+        pinned=_pinned(resolved.pinned),
         latency=_fields(LatencySpec, resolved.latency),
         out=Path(out).expanduser() if out else _default_out(resolved.experiment),
         resume=bool(resume),
@@ -165,6 +187,21 @@ def _model(config: DictConfig) -> ModelSpec:
     return _fields(ModelSpec, values)
 
 
+def _pinned(config: DictConfig) -> PinnedSpec:
+    """Cases that are null are left out: Hydra merges mappings, so that nothing else takes one away."""
+    described = config.cases or {}
+    if not isinstance(described, dict | DictConfig):
+        raise InputError(f"pinned.cases is {described!r}, expected cases by name, or null for none")
+    cases = {}
+    for name, case in described.items():
+        if not isinstance(case, DictConfig | None):
+            raise InputError(f"pinned.cases.{name!s} is {case!r}, expected prompt, seed, height, width; or null")
+        if case is not None:
+            cases[str(name)] = _fields(PinnedCase, {"prompt": None, **case})
+    sites = _list(config, "sites")
+    return _fields(PinnedSpec, {**config, "cases": cases, "sites": sites})
+
+
 def _fields(kind: type[T], values: Mapping[Any, Any]) -> T:
     """A dataclass from a mapping. Raises InputError for values of the wrong type."""
     fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
@@ -184,7 +221,7 @@ def _fields(kind: type[T], values: Mapping[Any, Any]) -> T:
 
 
 def _list(config: DictConfig, key: str) -> list[Any]:
-    value = OmegaConf.to_container(config[key]) if isinstance(config[key], ListConfig) else config[key]
+    value = OmegaConf.to_container(config[key], resolve=True) if isinstance(config[key], ListConfig) else config[key]
     if not isinstance(value, list):
         raise InputError(f"{key} is {value!r}, expected a list like {key}=[a,b]")
     return value

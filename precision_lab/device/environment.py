@@ -69,8 +69,9 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    source = Path(__file__).resolve().parent
-    commit = _output("git", "-C", str(source), "rev-parse", "HEAD")
+    git = ("git", "-C", str(Path(__file__).resolve().parents[1]))
+    tracked = _output(*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not in somebody's .venv
+    commit = _output(*git, "rev-parse", "HEAD") if tracked else None
     return {
         "device": device_name(),
         "cores": os.cpu_count(),
@@ -82,7 +83,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "switches": {name: os.environ.get(name) for name in numeric_switches()},
         "commit": commit,
-        "dirty": bool(_output("git", "-C", str(source), "status", "--porcelain", "--", ".")) if commit else None,
+        "dirty": bool(_output(*git, "status", "--porcelain", "--", ".", "../conf")) if commit else None,
     }
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 from precision_lab.device.environment import backend, environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
-from precision_lab.lab import latency, tables
+from precision_lab.lab import latency, pinned, tables
 from precision_lab.lab.bench import Bench, part_name, reference_path
 from precision_lab.lab.folder import prepare, write_json
 from precision_lab.lab.process import Child, ChildError
@@ -65,6 +65,7 @@ class Laboratory:
                 raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
         for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
+        pinned.check(spec, reference, sites)
         self.errors: dict[str, str] = {}
         self.coverage: dict[str, dict[str, Coverage]] = {}
         self.storage: dict[str, dict[str, WeightStorage]] = {}
@@ -113,11 +114,12 @@ class Laboratory:
         spec = self.spec
         per_case = len(spec.all_variants) * spec.sampler.steps
         timing = len(spec.variants) * spec.latency.min_rounds
-        self.progress.start(len(spec.cases) * per_case + timing)
+        self.progress.start(len(spec.cases) * per_case + pinned.steps(spec) + timing)
         for case in spec.cases:
             for variant in spec.all_variants:
                 self._make(variant, case)
             reference_path(spec.out, case).unlink(missing_ok=True)  # gigabytes for a large model
+        pinned.measure(self.bench, self.progress.advance)
         self._time_steps(timing)
 
     def _make(self, variant: Variant, case: Case) -> None:
@@ -216,6 +218,7 @@ class Laboratory:
             "sampler": {"steps": spec.sampler.steps, "guidance_scale": spec.sampler.guidance_scale},
             "image": {"height": spec.sampler.height, "width": spec.sampler.width},
             "latency": {"margin": self.margin},
+            "pinned": pinned.described(spec) if spec.pinned.cases else None,
             "claims": [dict(claim) for claim in spec.claims],
         }
         write_json(spec.out / "manifest.json", manifest)

@@ -27,6 +27,16 @@ def one_of(what: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def _check_prompt(what: str, prompt: object) -> None:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InputError(f"{what} holds {prompt!r}, expected text")
+
+
+def _check_seed(what: str, seed: object) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise InputError(f"{what} holds {seed!r}, expected integers from 0 to 2^63 - 1")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which weights: their place, what the user called it, and what is done to them once they are read.
@@ -145,6 +155,42 @@ class TeacherSpec:
 
 
 @dataclass(frozen=True)
+class PinnedCase:
+    """One generation of the plain model with a size of its own, in pixels."""
+
+    prompt: str
+    seed: int = 0
+    height: int = 128
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class PinnedSpec:
+    """Cases whose fp32 reference is kept as sketches of the arrays at `sites`; without cases there are none.
+
+    noise_floor: whether to keep the same of a model that sums in another order.
+    """
+
+    cases: Mapping[str, PinnedCase] = field(default_factory=dict)
+    sites: Sequence[str] = ()
+    steps: int = 2
+    noise_floor: bool = False
+
+    def __post_init__(self) -> None:
+        for name, case in self.cases.items():
+            if not _NAME.fullmatch(name):
+                raise InputError(f"Pinned case {name!r}: expected letters, digits, '_', '.', '+' and '-'")
+            _check_prompt(f"pinned.cases.{name}", case.prompt)
+            _check_seed(f"pinned.cases.{name}", case.seed)
+        if self.steps < 1:
+            raise InputError(f"pinned.steps is {self.steps}, expected at least 1")
+        if not isinstance(self.noise_floor, bool):
+            raise InputError(f"pinned.noise_floor is {self.noise_floor!r}, expected true or false")
+        if self.cases and not self.sites:
+            raise InputError("pinned.sites is empty, expected patterns of sites; pinned.cases=null pins nothing")
+
+
+@dataclass(frozen=True)
 class Case:
     """One generation to be made with every variant."""
 
@@ -169,6 +215,7 @@ class RunSpec:
     latency: LatencySpec
     out: Path
     teacher: TeacherSpec = field(default_factory=TeacherSpec)
+    pinned: PinnedSpec = field(default_factory=PinnedSpec)
     resume: bool = False
     resolved: str = ""
     command: Sequence[str] = ()
@@ -180,11 +227,9 @@ class RunSpec:
         if not self.prompts or not self.seeds:
             raise InputError("prompts and seeds need at least one entry each")
         for prompt in self.prompts:
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise InputError(f"prompts holds {prompt!r}, expected text")
+            _check_prompt("prompts", prompt)
         for seed in self.seeds:
-            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-                raise InputError(f"seeds holds {seed!r}, expected integers from 0 to 2^63 - 1")
+            _check_seed("seeds", seed)
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.prompts)) != len(self.prompts):
             raise InputError("prompts and seeds must each be distinct")
         if not self.variants:

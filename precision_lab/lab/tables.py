@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from precision_lab.numerics.sketch import SKETCH_COLUMNS
 
 _POSITION = {
     "branch": "string",
@@ -29,7 +32,7 @@ _SEEN = {
 }
 
 # Leading columns and their types, in order; a table may have more (one for each scalar of a probe). A probe may have a
-# table of its own, which a run without it lacks.
+# table of its own, which a run without it lacks, and so has a run with pinned cases.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "activations": {
         **_SEEN,
@@ -56,12 +59,29 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 _OF_A_PROBE: Mapping[str, str] = {**_SEEN, "order": "Int64"}
+# Their tolerance is far above fp32's precision, and random numbers do not compress: fp32 halves the file.
+_SKETCHES: Mapping[str, str] = {
+    "variant": "string",
+    "case": "string",
+    "prompt": "string",
+    **dict.fromkeys(("seed", "height", "width"), "Int64"),
+    **{k: t for k, t in _SEEN.items() if k not in ("variant", *_CASE)},
+    "dtype": "string",
+    "shape": "string",
+    "numel": "Int64",
+    "num_nonfinite": "Int64",
+    "rms": "float32",
+    **dict.fromkeys(SKETCH_COLUMNS, "float32"),
+    "order": "Int64",
+}
+_OWN: Mapping[str, Mapping[str, str]] = {"sketches": _SKETCHES}
 
 # `order` counts observations of a generation, so that the first non-finite one is the first in the table.
 SORT_KEYS: Mapping[str, Sequence[str]] = {
     "activations": ("variant", "prompt_id", "seed", "order"),
     "drift": ("variant", "prompt_id", "seed", "order"),
     "latency": ("round", "order"),
+    "sketches": ("variant", "case", "order"),
 }
 _KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
 
@@ -71,11 +91,12 @@ def part_path(run: Path, table: str, part: str) -> Path:
     return run / table / f"part-{part}.parquet"
 
 
-def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
     """Writes rows as one part, whole or not at all."""
     path = part_path(run, table, part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(_typed(table, pd.DataFrame(list(rows))), path)
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    _write(_typed(table, frame), path)
 
 
 def merge(run: Path) -> None:
@@ -102,14 +123,16 @@ def read(run: Path, table: str) -> pd.DataFrame:
 
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    columns = COLUMNS.get(table, _OF_A_PROBE)
+    columns = {**_OWN, **COLUMNS}.get(table, _OF_A_PROBE)
     others = [c for c in frame.columns if c not in columns]
     last = ["order"] if table != "latency" else []
     frame = frame.reindex(columns=[*(c for c in columns if c not in last), *others, *last])
-    return frame.astype(dict(columns))
+    with np.errstate(over="ignore"):  # beyond fp32 a sketch is infinite
+        return frame.astype(dict(columns))
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
+    repetitive = frame.select_dtypes(exclude="float32").columns.to_list()  # a dictionary of sketches takes more space
+    frame.to_parquet(temporary, index=False, use_dictionary=repetitive)
     os.replace(temporary, path)

@@ -170,3 +170,20 @@ def test_mistakes(lab, tmp_path, setting, said):
     assert code == 2
     assert said in err
     assert not (tmp_path / "run").exists()
+
+
+def test_text_that_looks_like_an_interpolation_reaches_it_as_it_is(lab, tmp_path):
+    settings = (r"prompts=['a \${red} circle', 'costs \\\${5}']", r"sampler.negative_prompt='no \${blue}'")
+    code, _, err = lab(*settings, variants={"raises": "raise", "tf32": "go on"})
+    assert code == 1, err
+    run = tmp_path / "run"
+    manifest = read_json(run / "manifest.json")
+    assert manifest["prompts"] == ["a ${red} circle", "costs \\${5}"]
+    assert manifest["negative_prompt"] == "no ${blue}"
+    assert manifest["errors"] == {"raises": "ValueError: planted"}
+    activations = read(run, "activations")
+    pd.testing.assert_frame_equal(of(activations, "tf32"), of(activations, "baseline"), check_exact=True)
+
+    manifest["status"] = "interrupted"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "resume=true: the run" not in lab(*settings, "resume=true", variants={"raises": "go on", "tf32": "go on"})[2]

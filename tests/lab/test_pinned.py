@@ -1,0 +1,405 @@
+"""Pinned cases: what the table holds, that it is the same every time, and that it names the operation that changed."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from precision_lab.cli.config import build_spec
+from precision_lab.errors import InputError
+from precision_lab.instrument.sites import Wrapper, select, walk
+from precision_lab.instrument.swap import swapped
+from precision_lab.lab import pinned, tables
+from precision_lab.lab.bench import Bench
+from precision_lab.lab.run import run
+from precision_lab.lab.spec import LatencySpec, ModelSpec, PinnedCase, PinnedSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.streams import Streams
+from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
+from precision_lab.probes.ranges import RangeCatalogue
+
+CONF = Path(__file__).parents[2] / "conf"
+KEY = ["variant", "case", "branch", "step", "component", "site", "port"]
+CASES = {
+    "square": PinnedCase("two red circles on a blue background", seed=0, height=48, width=48),
+    "odd": PinnedCase("a green square", seed=3, height=48, width=80),
+}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base=None):
+        return build_spec(compose("config", overrides=list(overrides)), [])
+
+
+SITES = composed().pinned.sites
+
+
+@pytest.fixture
+def spec(small_checkpoint, tmp_path):
+    return RunSpec(
+        experiment="test",
+        model=ModelSpec("small", str(small_checkpoint)),
+        sampler=SamplerSpec(steps=1, guidance_scale=3.0, height=32, width=32),
+        prompts=["a red circle"],
+        seeds=[0],
+        variants=[Variant("baseline", "bfloat16")],
+        baseline="baseline",
+        probes={},
+        drift_sites=["proj_out"],
+        latency=LatencySpec(0, 0),
+        out=tmp_path / "run",
+        pinned=PinnedSpec(CASES, SITES),
+        resolved="x: 1\n",
+    )
+
+
+class Quiet:
+    """Progress that only adds up."""
+
+    def __init__(self):
+        self.total, self.done = 0.0, 0.0
+
+    def start(self, total):
+        self.total = total
+
+    def advance(self, amount, label):
+        self.done += amount
+
+    def note(self, text):
+        pass
+
+
+def changed(spec, out, **changes):
+    return dataclasses.replace(spec, out=out, pinned=dataclasses.replace(spec.pinned, **changes))
+
+
+def measured(bench, out):
+    """The table of the pinned cases alone, in the folder `out`."""
+    bench.spec = dataclasses.replace(bench.spec, out=out)
+    pinned.measure(bench, lambda amount, label: None)
+    tables.merge(out)
+    return tables.read(out, "sketches")
+
+
+def deviations(table, reference):
+    """Both tables' rows by key, and the relative deviation of one from the other, in order of execution."""
+    both = table.merge(reference, on=KEY, suffixes=("", "_before"), validate="1:1")
+    assert len(both) == len(table) == len(reference)
+    before = [f"{name}_before" for name in SKETCH_COLUMNS]
+    relative = deviation(both[list(SKETCH_COLUMNS)], both[before], both["rms_before"], both["numel"])
+    return both.assign(relative=relative).sort_values(["variant", "case", "order"])
+
+
+def first_deviating(found):
+    """The first row in order of execution that is not the same; NaN is not."""
+    return found[~(found["relative"] <= 1e-4)].iloc[0]
+
+
+def test_what_a_run_with_pinned_cases_leaves(spec):
+    progress = Quiet()
+    run(changed(spec, spec.out, noise_floor=True), progress)
+    assert progress.done == pytest.approx(progress.total)
+    assert progress.total == 2 + 2 * 2 * 2, "steps of the reference and the variant, and of two cases made twice"
+    table = tables.read(spec.out, "sketches")
+    assert list(table.columns)[:6] == ["variant", "case", "prompt", "seed", "height", "width"]
+    assert list(table.columns)[-11:] == ["num_nonfinite", "rms", *SKETCH_COLUMNS, "order"]
+    assert {str(table[name].dtype) for name in ("rms", *SKETCH_COLUMNS)} == {"float32"}
+    assert not table.duplicated(KEY).any()
+    assert table.equals(table.sort_values(["variant", "case", "order"], kind="stable", ignore_index=True))
+    assert set(table["variant"]) == {"reference", "equivalent"}
+    assert set(table[table["site"] != "embed_tokens"]["dtype"]) == {"float32"}, "the rest is stored in bfloat16"
+    assert table["num_nonfinite"].eq(0).all()
+    assert np.isfinite(table[["rms", *SKETCH_COLUMNS]]).all(axis=None)
+    for (_, name), rows in table.groupby(["variant", "case"]):
+        case = CASES[name]
+        for column, value in dataclasses.asdict(case).items():
+            assert set(rows[column]) == {value}
+        by_component = rows.groupby("component")
+        assert set(by_component.groups) == {"transformer", "text_encoder", "vae", "pipeline"}
+        velocity = rows[rows["site"] == "proj_out"]
+        assert velocity[["branch", "step"]].to_numpy().tolist() == [
+            ["cond", 0],
+            ["uncond", 0],
+            ["cond", 1],
+            ["uncond", 1],
+        ]
+        assert set(velocity["shape"]) == {f"1x{case.height * case.width // 16**2}x64"}
+        assert velocity["sigma"].nunique() == 2
+        assert rows[rows["component"] == "text_encoder"]["step"].isna().all()
+        assert rows[rows["component"] == "vae"][["branch", "step"]].isna().all(axis=None)
+        blocks = rows[rows["block"].notna() & (rows["component"] == "transformer")]
+        assert blocks.groupby("block").size().tolist() == [37 * 4] * 4
+        assert rows[rows["site"] == "to_pixels"]["shape"].item() == f"1x{case.height}x{case.width}x3"
+    manifest = json.loads((spec.out / "manifest.json").read_text())["pinned"]
+    assert manifest["cases"]["odd"] == dataclasses.asdict(CASES["odd"])
+    assert (manifest["steps"], manifest["noise_floor"], manifest["sites"]) == (2, True, list(SITES))
+
+    equivalent = table.query("variant == 'equivalent'").assign(variant="reference")
+    noise = deviations(equivalent, table.query("variant == 'reference'"))
+    assert noise["relative"].max() < 1e-4
+    first = noise[noise["relative"] > 0].groupby("case")["site"].first()
+    assert set(first) == {"transformer_blocks.0.attn.to_q"}, "the first whose sums are reordered"
+
+
+def test_the_rows_are_those_of_the_generation_itself(spec):
+    """The square case, made as the reference of a run: a probe of ranges sees the same arrays."""
+    square = CASES["square"]
+    spec = dataclasses.replace(
+        spec,
+        prompts=[square.prompt],
+        sampler=dataclasses.replace(spec.sampler, steps=2, height=48, width=48),
+        probes={"range": RangeCatalogue(sites=SITES, formats=())},
+    )
+    run(spec, Quiet())
+    table = tables.read(spec.out, "sketches").query("case == 'square'")
+    seen = tables.read(spec.out, "activations").query("variant == 'reference'")
+    both = table.merge(seen, on=KEY[2:], suffixes=("", "_seen"), validate="1:1")
+    assert len(both) == len(table) == len(seen)
+    assert both["sigma"].dropna().equals(both["sigma_seen"].dropna())
+    assert both["order"].tolist() == both["order_seen"].tolist()
+    np.testing.assert_allclose(both["rms"], both["rms_seen"], rtol=1e-6)
+
+
+def test_twice_is_the_same_bit_for_bit(spec, tmp_path):
+    first, second = (measured(Bench(spec), tmp_path / name) for name in "ab")
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_without_cases_there_is_nothing(spec):
+    progress = Quiet()
+    run(changed(spec, spec.out, cases={}), progress)
+    assert progress.done == progress.total == 2
+    assert not (spec.out / "sketches.parquet").exists()
+    assert json.loads((spec.out / "manifest.json").read_text())["pinned"] is None
+
+
+def test_the_fingerprint_is_of_what_decides_the_sketches(spec):
+    def fingerprint(spec):
+        return pinned.described(spec)["fingerprint"]
+
+    def with_sampler(**changes):
+        return dataclasses.replace(spec, sampler=dataclasses.replace(spec.sampler, **changes))
+
+    same = [changed(spec, Path("elsewhere"), noise_floor=True), with_sampler(steps=7, height=64)]
+    odd = dataclasses.replace(CASES["odd"], seed=4)
+    others = [
+        changed(spec, spec.out, steps=3),
+        changed(spec, spec.out, sites=SITES[1:]),
+        changed(spec, spec.out, cases={**CASES, "odd": odd}),
+        with_sampler(guidance_scale=2.0),
+        with_sampler(guidance_scale=1.0),
+        with_sampler(negative_prompt="blurred"),
+    ]
+    assert {fingerprint(each) for each in same} == {fingerprint(spec)}
+    assert len({fingerprint(each) for each in (spec, *others)}) == 1 + len(others)
+
+
+class TestNaming:
+    """The first array that deviates is that of the operation that was changed."""
+
+    PARAMETERS = (
+        "transformer_blocks.2.attn.to_k.weight",
+        "transformer_blocks.0.txt_mod.1.bias",
+        "transformer_blocks.3.img_mlp.net.0.proj.weight",
+        "transformer_blocks.1.attn.norm_added_q.weight",
+        "norm_out.linear.bias",
+        "txt_norm.weight",
+        "time_text_embed.timestep_embedder.linear_2.weight",
+        "text_encoder:layers.1.mlp.up_proj.weight",
+        "vae:decoder.up_blocks.1.resnets.0.conv2.weight",
+    )
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def before(small_checkpoint, tmp_path_factory):
+        spec = RunSpec(
+            experiment="test",
+            model=ModelSpec("small", str(small_checkpoint)),
+            sampler=SamplerSpec(guidance_scale=3.0),
+            prompts=["x"],
+            seeds=[0],
+            variants=[Variant("baseline", "bfloat16")],
+            baseline="baseline",
+            probes={},
+            drift_sites=[],
+            latency=LatencySpec(0, 0),
+            out=tmp_path_factory.mktemp("before"),
+            pinned=PinnedSpec({"odd": CASES["odd"]}, SITES),
+        )
+        bench = Bench(spec)
+        return bench, measured(bench, spec.out)
+
+    @pytest.mark.parametrize("address", PARAMETERS)
+    def test_a_parameter_changed_by_a_hundredth(self, before, tmp_path, address):
+        bench, reference = before
+        path, _, name = address.rpartition(".")
+        (site,) = select(path, walk(bench.models(mx.float32).components))
+        original = site.module[name]
+        site.module[name] = 1.01 * original
+        try:
+            found = deviations(measured(bench, tmp_path / "after"), reference)
+        finally:
+            site.module[name] = original
+        guilty = first_deviating(found)
+        assert (guilty["component"], guilty["site"]) == (site.component, site.path)
+        assert (found[: found.index.get_loc(guilty.name)]["relative"] == 0).all()
+
+    @pytest.mark.parametrize(
+        ("path", "altered"),
+        [
+            ("pos_embed", lambda call, *args: Streams(*(mx.roll(x, 1, axis=0) for x in call(*args)))),
+            ("transformer_blocks.1.img_add1", lambda call, x, gate, update: call(x, gate * gate, update)),
+            ("pipeline:timestep", lambda call, sigma, dtype: call(sigma.astype(mx.bfloat16), dtype)),
+            ("norm_out.norm", lambda call, x: x / mx.sqrt(mx.mean(x * x, axis=-1, keepdims=True))),
+        ],
+        ids=["rope off by one", "gate twice", "timestep in bfloat16", "rms for layer norm"],
+    )
+    def test_an_operation_changed(self, before, tmp_path, path, altered):
+        class Altered(Wrapper):
+            def __call__(self, *args):
+                return altered(self.inner, *args)
+
+        bench, reference = before
+        components = bench.models(mx.float32).components
+        (site,) = select(path, walk(components))
+        with swapped(components, {site: Altered(site.module)}):
+            found = deviations(measured(bench, tmp_path / "after"), reference)
+        assert first_deviating(found)["site"] == site.path
+
+    def test_a_nan_in_one_token(self, before, tmp_path):
+        class Poisoned(Wrapper):
+            def __call__(self, x):
+                y = self.inner(x)
+                return mx.where(mx.arange(y.shape[1])[:, None] == 2, mx.array(float("nan")), y)
+
+        bench, reference = before
+        components = bench.models(mx.float32).components
+        (site,) = select("transformer_blocks.2.txt_mlp.net.2", walk(components))
+        with swapped(components, {site: Poisoned(site.module)}):
+            found = deviations(measured(bench, tmp_path / "after"), reference)
+        guilty = first_deviating(found)
+        assert (guilty["site"], guilty["num_nonfinite"]) == (site.path, 64)
+        assert np.isnan(guilty[["rms", *SKETCH_COLUMNS]].astype(float)).all()
+
+
+def test_an_interrupted_run_makes_only_what_is_missing(spec, tmp_path):
+    whole = changed(spec, tmp_path / "whole", noise_floor=True)
+    run(whole, Quiet())
+    interrupted = dataclasses.replace(whole, out=tmp_path / "interrupted")
+
+    class Interrupting(Quiet):
+        def advance(self, amount, label):
+            super().advance(amount, label)
+            if self.done > 2 + 3:  # in the second case
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, Interrupting())
+    (part,) = (interrupted.out / "sketches").iterdir()
+    assert part == tables.part_path(interrupted.out, "sketches", "reference__square")
+    assert set(tables.read(interrupted.out, "sketches")["case"]) == {"square"}, "readable before the merge"
+    part.write_bytes(tables_with_mark(part))
+    run(dataclasses.replace(interrupted, resume=True), Quiet())
+    resumed, made = tables.read(interrupted.out, "sketches"), tables.read(whole.out, "sketches")
+    kept = (resumed["variant"] == "reference") & (resumed["case"] == "square")
+    assert set(resumed[kept]["prompt"]) == {"kept"}
+    pd.testing.assert_frame_equal(resumed.drop(columns="prompt"), made.drop(columns="prompt"), check_exact=True)
+    assert not (interrupted.out / "sketches").exists()
+
+
+def tables_with_mark(part):
+    """The bytes of a part that tells itself from one made again."""
+    return pd.read_parquet(part).assign(prompt="kept").to_parquet(index=False)
+
+
+class TestRefusals:
+    """Nothing is written before the run can start."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"cases": {"odd": PinnedCase("a", height=100)}},
+                r"pinned\.cases\.odd.*multiple of 16. Nearest: 96 or 112",
+            ),
+            ({"cases": {"odd": PinnedCase("word " * 1100)}}, "expected at most 1024"),
+            ({"sites": ["transformer_blokcs.*"]}, "matches nothing"),
+        ],
+    )
+    def test_what_fits_no_model(self, spec, changes, message):
+        spec = changed(spec, spec.out, **changes)
+        with pytest.raises(InputError, match=message):
+            run(spec, Quiet())
+        assert not spec.out.exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"cases": {"a b": PinnedCase("a")}}, "'a b': expected letters"),
+            ({"cases": {"odd": PinnedCase(" ")}}, r"pinned\.cases\.odd holds ' ', expected text"),
+            ({"cases": {"odd": PinnedCase("a", seed=-1)}}, r"pinned\.cases\.odd holds -1, expected integers"),
+            ({"steps": 0}, r"pinned\.steps is 0"),
+            ({"noise_floor": "yes"}, r"pinned\.noise_floor is 'yes', expected true or false"),
+            ({"sites": []}, r"pinned\.sites is empty"),
+        ],
+    )
+    def test_what_is_no_specification(self, changes, message):
+        with pytest.raises(InputError, match=message):
+            PinnedSpec(**{"cases": CASES, "sites": SITES, **changes})
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["pinned=3"], "pinned is 3, expected settings below it"),
+            (["pinned.cases=3"], "pinned.cases is 3, expected cases by name, or null"),
+            (["pinned.cases.tall=3"], "pinned.cases.tall is 3, expected prompt, seed, height, width; or null"),
+            (["pinned.cases.tall.height=tall"], "height is 'tall', expected a number"),
+            (["+pinned.cases.tall.size=3"], "Unknown setting 'size'"),
+            (["+pinned.cases.more={seed: 3}"], "pinned.cases.more holds None, expected text"),
+            (["pinned.sites=proj_out"], "sites is 'proj_out', expected a list"),
+        ],
+    )
+    def test_configurations(self, overrides, message):
+        with pytest.raises(InputError, match=message):
+            composed(*overrides)
+
+
+class TestDefaults:
+    """What the shipped configuration pins."""
+
+    def test_cases_can_be_changed_added_and_taken_away(self):
+        assert composed("pinned.cases=null").pinned.cases == {}
+        assert set(composed("pinned.cases.tall=null").pinned.cases) == {"wide"}
+        more = composed("+pinned.cases.more={prompt: a, height: 64}", "pinned.cases.tall.seed=5").pinned.cases
+        assert more["more"] == PinnedCase("a", height=64)
+        assert more["tall"].seed == 5
+
+    def test_two_cases_one_of_them_on_an_odd_grid(self, small_checkpoint):
+        spec = composed()
+        pipeline = Checkpoint(small_checkpoint).pipeline(mx.float32)
+        grids = [pipeline.grid(case.height, case.width) for case in spec.pinned.cases.values()]
+        assert len(grids) >= 2
+        assert any(grid.height % 2 and grid.width % 2 for grid in grids)
+        assert any(grid.height > grid.width for grid in grids), "either half would do for rows"
+        assert any(grid.height < grid.width for grid in grids)
+        assert spec.pinned.steps == 3
+        assert not spec.pinned.noise_floor
+
+    def test_every_operation_is_pinned(self, small_checkpoint):
+        """Modules without others inside, but for those that compute nothing, or the same for every block."""
+        sites = walk(Checkpoint(small_checkpoint).pipeline(mx.float32).components)
+        chosen = set(select(SITES, sites))
+        left_out = defaultdict(set)
+        for site in sites:
+            is_leaf = sum(1 for _ in site.module.modules()) == 1
+            encoder = site.component == "vae" and site.path.startswith(("encoder", "quant_conv"))
+            if is_leaf and not encoder and site not in chosen:
+                left_out[type(site.module).__name__].add(site.path.rpartition("transformer_blocks")[2])
+        assert set(left_out) == {"SiLU", "Identity"}
+        assert all(path.endswith("_mod.0") for path in left_out["SiLU"])
