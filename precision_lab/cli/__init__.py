@@ -13,10 +13,14 @@ from precision_lab.errors import nearest
 COMMANDS = {
     "run": ("precision_lab.cli.run", "config"),
     "report": ("precision_lab.cli.report", "report"),
+    "gate": ("precision_lab.cli.gate", "gate"),
     "compare": ("precision_lab.cli.compare", "compare"),
     "device": ("precision_lab.cli.device", "device"),
     "models": ("precision_lab.cli.models", "models"),
 }
+
+# what names the experiment that `gate` runs, or a run that was made; without, it runs the experiment `gate`
+_OF_A_GATE = ("+exp=", "exp=", "run=")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Unknown command {command!r}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
         return 2
     module, config = COMMANDS[command]
+    given = [command, *rest]
+    if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
+        rest = [*rest, "+exp=gate"]
     blas.preload()
     from precision_lab.cli.app import launch
 
-    return launch(importlib.import_module(module).task, config, rest, [command, *rest])
+    return launch(importlib.import_module(module).task, config, rest, given)

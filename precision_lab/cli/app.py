@@ -151,7 +151,7 @@ def _configuration_error(error: Exception) -> str:
 
 
 def _known_settings() -> list[str]:
-    root = OmegaConf.load(conf_dir() / "config.yaml")
+    root = OmegaConf.merge(*(OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("config", "gate")))
     assert isinstance(root, DictConfig)
     names = [f"model.{key}" for key in ("path", "weights_dtype", "revision", "inflate")]
     names += ["probe.range.sites", "probe.range.ports"]

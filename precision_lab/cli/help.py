@@ -9,6 +9,7 @@ _TEXT = """\
 precision_lab {version}: numerical precision in the Qwen-Image diffusion transformer, on MLX
 
   python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
+  python -m precision_lab gate [+exp=NAME | run=DIR]      run it (or take a run) and compare with its baseline
   python -m precision_lab report run=DIR                  figures and page again, from the tables
   python -m precision_lab compare runs=[A,B]              one run against another
   python -m precision_lab device                          what MLX computes on this machine; tf32=true|false  out=DIR
@@ -23,10 +24,11 @@ Overrides (Hydra's grammar; defaults in conf/config.yaml):
   model.inflate=4096 (residual streams times a power of two: another range, the same function)
   sampler.steps=6  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
   only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
+  gate.update=true  gate.baseline=PATH  gate.margin_bits=1 (the gate; more in conf/gate.yaml)
   out=DIR  resume=true  --multirun  --config-dir DIR (your own techniques, probes, experiments)  --cfg job
 
-Exit codes: 0 done; 1 a variant failed or broke its expectation, or a gated claim was refuted; 2 a mistake in the
-input; 130 interrupted. PRECISION_LAB_DEBUG=1 shows tracebacks."""
+Exit codes: 0 done; 1 a variant failed or broke its expectation, a gated claim was refuted, or a gate found a
+deviation; 2 a mistake in the input; 130 interrupted. PRECISION_LAB_DEBUG=1 shows tracebacks."""
 
 
 def text() -> str:

@@ -1,4 +1,4 @@
-"""`report run=DIR`: judges the tables of a run again and draws its report."""
+"""`report run=DIR` judges the tables of a run again and draws its report; `report history=FILE` a gate's history."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
 
 from precision_lab.cli.progress import open_console
 from precision_lab.errors import InputError
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Writes summary.json, figures and report.html of an existing run; the exit code of its verdicts."""
-    if not config.run:
-        raise InputError("report needs run=DIR, the folder of a run")
-    return judge_and_draw(Path(config.run), open_console())
+    """Writes the report of an existing run, with the exit code of its verdicts; or that of a gate's history."""
+    if bool(config.run) == bool(config.history):
+        raise InputError("report needs run=DIR, the folder of a run, or history=FILE, the table of a gate; one of them")
+    if config.run:
+        if config.out is not None:
+            raise InputError("report run=DIR writes into that folder; out= belongs to history=FILE")
+        return judge_and_draw(Path(str(config.run)), open_console())
+    if not isinstance(config.out, str | None) or config.out == "":
+        raise InputError(f"out is {config.out!r}, expected a folder")
+    history = Path(str(config.history)).expanduser()
+    draw_history(history, Path(config.out).expanduser() if config.out else history.parent, open_console())
+    return 0
 
 
 def judge_and_draw(run: Path, console: Console) -> int:
@@ -30,3 +39,26 @@ def judge_and_draw(run: Path, console: Console) -> int:
     print_summary(summary, console)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return exit_code(run, summary)
+
+
+def draw_history(path: Path, out: Path, console: Console) -> None:
+    """Page and figures of a gate's history into `out`; prints one line a commit at which ranges stepped."""
+    from precision_lab.analysis.history import read, steps
+    from precision_lab.report.history import changes, write
+
+    history = read(path)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file, expected a folder")
+    found = steps(history)
+    page = write(history, found, path.stem, out)
+    table = Table(title=f"Steps in {len(history.runs)} gate runs", title_justify="left", box=None, pad_edge=False)
+    for column in ("commit", "series", "the largest", "bits"):
+        table.add_column(column, overflow="fold")
+    for change in changes(history, found):
+        largest = change.sites[0]
+        table.add_row(change.commit, str(change.count), largest["address"], largest["step"])
+    if len(found):
+        console.print(table)
+    else:
+        console.print(f"No steps in {len(history.runs)} gate runs", highlight=False)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,83 @@
+"""What a new entry of a baseline changes against the one before, in lines for the person who accepts it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from precision_lab.analysis.gate import sketches
+from precision_lab.analysis.gate.entry import Entry
+from precision_lab.analysis.gate.rows import ADDRESS
+from precision_lab.analysis.gate.settings import differences
+
+_SHOWN = 5
+_BITS = 0.01
+"""Smaller moves of a band are no news: ranges are stored to a thousandth of a bit."""
+
+
+def changes(before: Entry, after: Entry) -> list[str]:
+    """Settings, sites, dtypes, the largest moves of bands, of drift and of pinned cases; empty if nothing changed."""
+    lines = [f"{key}: {then} -> {now}" for key, now, then in differences(after.settings, before.settings)]
+    lines += _sites("bands", before.bands, after.bands, list(ADDRESS))
+    lines += _sites("pinned cases", before.sketches, after.sketches, list(ADDRESS))
+    lines += _dtypes(before.bands, after.bands)
+    for metric in ("log2_amax", "log2_rms"):
+        lines += _moves(before.bands, after.bands, metric, metric)
+    for name in ("least", "largest"):
+        lines += _moves(before.drift, after.drift, name, f"log2_rel_l2 {name}")
+    return [*lines, *_pinned(before.sketches, after.sketches)]
+
+
+def _sites(what: str, before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> Iterator[str]:
+    then, now = (dict.fromkeys(map(tuple, table[key].to_numpy())) for table in (before, after))
+    for word, some in (("gone", [k for k in then if k not in now]), ("added", [k for k in now if k not in then])):
+        if some:
+            yield f"{what}: {len(some)} sites {word}: {_listed([_name(*k) for k in some])}"
+
+
+def _dtypes(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    both = before.merge(after, on=list(ADDRESS), suffixes=("", "_now"))
+    changed = both[both["dtypes"] != both["dtypes_now"]]
+    if len(changed):
+        told = [f"{_at(row)} {row['dtypes']} -> {row['dtypes_now']}" for row in changed.head(_SHOWN).to_dict("records")]
+        yield f"dtype: {len(changed)} sites: {_listed(told, len(changed))}"
+
+
+def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str) -> Iterator[str]:
+    key = [name for name in (*ADDRESS, "mode") if name in before]
+    both = before.merge(after, on=key, suffixes=("", "_now"))
+    ends = [(both[f"{column}_{end}"], both[f"{column}_{end}_now"]) for end in ("min", "max")]
+    both["moved"] = np.fmax(*((now - then).abs().to_numpy(float) for then, now in ends)) if len(both) else 0.0
+    moved = both[both["moved"] > _BITS].sort_values("moved", ascending=False, kind="stable")
+    if len(moved):
+        told = [
+            f"{_at(row)} [{row[f'{column}_min']:.2f}, {row[f'{column}_max']:.2f}] -> "
+            f"[{row[f'{column}_min_now']:.2f}, {row[f'{column}_max_now']:.2f}]"
+            for row in moved.head(_SHOWN).to_dict("records")
+        ]
+        most = f"{moved['moved'].iloc[0]:.2f} bits"
+        yield f"{metric}: {len(moved)} bands moved by up to {most}: {_listed(told, len(moved))}"
+
+
+def _pinned(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    moved = sketches.moved(before, after)
+    moved = moved[~(moved["rel_l2"] <= sketches.TOLERANCE)]
+    if len(moved):
+        told = [f"{_at(row)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
+        yield f"pinned cases: {len(moved)} sites moved, in order of execution: {_listed(told, len(moved))}"
+
+
+def _at(row: Mapping[Hashable, Any]) -> str:
+    return _name(*(row[name] for name in ADDRESS))
+
+
+def _name(variant: str, component: str, site: str, port: str) -> str:
+    return f"{variant} {component}:{site}" + ("" if port == "out" else f" ({port})")
+
+
+def _listed(some: list[str], count: int | None = None) -> str:
+    count = len(some) if count is None else count
+    return ", ".join(some[:_SHOWN]) + (f", and {count - _SHOWN} more" if count > _SHOWN else "")

@@ -1,0 +1,80 @@
+"""Time and memory of a denoising step against a baseline of the same device.
+
+A time is judged by its interval, never by its median: slower means that the whole 95 % bootstrap interval of the
+median lies above the baseline's, by more than a margin. A machine that others use too slows everything, so the margin
+of times is generous; the ratio to the run's own baseline variant, paired within rounds, divides that out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from precision_lab.analysis.gate.violation import Findings, Violation
+from precision_lab.errors import InputError
+from precision_lab.numerics.intervals import Ratio, paired_ratio
+
+LATENCY, RATIO, MEMORY = "step_seconds", "step_ratio", "peak_memory_bytes"
+
+
+def measured(latency: pd.DataFrame, baseline: str) -> dict[str, dict[str, list[float] | int]]:
+    """Per variant of the table `latency`: [median, lo, hi] of seconds and of the ratio to `baseline`, and peak memory.
+
+    The ratio is left out for `baseline` itself, and where it was not timed.
+    """
+    rows = latency[latency["what"] == "step"]
+    seconds = {str(name): group.set_index("round")["seconds"] for name, group in rows.groupby("variant")}
+    found: dict[str, dict[str, list[float] | int]] = {}
+    for name, samples in seconds.items():
+        found[name] = {LATENCY: _rounded(paired_ratio(samples, np.ones(len(samples))))}
+        if baseline in seconds and name != baseline:
+            paired = pd.concat([samples, seconds[baseline]], axis=1, join="inner").to_numpy(float)
+            found[name][RATIO] = _rounded(paired_ratio(paired[:, 0], paired[:, 1]))
+        found[name][MEMORY] = int(rows.loc[rows["variant"] == name, "peak_memory_bytes"].max())
+    return found
+
+
+def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, margins: Mapping[str, float]) -> Findings:
+    """What takes longer, or more memory, than `learned` (as `measured` gives it) with the `margins` of each quantity.
+
+    A margin is relative: 0.5 allows half as much again. Raises InputError for `learned` of another form.
+    """
+    now = measured(latency, baseline)
+    findings = Findings()
+    for variant, quantities in learned.items():
+        for name, before in quantities.items():
+            after = now.get(variant, {}).get(name)
+            if after is None:
+                continue
+            try:
+                most = (before if name == MEMORY else before[2]) * (1 + margins[name])
+            except (IndexError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"The times {before!r} of {variant} cannot be read. Learn the baseline again"
+                ) from error
+            least = after[1] if isinstance(after, list) else after
+            kind = "memory" if name == MEMORY else "latency"
+            findings.checks += Counter({kind: 1})
+            if not least <= most:
+                findings.violations.append(
+                    Violation(
+                        kind=kind,
+                        metric=name,
+                        variant=variant,
+                        expected=f"at most {most:.4g}",
+                        got=f"{least:.4g}",
+                        magnitude=math.log2(least / most) if least > 0 else math.inf,
+                    )
+                )
+    return findings
+
+
+def _rounded(ratio: Ratio) -> list[float]:
+    """[median, lo, hi]; a single round has no interval and stands for its own."""
+    lo, hi = (ratio.estimate if math.isnan(end) else end for end in (ratio.lo, ratio.hi))
+    return [float(f"{value:.4g}") for value in (ratio.estimate, lo, hi)]

@@ -1,0 +1,83 @@
+"""The history of a gate: what it measured, run after run, as a small table to be drawn over commits."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.glob import compile_glob, split_pattern
+
+FOLDER = Path("results") / "history"
+COLUMNS = ("time", "commit", "device", "mlx", "verdict", "variant", "site", "log2_amax", "deviation_bits")
+
+
+def path_of(backend: str, experiment: str) -> Path:
+    """Where the history of an experiment stands, under the working folder."""
+    return FOLDER / backend / f"{experiment}.csv"
+
+
+def rows(
+    manifest: Mapping[str, Any],
+    device: str,
+    verdict: str,
+    now: pd.DataFrame,
+    before: pd.DataFrame,
+    sites: Sequence[str],
+) -> list[dict[str, Any]]:
+    """One row a variant and site among the patterns `sites`; `now` and `before` are bands of the run and the baseline.
+
+    `log2_amax` is the largest over the cases; `deviation_bits` its distance from the middle of the baseline's band.
+    """
+    both = now.merge(before, on=["variant", "component", "site", "port"], suffixes=("", "_before"))
+    environment = manifest["environment"]
+    commit = (environment["commit"] or "") + ("-dirty" if environment["dirty"] else "")
+    head = (manifest["finished"], commit, device, environment["mlx"], verdict)
+    found = []
+    for row in both[both["log2_amax_max"].notna()].to_dict("records"):
+        if any(_matches(pattern, row["component"], row["site"]) for pattern in sites):
+            middle = (row["log2_amax_min_before"] + row["log2_amax_max_before"]) / 2
+            port = "" if row["port"] == "out" else f" ({row['port']})"
+            values = (round(row["log2_amax_max"], 4), round(row["log2_amax_max"] - middle, 4))
+            name = f"{row['component']}:{row['site']}{port}"
+            found.append(dict(zip(COLUMNS, (*head, row["variant"], name, *values), strict=True)))
+    return found
+
+
+def check(path: Path) -> None:
+    """Raises InputError if the file at `path` is no history of these columns."""
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        header = next(csv.reader(file), [])
+    if tuple(header) != COLUMNS:
+        raise InputError(
+            f"{path} has the columns {','.join(header)[:80]}, expected {','.join(COLUMNS)}.\n"
+            "Move it away, or keep no history: gate.history=null"
+        )
+
+
+def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Adds records to the history, whole or not at all. Raises InputError if the file there is another table."""
+    check(path)
+    text = io.StringIO(newline="")
+    if path.is_file():
+        text.write(path.read_text())
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not text.tell():
+        writer.writeheader()
+    writer.writerows(records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)
+
+
+def _matches(pattern: str, component: str, site: str) -> bool:
+    of, glob = split_pattern(pattern)
+    return of == component and compile_glob(glob).fullmatch(site) is not None

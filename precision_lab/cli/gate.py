@@ -1,0 +1,261 @@
+"""`gate`: an experiment, run and judged by its baseline; or the baseline learned from it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from precision_lab.cli import process
+from precision_lab.cli.progress import open_console, showing
+from precision_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from precision_lab.analysis.gate.baseline import Choice
+    from precision_lab.analysis.gate.judge import Limits
+    from precision_lab.analysis.gate.violation import Findings
+
+SCHEMA_VERSION = 1
+_SHOWN = 20
+_STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What conf/gate.yaml has under `gate`."""
+
+    baseline: Path | None
+    update: bool
+    history: Sequence[str]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    limits: Limits
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Runs the experiment, or takes `run`, and judges it, or learns from it; 1 where something is not as it was."""
+    settings = _settings(config)
+    console = open_console()
+    if config.run is not None:
+        if not isinstance(config.run, str) or not config.run:
+            raise InputError(f"run is {config.run!r}, expected the folder of a run")
+        run, code = Path(config.run).expanduser(), 0
+    else:
+        run, code = _run(config, settings, command, console)
+    return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
+
+
+def _run(config: DictConfig, settings: Settings, command: Sequence[str], console: Console) -> tuple[Path, int]:
+    """Runs the experiment and draws its report. Raises InputError before that if no baseline could judge it."""
+    from precision_lab.cli.config import build_spec
+    from precision_lab.device.environment import environment, set_numeric_switches
+
+    set_numeric_switches()
+    spec = build_spec(_of_a_run(config, settings), command)
+    here = environment()
+    if not settings.update or _path(settings, here["backend"], spec.experiment).is_file():
+        _choose(settings, here, spec.experiment)
+    from precision_lab.cli.report import judge_and_draw
+    from precision_lab.lab.run import run
+
+    with showing(console) as progress:
+        run(spec, progress, process.COMMAND)
+    return spec.out, judge_and_draw(spec.out, console)
+
+
+def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
+    """The configuration without what is the gate's own; for learning, with more cases and the noise floor."""
+    config = config.copy()
+    with open_dict(config):
+        del config.run, config.gate
+        if settings.update:
+            config.prompts = list(dict.fromkeys([*config.prompts, *settings.prompts]))
+            config.seeds = list(dict.fromkeys([*config.seeds, *settings.seeds]))
+            if config.pinned.cases:
+                config.pinned.noise_floor = True
+    return config
+
+
+def _judge(run: Path, settings: Settings, console: Console) -> int:
+    from precision_lab.analysis.gate import bands, history
+    from precision_lab.analysis.gate.entry import complete_manifest, device_of
+    from precision_lab.analysis.gate.judge import judge
+    from precision_lab.lab.tables import read
+
+    manifest = complete_manifest(run)
+    environment, experiment = manifest["environment"], manifest["experiment"]
+    path, choice = _choose(settings, environment, experiment)
+    log = history.path_of(environment["backend"], experiment)
+    if settings.history:
+        history.check(log)
+    findings = judge(run, _config_of(run), choice, settings.limits, str(path))
+    record = _record(run, manifest, path, choice, settings.limits, findings)
+    _write(run, record, choice, findings)
+    if settings.history:
+        now = bands.learn(read(run, "activations"))
+        verdict = "passed" if record["passed"] else "failed"
+        device = device_of(environment)
+        history.append(log, history.rows(manifest, device, verdict, now, choice.entry.bands, settings.history))
+    _print(run, record, findings, console)
+    return int(not record["passed"])
+
+
+def _learn(run: Path, settings: Settings, console: Console) -> int:
+    from precision_lab.analysis.gate import baseline
+    from precision_lab.analysis.gate.changes import changes
+    from precision_lab.analysis.gate.entry import complete_manifest, learn
+
+    manifest = complete_manifest(run)
+    environment, experiment = manifest["environment"], manifest["experiment"]
+    path = _path(settings, environment["backend"], experiment)
+    before = _choose(settings, environment, experiment)[1] if path.is_file() else None
+    entry = learn(run, _config_of(run))
+    baseline.write(path, environment["backend"], experiment, entry)
+    if before is None:
+        _say(console, f"a first baseline: {len(entry.bands)} bands, {len(entry.sketches)} sketches")
+    else:
+        lines = changes(before.entry, entry)
+        _say(
+            console,
+            f"changed against {_entry_name(before)}:" if lines else f"as {_entry_name(before)}, nothing changed",
+        )
+        for line in lines:
+            _say(console, f"  {line}")
+    if not entry.learned_from["noise_floor"] and len(entry.sketches):
+        _say(console, "no noise floor was measured: pinned.noise_floor=true measures it")
+    _say(console, f"baseline: {path}")
+    return 0
+
+
+def _settings(config: DictConfig) -> Settings:
+    from precision_lab.analysis.gate.bands import Margin
+    from precision_lab.analysis.gate.judge import Limits
+
+    given: Any = OmegaConf.to_container(config.gate, resolve=True)
+    if not isinstance(given["baseline"], str | None) or not isinstance(given["update"], bool):
+        raise InputError(
+            f"gate.baseline is {given['baseline']!r} and gate.update {given['update']!r}, "
+            "expected a file, and true or false"
+        )
+    for key, of in (("history", given), ("prompts", given["learn"]), ("seeds", given["learn"])):
+        if not isinstance(of[key], list | None):
+            raise InputError(f"gate.{key} is {of[key]!r}, expected a list or null")
+    names = ("margin_bits", "margin_spread", "headroom_bits", "drift_bits", "drift_spread", "tolerance", "noise_factor")
+    for name in (*names, "latency_margin", "latency_ratio_margin", "memory_margin"):
+        value = given[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"gate.{name} is {value!r}, expected a number of at least 0")
+    return Settings(
+        baseline=None if given["baseline"] is None else Path(given["baseline"]).expanduser(),
+        update=given["update"],
+        history=given["history"] or (),
+        prompts=given["learn"]["prompts"] or (),
+        seeds=given["learn"]["seeds"] or (),
+        limits=Limits(
+            ranges=Margin(given["margin_bits"], given["margin_spread"], given["headroom_bits"]),
+            drift=Margin(given["drift_bits"], given["drift_spread"]),
+            tolerance=given["tolerance"],
+            noise_factor=given["noise_factor"],
+            latency=given["latency_margin"],
+            latency_ratio=given["latency_ratio_margin"],
+            memory=given["memory_margin"],
+        ),
+    )
+
+
+def _path(settings: Settings, backend: str, experiment: str) -> Path:
+    from precision_lab.analysis.gate.baseline import path_of
+
+    return settings.baseline or path_of(backend, experiment)
+
+
+def _choose(settings: Settings, environment: Mapping[str, Any], experiment: str) -> tuple[Path, Choice]:
+    from precision_lab.analysis.gate import baseline
+    from precision_lab.analysis.gate.entry import device_of
+
+    path = _path(settings, environment["backend"], experiment)
+    entries = baseline.read(path, environment["backend"], experiment)
+    return path, baseline.choose(entries, device_of(environment), environment["mlx"])
+
+
+def _config_of(run: Path) -> Mapping[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run} has no config.yaml, which says what was run: not the folder of a run")
+    config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return config
+
+
+def _record(
+    run: Path, manifest: Mapping[str, Any], path: Path, choice: Choice, limits: Limits, findings: Findings
+) -> dict[str, Any]:
+    """gate.json: strict JSON, an infinite magnitude is null."""
+    violations = []
+    for violation in findings.violations:
+        told = asdict(violation) | {"address": violation.address}
+        if math.isinf(violation.magnitude):
+            told |= {"magnitude": None, "magnitude_reason": "no number says how much"}
+        violations.append(told)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": manifest["experiment"],
+        "backend": manifest["environment"]["backend"],
+        "run": str(run),
+        "passed": not violations,
+        "baseline": {"path": str(path), "device": choice.entry.device, "mlx": choice.entry.mlx, "match": choice.match},
+        "weights": manifest["checkpoint"]["weights"],
+        "limits": asdict(limits),
+        "checks": dict(findings.checks),
+        "violations": violations,
+    }
+
+
+def _write(run: Path, record: Mapping[str, Any], choice: Choice, findings: Findings) -> None:
+    from precision_lab.analysis.gate import junit, markdown
+    from precision_lab.lab.folder import write_json
+
+    components = list(dict.fromkeys([*choice.entry.bands["component"], *choice.entry.sketches["component"]]))
+    write_json(run / "gate.json", record)
+    (run / "gate.xml").write_text(junit.document(record["experiment"], findings, components))
+    page = markdown.page(record, findings.violations)
+    (run / "gate.md").write_text(page)
+    summary = os.environ.get(_STEP_SUMMARY)
+    if summary:
+        with Path(summary).open("a") as file:
+            file.write(page)
+
+
+def _print(run: Path, record: Mapping[str, Any], findings: Findings, console: Console) -> None:
+    from precision_lab.analysis.gate.markdown import HEADER, cells
+    from precision_lab.analysis.gate.violation import by_site
+
+    lines = by_site(findings.violations)
+    if lines:
+        title = f"{len(lines)} sites deviate; in order of execution, the first is nearest to the cause"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in HEADER:
+            table.add_column(column, overflow="fold", no_wrap=column == "site")
+        for line in lines[:_SHOWN]:
+            table.add_row(*(cell.replace("[", r"\[") for cell in cells(line)))
+        console.print(table)
+        if len(lines) > _SHOWN:
+            _say(console, f"and {len(lines) - _SHOWN} more sites in {run / 'gate.md'}")
+    baseline = record["baseline"]
+    _say(console, f"baseline: {baseline['path']}, {baseline['device']}, MLX {baseline['mlx']} ({baseline['match']})")
+    _say(console, "compared: " + ", ".join(f"{count} {kind}" for kind, count in record["checks"].items()))
+    _say(console, f"gate: {'passed' if record['passed'] else 'FAILED'}, {run / 'gate.json'}, gate.xml, gate.md")
+
+
+def _entry_name(choice: Choice) -> str:
+    return f"the entry of {choice.entry.device}, MLX {choice.entry.mlx} ({choice.match})"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

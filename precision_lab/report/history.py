@@ -1,0 +1,119 @@
+"""The page on a gate's history: at which commits the ranges of which sites stepped, and two figures."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from precision_lab.analysis.history import FLOOR_BITS, History
+from precision_lab.report import history_lines, history_map, style, wording
+from precision_lab.report.history_map import address_of, short
+from precision_lab.report.style import Absent, Drawing
+
+MOST_SITES = 12  # listed for a commit; the .csv has all
+
+
+@dataclass(frozen=True)
+class Change:
+    """All steps between two gate runs of one device and MLX version; `sites` are those that stepped most."""
+
+    commit: str
+    before: str
+    time: str
+    environment: str
+    passed: bool
+    count: int
+    sites: list[dict[str, Any]]
+
+
+def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Path:
+    """Writes NAME.html, NAME_steps.csv and the figures NAME_*.png, .svg into `folder`; returns the page's path.
+
+    steps: as `analysis.history.steps` gives them. The same history gives the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with style.theme():
+        drawings = [draw(history, steps) for draw in (history_map.draw, history_lines.draw)]
+        figures = [_figure(drawing, name, folder) for drawing in drawings]
+    listed = _with_commits(history, steps)
+    listed.to_csv(folder / f"{name}_steps.csv", index=False)
+    page = folder / f"{name}.html"
+    page.write_text(_render(history, changes(history, steps), name, figures), encoding="utf-8")
+    return page
+
+
+def changes(history: History, steps: pd.DataFrame) -> list[Change]:
+    """The steps by the run at which they show, the newest first."""
+    runs = {int(number): run for number, run in zip(history.runs.index, history.runs.to_dict("records"), strict=True)}
+    found = {}
+    for _, group in steps.groupby(["run", "run_before"], sort=False):
+        after, before = int(group["run"].iloc[0]), int(group["run_before"].iloc[0])
+        found[after, before] = Change(
+            commit=short(runs[after]["commit"]),
+            before=short(runs[before]["commit"]),
+            time=runs[after]["time"],
+            environment=f"{runs[after]['device']}, MLX {runs[after]['mlx']}",
+            passed=runs[after]["verdict"] == "passed",
+            count=len(group),
+            sites=_listed(group),
+        )
+    return [found[key] for key in sorted(found, reverse=True)]
+
+
+def _listed(steps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Where it stepped most, the largest first; sites that lost their values before all."""
+    largest = steps.iloc[(-steps["bits"].abs().to_numpy()).argsort(kind="stable")[:MOST_SITES]]
+    return [
+        {
+            "address": address_of(row["component"], row["site"], row["port"]),
+            "step": history_lines.step_size(row["bits"], row["before"]),
+            **{key: row[key] for key in ("variant", "before", "after")},
+        }
+        for row in largest.to_dict("records")
+    ]
+
+
+def _with_commits(history: History, steps: pd.DataFrame) -> pd.DataFrame:
+    """The steps for a file: commits and the time in the place of numbers of runs."""
+    runs = history.runs
+    table = steps.drop(columns=["run", "run_before", "order"])
+    table.insert(0, "time", runs["time"].reindex(steps["run"]).to_numpy())
+    table.insert(1, "commit_before", runs["commit"].reindex(steps["run_before"]).to_numpy())
+    table.insert(2, "commit", runs["commit"].reindex(steps["run"]).to_numpy())
+    return table.round({"before": 4, "after": 4, "bits": 4})
+
+
+def _figure(drawing: Drawing | Absent, name: str, folder: Path) -> dict[str, str]:
+    if isinstance(drawing, Absent):
+        return {"title": drawing.title, "caption": drawing.reason, "uri": ""}
+    named = Drawing(f"{name}_{drawing.name}", drawing.title, drawing.figure, drawing.caption)
+    _, svg = style.save(named, folder)
+    data = base64.b64encode(svg.read_bytes()).decode("ascii")
+    return {"title": drawing.title, "caption": drawing.caption, "uri": f"data:image/svg+xml;base64,{data}"}
+
+
+def _render(history: History, found: list[Change], name: str, figures: list[dict[str, str]]) -> str:
+    loader = PackageLoader("precision_lab.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {key: getattr(wording, key) for key in ("fixed", "moment", "breakable")}
+    runs = history.runs
+    return environment.get_template("history.html").render(
+        css=Markup(environment.get_template("page.css").render()),
+        name=name,
+        runs=len(runs),
+        failed=int((runs["verdict"] == "failed").sum()),
+        first=runs.iloc[0].to_dict(),
+        last=runs.iloc[-1].to_dict(),
+        last_passed=runs["verdict"].iloc[-1] == "passed",
+        sites=len(history.rows[["component", "site", "port"]].drop_duplicates()),
+        environments=list(dict.fromkeys(runs["device"] + ", MLX " + runs["mlx"])),
+        changes=found,
+        floor=FLOOR_BITS,
+        figures=figures,
+    )

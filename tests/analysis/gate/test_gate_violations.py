@@ -1,0 +1,58 @@
+import math
+
+import pytest
+
+from precision_lab.analysis.gate.markdown import table, text_table
+from precision_lab.analysis.gate.violation import RAISED, Violation, by_site, ordered
+
+
+def at(site, step=0, order=0, component="transformer", magnitude=1.0, **other):
+    told = {"kind": "ranges", "metric": "log2_amax", "expected": "0 to 1", "got": "2", **other}
+    return Violation(site=site, component=component, port="out", step=step, order=order, magnitude=magnitude, **told)
+
+
+def test_the_first_step_and_then_execution_order_lead_not_the_largest():
+    text = at("norm", step=None, order=3, component="text_encoder")
+    pixels = at("decoder", step=None, order=99, component="vae")
+    guilty, downstream = at("img_in", order=10), at("proj_out", order=20, magnitude=40)
+    later = at("img_in", step=1, order=11)
+    timed = Violation(kind="latency", metric="step_seconds", expected="", got="")
+    raised = Violation(kind="variants", metric=RAISED, expected="", got="")
+    mixed = [timed, pixels, later, downstream, text, guilty, raised]
+    assert ordered(mixed) == [raised, text, guilty, downstream, later, pixels, timed]
+
+
+def test_a_pinned_case_leads_within_its_step():
+    pinned = at("proj_out", order=50, pinned=True)
+    assert ordered([at("img_in", order=1), pinned, at("x", order=0, step=1, pinned=True)])[0] == pinned
+
+
+def test_one_line_a_site_with_the_worst_magnitude():
+    lines = by_site([at("a", order=1, magnitude=1), at("a", order=4, magnitude=9, metric="log2_rms"), at("b", order=2)])
+    assert [line.first.site for line in lines] == ["a", "b"]
+    assert lines[0].magnitude == 9
+    assert lines[0].first.magnitude == 1
+    (both,) = by_site([at("a", variant="x"), at("a", variant="y")])
+    assert both.variants == ("x", "y")
+    timed = {"kind": "latency", "metric": "step_seconds", "expected": "", "got": ""}
+    assert len(by_site([Violation(variant="x", **timed), Violation(variant="y", **timed)])) == 2
+
+
+def test_tables_name_everything_and_say_what_they_leave_out():
+    violations = [at(f"site{i}", order=i, got=f"{i}|{i}", magnitude=math.inf) for i in range(9)]
+    text = text_table(violations, shown=4)
+    assert text.splitlines()[1].startswith("site0")
+    assert text.endswith("and 5 more sites")
+    markdown = table(violations, shown=4)
+    assert all(line.count("|") - line.count("\\|") == 9 for line in markdown.splitlines() if line.startswith("|"))
+    assert "and 5 more sites" in markdown
+    assert text_table([]) == table([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("component", "port", "address"),
+    [("transformer", "out", "a"), ("vae", "out", "vae:a"), ("transformer", "out.1", "a (out.1)")],
+)
+def test_addresses_are_patterns_that_select_the_site(component, port, address):
+    given = {"kind": "sites", "metric": "new site", "expected": "", "got": ""}
+    assert Violation(site="a", component=component, port=port, **given).address == address

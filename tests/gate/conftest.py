@@ -1,0 +1,61 @@
+"""The gate on a small checkpoint: one baseline, learned from the code as it is, and one short run a test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from precision_lab.cli import main
+
+SETTINGS = (
+    *("+exp=gate", "sampler.steps=2", "pinned.steps=3", "image.height=32", "image.width=48"),
+    *("latency.min_rounds=0", "latency.max_rounds=0", "gate.learn.prompts=[two small stars]"),
+)
+
+
+class Verdict(NamedTuple):
+    """The exit code of a gate, and gate.json, which one that learns does not write."""
+
+    code: int
+    record: dict[str, Any]
+
+    @property
+    def first_three(self) -> list[str]:
+        """The sites on the first three lines that the gate prints: one a site, port and variant."""
+        address = ("variant", "component", "site", "port")
+        lines = dict.fromkeys(tuple(v[key] for key in address) for v in self.record["violations"])
+        return [f"{component}:{site}" for _, component, site, _ in list(lines)[:3]]
+
+    @property
+    def metrics(self) -> set[str]:
+        """All metrics that object."""
+        return {violation["metric"] for violation in self.record["violations"]}
+
+
+Gate = Callable[..., Verdict]
+
+
+@pytest.fixture(scope="session")
+def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Runs `python -m precision_lab gate` with further overrides, in this process."""
+    folder = tmp_path_factory.mktemp("gate")
+
+    def run(*overrides: str, prompts: str = "a red circle", seeds: str = "0") -> Verdict:
+        out = folder / str(len(list(folder.iterdir())))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("precision_lab.report.write", lambda run: run / "report.html")  # figures, most of the time
+            code = main(
+                [
+                    *("gate", *SETTINGS, f"model.path={small_checkpoint}", f"out={out}"),
+                    *(f"gate.baseline={folder}/baseline.json", f"prompts=[{prompts}]", f"seeds=[{seeds}]"),
+                    *overrides,
+                ]
+            )
+        record = out / "gate.json"
+        return Verdict(code, json.loads(record.read_text()) if record.exists() else {})
+
+    assert run("gate.update=true").code == 0
+    return run
