@@ -16,6 +16,9 @@ set_numeric_switches()
 
 from precision_lab.synthetic import PRESETS, make, on_demand  # noqa: E402
 
+# a project of its own, see test_sample_project.py
+collect_ignore = ["sample_project"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:

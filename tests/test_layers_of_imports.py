@@ -12,7 +12,7 @@ import precision_lab
 PACKAGE = Path(precision_lab.__file__).parent
 # from the top; a package may import those of later groups, and its own
 LAYERS = (
-    ("cli",),
+    ("cli", "pytest_plugin"),
     ("report",),
     ("analysis",),
     ("lab",),
@@ -82,9 +82,10 @@ def test_heavy_packages_have_one_importer():
         ("import precision_lab.analysis.summary", {"mlx", "torch", "matplotlib"}),
         ("import precision_lab.report", {"mlx", "torch"}),
         ("import precision_lab.lab.run", {"torch", "matplotlib", "hydra", "transformers", "skimage"}),
+        ("import precision_lab.pytest_plugin", {"mlx", "numpy", "pandas"}),
         ("import precision_lab.shapes", {"mlx", "hydra", "torch", "ml_dtypes"}),
     ],
-    ids=["help", "analysis", "report", "lab", "shapes"],
+    ids=["help", "analysis", "report", "lab", "plugin", "shapes"],
 )
 def test_what_an_import_does_not_load(statement, absent):
     code = f"{statement}; import sys; print(','.join(sorted({{m.split('.')[0] for m in sys.modules}})))"

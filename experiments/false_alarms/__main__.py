@@ -1,0 +1,151 @@
+"""False alarms and power of the gate, on held-out prompts and seeds of the micro model.
+
+    python -m experiments.false_alarms --baseline results/baselines/cpu/gate.json --runs 200 --to DIR
+
+Judges held-out runs, one prompt and seed each, by the bands of a baseline; then the power: one gate of a random block
+times a factor, on held-out runs and on the pinned cases. A JSON line a run in DIR/runs.jsonl and DIR/power.jsonl, at
+once, so that a study that was stopped goes on; DIR/summary.json and DIR/tables.md at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precision_lab.device import blas
+
+blas.preload()  # before MLX is imported
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from experiments.false_alarms.heldout import HeldOut, TimesGate, draws  # noqa: E402
+from experiments.false_alarms.judging import fare  # noqa: E402
+from experiments.false_alarms.tables import markdown, summary  # noqa: E402
+from precision_lab.analysis.gate import sketches  # noqa: E402
+from precision_lab.analysis.gate.baseline import choose, read  # noqa: E402
+from precision_lab.analysis.gate.entry import Entry, device_of  # noqa: E402
+from precision_lab.analysis.gate.judge import Limits  # noqa: E402
+from precision_lab.analysis.gate.settings import require_same  # noqa: E402
+from precision_lab.cli.config import build_spec  # noqa: E402
+from precision_lab.cli.paths import conf_dir  # noqa: E402
+from precision_lab.device.environment import backend, environment, set_numeric_switches  # noqa: E402
+from precision_lab.lab.spec import RunSpec  # noqa: E402
+
+FACTORS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
+SITES = "transformer_blocks.{block}.{stream}_add{half}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--gates", type=int, default=6, help="gates whose factors make the power curve")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts, seeds and gates")
+    parser.add_argument("--baseline", type=Path, required=True, help="what `gate +exp=gate gate.update=true` wrote")
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument(
+        "overrides", nargs="*", default=["+exp=gate"], help="those of the baseline, +exp=gate alone if none"
+    )
+    arguments = parser.parse_args()
+
+    set_numeric_switches()
+    here = environment()
+    choice = choose(read(arguments.baseline, backend(), "gate"), device_of(here), here["mlx"])
+    spec = spec_of(arguments.overrides, choice.entry, str(arguments.baseline))
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="false-alarms-") as folder:
+        study = Study(HeldOut(spec, Path(folder) / "run"), choice.entry, arguments.to)
+        study.false_alarms(arguments.runs, arguments.seed)
+        study.power(arguments.gates, arguments.seed)
+    told = summary(study.records("runs"), study.records("power"), study.limits)
+    told |= {"overrides": arguments.overrides, "baseline": {"match": choice.match, **choice.entry.learned_from}}
+    (arguments.to / "summary.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+    (arguments.to / "tables.md").write_text(markdown(told))
+    print(markdown(told))
+
+
+class Study:
+    """Held-out runs against one entry of a baseline, each written to a log as it is judged."""
+
+    def __init__(self, held_out: HeldOut, entry: Entry, to: Path):
+        self.held_out, self.entry, self.to = held_out, entry, to
+        self.limits = Limits()
+
+    def records(self, log: str) -> list[dict[str, Any]]:
+        """What is in a log so far."""
+        file = self.to / f"{log}.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def false_alarms(self, count: int, seed: int) -> None:
+        """`count` runs of the plain model, less those in the log."""
+        done = len(self.records("runs"))
+        for index, case in enumerate(self._draws(count, seed)):
+            if index < done:
+                continue
+            begun = time.perf_counter()
+            judged = fare(self.entry, self.held_out.run(case), self.limits)
+            self._log(
+                "runs",
+                prompt=case.prompt,
+                seed=case.seed,
+                alarms=[f"{v.address} {v.variant} {v.metric}: {v.got}, not {v.expected}" for v in judged.violations],
+                used={kind: use and use._asdict() for kind, use in judged.used.items()},
+                seconds=round(time.perf_counter() - begun, 1),
+            )
+
+    def power(self, gates: int, seed: int) -> None:
+        """Every factor at a few random gates, on another held-out prompt and seed each, and on the pinned cases."""
+        rng = np.random.default_rng(seed)
+        blocks = self.held_out.bench.checkpoint.transformer_config().num_layers
+        sites = [
+            SITES.format(block=rng.integers(blocks), stream=rng.choice(["img", "txt"]), half=rng.integers(1, 3))
+            for _ in range(gates)
+        ]
+        trials = [(site, factor) for site in sites for factor in FACTORS]
+        done = len(self.records("power"))
+        for index, ((site, factor), case) in enumerate(zip(trials, self._draws(len(trials), seed + 1), strict=True)):
+            if index < done:
+                continue
+            mistake = TimesGate([site], factor)
+            judged = fare(self.entry, self.held_out.run(case, mistake), self.limits)
+            pinned = sketches.judge(
+                self.entry.sketches, self.held_out.pinned(mistake), self.limits.tolerance, self.limits.noise_factor
+            )
+            named = [v.address for v in pinned.violations]
+            self._log(
+                "power",
+                site=site,
+                factor=factor,
+                held_out={"caught": bool(judged.violations), "first": judged.first_sites},
+                pinned={"caught": bool(named), "first": list(dict.fromkeys(named))[:3]},
+            )
+
+    def _draws(self, count: int, seed: int) -> Any:
+        learned = self.entry.learned_from
+        return draws(count, seed, learned["prompts"], learned["seeds"])
+
+    def _log(self, log: str, **record: Any) -> None:
+        with (self.to / f"{log}.jsonl").open("a") as stream:
+            stream.write(json.dumps(record, allow_nan=False) + "\n")
+        print(log, record, flush=True)
+
+
+def spec_of(overrides: Sequence[str], entry: Entry, baseline: str) -> RunSpec:
+    """What `python -m precision_lab gate` runs with these overrides. Raises InputError if the entry has others."""
+    with initialize_config_dir(str(conf_dir()), version_base=None):
+        config = compose("config", list(overrides))
+    given: Any = OmegaConf.to_container(config, resolve=True)
+    shared = {"sampler": given["sampler"], "image": given["image"], "probe": given["probe"], "drift": given["drift"]}
+    require_same(shared, {key: entry.settings[key] for key in shared}, baseline)
+    return build_spec(config, ["false_alarms"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""How a run fares against an entry of a baseline: what objects to it, and how much of each margin it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from precision_lab.analysis.gate import bands, drift
+from precision_lab.analysis.gate.bands import Margin
+from precision_lab.analysis.gate.entry import Entry
+from precision_lab.analysis.gate.judge import Limits
+from precision_lab.analysis.gate.violation import Violation, by_site
+
+Tables = Mapping[str, pd.DataFrame]
+NONE = Margin(bits=0.0, spread=0.0, headroom_bits=0.0)
+BEYOND_NUMBERS = 99.0
+"""The share where no number says how far outside something is."""
+
+
+class Use(NamedTuple):
+    """How much of a margin a run used: 1 is an alarm. Of the site that used most."""
+
+    share: float
+    address: str
+    variant: str
+    metric: str
+
+
+class Fare(NamedTuple):
+    """`used`: of the margins of ranges, headroom and drift; None where every site was inside what was learned."""
+
+    violations: list[Violation]
+    used: dict[str, Use | None]
+
+    @property
+    def first_sites(self) -> list[str]:
+        return [line.first.address for line in by_site(self.violations)][:3]
+
+
+def fare(entry: Entry, tables: Tables, limits: Limits) -> Fare:
+    """The run of `tables` against the bands of `entry`."""
+    found = bands.judge(entry.bands, tables["activations"], limits.ranges)
+    found.add(drift.judge(entry.drift, tables["drift"], limits.drift, entry.noise))
+    outside = bands.judge(entry.bands, tables["activations"], NONE).violations
+    drifted = drift.judge(entry.drift, tables["drift"], NONE, entry.noise).violations
+    lost = limits.ranges.headroom_bits
+    return Fare(
+        found.violations,
+        {
+            "ranges": most_used([v for v in outside if v.kind == "ranges"], entry.bands, limits.ranges),
+            "headroom": most_used([v for v in outside if v.kind == "headroom"], entry.bands, Margin(lost, 0.0)),
+            "drift": most_used([v for v in drifted if v.kind == "drift"], entry.drift, limits.drift),
+        },
+    )
+
+
+def most_used(outside: Sequence[Violation], learned: pd.DataFrame, margin: Margin) -> Use | None:
+    """The largest share of `margin`, of what lies outside the bands `learned` when they are not widened at all."""
+    rows = learned.set_index(["variant", "component", "site", "port"]).sort_index()
+    uses = [Use(_share(v, rows, margin), v.address, v.variant, v.metric) for v in outside]
+    return max(uses, default=None)
+
+
+def _share(violation: Violation, rows: pd.DataFrame, margin: Margin) -> float:
+    row: Any = rows.loc[(violation.variant, violation.component, violation.site, violation.port)]
+    if isinstance(row, pd.DataFrame):  # drift has a row a mode
+        row = row[row["mode"] == ("teacher" if "(local)" in violation.metric else "free")].iloc[0]
+    name = violation.metric.removeprefix("log2_rel_l2 ").removesuffix(" (local)")
+    width = row[f"{name}_max"] - row[f"{name}_min"] if margin.spread else 0.0
+    return min(float(violation.magnitude / (margin.bits + margin.spread * width)), BEYOND_NUMBERS)

@@ -1,0 +1,79 @@
+"""Mutation check: whether the gate and the parity tests notice small numerical mistakes in the model files.
+
+    python -m experiments.mutation --count 60 --seed 0 --to DIR
+
+Goes through the sampled mutants until `count` of them ran without raising; one line of DIR/mutants.jsonl each, at once,
+so that a run that was stopped goes on where it was; then DIR/mutants.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments.mutation.mutants import Mutant, all_mutants, sample
+from experiments.mutation.table import markdown
+from experiments.mutation.trial import STILLBORN, Sandbox, Verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = (
+    *(
+        "+exp=gate",
+        "only=[baseline]",
+        "sampler.steps=2",
+        "pinned.steps=3",
+        "prompts=[a red circle on a blue background]",
+    ),
+    *("seeds=[0]", "gate.learn.prompts=[a blue star on a yellow background]", "gate.history=null"),
+    *("latency.min_rounds=0", "latency.max_rounds=0"),
+)
+"""A cheap gate on the default model: the pinned cases in full, of the others a single one, and no times."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, help="mutants that run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a gate, and for the parity tests")
+    parser.add_argument("--list", action="store_true", help="print the mutants in order and stop")
+    arguments = parser.parse_args()
+
+    population = all_mutants(ROOT)
+    order = sample(population, len(population), arguments.seed)
+    if arguments.list:
+        for mutant in order:
+            print(_described(mutant)["diff"].splitlines()[-1], f"  [{mutant.name}]")
+        return
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    log = arguments.to / "mutants.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    print(f"{len(population)} mutants, {len(records)} tried before")
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout)
+        print(f"the gate passes the unchanged code in {sandbox.learn():.0f} s", flush=True)
+        tried = {record["name"] for record in records}
+        for mutant in order:
+            if sum(record["by"] != STILLBORN for record in records) >= arguments.count:
+                break
+            if mutant.name in tried:
+                continue
+            records.append(_described(mutant) | sandbox.judge(mutant)._asdict())
+            with log.open("a") as stream:
+                stream.write(json.dumps(records[-1]) + "\n")
+            print(len(records), mutant.name, Verdict(*(records[-1][key] for key in Verdict._fields)), flush=True)
+    (arguments.to / "mutants.md").write_text(markdown(records))
+    print(markdown(records).splitlines()[0])
+
+
+def _described(mutant: Mutant) -> dict[str, Any]:
+    text = (ROOT / mutant.file).read_text(encoding="utf-8")
+    place = {"file": mutant.file, "line": mutant.line, "operator": mutant.operator}
+    return {"name": mutant.name, **place, "diff": mutant.diff(text)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One mutant on trial: the gate first, and the parity tests if the gate passes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.mutation.mutants import Mutant
+
+GATE = "gate"
+PARITY = "parity"
+REFUSED = "refused"
+TIMEOUT = "timeout"
+SURVIVED = "survived"
+STILLBORN = "stillborn"
+
+_PARITY_TESTS = ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline")
+"""Files tests/model/test_NAME.py that hold the model against diffusers and transformers."""
+_RELEVANT = {
+    "layers": ("text_encoder", "vae", "transformer"),
+    "attention": ("transformer",),
+    "block": ("transformer",),
+    "vae_blocks": ("vae",),
+}
+"""The tests that come first, by the stem of the mutated file; the file's own name where nothing is said."""
+
+
+_WITHOUT_FIGURES = """
+import sys
+from precision_lab.device import blas
+
+blas.preload()
+from precision_lab import cli, report
+
+report.write = lambda run: run / "report.html"
+sys.exit(cli.main())
+"""
+"""The command line but for the figures of the report, which take most of the time of a short run."""
+
+
+class Verdict(NamedTuple):
+    """How a mutant ended. `by` is one of the words above; `evidence`: where, or the test, or the exception."""
+
+    by: str
+    evidence: str
+    seconds: float
+
+
+class Sandbox:
+    """A copy of the code in `folder` where one file at a time is mutated; settings are the gate's overrides."""
+
+    def __init__(self, root: Path, folder: Path, settings: Sequence[str], timeout: float):
+        self.folder, self.settings, self.timeout = folder, settings, timeout
+        ignored = shutil.ignore_patterns("__pycache__", "checkpoints")
+        for name in ("precision_lab", "conf", "tests"):
+            shutil.copytree(root / name, folder / name, ignore=ignored)
+        shutil.copy(root / "pyproject.toml", folder)
+        (folder / "precision_lab" / "checkpoints").symlink_to(root / "precision_lab" / "checkpoints")
+
+    def learn(self) -> float:
+        """Writes the baseline of the code as it is, and passes it once; the seconds of the passing run.
+
+        Raises RuntimeError if the gate or a parity test does not pass the code that the baseline was learned from.
+        """
+        if failed := self._failed_parity_test("layers"):
+            raise RuntimeError(f"the unchanged code fails {failed}")
+        for extra in (["gate.update=true"], []):
+            begun = time.perf_counter()
+            done, _ = self._gate(extra)
+            if done.returncode:
+                raise RuntimeError(f"the gate does not pass the unchanged code:\n{done.stdout}\n{done.stderr}")
+        return time.perf_counter() - begun
+
+    def judge(self, mutant: Mutant) -> Verdict:
+        """Runs the gate, then the parity tests, until one of them objects."""
+        file = self.folder / mutant.file
+        text = file.read_text(encoding="utf-8")
+        begun = time.perf_counter()
+        try:
+            self._write(file, mutant.applied(text))
+            by, evidence = self._tried(mutant)
+        except subprocess.TimeoutExpired:
+            by, evidence = TIMEOUT, f"after {self.timeout:.0f} s"
+        finally:
+            self._write(file, text)
+        return Verdict(by, evidence, round(time.perf_counter() - begun, 1))
+
+    def _tried(self, mutant: Mutant) -> tuple[str, str]:
+        done, record = self._gate([])
+        if record and not record["passed"]:
+            return GATE, _named(record)
+        if done.returncode == 2:
+            return REFUSED, done.stderr.strip().splitlines()[-1]
+        if done.returncode:
+            return STILLBORN, (done.stderr or done.stdout).strip().splitlines()[-1]
+        failed = self._failed_parity_test(Path(mutant.file).stem)
+        return (PARITY, failed) if failed else (SURVIVED, "")
+
+    def _failed_parity_test(self, stem: str) -> str | None:
+        """The first that fails, those of the file called `stem` before the others. Raises RuntimeError if none ran."""
+        names = dict.fromkeys((*_RELEVANT.get(stem, (stem,)), *_PARITY_TESTS))
+        files = [f"tests/model/test_{name}.py" for name in names]
+        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files)
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        if done.returncode and not failed:
+            raise RuntimeError(f"the parity tests cannot run:\n{done.stdout}\n{done.stderr}")
+        return failed[1] if failed else None
+
+    def _gate(self, extra: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+        """The finished process, and what it left in gate.json, if it did."""
+        out = self.folder / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        done = self._python(
+            *("-c", _WITHOUT_FIGURES, "gate", f"gate.baseline={self.folder}/baseline.json", f"out={out}"),
+            *self.settings,
+            *extra,
+        )
+        with suppress(OSError):
+            return done, json.loads((out / "gate.json").read_text())
+        return done, {}
+
+    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # they take longer to import than some tests to run
+        }
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=self.timeout
+        )
+
+    @staticmethod
+    def _write(file: Path, text: str) -> None:
+        file.write_text(text, encoding="utf-8")
+        # bytecode is told from its source by size and whole seconds alone
+        for stale in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+            stale.unlink()
+
+
+def _named(record: dict[str, Any]) -> str:
+    """The first three sites that the gate names, each with its first metric."""
+    sites: dict[str, str] = {}
+    for violation in record["violations"]:
+        component = "" if violation["component"] == "transformer" else violation["component"] + ":"
+        sites.setdefault(component + violation["site"], violation["metric"])
+    return ", ".join(f"{site} {metric}" for site, metric in list(sites.items())[:3])

@@ -1,0 +1,167 @@
+"""A pytest plugin: the ranges of a model's activations as a regression test, in any project on MLX.
+
+    def test_forward(activation_ranges):
+        with activation_ranges(model):
+            model(tokens)
+
+pytest loads this in every project of the environment, so nothing heavy is imported before the fixture is used.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    import pandas as pd
+
+    from precision_lab.analysis.gate.violation import Findings
+    from precision_lab.analysis.stored_ranges import StoredRanges
+    from precision_lab.lab.capture import Capture
+
+OPTION = "--update-activation-ranges"
+FOLDER = "activation_ranges"
+_STORED = "activation_ranges_stored"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("activation ranges").addoption(
+        OPTION,
+        action="store_true",
+        help="store the activation ranges that the tests see, in the place of those stored before",
+    )
+
+
+@pytest.fixture
+def activation_ranges(request: pytest.FixtureRequest) -> ActivationRanges:
+    """Compares the ranges, dtypes and non-finite counts of a model's activations with those stored for the test."""
+    return ActivationRanges(request.node, request.config.getoption(OPTION))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stored = [
+        text
+        for report in terminalreporter.getreports("passed")
+        for name, text in report.user_properties
+        if name == _STORED
+    ]
+    if stored:
+        terminalreporter.section("activation ranges")
+        for text in stored:
+            terminalreporter.write_line(str(text))
+
+
+class ActivationRanges:
+    """What the fixture gives: a context manager, and `check` for the plain case of one call."""
+
+    def __init__(self, test: pytest.Item, update: bool):
+        self._test = test
+        self._update = update
+        self._used: set[str] = set()
+
+    @contextmanager
+    def __call__(
+        self,
+        model: nn.Module,
+        sites: str | Iterable[str] | None = None,
+        *,
+        name: str | None = None,
+        margin: float = 0.5,
+    ) -> Iterator[Capture]:
+        """Captures what the modules of `model` compute in the block, then fails the test if it left the stored ranges.
+
+        sites: patterns of modules; all of them by default, which is best: the first to deviate is named first.
+        name: tells several uses in one test apart.
+        margin: how far outside the stored range the largest magnitude and the rms may lie, in bits (log2).
+
+        What is stored holds for one backend (cpu, metal, cuda): on another the test fails until ranges are stored for
+        that one too. Inputs must be the same each time: seed what is random.
+        """
+        from precision_lab.lab.capture import capture
+
+        test = self._key(name)
+        with capture(model, sites) as seen:
+            yield seen
+        table = seen.table()
+        self._compare(test, table.assign(case="call " + table["call"].astype(str)), margin)
+
+    def check(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """`model(*inputs)`, and its output; the options are those of a block."""
+        with self(model, **options):
+            return model(*inputs)
+
+    def _key(self, name: str | None) -> str:
+        test = self._test.nodeid.partition("::")[2] + (f" [{name}]" if name else "")
+        if test in self._used:
+            pytest.fail(f"activation_ranges is used twice in {test}: give each use a name=", pytrace=False)
+        self._used.add(test)
+        return test
+
+    def _compare(self, test: str, table: pd.DataFrame, margin: float) -> None:
+        from importlib.metadata import version
+
+        from precision_lab.analysis.gate.bands import Margin, judge, learn
+        from precision_lab.analysis.gate.violation import Findings
+        from precision_lab.analysis.stored_ranges import RangeFile, StoredRanges
+        from precision_lab.device.environment import backend, device_name
+
+        file = RangeFile(self._test.path.parent / FOLDER / f"{self._test.path.stem}.json")
+        every, here = file.of(test), backend()
+        now, stored = StoredRanges(learn(table), device_name(), version("mlx")), every.get(here)
+        findings = judge(stored.bands, table, Margin(bits=margin, spread=0.0)) if stored else Findings()
+        if self._update:
+            file.store(test, here, now)
+            changed = f"{_count(findings)} sites were outside the old ranges" if stored else "none were stored before"
+            text = f"{self._shown(file.path)}: {test}, {here}, {now.bands['site'].nunique()} sites, {changed}"
+            self._test.user_properties.append((_STORED, text))
+        elif stored is None:
+            pytest.fail(self._nothing_stored(test, file.path, every, here), pytrace=False)
+        elif findings.violations or not findings.checks.total():
+            head = (
+                f"Activation ranges of {test} are not those in {self._shown(file.path)} ({here}{_other(stored, now)})."
+            )
+            pytest.fail(f"{head}\n{self._difference(findings, len(now.bands))}", pytrace=False)
+
+    def _difference(self, findings: Findings, compared: int) -> str:
+        from precision_lab.analysis.gate.markdown import text_table
+
+        count = _count(findings)
+        return (
+            f"{count} of {compared} sites deviate, in order of execution: the first is nearest the cause.\n"
+            f"\n{text_table(findings.violations, shown=count if self._test.config.get_verbosity() > 1 else 20)}\n"
+            f"\nIf this is meant: {self._command()}"
+        )
+
+    def _nothing_stored(self, test: str, path: Path, every: dict[str, StoredRanges], here: str) -> str:
+        only = f", only for {' and '.join(every)}: ranges are compared on the same backend" if every else ""
+        return (
+            f"No activation ranges of {test} are stored for {here}{only} ({self._shown(path)}).\n"
+            f"Store what this code computes, and commit the file: {self._command()}"
+        )
+
+    def _command(self) -> str:
+        return f"pytest {shlex.quote(self._test.nodeid)} {OPTION}"
+
+    def _shown(self, path: Path) -> str:
+        root = self._test.config.rootpath
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _count(findings: Findings) -> int:
+    """How many sites deviate."""
+    from precision_lab.analysis.gate.violation import by_site
+
+    return len(by_site(findings.violations))
+
+
+def _other(stored: StoredRanges, now: StoredRanges) -> str:
+    """On what the ranges were stored, if not on the same."""
+    parts: Sequence[tuple[str, str, str]] = (("", stored.device, now.device), ("MLX ", stored.mlx, now.mlx))
+    different = [f"{what}{before}, here {after}" for what, before, after in parts if before != after]
+    return f"; stored on {'; '.join(different)}" if different else ""
