@@ -325,7 +325,15 @@ def test_many_arrays_give_bit_for_bit_what_each_gives_alone() -> None:
     arrays += [np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32), np.full(16, -3.0, np.float32)]
     order = rng.permutation(len(arrays))
     together = summarize_each([arrays[i] for i in order], ALL_FORMATS)
-    for i, catalogue in zip(order, together, strict=True):
+    for place, i in enumerate(order):
         alone = summarize(arrays[i], ALL_FORMATS)
-        assert list(catalogue) == list(alone)
-        np.testing.assert_array_equal(list(catalogue.values()), list(alone.values()))
+        assert list(together) == list(alone)
+        np.testing.assert_array_equal([column[place] for column in together.values()], list(alone.values()))
+    for name, column in together.items():
+        assert column.dtype == (np.int64 if name in COUNTS else np.float64)
+
+
+def test_of_no_arrays_there_are_empty_columns() -> None:
+    columns = summarize_each([], REDUCED_FORMATS)
+    assert list(columns) == list(summarize(np.zeros(0), REDUCED_FORMATS))
+    assert all(column.shape == (0,) for column in columns.values())
