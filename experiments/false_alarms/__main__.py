@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, required=True, help="what `gate +exp=gate gate.update=true` wrote")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument(
+        "--shard", default="0/1", help="I/N: every Nth run, from the Ith; their logs can be put together"
+    )
+    parser.add_argument(
         "overrides", nargs="*", default=["+exp=gate"], help="those of the baseline, +exp=gate alone if none"
     )
     arguments = parser.parse_args()
@@ -62,7 +65,8 @@ def main() -> None:
     arguments.to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="false-alarms-") as folder:
         study = Study(HeldOut(spec, Path(folder) / "run"), choice.entry, arguments.to)
-        study.false_alarms(arguments.runs, arguments.seed)
+        first, stride = map(int, arguments.shard.split("/"))
+        study.false_alarms(arguments.runs, arguments.seed, slice(first, None, stride))
         study.power(arguments.gates, arguments.seed)
     told = summary(study.records("runs"), study.records("power"), study.limits)
     told |= {"overrides": arguments.overrides, "baseline": {"match": choice.match, **choice.entry.learned_from}}
@@ -83,12 +87,10 @@ class Study:
         file = self.to / f"{log}.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def false_alarms(self, count: int, seed: int) -> None:
-        """`count` runs of the plain model, less those in the log."""
+    def false_alarms(self, count: int, seed: int, shard: slice = slice(None)) -> None:
+        """Those of `count` runs of the plain model that `shard` selects, less those in the log."""
         done = len(self.records("runs"))
-        for index, case in enumerate(self._draws(count, seed)):
-            if index < done:
-                continue
+        for case in list(self._draws(count, seed))[shard][done:]:
             begun = time.perf_counter()
             judged = fare(self.entry, self.held_out.run(case), self.limits)
             self._log(

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.mutation.mutants import Mutant, all_mutants, sample
 from experiments.mutation.table import markdown
-from experiments.mutation.trial import STILLBORN, Sandbox, Verdict
+from experiments.mutation.trial import PASSED, STILLBORN, Sandbox, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -39,29 +39,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a gate, and for the parity tests")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth mutant, from the Ith; logs can be put together")
+    parser.add_argument("--gate-only", action="store_true", help="leave the parity tests to a later call with this log")
     parser.add_argument("--list", action="store_true", help="print the mutants in order and stop")
     arguments = parser.parse_args()
 
     population = all_mutants(ROOT)
-    order = sample(population, len(population), arguments.seed)
+    first, stride = map(int, arguments.shard.split("/"))
+    order = sample(population, len(population), arguments.seed)[first::stride]
     if arguments.list:
         for mutant in order:
             print(_described(mutant)["diff"].splitlines()[-1], f"  [{mutant.name}]")
         return
     arguments.to.mkdir(parents=True, exist_ok=True)
     log = arguments.to / "mutants.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = list({record["name"]: record for record in lines}.values())  # the last word on each
     print(f"{len(population)} mutants, {len(records)} tried before")
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout)
+        sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout, not arguments.gate_only)
         print(f"the gate passes the unchanged code in {sandbox.learn():.0f} s", flush=True)
-        tried = {record["name"] for record in records}
+        tried = {record["name"]: record["by"] for record in records}
         for mutant in order:
-            if sum(record["by"] != STILLBORN for record in records) >= arguments.count:
-                break
-            if mutant.name in tried:
+            passed = tried.get(mutant.name) == PASSED and not arguments.gate_only
+            if mutant.name in tried and not passed:
                 continue
-            records.append(_described(mutant) | sandbox.judge(mutant)._asdict())
+            if passed:
+                records = [record for record in records if record["name"] != mutant.name]
+            elif sum(record["by"] != STILLBORN for record in records) >= arguments.count:
+                continue
+            records.append(_described(mutant) | sandbox.judge(mutant, passed)._asdict())
             with log.open("a") as stream:
                 stream.write(json.dumps(records[-1]) + "\n")
             print(len(records), mutant.name, Verdict(*(records[-1][key] for key in Verdict._fields)), flush=True)

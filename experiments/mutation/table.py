@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.mutation.trial import GATE, PARITY, REFUSED, STILLBORN, SURVIVED, TIMEOUT
+from experiments.mutation.trial import GATE, PARITY, PASSED, REFUSED, STILLBORN, SURVIVED, TIMEOUT
 
 Record = Mapping[str, Any]
 
@@ -15,7 +15,7 @@ def markdown(records: Sequence[Record]) -> str:
     """A summary, and a table a verdict, survivors first."""
     counts = Counter(record["by"] for record in records)
     live = [record for record in records if record["by"] != STILLBORN]
-    killed = len(live) - counts[SURVIVED]
+    killed = len(live) - counts[SURVIVED] - counts[PASSED]
     share = f"{100 * killed / len(live):.1f} %" if live else "-"
     summary = (
         f"{len(live)} mutants that run, {killed} killed ({share}): by the gate {counts[GATE]}, "
@@ -25,6 +25,7 @@ def markdown(records: Sequence[Record]) -> str:
     text = [summary]
     titles = {
         SURVIVED: "Survivors",
+        PASSED: "Passed by the gate, the parity tests are still to come",
         PARITY: "Passed by the gate, killed by a parity test",
         GATE: "Killed by the gate",
         REFUSED: "Refused as input",

@@ -21,6 +21,8 @@ PARITY = "parity"
 REFUSED = "refused"
 TIMEOUT = "timeout"
 SURVIVED = "survived"
+PASSED = "passed the gate"
+"""Not yet tried on the parity tests."""
 STILLBORN = "stillborn"
 
 _PARITY_TESTS = ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline")
@@ -58,8 +60,8 @@ class Verdict(NamedTuple):
 class Sandbox:
     """A copy of the code in `folder` where one file at a time is mutated; settings are the gate's overrides."""
 
-    def __init__(self, root: Path, folder: Path, settings: Sequence[str], timeout: float):
-        self.folder, self.settings, self.timeout = folder, settings, timeout
+    def __init__(self, root: Path, folder: Path, settings: Sequence[str], timeout: float, with_parity: bool = True):
+        self.folder, self.settings, self.timeout, self.with_parity = folder, settings, timeout, with_parity
         ignored = shutil.ignore_patterns("__pycache__", "checkpoints")
         for name in ("precision_lab", "conf", "tests"):
             shutil.copytree(root / name, folder / name, ignore=ignored)
@@ -71,7 +73,7 @@ class Sandbox:
 
         Raises RuntimeError if the gate or a parity test does not pass the code that the baseline was learned from.
         """
-        if failed := self._failed_parity_test("layers"):
+        if self.with_parity and (failed := self._failed_parity_test("layers")):
             raise RuntimeError(f"the unchanged code fails {failed}")
         for extra in (["gate.update=true"], []):
             begun = time.perf_counter()
@@ -80,28 +82,31 @@ class Sandbox:
                 raise RuntimeError(f"the gate does not pass the unchanged code:\n{done.stdout}\n{done.stderr}")
         return time.perf_counter() - begun
 
-    def judge(self, mutant: Mutant) -> Verdict:
-        """Runs the gate, then the parity tests, until one of them objects."""
+    def judge(self, mutant: Mutant, passed_gate: bool = False) -> Verdict:
+        """Runs the gate, unless the mutant passed it, then the parity tests, until one of them objects."""
         file = self.folder / mutant.file
         text = file.read_text(encoding="utf-8")
         begun = time.perf_counter()
         try:
             self._write(file, mutant.applied(text))
-            by, evidence = self._tried(mutant)
+            by, evidence = self._tried(mutant, passed_gate)
         except subprocess.TimeoutExpired:
             by, evidence = TIMEOUT, f"after {self.timeout:.0f} s"
         finally:
             self._write(file, text)
         return Verdict(by, evidence, round(time.perf_counter() - begun, 1))
 
-    def _tried(self, mutant: Mutant) -> tuple[str, str]:
-        done, record = self._gate([])
-        if record and not record["passed"]:
-            return GATE, _named(record)
-        if done.returncode == 2:
-            return REFUSED, done.stderr.strip().splitlines()[-1]
-        if done.returncode:
-            return STILLBORN, (done.stderr or done.stdout).strip().splitlines()[-1]
+    def _tried(self, mutant: Mutant, passed_gate: bool) -> tuple[str, str]:
+        if not passed_gate:
+            done, record = self._gate([])
+            if record and not record["passed"]:
+                return GATE, _named(record)
+            if done.returncode == 2:
+                return REFUSED, done.stderr.strip().splitlines()[-1]
+            if done.returncode:
+                return STILLBORN, (done.stderr or done.stdout).strip().splitlines()[-1]
+        if not self.with_parity:
+            return PASSED, ""
         failed = self._failed_parity_test(Path(mutant.file).stem)
         return (PARITY, failed) if failed else (SURVIVED, "")
 

@@ -25,7 +25,7 @@ CALL = "call"
 """The port of observers that want an output together with the inputs of its call."""
 
 # an evaluation takes about a millisecond to start and await: with few arrays a group, a small model takes twice as long
-_GROUP = 512
+_GROUP = 2048
 _GROUP_BYTES = 128 << 20
 
 
