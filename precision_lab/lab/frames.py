@@ -13,6 +13,8 @@ from precision_lab.instrument.observation import Position
 from precision_lab.probes.base import ACTIVATIONS, Recorder
 
 _PLACE = (*Position._fields, "dtype", "shape", "numel")
+_Piece = tuple[npt.NDArray[np.int64], "pd.Series[Any]"]
+"""Rows of the joined table, and the values of a column there."""
 
 
 def frames_of(recorders: Sequence[Recorder]) -> dict[str, pd.DataFrame]:
@@ -36,34 +38,37 @@ def join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame()
     orders = np.unique(np.concatenate([frame["order"].to_numpy() for frame in frames]))
-    columns: dict[str, Any] = {}
-    said: set[str] = set()
-    """Columns of `_PLACE` that are whole: what they say of an array is the same in every frame."""
+    pieces: dict[str, list[_Piece]] = {}
+    settled: set[str] = set()  # what is said of every array already, and is the same in all frames
     for frame in frames:
-        at = np.searchsorted(orders, frame["order"].to_numpy())
-        whole = np.array_equal(at, np.arange(len(orders)))
-        for name in frame.columns.difference(said, sort=False):
-            columns[name] = frame[name].array if whole else _placed(frame[name], at, columns.get(name), len(orders))
+        rows = np.searchsorted(orders, frame["order"].to_numpy())
+        whole = np.array_equal(rows, np.arange(len(orders)))
+        for name in (str(name) for name in frame if name not in settled):
+            pieces[name] = [*([] if whole else pieces.get(name, [])), (rows, frame[name])]
         if whole:
-            said.update(frame.columns.intersection(_PLACE))
+            settled.update(name for name in _PLACE if name in frame)
     by_first_array = sorted(frames, key=lambda frame: frame["order"].min())
-    return pd.DataFrame(
-        {name: columns[name] for name in dict.fromkeys(str(n) for frame in by_first_array for n in frame)}
-    )
+    names = dict.fromkeys(str(name) for frame in by_first_array for name in frame)
+    return pd.DataFrame({name: _column(pieces[name], len(orders)) for name in names})
+
+
+def _column(pieces: Sequence[_Piece], length: int) -> Any:
+    """The values of each piece in its rows, those of later ones over those of earlier; NaN in rows of none."""
+    if len(pieces) == 1 and np.array_equal(pieces[0][0], np.arange(length)):
+        return pieces[0][1].array
+    values = [column.to_numpy() for _, column in pieces]
+    dtype = np.result_type(*values)
+    missing = np.ones(length, bool)
+    for rows, _ in pieces:
+        missing[rows] = False
+    if missing.any() and dtype.kind != "f":
+        dtype = np.dtype(np.float64 if dtype.kind in "iu" else object)
+    joined = np.full(length, np.nan, dtype) if missing.any() else np.empty(length, dtype)
+    for (rows, _), piece in zip(pieces, values, strict=True):
+        joined[rows] = piece
+    return joined
 
 
 def _frame(recorder: Recorder) -> pd.DataFrame:
     columns = getattr(recorder, "columns", None)
     return pd.DataFrame(recorder.rows if columns is None else columns)
-
-
-def _placed(column: pd.Series, at: npt.NDArray[np.int64], before: Any, length: int) -> npt.NDArray[Any]:
-    """The column's values in the rows `at`; in the others what was there before, or NaN."""
-    values = column.to_numpy()
-    if before is None:
-        placed = np.full(length, np.nan, np.float64 if values.dtype.kind in "iuf" else object)
-    else:
-        placed = np.array(before)
-        placed = placed.astype(np.result_type(placed, values), copy=False)
-    placed[at] = values
-    return placed

@@ -113,7 +113,7 @@ def _attention(panels: list[Axes], findings: list[Mapping[str, Any]]) -> None:
             axes.text(j, i, "-" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(lengths)), [f"{q}×{k}" for q, k in lengths], fontsize=7.8, rotation=25)
         axes.set_yticks(range(len(heads)), [str(head) for head in heads])
-        axes.set_title(f"Attention, {name}", fontsize=9, color=COLOURS[name])
+        axes.set_title(f"Attention\n{name}", fontsize=9, color=COLOURS[name])
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(lengths) + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(len(heads) + 1) - 0.5, minor=True)

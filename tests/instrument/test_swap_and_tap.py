@@ -1,5 +1,7 @@
 """Replacing and observing modules: what is seen, and that everything is put back."""
 
+import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -122,6 +124,14 @@ class TestTap:
         assert [call.site.path for call in calls] == ["norm_out.norm", "norm_out", "proj_out"]
         assert mx.array_equal(calls[-1].output, out)
         assert mx.array_equal(calls[-1].args[0], calls[-2].output)
+
+    def test_a_copy_made_inside_is_not_observed(self, model):
+        calls = []
+        with tapped(chosen(model, "proj_out"), calls.append):
+            twin = copy.copy(model.proj_out)
+            x = mx.ones((1, model.proj_out.weight.shape[1]))
+            assert mx.array_equal(twin(x), model.proj_out(x))
+        assert len(calls) == 1
 
     def test_streams_and_numbers_of_ports(self, model):
         calls = {}
