@@ -45,8 +45,7 @@ class Sequential(nn.Module):
 class Linear(nn.Linear):
     """`x @ weight.T + bias`, products summed in fp32 and rounded once to the dtype of x.
 
-    GPUs do so by themselves. On the CPU a 16-bit product would go through MLX's own loops, far from BLAS, and be
-    rounded before the bias is added.
+    MLX does so by itself; but on the CPU a 16-bit product would go through its own loops, far from BLAS.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -112,7 +111,8 @@ def scaled_dot_product_attention(
     """Attention with scale, scores and softmax in fp32 and the result in the dtype of q.
 
     q: (B, H, Lq, D); k, v: (B, Hkv, Lk, D) with H a multiple of Hkv; mask: as in `mx.fast`.
-    The fused GPU kernels work like this. The CPU has none, and its fallback would round q * scale, scores and
+    The fused GPU kernels work like this, but that on CUDA the probabilities are rounded before they are divided by their
+    sum (measured, experiments/device). The CPU has none, and its fallback would round q * scale, scores and
     probabilities to the storage dtype, which no implementation of the model does.
     """
     if on_cpu():

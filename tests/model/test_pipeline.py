@@ -10,7 +10,8 @@ from pictures import NEGATIVE, assert_equal_images, load_reference, our_images, 
 
 from precision_lab.errors import InputError
 from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.pipeline import Pipeline
+from precision_lab.model.pipeline import Pipeline, denoise
+from precision_lab.model.scheduler import sigmas
 from precision_lab.model.scope import current_scope
 
 
@@ -121,6 +122,20 @@ def test_steps_tell_where_they_are(pipeline, monkeypatch):
     expected = [(step.number, step.sigma, branch) for step in steps for branch in ("cond", "uncond")]
     assert [(s["step"], s["sigma"], s["branch"]) for s in seen] == expected
     assert current_scope() == {}
+
+
+def test_without_a_scale_the_negative_prompt_changes_nothing(pipeline):
+    grid = pipeline.grid(32, 48)
+    cond, uncond = pipeline.encode(["a river"]), pipeline.encode(["grain"])
+    levels = sigmas(pipeline.scheduler, 2, grid.height * grid.width)
+    noise = pipeline.noise(1, grid)
+    runs = (
+        pipeline.denoise(noise, grid, 2, cond),
+        pipeline.denoise(noise, grid, 2, cond, uncond),
+        denoise(pipeline.transformer, pipeline.sampler, noise, levels, grid, cond, uncond),
+    )
+    plain, *others = (np.array(list(run)[-1].latents) for run in runs)
+    assert all(relative_l2(other, plain) <= 1e-6 for other in others)
 
 
 def test_guidance_of_equal_branches_changes_nothing(pipeline):

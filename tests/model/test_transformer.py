@@ -12,14 +12,41 @@ from diffusers import QwenImageTransformer2DModel
 from oracle import TORCH, copy_of, ours, random_inputs, random_transformer, reference, relative_l2, rounded
 
 from precision_lab.errors import InputError
+from precision_lab.instrument.arrays import to_numpy
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.config import TransformerConfig
+from precision_lab.model.layers import Linear, scaled_dot_product_attention
 from precision_lab.model.rope import Grid
 from precision_lab.model.streams import Streams
 from precision_lab.synthetic import PRESETS, make
 
 FP32 = 1e-5
 BELOW_FP16_LIMIT = 3e4
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_a_16_bit_linear_is_rounded_once(name):
+    """After the bias: all but the few that fp32 sums put on the other side of a tie."""
+    rng = np.random.default_rng(3)
+    layer = Linear(96, 64)
+    layer.set_dtype(getattr(mx, name))
+    layer.bias = mx.array(rng.standard_normal(64)).astype(getattr(mx, name))
+    x = mx.array(rng.standard_normal((200, 96))).astype(getattr(mx, name))
+    wide = [to_numpy(array).astype(np.float64) for array in (x, layer.weight, layer.bias)]
+    exact = (wide[0] @ wide[1].T + wide[2]).astype(to_numpy(x).dtype)
+    assert np.mean(to_numpy(layer(x)) == exact) > 0.995
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_16_bit_attention_is_rounded_once_on_the_cpu(name):
+    if mx.default_device().type != mx.DeviceType.cpu:
+        pytest.skip("a GPU's fused kernel has its own routes")
+    rng = np.random.default_rng(4)
+    q, k, v = (mx.array(3 * rng.standard_normal((1, 2, 40, 16))).astype(getattr(mx, name)) for _ in range(3))
+    wide = [to_numpy(array).astype(np.float64) for array in (q, k, v)]
+    scores = np.exp(wide[0] @ wide[1].swapaxes(-1, -2) / 4)
+    exact = (scores / scores.sum(axis=-1, keepdims=True) @ wide[2]).astype(to_numpy(q).dtype)
+    assert np.mean(to_numpy(scaled_dot_product_attention(q, k, v, scale=0.25)) == exact) > 0.99
 
 
 @pytest.mark.parametrize(

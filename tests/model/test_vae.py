@@ -11,9 +11,10 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
 
+from precision_lab.instrument.arrays import to_numpy as as_stored
 from precision_lab.model.config import VAEConfig
 from precision_lab.model.vae import VAE
-from precision_lab.model.vae_blocks import ChannelNorm
+from precision_lab.model.vae_blocks import ChannelNorm, Conv2d
 
 DTYPES = {"bfloat16": (torch.bfloat16, mx.bfloat16), "float16": (torch.float16, mx.float16)}
 PUBLISHED = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
@@ -126,6 +127,22 @@ def test_encode_equals_diffusers(tmp_path, name):
         # the two clamped channels would hide the others in a norm
         assert relative_l2(to_numpy(moments.logvar)[..., :-2], logvar[..., :-2]) <= 1e-5
         np.testing.assert_array_equal(to_numpy(moments.logvar)[..., -2:], logvar[..., -2:])
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_16_bit_convolution_is_rounded_once_on_the_cpu(name):
+    """After the bias. A GPU rounds before it too."""
+    if mx.default_device().type != mx.DeviceType.cpu:
+        pytest.skip("a GPU rounds before the bias")
+    dtype = DTYPES[name][1]
+    rng = np.random.default_rng(3)
+    layer = Conv2d(48, 32, 1)
+    layer.set_dtype(dtype)
+    layer.bias = mx.array(rng.standard_normal(32)).astype(dtype)
+    x = mx.array(rng.standard_normal((1, 20, 20, 48))).astype(dtype)
+    wide = [as_stored(array).astype(np.float64) for array in (x, layer.weight[:, 0, 0], layer.bias)]
+    exact = (wide[0] @ wide[1].T + wide[2]).astype(as_stored(x).dtype)
+    assert np.mean(as_stored(layer(x)) == exact) > 0.995
 
 
 @pytest.mark.parametrize("name", DTYPES)
