@@ -111,8 +111,8 @@ def scaled_dot_product_attention(
     """Attention with scale, scores and softmax in fp32 and the result in the dtype of q.
 
     q: (B, H, Lq, D); k, v: (B, Hkv, Lk, D) with H a multiple of Hkv; mask: as in `mx.fast`.
-    The fused GPU kernels work like this, but that on CUDA the probabilities are rounded before they are divided by their
-    sum (measured, experiments/device). The CPU has none, and its fallback would round q * scale, scores and
+    The fused GPU kernels work like this, but that CUDA's rounds the probabilities before it divides them by their sum
+    (measured, experiments/device). The CPU has none, and its fallback would round q * scale, scores and
     probabilities to the storage dtype, which no implementation of the model does.
     """
     if on_cpu():
