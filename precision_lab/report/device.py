@@ -30,7 +30,7 @@ _ATTENTION = "fast.sdpa"
 def draw(record: Mapping[str, Any]) -> Drawing:
     """The figure of a device.json, as `cli.device` writes it."""
     ops = record["s6"]["ops"]
-    figure = style.new_figure(1.55 + 0.17 * len(ops), wspace=0.02, hspace=0.03, rect=(0.018, 0, 0.977, 1))
+    figure = style.new_figure(1.55 + 0.17 * max(len(ops), 8), wspace=0.02, hspace=0.03, rect=(0.018, 0, 0.977, 1))
     grid = figure.subplot_mosaic("LAA;LBC", width_ratios=(2.15, 0.8, 0.8), height_ratios=(1.25, 1))
     _bits(grid["L"], ops)
     _growth(grid["A"], record["findings"])
