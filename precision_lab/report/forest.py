@@ -22,7 +22,8 @@ MARKER = 5.5
 def wrap(text: str, length: int, lines: int = 3) -> str:
     """`text` in as few lines of up to `length` characters as it needs, of about the same length."""
     needed = min(max(1, math.ceil(len(text) / length)), lines)
-    for width in range(max(1, math.ceil(len(text) / needed)), length + 1):
+    longest = max(map(len, text.split()), default=1)  # narrower, a word would be broken
+    for width in range(max(min(longest, length), math.ceil(len(text) / needed)), length + 1):
         if len(textwrap.wrap(text, width, break_on_hyphens=False)) <= needed:
             return textwrap.fill(text, width, break_on_hyphens=False)
     return textwrap.fill(text, length, max_lines=lines, placeholder=" …")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from precision_lab.analysis.claims import final_drift
@@ -86,6 +86,7 @@ def test_without_judged_claims_there_is_no_figure(judged, small_run):
     assert claim_forest.draw(tables.load(small_run("old"))) is None  # claims without a metric: of an older run
 
 
+@example("a" * 20 + " ", 20)
 @given(st.text("abcd ", max_size=200), st.integers(20, 60))
 def test_wrapped_text_is_whole_and_within_its_width(text, width):
     wrapped = forest.wrap(text, width, lines=20)
