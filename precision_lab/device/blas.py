@@ -16,8 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from precision_lab.device.cache import user_cache
 
@@ -27,6 +29,7 @@ _PREFIX = "scipy_"
 _SWITCH = "PRECISION_LAB_BLAS"
 
 _state = "the BLAS of the MLX wheel"
+_routines: dict[str, Callable[..., None]] = {}
 
 
 def preload() -> None:
@@ -48,6 +51,7 @@ def preload() -> None:
         library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         if not choice and "OPENBLAS_NUM_THREADS" not in os.environ:
             library[f"{_PREFIX}openblas_set_num_threads"](1)
+        _routines.update(_routines_of(library))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         _state += f" ({error})"
         return
@@ -57,6 +61,31 @@ def preload() -> None:
 def description() -> str:
     """Which BLAS serves MLX's CPU products, for the record."""
     return "Accelerate" if sys.platform == "darwin" else _state
+
+
+def routine(name: str) -> Callable[..., None] | None:
+    """cblas_sgemm or cblas_sgemv of the library that was preloaded, arrays given by address; None if there is none.
+
+    On one thread a call, unless OPENBLAS_NUM_THREADS or another library's own setting says otherwise.
+    """
+    return _routines.get(name)
+
+
+def _routines_of(library: ctypes.CDLL) -> dict[str, Callable[..., None]]:
+    integer, real, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+    array = (address, integer)  # a matrix and its leading dimension, a vector and its stride
+    arguments: dict[str, list[type[ctypes._SimpleCData[Any]]]] = {
+        "cblas_sgemm": [*[integer] * 6, real, *array, *array, real, *array],
+        "cblas_sgemv": [*[integer] * 4, real, *array, *array, real, *array],
+    }
+    found: dict[str, Callable[..., None]] = {}
+    for name, types in arguments.items():
+        spelled = next((spelling for spelling in (name, _PREFIX + name) if hasattr(library, spelling)), None)
+        if spelled:
+            function = library[spelled]
+            function.restype, function.argtypes = None, types
+            found[name] = function
+    return found
 
 
 def _unprefixed() -> Path:

@@ -1,0 +1,88 @@
+"""Matrix products and loops in NumPy arrays on all cores of a CPU, in pieces of fixed bounds.
+
+A BLAS with threads of its own splits each product for itself and waits at its end for the slowest core. Here each
+piece is one call on one thread and whoever is free takes the next, so what else a loop does with a piece (widening
+weights, biases, softmax) runs on all cores too, while the piece is in the cache. Which thread takes a piece changes
+no bit of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.device import blas
+
+Float32 = npt.NDArray[np.float32]
+
+# CBLAS's numbers
+_ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112
+# up to so many rows reading the matrix takes longer than the arithmetic, and sgemm would copy it first
+_FEW_ROWS = 4
+
+
+def sgemm(a: Float32, b: Float32, out: Float32) -> None:
+    """out = a @ b in fp32 on the calling thread; a: (m, k), b: (k, n), out: (m, n).
+
+    The last axis of a and out is contiguous, and one of the two of b. By the BLAS that serves MLX if this process
+    preloaded one, else by NumPy's.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    assert b.shape[0] == k
+    assert out.shape == (m, n)
+    product, by_vector = blas.routine("cblas_sgemm"), blas.routine("cblas_sgemv")
+    if product is None or by_vector is None or 0 in (m, n, k):
+        np.matmul(a, b, out=out)
+        return
+    straight = b.strides[1] == b.itemsize
+    stored = b if straight else b.T
+    matrix = (stored.ctypes.data, _leading(stored))
+    if m <= _FEW_ROWS:
+        order = _TRANSPOSED if straight else _AS_IT_IS
+        for row, result in zip(a, out, strict=True):
+            vectors = (row.ctypes.data, 1, 0.0, result.ctypes.data, 1)
+            by_vector(_ROW_MAJOR, order, *stored.shape, 1.0, *matrix, *vectors)
+    else:
+        order = _AS_IT_IS if straight else _TRANSPOSED
+        sizes = (_ROW_MAJOR, _AS_IT_IS, order, m, n, k)
+        product(*sizes, 1.0, a.ctypes.data, _leading(a), *matrix, 0.0, out.ctypes.data, _leading(out))
+
+
+def _leading(x: Float32) -> int:
+    """Elements from one row to the next."""
+    assert x.strides[1] == x.itemsize or x.shape[1] == 1
+    return max(x.strides[0] // x.itemsize, x.shape[1])
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_pieces(task: Callable[[slice], None], length: int, step: int) -> None:
+    """`task` of every slice of `step` (the last may be shorter) of range(length), on all cores; overflow is silent.
+
+    The tasks write to places of their own. An exception of one is raised here.
+    """
+
+    def quiet(piece: slice) -> None:
+        with np.errstate(all="ignore"):  # belongs to the thread
+            task(piece)
+
+    pieces = [slice(first, min(first + step, length)) for first in range(0, length, step)]
+    if len(pieces) == 1 or cores() == 1:
+        for piece in pieces:
+            quiet(piece)
+    else:
+        list(_threads(os.getpid()).map(quiet, pieces))
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one does not inherit any."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="precision_lab")
