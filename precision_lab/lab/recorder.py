@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,18 @@ from precision_lab.instrument.tap import Call, Port, ports, tapped
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
 from precision_lab.numerics.metrics import compare
-from precision_lab.probes.base import ACTIVATIONS, AnyProbe, BatchProbe, CallProbe, Probe, Recorder, Scalar, StreamProbe
+from precision_lab.probes.base import (
+    ACTIVATIONS,
+    AnyProbe,
+    BatchProbe,
+    CallProbe,
+    LazyProbe,
+    Pending,
+    Probe,
+    Recorder,
+    Scalar,
+    StreamProbe,
+)
 
 CALL = "call"
 """The port of observers that want an output together with the inputs of its call."""
@@ -27,6 +38,10 @@ CALL = "call"
 # an evaluation takes about a millisecond to start and await: with few arrays a group, a small model takes twice as long
 _GROUP = 2048
 _GROUP_BYTES = 128 << 20
+# where nothing but statistics outlives the evaluation: a quarter as many, and as many fewer graphs of kernels on CUDA
+_PASSING_BYTES = 512 << 20
+# sets of statistics that wait to be read, some kilobytes each
+_MOST_PENDING = 1024
 
 
 def position_of(site: Site, port: Port, order: int) -> Position:
@@ -48,13 +63,29 @@ class Observer(Protocol):
     def observe(self, batch: Sequence[Observation]) -> None: ...
 
 
+@runtime_checkable
+class LazyObserver(Observer, Protocol):
+    """An observer that may need arrays only until their evaluation begins."""
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether it is given them by `prepare`, and not by `observe`."""
+
+    def prepare(self, batch: Sequence[Observation]) -> Sequence[mx.array]:
+        """Takes note of a batch that is not evaluated; what it returns is evaluated with it."""
+
+
+def _is_lazy(observer: Observer) -> TypeGuard[LazyObserver]:
+    return isinstance(observer, LazyObserver) and observer.is_lazy
+
+
 @contextmanager
 def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
     """Every array at an observer's sites and ports reaches it by the end of the block, in order.
 
     Arrays are evaluated in groups, one group while the one before is measured: one by one, waiting would take longer
-    than measuring, and all at the end they would stay in memory together. Raises InputError for a pattern that names no
-    site.
+    than measuring, and all at the end they would stay in memory together. Lazy observers are given a group before it is
+    evaluated, and nothing waits for them. Raises InputError for a pattern that names no site.
     """
     sites = walk(components)
     interested: dict[Site, _Interest] = defaultdict(_Interest)
@@ -68,7 +99,7 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
     def launch(following: _Group) -> None:
         """Starts evaluating the current group, and meanwhile measures the one before."""
         nonlocal group, launched
-        mx.async_eval([array for seen in group.observations for array in (seen.array, *seen.inputs)])
+        group.launch()
         if launched is not None:
             launched.deliver()
         group, launched = following, group
@@ -113,21 +144,33 @@ class _Group:
     """Observations that are evaluated together, and who is to have which."""
 
     def __init__(self, observers: Sequence[Observer]):
-        self.observations: list[Observation] = []
+        self._number = 0
         self._nbytes = 0
+        self._most_bytes = _PASSING_BYTES if all(_is_lazy(observer) for observer in observers) else _GROUP_BYTES
         self._batches: dict[int, tuple[Observer, list[Observation]]] = {id(o): (o, []) for o in observers}
 
     @property
     def is_full(self) -> bool:
-        return len(self.observations) >= _GROUP or self._nbytes > _GROUP_BYTES
+        return self._number >= _GROUP or self._nbytes > self._most_bytes
 
     def add(self, observation: Observation, wanting: Sequence[Observer]) -> None:
-        self.observations.append(observation)
+        self._number += 1
         self._nbytes += observation.array.nbytes
         for array in observation.inputs:
             self._nbytes += array.nbytes
         for observer in wanting:
             self._batches[id(observer)][1].append(observation)
+
+    def launch(self) -> None:
+        """Starts the evaluation; what only lazy observers wanted is held no longer."""
+        statistics: list[mx.array] = []
+        kept: dict[int, Observation] = {}
+        for observer, batch in self._batches.values():
+            if batch and _is_lazy(observer):
+                statistics += observer.prepare(batch)
+                batch.clear()
+            kept.update((id(seen), seen) for seen in batch)
+        mx.async_eval(statistics, [array for seen in kept.values() for array in (seen.array, *seen.inputs)])
 
     def deliver(self) -> None:
         for observer, batch in self._batches.values():
@@ -142,24 +185,50 @@ class ProbeRecorder:
 
     def __init__(self, probe: Probe | CallProbe):
         self.sites, self.ports = probe.sites, probe.ports
+        self._lazy = probe if isinstance(probe, LazyProbe) and probe.is_lazy else None
         self._measure = _measurement(probe)
         self._places: dict[str, list[Any]] = defaultdict(list)  # and not positions: so many objects keep the GC busy
         # of a probe that gives columns, those of each batch; of others, the scalars of each array
         self._batches: list[Columns] = []
         self._scalars: list[Mapping[str, Scalar]] = []
+        self._pending: list[Pending] = []
+
+    @property
+    def is_lazy(self) -> bool:
+        return self._lazy is not None
+
+    def prepare(self, batch: Sequence[Observation]) -> Sequence[mx.array]:
+        assert self._lazy is not None
+        if len(self._pending) == _MOST_PENDING:
+            self._read()
+        self._pending.append(self._lazy.prepare([seen.array for seen in batch]))
+        self._take_places(batch)
+        return self._pending[-1].rows
 
     def observe(self, batch: Sequence[Observation]) -> None:
+        if self.is_lazy:
+            mx.async_eval(self.prepare(batch))
+            return
         measured = self._measure(batch)
         if isinstance(measured, Mapping):
             self._batches.append(measured)
         else:
             self._scalars += _evaluated(measured)
+        self._take_places(batch)
+
+    def _take_places(self, batch: Sequence[Observation]) -> None:
         places = position_columns([seen.position for seen in batch])
         for name, column in {**places, **_columns_of([described(seen.array) for seen in batch])}.items():
             self._places[name] += column
 
+    def _read(self) -> None:
+        if self._lazy is not None and self._pending:
+            self._batches.append(self._lazy.columns(self._pending))
+            self._pending = []
+
     @property
     def columns(self) -> Columns:
+        self._read()
         if self._batches:
             names = self._batches[0]
             scalars: Columns = {name: np.concatenate([batch[name] for batch in self._batches]) for name in names}

@@ -41,7 +41,7 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
     float16, bfloat16, float8 and float32 are taken as they are, float64, integers and booleans as float64. Sums are
     float64. Raises InputError for any other dtype.
     """
-    limits = _limits(tuple(formats), _working_dtype(x.dtype))
+    limits = magnitude_limits(tuple(formats), _working_dtype(x.dtype))
     parts = [_summarize_chunk(chunk, limits) for chunk in _chunks(x)]
     num_nan = sum(p.num_nan for p in parts)
     num_inf = sum(p.num_inf for p in parts)
@@ -128,8 +128,8 @@ def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.
 # --- one chunk -------------------------------------------------------------------------------------------------------
 
 
-class _Limits(NamedTuple):
-    """Bit patterns of magnitudes, in the unsigned integers as wide as the elements."""
+class Limits(NamedTuple):
+    """Bit patterns of magnitudes in one dtype, in the unsigned integers as wide as its elements."""
 
     sign_cleared: np.unsignedinteger[Any]
     infinity: np.unsignedinteger[Any]
@@ -157,7 +157,7 @@ class _Part(NamedTuple):
     sum_squares: float
 
 
-def _summarize_chunk(x: npt.NDArray[Any], limits: _Limits) -> _Part:
+def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
     """`x`: (n,) float32 or float64, n > 0."""
     magnitude = x.view(limits.infinity.dtype) & limits.sign_cleared
     num_zero = x.size - _count(magnitude)
@@ -203,7 +203,7 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: _Limits) -> _Part:
 
 def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
     """`summarize` of each row of `x`, as columns: (rows, n) of a dtype that float32 holds, 0 < n <= CHUNK."""
-    limits = _limits(tuple(formats), np.dtype(np.float32))
+    limits = magnitude_limits(tuple(formats), np.dtype(np.float32))
     n = x.shape[1]
     with np.errstate(invalid="ignore"):  # of rows that are not finite
         y = x.astype(np.float32, copy=False)
@@ -257,7 +257,8 @@ def _count(condition: npt.NDArray[Any]) -> int:
 
 
 @lru_cache
-def _limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> _Limits:
+def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limits:
+    """What magnitudes of float32 or float64 elements are compared with."""
     bits = np.dtype(f"u{dtype.itemsize}")
     infinity = dtype.type(np.inf).view(bits)
     overflow, underflow = [], []
@@ -271,7 +272,7 @@ def _limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> _Limits:
             first = np.nextafter(first, dtype.type(math.inf))
         overflow.append(first.view(bits))
         underflow.append(last.view(bits))
-    return _Limits(infinity.dtype.type(np.iinfo(bits).max >> 1), infinity, tuple(overflow), tuple(underflow))
+    return Limits(infinity.dtype.type(np.iinfo(bits).max >> 1), infinity, tuple(overflow), tuple(underflow))
 
 
 # --- elements as float32 or float64 ----------------------------------------------------------------------------------

@@ -42,6 +42,32 @@ class BatchProbe(Probe, Protocol):
         """What `measure` gives of each array: a mapping each, or one of columns with an element for each array."""
 
 
+class Pending(Protocol):
+    """Statistics of some arrays that are not there yet."""
+
+    @property
+    def rows(self) -> Sequence[mx.array]:
+        """Lazy and small; who prepares them evaluates them together with the arrays they are of."""
+
+
+@runtime_checkable
+class LazyProbe(Probe, Protocol):
+    """A probe whose statistics are launched with the evaluation of the arrays, and read whenever that is convenient.
+
+    The arrays need not be kept until then, and the device need not wait for who reads.
+    """
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether to use it so on the default device; otherwise it is measured as any other probe."""
+
+    def prepare(self, arrays: Sequence[mx.array]) -> Pending:
+        """The statistics of arrays that need not be evaluated; evaluates nothing."""
+
+    def columns(self, pending: Sequence[Any]) -> Columns:
+        """What `measure` gives of each array of what `prepare` gave, in that order; waits for it."""
+
+
 @runtime_checkable
 class CallProbe(Protocol):
     """A probe that looks at all arrays of a call together; its scalars join the row of the call's output."""
