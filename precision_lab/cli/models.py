@@ -1,26 +1,32 @@
-"""`models`: which models can be named, and making synthetic checkpoints of any of the presets."""
+"""`models`: which can be named; making synthetic checkpoints of any preset, and quantised ones of any checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from precision_lab.cli.config import _build as build
+from precision_lab.cli.config import _model as model_spec
 from precision_lab.cli.paths import conf_dir
 from precision_lab.cli.progress import open_console, showing
 from precision_lab.errors import InputError, nearest
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Lists the models, or writes the checkpoint `make` to the folder `to`."""
+    """Lists the models, or writes to the folder `to`: the checkpoint `make`, or `from` with the techniques named."""
     console = open_console()
-    if config.make is None:
-        _list(console)
-    else:
+    if config.make is not None and (config.technique or config["from"]):
+        raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
+    if config.make is not None:
         _make(str(config.make), config.to, config.seed, console)
+    elif config.technique or config["from"]:
+        _quantize(config, console)
+    else:
+        _list(console)
     return 0
 
 
@@ -44,6 +50,34 @@ def _make(preset: str, to: str | None, seed: object, console: Console) -> None:
         raise InputError(f"make={preset} needs to=DIR, the folder to write")
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed is {seed!r}, expected an integer from 0 on")
+    _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), to, console)
+
+
+def _quantize(config: DictConfig, console: Console) -> None:
+    from precision_lab.lab.models import open_checkpoint
+    from precision_lab.lab.quantized_checkpoint import write
+    from precision_lab.techniques.base import Technique
+    from precision_lab.techniques.quantized_weights import QuantizedWeights
+
+    source, to = config["from"], config.to
+    for name in ("technique", "from", "to"):
+        if not config[name]:
+            raise InputError(
+                f"{name}= is missing: a quantised checkpoint takes technique=[NAME] from=DIR_OR_HUB_ID to=DIR"
+            )
+    techniques = {str(name): build(node, Technique, f"technique {name}") for name, node in config.technique.items()}
+    for name, technique in techniques.items():
+        if not isinstance(technique, QuantizedWeights):
+            raise InputError(
+                f"technique {name} is {type(technique).__name__}, expected QuantizedWeights: a checkpoint stores "
+                "quantised weights, nothing else that a technique does"
+            )
+    checkpoint = open_checkpoint(model_spec(DictConfig({"name": str(source), "path": str(source)})))
+    _write(lambda on_bytes: write(checkpoint, techniques, Path(str(to)).expanduser(), on_bytes), to, console)
+
+
+def _write(write: Callable[[Callable[[int, int], None]], None], to: str, console: Console) -> None:
+    """Runs `write`, which reports the bytes written and in all, behind a progress bar."""
     with showing(console) as progress:
         before = 0
 
@@ -54,5 +88,5 @@ def _make(preset: str, to: str | None, seed: object, console: Console) -> None:
             progress.advance(done - before, "writing")
             before = done
 
-        make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes)
+        write(on_bytes)
         progress.note(f"wrote {to}: model.path={to} uses it")

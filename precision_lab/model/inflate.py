@@ -37,10 +37,12 @@ from precision_lab.errors import InputError
 from precision_lab.model.layers import LayerNorm
 from precision_lab.model.transformer import Transformer
 
-_INPUT = re.compile(r"(img|txt)_in\.(weight|bias)")
-_GATES = re.compile(r"transformer_blocks\.\d+\.(img|txt)_mod\.1\.(weight|bias)")
+# a quantised linear takes the factor in scales and biases, its offsets; its packed weight stays
+_TENSOR = r"\.(weight|scales|biases|bias)"
+_INPUT = re.compile(r"(img|txt)_in" + _TENSOR)
+_GATES = re.compile(r"transformer_blocks\.\d+\.(img|txt)_mod\.1" + _TENSOR)
 _OUTPUT = re.compile(
-    r"transformer_blocks\.\d+\.(attn\.to_out\.0|attn\.to_add_out|img_mlp\.net\.2|txt_mlp\.net\.2)\.(weight|bias)"
+    r"transformer_blocks\.\d+\.(attn\.to_out\.0|attn\.to_add_out|img_mlp\.net\.2|txt_mlp\.net\.2)" + _TENSOR
 )
 _CHUNKS = 6
 _GATE_CHUNKS = (2, 5)
@@ -76,8 +78,13 @@ def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> Non
     parameters = {
         name: parameter
         for name, parameter in tree_flatten(model.parameters())
-        if any(kind.fullmatch(name) for kind in (_INPUT, _GATES, _OUTPUT))
+        if any(kind.fullmatch(name) for kind in (_INPUT, _GATES, _OUTPUT)) and parameter.dtype != mx.uint32
     }
+    for name, parameter in parameters.items():
+        if not mx.issubdtype(parameter.dtype, mx.floating):
+            raise InputError(
+                f"model.inflate={_written(asked)}: {name} is quantised with scales of 8 bits, expected affine"
+            )
     refused = {name: dtype for name, p in parameters.items() if (dtype := _misfit(name, p, asked, compute))}
     if refused:
         name, dtype = next(iter(refused.items()))

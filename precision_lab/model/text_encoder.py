@@ -15,6 +15,9 @@ import numpy as np
 from precision_lab.model.config import TextEncoderConfig
 from precision_lab.model.layers import Add, Linear, RMSNorm, SiLU, scaled_dot_product_attention
 
+_NOT_NEEDED = ("lm_head.", "visual.", "model.visual.", "language_model.lm_head.", "vision_tower.")
+"""How names of the output head and of the vision tower begin, the last two in MLX's conversions."""
+
 
 class Rotation(NamedTuple):
     """cos and sin of each position's angles: (L, C / 2) each, fp32."""
@@ -173,10 +176,10 @@ class TextEncoder(nn.Module):
         Left out are the vision tower and the output head, which text-to-image does not need. A name that is not known
         is kept as it is, for a strict loader to report.
         """
-        ignored = {name for name in weights if name.startswith(("lm_head.", "visual.", "model.visual."))}
-        # the second prefix is transformers' own since 4.52; published files have the first
+        ignored = {name for name in weights if name.startswith(_NOT_NEEDED)}
+        # published files have model., those of transformers since 4.52 model.language_model., MLX's the reverse
         kept = {
-            name.removeprefix("model.").removeprefix("language_model."): array
+            name.removeprefix("model.").removeprefix("language_model.").removeprefix("model."): array
             for name, array in weights.items()
             if name not in ignored
         }

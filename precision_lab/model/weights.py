@@ -17,11 +17,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError, nearest
+from precision_lab.model import mflux
+from precision_lab.model.stored_quantization import quantized_modules
 
 # Sanitize functions take (name -> array) as stored and return it as the module wants it, with the names left out.
 Sanitize = Callable[[dict[str, mx.array]], tuple[dict[str, mx.array], list[str]]]
 
 _FLOAT_TYPES = {"F32", "F16", "BF16"}
+_PACKED_TYPES = {"U32": ".weight", "U8": ".scales"}  # of quantised weights, by the end of their names
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
 
@@ -50,7 +53,10 @@ def shards(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> dict[str, mx.array]:
-    """All tensors of a component, lazily loaded. Raises InputError for files that are damaged or of other types."""
+    """All tensors of a component under their published names, lazily loaded.
+
+    Raises InputError for files that are damaged or of other types.
+    """
     tensors: dict[str, mx.array] = {}
     for file in shards(folder):
         check_header(file)
@@ -62,25 +68,20 @@ def read(folder: Path) -> dict[str, mx.array]:
         if twice:
             raise InputError(f"{file}: tensor {min(twice)} stands in another shard too")
         tensors.update(loaded)
-    return tensors
+    return mflux.published_names(tensors) if mflux.wrote(metadata(folder)) else tensors
 
 
 def check_header(file: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file, after checking that all its tensors are floating point and present."""
+    """Name to entry of the tensors of a safetensors file, after checking that all are present and of types to load.
+
+    Those are the floating-point ones, and the integers of quantised weights where such weights have them.
+    """
+    header, data = _header(file)
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
-        if length > min(_MAX_HEADER, size):
-            raise InputError(f"{file}: not a safetensors file, or truncated at {size} bytes")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
     try:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        wrong = sorted(name for name, entry in tensors.items() if entry["dtype"] not in _FLOAT_TYPES)
+        end = data + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        wrong = sorted(name for name, entry in tensors.items() if not _readable(name, entry["dtype"]))
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{file}: not a safetensors file: its header is malformed") from error
     if end > size:
@@ -93,13 +94,93 @@ def check_header(file: Path) -> Mapping[str, Any]:
     return tensors
 
 
+def _readable(name: str, dtype: str) -> bool:
+    return dtype in _FLOAT_TYPES or (dtype in _PACKED_TYPES and name.endswith(_PACKED_TYPES[dtype]))
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and the offset of its data. Raises InputError for other files."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+        if length > min(_MAX_HEADER, size):
+            raise InputError(f"{file}: not a safetensors file, or truncated at {size} bytes")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: not a safetensors file: its header is malformed")
+    return header, 8 + length
+
+
+def metadata(folder: Path) -> dict[str, str]:
+    """What the weight files of a component's folder say of themselves in their headers, or else in their index.
+
+    Raises InputError if two files contradict each other.
+    """
+    merged: dict[str, str] = {}
+    for file in shards(folder):
+        own = _header(file)[0].get("__metadata__")
+        for key, value in (own if isinstance(own, dict) else {}).items():
+            if merged.setdefault(key, str(value)) != str(value):
+                raise InputError(f"{file}: {key} is {value!r} in its header, but {merged[key]!r} in another shard's")
+    for index in sorted(folder.glob("*.safetensors.index.json"))[:1]:
+        own = read_json(index).get("metadata")
+        for key, value in (own if isinstance(own, dict) else {}).items():
+            merged.setdefault(key, str(value))
+    return merged
+
+
 def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> list[str]:
     """Fills `model` with the tensors of `folder`, all of them and no others; returns the names left out by sanitize.
 
-    Raises InputError naming the first tensor that is missing, extra or of another shape.
+    Where the folder holds a linear or an embedding quantised, its quantised form takes the place of the module in
+    `model` (see `stored_quantization`).
+
+    Raises InputError naming the first tensor that is missing, extra or of another shape, or packed in a way that does
+    not fit what the folder says; `model` is then as it was.
     """
-    tensors, ignored = (sanitize or (lambda stored: (stored, [])))(read(folder))
-    expected = dict(tree_flatten(model.parameters()))
+    tensors, modules, ignored = _fitting(model, folder, sanitize)
+    for path, module in modules.items():
+        _put(model, path, module)
+    model.load_weights(list(tensors.items()), strict=True)
+    return ignored
+
+
+def _fitting(
+    model: nn.Module, folder: Path, sanitize: Sanitize | None
+) -> tuple[dict[str, mx.array], dict[str, nn.Module], list[str]]:
+    """Tensors that fit the model; the quantised modules that must stand in it for them, by path; names left out."""
+    sanitize = sanitize or (lambda stored: (stored, []))
+    tensors, ignored = sanitize(read(folder))
+
+    def rename(path: str) -> str | None:
+        return next((name.removesuffix(".weight") for name in sanitize({f"{path}.weight": mx.array(0.0)})[0]), None)
+
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    try:
+        modules = quantized_modules(model, config, metadata(folder), tensors, rename)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    expected = {name: parameter.shape for name, parameter in tree_flatten(model.parameters())}
+    for path, module in modules.items():
+        del expected[f"{path}.weight"]
+        expected |= {f"{path}.{name}": parameter.shape for name, parameter in tree_flatten(module.parameters())}
+    _check_names(folder, tensors, expected)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            module = modules.get(name.rpartition(".")[0])
+            packing = f" ({module.bits} bits in groups of {module.group_size})" if module is not None else ""
+            raise InputError(
+                f"{folder}: tensor {name} has shape {tensors[name].shape}, expected {shape} by config.json{packing}"
+            )
+    return tensors, modules, ignored
+
+
+def _check_names(folder: Path, tensors: Mapping[str, mx.array], expected: Mapping[str, object]) -> None:
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
         raise InputError(
@@ -108,20 +189,25 @@ def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> li
         )
     if extra:
         raise InputError(f"{folder}: unknown tensor {extra[0]} ({len(extra)} unknown). " + nearest(extra[0], expected))
-    for name, parameter in expected.items():
-        if tensors[name].shape != parameter.shape:
-            raise InputError(
-                f"{folder}: tensor {name} has shape {tensors[name].shape}, expected {parameter.shape} by config.json"
-            )
-    model.load_weights(list(tensors.items()), strict=True)
-    return ignored
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, name = path.split(".")
+    parent: Any = model
+    for key in parents:
+        parent = parent[int(key)] if isinstance(parent, list) else parent[key]
+    if isinstance(parent, list):
+        parent[int(name)] = module
+    else:
+        parent[name] = module
 
 
 def cast(model: nn.Module, weights: mx.Dtype | None, compute: mx.Dtype) -> None:
     """Rounds the weights to the storage dtype `weights` (None: as stored), then fits them to the compute dtype.
 
     For fp32 they are left narrow, since MLX upcasts them exactly where they are used: an fp32 copy of 20 B weights
-    would not fit one GPU. For 16-bit computation they are cast, or MLX would promote the product.
+    would not fit one GPU. For 16-bit computation they are cast, or MLX would promote the product. Packed weights and
+    scales that are integers stay as they are.
     """
     for dtype in (weights, None if compute == mx.float32 else compute):
         if dtype is not None:

@@ -28,8 +28,9 @@ class _Narrow(Wrapper):
         super().__init__(inner)
         self._dtype = dtype
         self._narrow = copy(inner)
-        for name, value in inner.items():
-            if isinstance(value, mx.array):
+        for name in inner:  # and not items(), which shows only what is in memory
+            value = inner[name]
+            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
                 self._narrow[name] = value.astype(dtype)
 
     def __call__(self, *args: Any) -> Any:

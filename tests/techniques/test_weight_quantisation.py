@@ -116,7 +116,8 @@ def test_products_are_summed_in_fp32():
     """Against float64 with the same decoded weights: nothing but the rounding of the output is left."""
     _, layer = quantized(bits=4)
     x = mx.random.normal((5, 64), key=mx.random.key(1)).astype(mx.bfloat16)
-    exact = np.array(x.astype(mx.float32)).astype(np.float64) @ decoded(layer).T + np.array(
+    weight = mx.dequantize(layer.weight, layer.scales, layer.biases).astype(mx.float32)  # rounded to bf16, as x is
+    exact = np.array(x.astype(mx.float32)).astype(np.float64) @ np.array(weight).T + np.array(
         layer.bias.astype(mx.float32)
     )
     assert np.array_equal(layer(x).astype(mx.float32), exact.astype(ml_dtypes.bfloat16).astype(np.float32))
