@@ -22,6 +22,7 @@ Models:      {model}
 Overrides (Hydra's grammar; defaults in conf/config.yaml):
   model=NAME  model.path=DIR_OR_HUB_ID  model.weights_dtype=DTYPE  dtype=bfloat16|float16|float32
   model.inflate=4096 (residual streams times a power of two: another range, the same function)
+  model.stream=true (blocks are read when they are called: a model larger than memory)
   sampler.steps=6  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
   only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
   gate.update=true  gate.baseline=PATH  gate.margin_bits=1 (the gate; more in conf/gate.yaml)

@@ -20,11 +20,14 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     else:
         folder = locate(spec.path, spec.revision)
     weights_dtype = None if spec.weights_dtype is None else getattr(mx, spec.weights_dtype)
-    return Checkpoint(folder, weights_dtype, spec.inflate)
+    return Checkpoint(folder, weights_dtype, spec.inflate, spec.stream)
 
 
 class Models:
-    """`models(dtype)` computes in that dtype; weights stored in it, or bound for fp32, are loaded once."""
+    """`models(dtype)` computes in that dtype; weights stored in it, or bound for fp32, are loaded once.
+
+    Streamed weights belong to one pipeline each: what is not in memory cannot be shared, and has no known dtype.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
@@ -32,7 +35,7 @@ class Models:
 
     def __call__(self, dtype: mx.Dtype) -> Pipeline:
         if dtype not in self._loaded:
-            stored = self._loaded.get(mx.float32)
+            stored = None if self._checkpoint.stream else self._loaded.get(mx.float32)
             if stored is not None and _dtypes(stored) == {dtype}:
                 self._loaded[dtype] = replace(stored, dtype=dtype)
             else:

@@ -201,6 +201,7 @@ class Laboratory:
                 "weights": self.checkpoint.weights,
                 "weights_dtype": spec.model.weights_dtype or "as stored",
                 "inflate": spec.model.inflate,
+                "stream": spec.model.stream,
                 "ignored": self.checkpoint.ignored,
             },
             "model": {"num_layers": self.checkpoint.transformer_config().num_layers},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, nearest
+from precision_lab.model import stream
 from precision_lab.model.inflate import exponent
 from precision_lab.probes.base import AnyProbe
 from precision_lab.techniques.base import Technique
@@ -43,6 +44,7 @@ class ModelSpec:
 
     path: a folder, a Hub id, or synthetic://PRESET. weights_dtype: rounds the stored weights (None: as stored).
     inflate: a power of two that multiplies the transformer's residual streams and leaves its function unchanged.
+    stream: whether blocks are read whenever they are called, for a model larger than memory.
     """
 
     name: str
@@ -51,11 +53,16 @@ class ModelSpec:
     revision: str | None = None
     weights_dtype: str | None = None
     inflate: float = 1.0
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if self.weights_dtype is not None:
             one_of("model.weights_dtype", self.weights_dtype, DTYPES)
         exponent(self.inflate)
+        if not isinstance(self.stream, bool):
+            raise InputError(f"model.stream is {self.stream!r}, expected true or false")
+        if self.stream:
+            stream.check(self.inflate)
 
 
 @dataclass(frozen=True)

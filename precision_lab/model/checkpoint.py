@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from precision_lab.errors import InputError
-from precision_lab.model import weights
+from precision_lab.model import stream, weights
 from precision_lab.model.config import Config, SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.inflate import exponent, inflate_streams
 from precision_lab.model.pipeline import Pipeline
@@ -44,16 +45,20 @@ class Checkpoint:
     """A folder in the layout of Qwen/Qwen-Image; each component loads alone.
 
     `weights_dtype` rounds the stored weights (None: as stored). `inflate`, a power of two, then multiplies the
-    transformer's residual streams (precision_lab.model.inflate). `ignored` collects, by component, the configuration
-    keys and tensors that were accepted without being used.
+    transformer's residual streams (precision_lab.model.inflate). With `stream` the blocks of the transformer and the
+    layers of the text encoder are read whenever they are called (precision_lab.model.stream). `ignored` collects, by
+    component, the configuration keys and tensors that were accepted without being used.
     """
 
     folder: Path
     weights_dtype: mx.Dtype | None = None
     inflate: float = 1.0
+    stream: bool = False
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.stream:
+            stream.check(self.inflate)
         index = weights.read_json(self.folder / "model_index.json")
         self.weights = str(index.get("_weights", "published"))
 
@@ -63,11 +68,14 @@ class Checkpoint:
         self._filled(model, "transformer", mx.float32, None)  # as they are stored
         inflate_streams(model, self.inflate, dtype)
         weights.cast(model, None, dtype)
+        self._stream(model, "transformer_blocks", "transformer", dtype, None)
         return model
 
     def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
         model = TextEncoder(self._config("text_encoder", TextEncoderConfig))
-        return self._filled(model, "text_encoder", dtype, TextEncoder.sanitize)
+        self._filled(model, "text_encoder", dtype, TextEncoder.sanitize)
+        self._stream(model, "layers", "text_encoder", dtype, TextEncoder.sanitize)
+        return model
 
     def vae(self, dtype: mx.Dtype) -> VAE:
         model = VAE(self._config("vae", VAEConfig))
@@ -126,6 +134,24 @@ class Checkpoint:
         self._ignore(part, weights.load(model, self.folder / part, sanitize))
         weights.cast(model, self.weights_dtype, dtype)
         return model
+
+    def _stream(
+        self, model: nn.Module, blocks: str, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None
+    ) -> None:
+        if not self.stream:
+            return
+
+        def read() -> dict[str, mx.array]:
+            tensors = weights.read(self.folder / part)
+            return sanitize(tensors)[0] if sanitize else tensors
+
+        def fit(tensor: mx.array) -> mx.array:
+            holder = nn.Module()
+            holder.tensor = tensor
+            weights.cast(holder, self.weights_dtype, dtype)
+            return holder.tensor
+
+        stream.stream(model, blocks, read, fit)
 
     def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
         known = self.ignored.setdefault(part, [])
