@@ -67,8 +67,14 @@ def measure(
     return rows
 
 
-def sample(step: Callable[[], mx.array], weights_nbytes: int) -> Sample:
-    """Seconds of a step, and the memory it needs: its own weights and what it allocates, other variants' apart."""
+def sample(step: Callable[[], mx.array], weights_nbytes: int, settle: bool = False) -> Sample:
+    """Seconds of a step, and the memory it needs: its own weights and what it allocates, other variants' apart.
+
+    settle: takes a step first, off the clock. On a GPU the one that follows a change of variant also pays for fresh
+    memory and graphs, which no later step of a generation does.
+    """
+    if settle:
+        mx.eval(step())
     mx.synchronize()
     mx.reset_peak_memory()
     before = mx.get_active_memory()

@@ -57,7 +57,7 @@ def draw(run: Run) -> Drawing | Absent | None:
         return None
     rows = pd.concat([own.assign(stream=stream) for stream, own in streams.items()])
     steps = {mode: np.unique(rows.loc[rows["mode"] == mode, "step"]).astype(int) for mode in MODES}
-    blocks = int(rows["block"].max()) + 1
+    blocks = np.unique(rows["block"]).astype(int)
     recorded = [name for name in run.variants if (rows["variant"] == name).any()]
     surfaces = {
         (name, column): _surface(rows[rows["variant"] == name], column, steps[column[0]], blocks)
@@ -79,6 +79,8 @@ def draw(run: Run) -> Drawing | Absent | None:
             _draw_cells(axes, drawn[name, column], norm)
             for gap in np.flatnonzero(np.diff(steps[column[0]]) > 1):
                 axes.axhline(gap + 0.5, color="white", linewidth=2.5)
+            for gap in np.flatnonzero(np.diff(blocks) > 1):
+                axes.axvline(gap + 0.5, color="white", linewidth=2.5)
         look: dict[str, Any] = {
             "color": styles[name].colour,
             "weight": "bold",
@@ -115,17 +117,17 @@ def _caption(shown: Sequence[str], recorded: Sequence[str]) -> str:
         "each step (downwards, noise level σ on the right); log colour scale, one for all panels, lower is better; "
         "conditional branch, median over prompts and seeds. Accumulated: free-running, each block is fed what all "
         "before it got wrong. Local: teacher-forced, each block is fed the reference's inputs, which leaves the error "
-        f"made in it. White lines: steps left out between.{some}"
+        f"made in it. White lines: steps, or blocks, left out between.{some}"
     )
 
 
-def _surface(rows: pd.DataFrame, column: Column, steps: npt.NDArray[np.int_], blocks: int) -> Surface:
+def _surface(rows: pd.DataFrame, column: Column, steps: npt.NDArray[np.int_], blocks: npt.NDArray[np.int_]) -> Surface:
     mode, stream = column
     own = rows[(rows["mode"] == mode) & (rows["stream"] == stream)]
 
     def spread_out(value: str, how: str) -> pd.DataFrame:
         cells = own.pivot_table(index="step", columns="block", values=value, aggfunc=how)  # type: ignore[arg-type]
-        return cells.reindex(index=steps, columns=range(blocks))
+        return cells.reindex(index=steps, columns=blocks)
 
     lost = spread_out("nonfinite", "max").astype(float).fillna(0) > 0
     return Surface(spread_out("rel_l2", "median").to_numpy(float), lost.to_numpy(bool))
@@ -171,7 +173,7 @@ def _label(
     grid: npt.NDArray[np.object_],
     columns: Sequence[Column],
     steps: Mapping[str, npt.NDArray[np.int_]],
-    blocks: int,
+    blocks: npt.NDArray[np.int_],
     sigmas: Mapping[int, float],
 ) -> None:
     for at, (mode, stream) in enumerate(columns):
@@ -181,7 +183,9 @@ def _label(
         grid[0, at].set_title(f"{MODES[mode]}\n{STREAMS[stream]}")
         grid[-1, at].set_xlabel("block")
         for axes in grid[:, at]:
-            style.index_axis(axes.xaxis, blocks - 1, ticks=5)
+            style.index_axis(axes.xaxis, len(blocks) - 1, ticks=5)
+            columns_shown = [int(tick) for tick in axes.xaxis.get_major_locator()()]
+            axes.set_xticks(columns_shown, [f"{blocks[tick]}" for tick in columns_shown])
             axes.tick_params(labelbottom=axes is grid[-1, at])
             style.index_axis(axes.yaxis, len(own) - 1, ticks=5)
             ticks = [int(tick) for tick in axes.yaxis.get_major_locator()()]

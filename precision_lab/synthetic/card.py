@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from precision_lab.model.config import TextEncoderConfig
 from precision_lab.synthetic.shape import INPUT_AMAX, Shape
 from precision_lab.synthetic.statistics import BiasStatistics
 
@@ -24,7 +25,7 @@ about {start:.0f} to about {end:.3g} after {layers} blocks.
 
 - seed: {seed}
 - transformer: {layers} blocks of {heads} heads x {head_dim}
-- text encoder: {text_layers} layers of width {text_width}; the tokenizer knows {tokens} tokens
+- text encoder: {text}; the tokenizer knows {tokens} tokens
 - stored in bfloat16; the same seed and shape give the same files
 - licence: Apache-2.0
 
@@ -58,10 +59,21 @@ def card(shape: Shape, seed: int, tokens: int, statistics: BiasStatistics) -> st
         seed=seed,
         heads=shape.transformer.num_attention_heads,
         head_dim=shape.transformer.attention_head_dim,
-        text_layers=shape.text_encoder.num_hidden_layers,
-        text_width=shape.text_encoder.hidden_size,
+        text=_text_encoder(shape.text_encoder),
         tokens=tokens,
         rows="\n".join(rows),
+    )
+
+
+def _text_encoder(config: TextEncoderConfig) -> str:
+    """Its size; a small one beside a transformer of the published text width is easily taken for the published one."""
+    published = TextEncoderConfig()
+    made = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    if config == published or config.hidden_size != published.hidden_size:
+        return made
+    return (
+        f"{made}, **a small stand-in** for the published {published.num_hidden_layers} layers, so that the transformer "
+        "fits one GPU"
     )
 
 

@@ -1,4 +1,4 @@
-"""Safetensors files written piece by piece, so that no more than one tensor is in memory.
+"""Safetensors files, laid out first and then filled by several threads, each a tensor at its place.
 
 Format: 8 bytes little-endian length of the header, the header as JSON, the data without gaps
 (https://github.com/huggingface/safetensors#format).
@@ -9,36 +9,65 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from precision_lab.synthetic.statistics import BiasStatistics
+from precision_lab.synthetic.statistics import BiasStatistics, Magnitudes, bias_magnitudes
 from precision_lab.synthetic.tensors import Tensor
 
 _HEADER_ALIGNMENT = 8
 
 
-def write(
-    folder: Path,
-    stem: str,
-    tensors: Iterable[Tensor],
-    max_bytes: int,
-    statistics: BiasStatistics,
-    written: Callable[[int], None],
-) -> None:
-    """Writes `tensors` as bf16 to `stem`.safetensors or, above `max_bytes`, to numbered files and their index.
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that is still to be drawn, and where its bytes belong: `offset` from the start of `file`."""
 
-    written: called with the bytes of each piece. statistics: is shown every tensor's stored values.
+    tensor: Tensor
+    file: Path
+    offset: int
+
+
+def lay_out(folder: Path, stem: str, tensors: Iterable[Tensor], max_bytes: int) -> list[Slot]:
+    """Files with headers and without data: `stem`.safetensors or, above `max_bytes`, numbered files and their index.
+
+    Returns the slots of all tensors, in order. Tensors are stored as bf16.
     """
     parts = split(tensors, max_bytes)
     names = [f"{stem}.safetensors"]
     if len(parts) > 1:
         names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
         _write_index(folder / f"{stem}.safetensors.index.json", names, parts)
+    slots = []
     for name, part in zip(names, parts, strict=True):
-        _write_file(folder / name, part, statistics, written)
+        header = _header(part)
+        (folder / name).write_bytes(header)
+        offset = len(header)
+        for tensor in part:
+            slots.append(Slot(tensor, folder / name, offset))
+            offset += tensor.nbytes
+    return slots
+
+
+def fill(slots: Sequence[Slot], workers: int, statistics: BiasStatistics, written: Callable[[int], None]) -> None:
+    """Draws the tensors and writes each into its slot, `workers` at a time.
+
+    A tensor depends on its name and the seed alone, so neither their number nor their order changes a byte. Drawing and
+    rounding release the GIL. statistics: is shown the biases, in the order of the slots. written: called here, in that
+    order too, with the bytes of each tensor; what it raises stops the others.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for slot, magnitudes in zip(slots, pool.map(_fill, slots), strict=True):
+                if magnitudes is not None:
+                    statistics.add(slot.tensor.name, magnitudes)
+                written(slot.tensor.nbytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def split(tensors: Iterable[Tensor], max_bytes: int) -> list[list[Tensor]]:
@@ -54,29 +83,27 @@ def split(tensors: Iterable[Tensor], max_bytes: int) -> list[list[Tensor]]:
     return groups
 
 
+def _fill(slot: Slot) -> Magnitudes | None:
+    """Writes one tensor, piece by piece; the magnitudes it has as stored, if it is a bias."""
+    tensor, magnitudes, size = slot.tensor, None, 0
+    with slot.file.open("r+b") as file:
+        file.seek(slot.offset)
+        for piece in tensor.draw():
+            stored = piece.astype(ml_dtypes.bfloat16)
+            magnitudes = bias_magnitudes(tensor.name, stored)  # biases are one piece
+            # ml_dtypes' arrays have no buffer interface of their own
+            file.write(np.ascontiguousarray(stored).view(np.uint16).astype("<u2", copy=False).data)
+            size += stored.nbytes
+    assert size == tensor.nbytes, f"{tensor.name}: drew {size} bytes, announced {tensor.nbytes}"
+    return magnitudes
+
+
 def _write_index(path: Path, names: Sequence[str], parts: Sequence[Sequence[Tensor]]) -> None:
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for part in parts for tensor in part)},
         "weight_map": {tensor.name: name for name, part in zip(names, parts, strict=True) for tensor in part},
     }
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_file(
-    path: Path, tensors: Sequence[Tensor], statistics: BiasStatistics, written: Callable[[int], None]
-) -> None:
-    with path.open("wb") as file:
-        file.write(_header(tensors))
-        for tensor in tensors:
-            size = 0
-            for piece in tensor.draw():
-                stored = piece.astype(ml_dtypes.bfloat16)
-                statistics.add(tensor.name, stored)
-                # ml_dtypes' arrays have no buffer interface of their own
-                file.write(np.ascontiguousarray(stored).view(np.uint16).astype("<u2", copy=False).data)
-                size += stored.nbytes
-                written(stored.nbytes)
-            assert size == tensor.nbytes, f"{tensor.name}: drew {size} bytes, announced {tensor.nbytes}"
 
 
 def _header(tensors: Sequence[Tensor]) -> bytes:

@@ -12,6 +12,22 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Magnitudes(NamedTuple):
+    """Of one bias: the median is the bulk's, the largest a massive channel's."""
+
+    median: float
+    largest: float
+
+
+def bias_magnitudes(name: str, values: np.ndarray) -> Magnitudes | None:
+    """The magnitudes of the tensor `name`, whole, if it is a bias."""
+    if not name.endswith(".bias"):
+        return None
+    magnitudes = np.abs(values.astype(np.float32))
+    assert math.isfinite(magnitudes.max()), name
+    return Magnitudes(float(np.median(magnitudes)), float(magnitudes.max()))
+
+
 class BiasRow(NamedTuple):
     """One kind of bias over all blocks: how many tensors, then the range of their median and largest magnitudes."""
 
@@ -23,22 +39,18 @@ class BiasRow(NamedTuple):
 
 @dataclass
 class BiasStatistics:
-    """Median and largest magnitude of every bias; the median is the bulk's, the largest a massive channel's."""
+    """The magnitudes of every bias, by kind."""
 
-    _kinds: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    _kinds: defaultdict[str, list[Magnitudes]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, name: str, values: np.ndarray) -> None:
-        """Counts the tensor `name` if it is a bias. Biases are stored in one piece."""
-        if not name.endswith(".bias"):
-            return
-        magnitudes = np.abs(values.astype(np.float32))
-        assert math.isfinite(magnitudes.max()), name
+    def add(self, name: str, magnitudes: Magnitudes) -> None:
+        """Counts the bias `name`."""
         kind = re.sub(r"\.\d+(?=\.(?!weight|bias))", ".*", name, count=1)
-        self._kinds[kind].append((float(np.median(magnitudes)), float(magnitudes.max())))
+        self._kinds[kind].append(magnitudes)
 
     def rows(self, prefix: str) -> Iterator[BiasRow]:
-        """The kinds of bias whose name starts with `prefix`, in order of writing."""
-        for kind, pairs in self._kinds.items():
+        """The kinds of bias whose name starts with `prefix`, in the order in which each was first added."""
+        for kind, found in self._kinds.items():
             if kind.startswith(prefix):
-                medians, largest = zip(*pairs, strict=True)
-                yield BiasRow(kind, len(pairs), (min(medians), max(medians)), (min(largest), max(largest)))
+                medians, largest = zip(*found, strict=True)
+                yield BiasRow(kind, len(found), (min(medians), max(medians)), (min(largest), max(largest)))

@@ -168,7 +168,7 @@ def test_a_full_disk(home, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shards, "write", full)
+        patch.setattr(checkpoint.shards, "fill", full)
         assert "No space left on device" in refusal()
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         assert "0.00 GB free" in refusal()
