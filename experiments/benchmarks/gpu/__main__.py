@@ -1,0 +1,133 @@
+"""The GPU benchmark: the transformer's forward pass beside its peers, and where its time goes.
+
+    python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes] [--seconds N]
+    python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too
+    python -m experiments.benchmarks.gpu --to DIR --report          tables and figures of what is there
+
+Writes DIR/benchmark.json (every sample), DIR/tables.md and figures. A section run again replaces its rows and keeps the
+others', and whatever was measured before an interruption stays. mflux is taken from PYTHONPATH; an arm that cannot be
+run leaves a row that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.benchmarks.gpu.shapes import SHAPES
+from experiments.benchmarks.gpu.store import read
+
+
+class Part(NamedTuple):
+    """A process to start; `share` of its section's seconds is for it."""
+
+    name: str
+    process: int
+    share: float
+
+
+class Section(NamedTuple):
+    """Parts in the order they run. `seconds` are aimed at; each arm gets its least number of rounds all the same."""
+
+    seconds: float
+    parts: tuple[Part, ...]
+
+
+SECTIONS = {
+    # MLX, torch, torch, MLX: a drift of the machine over the run falls on both alike
+    "forward": Section(
+        240,
+        (
+            Part("forward_mlx", 0, 0.3),
+            Part("forward_torch", 0, 0.2),
+            Part("forward_torch", 1, 0.15),
+            Part("forward_mlx", 1, 0.15),
+            Part("same_function_mlx", 0, 0.1),
+            Part("same_function_torch", 0, 0.1),
+        ),
+    ),
+    "pieces": Section(80, (Part("pieces", 0, 0.7), Part("block", 0, 0.3))),
+    "tokens": Section(75, (Part("tokens", 0, 1),)),
+    "depth": Section(40, (Part("depth", 0, 1),)),
+    "probes": Section(75, (Part("probes", 0, 1),)),
+}
+
+GRACE_SECONDS = 240
+"""Beyond its share, a part may load, compile and take its least number of rounds; then it is ended."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--shape", choices=SHAPES, default="full")
+    parser.add_argument("--only", type=_sections, default=list(SECTIONS), metavar="SECTION,...")
+    parser.add_argument("--parts", type=_names, metavar="PART,...", help="of these only parts such as forward_torch")
+    parser.add_argument("--seconds", type=float, help="time budget of each section")
+    parser.add_argument("--resume", action="store_true", help="leave out parts that are complete")
+    parser.add_argument("--report", action="store_true", help="measure nothing; draw what is there")
+    parser.add_argument("--commit", default="", help="of the code, where this is no git checkout")
+    options = parser.parse_args(argv)
+    options.to.mkdir(parents=True, exist_ok=True)
+    failed = [] if options.report else _measure(options)
+    _report(options.to)
+    for name in failed:
+        print(f"{name} did not finish", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _sections(text: str) -> list[str]:
+    unknown = [name for name in _names(text) if name not in SECTIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown section {unknown[0]!r}, expected some of {', '.join(SECTIONS)}")
+    return _names(text)
+
+
+def _measure(options: argparse.Namespace) -> list[str]:
+    """Runs the parts; the names of those that did not finish."""
+    failed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for section_name in options.only:
+            section = SECTIONS[section_name]
+            seconds = options.seconds or section.seconds
+            for part in section.parts:
+                name = f"{part.name}.{part.process}"
+                done = read(options.to)["parts"].get(name, {}).get("complete", False)
+                if (options.parts and part.name not in options.parts) or (options.resume and done):
+                    continue
+                if not _run(part, seconds * part.share, options, scratch):
+                    failed.append(name)
+            _report(options.to)
+    return failed
+
+
+def _run(part: Part, seconds: float, options: argparse.Namespace, scratch: str) -> bool:
+    started = time.perf_counter()
+    print(f"{part.name}.{part.process}: {seconds:.0f} s", flush=True)
+    command = [sys.executable, "-m", "experiments.benchmarks.gpu.part", part.name, "--process", str(part.process)]
+    command += ["--to", str(options.to), "--shape", options.shape, "--seconds", f"{seconds:.1f}"]
+    command += ["--scratch", scratch, "--commit", options.commit]
+    try:
+        done = subprocess.run(command, timeout=seconds + GRACE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        done = False
+    print(f"{part.name}.{part.process}: took {time.perf_counter() - started:.0f} s", flush=True)
+    return done
+
+
+def _report(folder: Path) -> None:
+    """In a process of its own: a figure that cannot be drawn costs no measurement."""
+    subprocess.run([sys.executable, "-m", "experiments.benchmarks.gpu.report", str(folder)], check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The time of one block as it runs in the model: forwards of two depths, whose difference is that of so many blocks.
+
+One set of block weights serves all: 680 MB, which no cache holds, so they come from memory as in the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+
+from experiments.benchmarks.gpu import mlx_model
+from experiments.benchmarks.gpu.depth import measure_depths
+from experiments.benchmarks.gpu.part import Job
+
+
+def run(job: Job) -> None:
+    model = mlx_model.made_transformer(replace(job.shape.config, num_layers=1), mx.bfloat16)
+    inputs = [mlx_model.made_inputs(job.shape, side, mx.bfloat16) for side in job.shape.forward_sides]
+    names = ("ours fast", "ours plain", "ours compiled blocks")
+    measure_depths(job, model, job.shape.piece_depths, inputs, names)

@@ -1,0 +1,176 @@
+"""Of what a block's time is made: pieces as often as they occur, against the block as it runs and against the ideal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.gpu.shapes import SHAPES, Shape
+from experiments.benchmarks.gpu.store import rows
+from experiments.benchmarks.gpu.summary import FAST, PLAIN, chosen, paired_by_round
+
+Key = tuple[str, str, int]
+"""Name, way and tokens of a piece."""
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """One piece: medians of seconds, and what they come to."""
+
+    name: str
+    group: str
+    way: str
+    tokens: int
+    flops: float
+    nbytes: float
+    chained: bool
+    seconds: float
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.flops / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.nbytes / self.seconds
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The highest rate measured of products, FLOP/s, and of copying, bytes/s."""
+
+    flops: float
+    nbytes: float
+
+    def ideal(self, piece: PieceResult) -> float:
+        """Seconds, were the slower of arithmetic and traffic at its ceiling and the other hidden."""
+        return max(piece.flops / self.flops, piece.nbytes / self.nbytes)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A way to run a block: seconds of each category; `rest` is what the whole takes beyond its pieces."""
+
+    side: int
+    name: str
+    categories: Mapping[str, float]
+    whole: float | None
+
+
+CATEGORIES = (
+    *("image products", "text products", "attention", "norm and modulate", "gated add", "GELU"),
+    *("RMS norm, RoPE, joining", "modulation vectors", "rest"),
+)
+
+
+def piece_results(record: Mapping[str, Any]) -> dict[Key, PieceResult]:
+    times: dict[Key, list[float]] = {}
+    for row in rows(record, "pieces", "time"):
+        times.setdefault((row["piece"], row["way"], row["tokens"]), []).append(row["seconds"])
+    results = {}
+    for row in rows(record, "pieces", "piece"):
+        key = row["piece"], row["way"], row["tokens"]
+        if key in times:
+            fields = (row[name] for name in ("piece", "group", "way", "tokens", "flops", "nbytes", "chained"))
+            results[key] = PieceResult(*fields, seconds=float(np.median(times[key])))
+    return results
+
+
+def ceilings(pieces: Mapping[Key, PieceResult]) -> Ceilings | None:
+    flops = [piece.flops_per_second for piece in pieces.values() if piece.name.startswith(("product", "square"))]
+    copies = [piece.bytes_per_second for piece in pieces.values() if piece.name == "copy"]
+    return Ceilings(max(flops), max(copies)) if flops and copies else None
+
+
+def compositions(record: Mapping[str, Any]) -> list[Composition]:
+    """Of each size: the plain block, the fast one, and the fast one's pieces at the ceilings."""
+    pieces = piece_results(record)
+    limits = ceilings(pieces)
+    shape = _shape(record)
+    if limits is None or shape is None:
+        return []
+    found = []
+    for side in shape.forward_sides:
+        tokens = shape.tokens(side)
+        for name, recipe in ((PLAIN, _plain(shape, tokens)), (FAST, _fast(shape, tokens))):
+            if all(key in pieces for _, key, _ in recipe):
+                timed = _summed([(category, pieces[key].seconds, count) for category, key, count in recipe])
+                whole = block_seconds(record, name, side)
+                rest = max(0.0, whole - sum(timed.values())) if whole else 0.0
+                found.append(Composition(side, name, {**timed, "rest": rest}, whole))
+        recipe = _fast(shape, tokens)
+        if all(key in pieces for _, key, _ in recipe):
+            ideal = _summed([(category, limits.ideal(pieces[key]), count) for category, key, count in recipe])
+            found.append(Composition(side, "ideal", ideal, sum(ideal.values())))
+    return found
+
+
+def block_seconds(record: Mapping[str, Any], arm: str, side: int) -> float | None:
+    """A block as it runs in the model: the median over rounds of what so many more blocks take, a block."""
+    samples = chosen(rows(record, "block", "time"), arm=arm, side=side)
+    depths = sorted({row["depth"] for row in samples})
+    if len(depths) < 2:
+        return None
+    few, many = ({r["round"]: r["seconds"] for r in chosen(samples, depth=d)} for d in (depths[0], depths[-1]))
+    differences = [many[index] - few[index] for index in few.keys() & many.keys()]
+    return float(np.median(differences)) / (depths[-1] - depths[0]) if differences else None
+
+
+def block_ratio(record: Mapping[str, Any], side: int) -> Any:
+    """fast / plain of the deeper of the two models that give the time of a block."""
+    samples = chosen(rows(record, "block", "time"), side=side)
+    deepest = max((row["depth"] for row in samples), default=0)
+    return paired_by_round(*(chosen(samples, arm=arm, depth=deepest) for arm in (FAST, PLAIN)))
+
+
+Recipe = list[tuple[str, Key, int]]
+
+
+def _plain(shape: Shape, tokens: int) -> Recipe:
+    recipe = [
+        ("attention", ("attention", "eager", tokens), 1),
+        ("modulation vectors", ("modulation vectors", "addmm", 1), 2),
+        ("RMS norm, RoPE, joining", ("joining the streams", "eager", tokens), 3),
+    ]
+    for length, products in ((tokens, "image products"), (shape.text_tokens, "text products")):
+        d = shape.config.dim
+        recipe += [(products, (f"product {d} to {d}", "addmm", length), 4)]
+        recipe += [(products, (f"product {d} to {4 * d}", "addmm", length), 1)]
+        recipe += [(products, (f"product {4 * d} to {d}", "addmm", length), 1)]
+        recipe += [("norm and modulate", ("layer norm and modulate", "eager", length), 2)]
+        recipe += [("gated add", ("gated add", "eager", length), 2)]
+        recipe += [("GELU", ("GELU", "eager", length), 1)]
+        recipe += [("RMS norm, RoPE, joining", ("RMS norm and RoPE", "eager", length), 2)]
+    return recipe
+
+
+def _fast(shape: Shape, tokens: int) -> Recipe:
+    recipe = [
+        ("attention", ("attention", "eager", tokens), 1),
+        ("RMS norm, RoPE, joining", ("RMS norm, RoPE, joining", "fast kernel", tokens), 1),
+    ]
+    for length, products in ((tokens, "image products"), (shape.text_tokens, "text products")):
+        d = shape.config.dim
+        for k, n in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)):
+            recipe += [(products, (f"product {k} to {n}", "matmul", length), 1)]
+        recipe += [("norm and modulate", ("layer norm and modulate", "fast kernel", length), 1)]
+        recipe += [("norm and modulate", ("gated add, layer norm, modulate", "fast kernel", length), 1)]
+        recipe += [("gated add", ("gated add", "fast kernel", length), 1)]
+        recipe += [("GELU", ("GELU", "fast kernel", length), 1)]
+    return recipe
+
+
+def _summed(parts: list[tuple[str, float, int]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for category, seconds, count in parts:
+        sums[category] = sums.get(category, 0.0) + seconds * count
+    return {category: sums[category] for category in CATEGORIES if category in sums}
+
+
+def _shape(record: Mapping[str, Any]) -> Shape | None:
+    """That of the pieces."""
+    part = record["parts"].get("pieces.0")
+    return SHAPES[part["environment"]["shape"]] if part else None

@@ -1,0 +1,52 @@
+"""Whether the arms are one function: two blocks of full width, the same weights and inputs in every library.
+
+This part computes on MLX and leaves weights, inputs and outputs as files; `same_function_torch` compares them.
+In bfloat16 mflux rounds the frequencies of the timestep to bfloat16 too, which moves their angles by up to 1 rad: there
+it differs by more than the others do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from experiments.benchmarks.gpu import mlx_model
+from experiments.benchmarks.gpu.mflux_model import mflux
+from experiments.benchmarks.gpu.part import Job
+from experiments.benchmarks.gpu.rounds import record_error
+
+BLOCKS = 2
+TIMESTEP = 0.5
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
+
+
+def run(job: Job) -> None:
+    config = replace(job.shape.config, num_layers=BLOCKS)
+    side = job.shape.forward_sides[0]
+    model = mlx_model.made_transformer(config, mx.bfloat16)
+    inputs = mlx_model.made_inputs(job.shape, side, mx.bfloat16)
+    mx.save_safetensors(str(job.scratch / "weights.safetensors"), dict(tree_flatten(model.parameters())))
+    given = {"latents": inputs.latents, "text": inputs.text}
+    mx.save_safetensors(str(job.scratch / "inputs.safetensors"), given)
+    outputs = {}
+    for dtype_name, dtype in DTYPES.items():
+        model.set_dtype(dtype)
+        one = inputs._replace(latents=inputs.latents.astype(dtype), text=inputs.text.astype(dtype))
+        openers = {
+            "ours plain": mlx_model.ours(model, mlx_model.no_techniques),
+            "ours fast": mlx_model.ours(model, mlx_model.fast),
+            "ours compiled blocks": mlx_model.ours(model, mlx_model.compiled_blocks),
+            "mflux": mflux(model, job.shape.text_tokens),
+        }
+        for name, opener in openers.items():
+            try:
+                with opener() as forward:
+                    output = forward(one, TIMESTEP).astype(mx.float32)
+                    mx.eval(output)
+            except Exception as error:
+                record_error(job.writer, {"arm": name, "dtype": dtype_name, "what": "same function"}, error)
+                continue
+            outputs[f"{name}/{dtype_name}"] = output
+    mx.save_safetensors(str(job.scratch / "outputs.safetensors"), outputs)

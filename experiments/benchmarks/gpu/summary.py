@@ -1,0 +1,171 @@
+"""From samples to medians, ratios with intervals, and fitted laws. Reads benchmark.json only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.benchmarks.gpu.store import Row, rows
+from precision_lab.numerics.intervals import RESAMPLES, Ratio, mad, paired_ratio
+
+FAST, PLAIN = "ours fast", "ours plain"
+FORWARD_PARTS = ("forward_mlx", "forward_torch")
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """One arm at one size. Seconds; peak memory in GB, weights included; `fast_ratio` is fast / this arm."""
+
+    arm: str
+    side: int
+    seconds: list[float]
+    by_process: list[float]
+    """The median of each process."""
+    peak_gb: float | None
+    fast_ratio: Ratio | None
+    paired: bool
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def mad(self) -> float:
+        return mad(self.seconds)
+
+
+def forward_results(record: Mapping[str, Any]) -> list[ForwardResult]:
+    """All arms at all sizes, the fastest of a size first."""
+    samples = {part: list(rows(record, part, "time")) for part in FORWARD_PARTS}
+    memory = [row for part in FORWARD_PARTS for row in rows(record, part, "memory")]
+    results = []
+    for part, taken in samples.items():
+        for arm, side in dict.fromkeys((row["arm"], row["side"]) for row in taken):
+            own = chosen(taken, arm=arm, side=side)
+            fast = chosen(samples["forward_mlx"], arm=FAST, side=side)
+            paired = part == "forward_mlx"
+            ratio = (paired_by_round if paired else unpaired)(fast, own) if fast and arm != FAST else None
+            peaks = [row["peak_gb"] for row in chosen(memory, arm=arm, side=side)]
+            results.append(
+                ForwardResult(
+                    *(arm, side, [row["seconds"] for row in own], [float(np.median(s)) for s in _by_process(own)]),
+                    *(max(peaks, default=None), ratio, paired),
+                )
+            )
+    return sorted(results, key=lambda result: (result.side, result.median))
+
+
+def best_peer(results: Iterable[ForwardResult], side: int) -> ForwardResult | None:
+    """The fastest arm of another library."""
+    peers = [result for result in results if result.side == side and not result.arm.startswith("ours")]
+    return min(peers, key=lambda result: result.median, default=None)
+
+
+def chosen(samples: Iterable[Row], **tags: Any) -> list[Row]:
+    """The rows with these values."""
+    return [row for row in samples if all(row.get(key) == value for key, value in tags.items())]
+
+
+def paired_by_round(subject: Sequence[Row], baseline: Sequence[Row]) -> Ratio:
+    """Median of the ratios within rounds of one process, over the rounds that both were in."""
+    a, b = ({(row["process"], row["round"]): row["seconds"] for row in taken} for taken in (subject, baseline))
+    both = sorted(a.keys() & b.keys())
+    return paired_ratio([a[key] for key in both], [b[key] for key in both])
+
+
+def unpaired(subject: Sequence[Row], baseline: Sequence[Row], seed: int = 0) -> Ratio:
+    """Ratio of the medians of two sets of samples of different processes, with its 95 % bootstrap interval.
+
+    Samples are drawn anew within each process, so what differs between processes of one arm is not in the interval; the
+    medians of the processes are stated beside it.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = (_resampled_medians(_by_process(taken), rng) for taken in (subject, baseline))
+    low, high = np.quantile(a / b, (0.025, 0.975))
+    medians = (np.median([row["seconds"] for row in taken]) for taken in (subject, baseline))
+    return Ratio(float(np.divide(*medians)), float(low), float(high))
+
+
+def _by_process(taken: Sequence[Row]) -> list[npt.NDArray[np.float64]]:
+    processes = sorted({row["process"] for row in taken})
+    return [np.array([row["seconds"] for row in taken if row["process"] == process]) for process in processes]
+
+
+def _resampled_medians(groups: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(RESAMPLES,) medians of all groups together, each group drawn anew with replacement."""
+    drawn = [group[rng.integers(group.size, size=(RESAMPLES, group.size))] for group in groups]
+    return np.median(np.concatenate(drawn, axis=1), axis=1)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted curve. `slope` is the exponent of a power law, or the rise of a line; medians over rounds.
+
+    `local` is the slope between neighbouring points.
+    """
+
+    x: list[float]
+    median: list[float]
+    slope: Ratio
+    constant: float
+    local: list[float]
+
+
+def power_law(samples: Sequence[Row], key: str) -> Law | None:
+    """seconds = constant * x ** slope, fitted by least squares of the logarithms in each round."""
+    return _law(samples, key, np.log, np.exp)
+
+
+def line(samples: Sequence[Row], key: str) -> Law | None:
+    """seconds = constant + slope * x, fitted by least squares in each round."""
+    return _law(samples, key, np.asarray, float)
+
+
+def _law(samples: Sequence[Row], key: str, forth: Any, back: Any) -> Law | None:
+    x = sorted({row[key] for row in samples})
+    rounds = sorted({(row["process"], row["round"]) for row in samples})
+    table = {(row["process"], row["round"], row[key]): row["seconds"] for row in samples}
+    whole = [[table[(*round_, value)] for value in x] for round_ in rounds if all((*round_, v) in table for v in x)]
+    if len(x) < 2 or not whole:
+        return None
+    fits = [np.polyfit(forth(x), forth(times), 1) for times in whole]
+    slopes = np.array([fit[0] for fit in fits])
+    median = np.median(whole, axis=0)
+    local = np.diff(forth(median)) / np.diff(forth(x))
+    constant = float(back(np.median([fit[1] for fit in fits])))
+    return Law(x, median.tolist(), _median_interval(slopes), constant, local.tolist())
+
+
+def _median_interval(values: npt.NDArray[np.float64]) -> Ratio:
+    """The median with its 95 % percentile bootstrap interval."""
+    medians = np.median(values[np.random.default_rng(0).integers(values.size, size=(RESAMPLES, values.size))], axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return Ratio(float(np.median(values)), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A model observed: the ratio to the same model never touched, in the same round."""
+
+    arm: str
+    probes: str
+    side: int
+    seconds: float
+    setup_seconds: float
+    arrays: float
+    ratio: Ratio
+
+
+def probe_results(record: Mapping[str, Any]) -> list[ProbeResult]:
+    samples = list(rows(record, "probes", "time"))
+    results = []
+    for arm, probes, side in dict.fromkeys((row["arm"], row["probes"], row["side"]) for row in samples):
+        own, untouched = (chosen(samples, arm=arm, probes=name) for name in (probes, "none"))
+        if probes != "none" and untouched:
+            values = (float(np.median([row[key] for row in own])) for key in ("seconds", "setup_seconds", "arrays"))
+            results.append(ProbeResult(arm, probes, side, *values, paired_by_round(own, untouched)))
+    return results

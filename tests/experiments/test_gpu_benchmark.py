@@ -1,0 +1,245 @@
+"""The GPU benchmark: its statistics on samples of known laws, its figures, and a run of the tiny shape on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from fabricated_gpu_benchmark import BLOCK_MS, COPY, EXPONENT, MILLISECONDS, PEAK, PROBES, record
+from mlx.utils import tree_flatten
+
+from experiments.benchmarks.gpu import figures, mlx_model, report, roofline, store
+from experiments.benchmarks.gpu.composition import block_seconds, ceilings, compositions, piece_results
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, made_inputs, made_transformer, unseen_timesteps
+from experiments.benchmarks.gpu.rounds import WARMUP_ROUNDS, Arm, measure
+from experiments.benchmarks.gpu.shapes import FULL, TINY
+from experiments.benchmarks.gpu.summary import (
+    best_peer,
+    chosen,
+    forward_results,
+    line,
+    paired_by_round,
+    power_law,
+    probe_results,
+    unpaired,
+)
+from experiments.benchmarks.gpu.tables import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return record()
+
+
+def samples(values, process=0):
+    return [{"process": process, "round": i, "seconds": float(v)} for i, v in enumerate(values)]
+
+
+def test_medians_ratios_and_the_best_peer_are_those_of_the_made_times(made):
+    results = forward_results(made)
+    assert len(results) == 2 * len(MILLISECONDS)
+    for result in results:
+        expected = MILLISECONDS[result.arm][FULL.forward_sides.index(result.side)]
+        assert result.median == pytest.approx(expected / 1e3, rel=0.01)
+        assert len(result.by_process) == 2
+        assert len(result.seconds) == 24
+        assert result.paired != result.arm.startswith("diffusers")
+        if result.fast_ratio is not None:
+            fast = MILLISECONDS["ours fast"][FULL.forward_sides.index(result.side)]
+            assert result.fast_ratio.estimate == pytest.approx(fast / expected, rel=0.03)
+            assert result.fast_ratio.lo < result.fast_ratio.estimate < result.fast_ratio.hi
+    assert [best_peer(results, side).arm for side in FULL.forward_sides] == ["mflux", "diffusers compiled"]
+
+
+def test_pairing_takes_out_what_slows_a_whole_round():
+    rng = np.random.default_rng(3)
+    load = np.exp(rng.normal(size=30))
+    a, b = samples(load * (1.1 + 0.01 * rng.normal(size=30))), samples(load)
+    paired, apart = paired_by_round(a, b), unpaired(a, b)
+    assert paired.estimate == pytest.approx(1.1, rel=0.02)
+    assert paired.half_width < 0.02 < apart.half_width
+
+
+def test_pairs_are_of_one_process_and_round():
+    a = samples([2, 4]) + samples([6, 100], process=1)
+    b = samples([1, 2]) + samples([3], process=1)
+    assert paired_by_round(a, b).estimate == 2
+
+
+def test_the_unpaired_interval_covers_the_true_ratio_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(40):
+        a, b = (samples(scale * np.exp(0.1 * rng.normal(size=40))) for scale in (0.5, 1.0))
+        ratio = unpaired(a, b, seed=trial)
+        covered += ratio.lo <= 0.5 <= ratio.hi
+    assert covered >= 33
+
+
+def test_laws_are_recovered(made):
+    tokens = [{**row, "process": 0} for row in made["parts"]["tokens.0"]["rows"]]
+    law = power_law(chosen(tokens, arm="ours fast"), "tokens")
+    assert law.slope.estimate == pytest.approx(EXPONENT, abs=0.02)
+    assert law.slope.lo <= law.slope.estimate <= law.slope.hi
+    assert np.allclose(law.local, EXPONENT, atol=0.1)
+    depth = [{**row, "process": 0} for row in made["parts"]["depth.0"]["rows"]]
+    law = line(chosen(depth, arm="ours plain"), "depth")
+    assert law.slope.estimate == pytest.approx(1.7e-3, rel=0.02)
+    assert law.constant == pytest.approx(2e-3, rel=0.5)
+
+
+def test_a_law_needs_two_sizes():
+    assert power_law([], "tokens") is None
+    assert line([{"process": 0, "round": 0, "depth": 1, "seconds": 1.0}], "depth") is None
+
+
+def test_probes_are_compared_with_the_model_never_touched(made):
+    results = probe_results(made)
+    assert {(r.arm, r.probes) for r in results} == {
+        *(("ours plain", probes) for probes in PROBES),
+        *(("ours fast", probes) for probes in ("off", "blocks")),
+    }
+    for result in results:
+        assert result.ratio.estimate == pytest.approx(PROBES[result.probes], rel=0.02)
+
+
+def test_pieces_and_rest_add_up_to_the_block_as_it_runs(made):
+    assert ceilings(piece_results(made)).flops == pytest.approx(PEAK, rel=0.02)
+    assert ceilings(piece_results(made)).nbytes == pytest.approx(COPY, rel=0.02)
+    found = compositions(made)
+    assert [(c.side, c.name) for c in found] == [
+        (side, name) for side in FULL.forward_sides for name in ("ours plain", "ours fast", "ideal")
+    ]
+    for composition in found:
+        total = sum(composition.categories.values())
+        if composition.name == "ideal":
+            fast = next(c for c in found if (c.side, c.name) == (composition.side, "ours fast"))
+            assert all(seconds <= 1.03 * fast.categories[name] for name, seconds in composition.categories.items())
+        elif composition.categories["rest"]:
+            assert total == pytest.approx(composition.whole)
+        else:
+            assert total >= composition.whole
+    measured = block_seconds(made, "ours fast", 1024)
+    assert measured == pytest.approx(BLOCK_MS["ours fast"][1] / 1e3, rel=0.1)
+
+
+def test_tables_and_figures_come_of_any_part_of_a_record(made, tmp_path):
+    store.write(tmp_path / store.FILE, made)
+    report.main(tmp_path)
+    names = {"forward", "roofline", "block", "laws", "probes"}
+    written = {file.name for file in tmp_path.iterdir()}
+    assert written == {store.FILE, "tables.md", *(f"{n}.{kind}" for n in names for kind in ("png", "svg"))}
+    text = markdown(made)
+    assert "Best peer: diffusers compiled" in text
+    assert "a / b c" in text  # what would break a table's row
+    short = record(rounds=3)["parts"]
+    for name in short:
+        markdown({"parts": {name: short[name]}})
+    empty = {"parts": {}}
+    assert markdown(empty)
+    draws = (figures.forward, roofline.draw, figures.block, figures.laws, figures.probes)
+    assert [draw(empty) for draw in draws] == [None] * len(draws)
+
+
+def test_labels_keep_their_order_and_distance():
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 9, 30):
+        positions = sorted(rng.normal(size=n))
+        places = np.array(roofline.spread(positions, 0.2))
+        assert len(places) == n
+        assert (np.diff(places) > 0.2 - 1e-9).all()
+    assert roofline.spread([0.0, 1.0], 0.2) == [0.0, 1.0]
+
+
+def test_a_part_replaces_its_own_rows_only_and_is_on_disk_at_once(tmp_path):
+    first = store.PartWriter(tmp_path, "tokens.0", {})
+    first.add("time", seconds=1.0)
+    first.complete()
+    second = store.PartWriter(tmp_path, "tokens.1", {"device": "x"})
+    second.add("time", seconds=2.0)
+    second.save()
+    assert [(r["process"], r["seconds"]) for r in store.rows(store.read(tmp_path), "tokens", "time")] == [
+        (0, 1),
+        (1, 2),
+    ]
+    assert [part["complete"] for part in store.read(tmp_path)["parts"].values()] == [True, False]
+    store.PartWriter(tmp_path, "tokens.0", {})
+    assert [r["seconds"] for r in store.rows(store.read(tmp_path), "tokens", "time")] == [2]
+    json.loads((tmp_path / store.FILE).read_text())
+
+
+def test_an_arm_that_fails_is_left_out_and_the_others_go_on(tmp_path, capsys):
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) > WARMUP_ROUNDS + 1:
+            raise RuntimeError("out of memory")
+        return {"seconds": 1.0}
+
+    writer = store.PartWriter(tmp_path, "tokens.0", {})
+    measure(writer, [Arm({"arm": "good"}, lambda: {"seconds": 2.0}), Arm({"arm": "bad"}, failing)], 0, min_rounds=4)
+    kept = store.read(tmp_path)
+    assert [r["round"] for r in store.rows(kept, "tokens", "time") if r["arm"] == "good"] == [0, 1, 2, 3]
+    assert len([r for r in store.rows(kept, "tokens", "time") if r["arm"] == "bad"]) == 1
+    (error,) = store.rows(kept, "tokens", "error")
+    assert error["error"] == "RuntimeError: out of memory"
+    assert "out of memory" in capsys.readouterr().out
+
+
+def test_made_weights_fill_every_parameter_and_the_output_is_finite():
+    model = made_transformer(TINY.config, mx.bfloat16)
+    for name, array in tree_flatten(model.parameters()):
+        assert array.dtype == mx.bfloat16
+        if "norm" in name and name.endswith("weight") and "linear" not in name:
+            assert (array == 1).all().item()
+        elif array.size > 1000:
+            assert mx.std(array.astype(mx.float32)).item() == pytest.approx(mlx_model.WEIGHT_SCALE, rel=0.1)
+    with mlx_model.ours(model, mlx_model.no_techniques)() as forward:
+        output = forward(made_inputs(TINY, 64, mx.bfloat16), SEEN_TIMESTEP)
+    assert output.shape == (1, 16, 64)
+    assert mx.isfinite(output).all().item()
+
+
+def test_first_blocks_come_around_again_and_share_their_arrays():
+    model = made_transformer(TINY.config, mx.bfloat16)
+    deep = mlx_model.first_blocks(model, 5)
+    assert len(deep.transformer_blocks) == 5
+    assert len(model.transformer_blocks) == TINY.config.num_layers
+    assert deep.transformer_blocks[3].attn.to_q.weight is model.transformer_blocks[0].attn.to_q.weight
+    assert deep.transformer_blocks[3].attn is not deep.transformer_blocks[0].attn
+
+
+def test_unseen_timesteps_are_exact_in_bfloat16_and_never_come_twice():
+    values = list(unseen_timesteps())
+    assert len({*values, SEEN_TIMESTEP}) == len(values) + 1 > 1000
+    assert mx.array(values).astype(mx.bfloat16).astype(mx.float32).tolist() == values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("section", "parts"),
+    [
+        ("forward", ["forward_mlx", "forward_torch", "same_function_mlx", "same_function_torch"]),
+        ("pieces", ["pieces", "block"]),
+        ("tokens", ["tokens"]),
+        ("depth", ["depth"]),
+        ("probes", ["probes"]),
+    ],
+)
+def test_the_tiny_shape_runs_to_its_end(section, parts, tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmarks.gpu", "--to", str(tmp_path), "--shape", "tiny"]
+    done = subprocess.run([*command, "--only", section, "--seconds", "1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = store.read(tmp_path)["parts"]
+    assert {name.split(".")[0] for name in measured} == set(parts)
+    errors = [row for part in measured.values() for row in part["rows"] if row["kind"] == "error"]
+    assert all(row["arm"] == "mflux" for row in errors), errors  # an own install, where there is one
+    for row in store.rows({"parts": measured}, "same_function_torch", "same_function"):
+        assert row["rel_l2"] < (1e-5 if row["dtype"] == "float32" else 2e-2)
+    assert list(tmp_path.glob("*.png"))
