@@ -30,16 +30,6 @@ timed() { # timed NAME COMMAND...: runs it, and prints how long it took and how 
 
 is_complete() { grep -qs '"status": "complete"' "$1/manifest.json" && [ -f "$1/report.html" ]; }
 
-make_checkpoint() {
-  # a run of the small model meanwhile: MLX compiles its kernels, and what cannot run fails early
-  lab run +exp=full_scale model=micro_synthetic image.height=128 image.width=128 sampler.steps=1 "$ONE_PROMPT" \
-    latency.min_rounds=1 latency.max_rounds=1 out="$RUNS/small-$$" >"$OUT/small.log" 2>&1 &
-  local small=$! code=0
-  lab models make="$PRESET" to="$DIR" || code=$?
-  wait "$small" || echo "the small run ended with exit code $?, see small.log"
-  return "$code"
-}
-
 run() { # run NAME OVERRIDES...: the experiment into $RUNS/NAME, continued if it was cut off
   local out=$RUNS/$1
   shift
@@ -62,7 +52,7 @@ keep() { # keep NAME: what a repository can hold; tables only where they are sma
 for stage in $STAGES; do
   case $stage in
     make)
-      [ -f "$DIR/model_index.json" ] || timed make make_checkpoint
+      [ -f "$DIR/model_index.json" ] || timed make lab models make="$PRESET" to="$DIR"
       [ -f "$DIR/model_index.json" ] || exit "$failed"
       ;;
     run512)
