@@ -106,22 +106,29 @@ def laws(record: Mapping[str, Any]) -> Drawing | None:
     if not tokens and not depth:
         return None
     figure = style.new_figure(3.5)
-    left, right = figure.subplots(1, 2)
+    panels = list(figure.subplots(1, 2, squeeze=False)[0])
     if tokens:
-        _draw_tokens(left, {arm: power_law(chosen(tokens, arm=arm), "tokens") for arm in (PLAIN, FAST)})
+        _draw_tokens(panels.pop(0), {arm: power_law(chosen(tokens, arm=arm), "tokens") for arm in (PLAIN, FAST)})
     if depth:
-        _draw_depth(right, {arm: line(chosen(depth, arm=arm), "depth") for arm in (PLAIN, FAST)}, depth[0]["side"])
-    caption = "Medians; lines are least-squares fits in each round, the median of their coefficients."
+        _draw_depth(
+            panels.pop(0), {arm: line(chosen(depth, arm=arm), "depth") for arm in (PLAIN, FAST)}, depth[0]["side"]
+        )
+    for empty in panels:
+        empty.set_axis_off()
+    caption = (
+        "Medians; lines are least-squares fits in each round, the median of their coefficients; over tokens of "
+        "those sizes that are not bound by submitting operations."
+    )
     return Drawing("laws", "Cost against tokens and depth", figure, caption)
 
 
 def _draw_tokens(axes: Axes, fitted: Mapping[str, Law | None]) -> None:
     known = {arm: law for arm, law in fitted.items() if law is not None}
     for arm, law in known.items():
-        x = np.array(law.x)
+        x = np.array([value for value in law.x if value >= law.fitted_from])
         axes.plot(x, 1e3 * law.constant * x**law.slope.estimate, color=COLOURS[arm], linewidth=1.2, alpha=0.6)
         label = f"{arm}: exponent {law.slope.estimate:.2f}"
-        axes.plot(x, 1e3 * np.array(law.median), "o", color=COLOURS[arm], markersize=4.5, label=label)
+        axes.plot(law.x, 1e3 * np.array(law.median), "o", color=COLOURS[arm], markersize=4.5, label=label)
     axes.set_xscale("log")
     values = [1e3 * np.array(law.median) for law in known.values()]
     style.log_axis(axes, *style.log_range(values))

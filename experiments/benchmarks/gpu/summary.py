@@ -16,6 +16,10 @@ FAST, PLAIN = "ours fast", "ours plain"
 FORWARD_PARTS = ("forward_mlx", "forward_torch")
 
 
+ABOVE_FLOOR = 1.5
+"""A forward that takes so many times as long as the shortest is bound by the device, not by submitting."""
+
+
 @dataclass(frozen=True)
 class ForwardResult:
     """One arm at one size. Seconds; peak memory in GB, weights included; `fast_ratio` is fast / this arm."""
@@ -103,21 +107,26 @@ def _resampled_medians(groups: Sequence[npt.NDArray[np.float64]], rng: np.random
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted curve. `slope` is the exponent of a power law, or the rise of a line; medians over rounds.
+    """A curve fitted to the points from `fitted_from` on; medians over rounds.
 
-    `local` is the slope between neighbouring points.
+    `slope` is the exponent of a power law, or the rise of a line; `local` is that between neighbouring points.
     """
 
     x: list[float]
     median: list[float]
+    fitted_from: float
     slope: Ratio
     constant: float
     local: list[float]
 
 
 def power_law(samples: Sequence[Row], key: str) -> Law | None:
-    """seconds = constant * x ** slope, fitted by least squares of the logarithms in each round."""
-    return _law(samples, key, np.log, np.exp)
+    """seconds = constant * x ** slope, fitted by least squares of the logarithms in each round.
+
+    Of the points that take more than ABOVE_FLOOR times the least time, where there are two: below them submitting the
+    operations takes longer than computing them, whatever x is.
+    """
+    return _law(samples, key, np.log, np.exp, ABOVE_FLOOR)
 
 
 def line(samples: Sequence[Row], key: str) -> Law | None:
@@ -125,19 +134,21 @@ def line(samples: Sequence[Row], key: str) -> Law | None:
     return _law(samples, key, np.asarray, float)
 
 
-def _law(samples: Sequence[Row], key: str, forth: Any, back: Any) -> Law | None:
+def _law(samples: Sequence[Row], key: str, forth: Any, back: Any, above: float = 0.0) -> Law | None:
     x = sorted({row[key] for row in samples})
     rounds = sorted({(row["process"], row["round"]) for row in samples})
     table = {(row["process"], row["round"], row[key]): row["seconds"] for row in samples}
     whole = [[table[(*round_, value)] for value in x] for round_ in rounds if all((*round_, v) in table for v in x)]
     if len(x) < 2 or not whole:
         return None
-    fits = [np.polyfit(forth(x), forth(times), 1) for times in whole]
-    slopes = np.array([fit[0] for fit in fits])
     median = np.median(whole, axis=0)
+    first = int(np.argmax(median > above * median.min()))
+    first = first if first < len(x) - 1 else 0
+    fits = [np.polyfit(forth(x[first:]), forth(times[first:]), 1) for times in whole]
+    slopes = np.array([fit[0] for fit in fits])
     local = np.diff(forth(median)) / np.diff(forth(x))
     constant = float(back(np.median([fit[1] for fit in fits])))
-    return Law(x, median.tolist(), _median_interval(slopes), constant, local.tolist())
+    return Law(x, median.tolist(), x[first], _median_interval(slopes), constant, local.tolist())
 
 
 def _median_interval(values: npt.NDArray[np.float64]) -> Ratio:

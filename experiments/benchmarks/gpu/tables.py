@@ -152,7 +152,7 @@ def _tokens(record: Mapping[str, Any]) -> Iterator[str]:
     for arm in (PLAIN, FAST):
         law = power_law(chosen(samples, arm=arm), "tokens")
         if law is not None:
-            yield f"{arm}: time ~ tokens ^ **{_interval(law.slope)}** over all sizes.\n"
+            yield f"{arm}: time ~ tokens ^ **{_interval(law.slope)}** from {law.fitted_from:g} tokens on.\n"
             yield from _law_table(law, "tokens (image and text)", "local exponent")
 
 
