@@ -87,8 +87,8 @@ class QuantizedLinear(nn.QuantizedLinear):
     def _has_one_group(self) -> bool:
         """Whether a row is a single group, as those of img_in are: 64 channels.
 
-        For these, and only for these, MLX 0.32 has a kernel of its own on Hopper (qmm_sm90, where group_size >= K); with
-        it the output was not finite (H100, MLX 0.32.4, affine, 4 and 8 bits).
+        For these, and only for these, MLX 0.32 has a kernel of its own on Hopper (qmm_sm90, where group_size >= K).
+        With it the output was not finite (H100, MLX 0.32.4, affine, 4 and 8 bits).
         """
         return bool(self.scales.shape[-1] == 1)
 
