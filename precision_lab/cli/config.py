@@ -69,13 +69,13 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         Claim.from_dict(claim)
     return RunSpec(
         experiment=resolved.experiment,
-        model=_model(resolved.model),
+        model=model_spec(resolved.model),
         sampler=_fields(SamplerSpec, {**resolved.sampler, **resolved.image}),
         prompts=_list(resolved, "prompts"),
         seeds=_list(resolved, "seeds"),
         variants=variants,
         baseline=baseline,
-        probes={str(name): _build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
+        probes={str(name): build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
         drift_sites=list(resolved.drift.sites),
         teacher=_fields(TeacherSpec, resolved.drift.teacher),
         pinned=_pinned(resolved.pinned),
@@ -111,8 +111,7 @@ def _variants(config: DictConfig) -> list[Variant]:
             if key not in _VARIANT_KEYS:
                 raise InputError(f"Unknown setting 'variants.{name}.{key!s}'. {nearest(str(key), _VARIANT_KEYS)}")
         techniques = {
-            str(key): _build(node, Technique, f"technique {key}")
-            for key, node in (value.get("technique") or {}).items()
+            str(key): build(node, Technique, f"technique {key}") for key, node in (value.get("technique") or {}).items()
         }
         process = value.get("process") or {}
         if not isinstance(process, dict | DictConfig):
@@ -153,7 +152,7 @@ def _factorial(config: DictConfig, described: Mapping[str, Any]) -> dict[str, An
     return variants
 
 
-def _build(node: Any, kind: Any, what: str, *others: Any) -> Any:
+def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
     """The object a `_target_` names, checked against the protocol it must follow, or one of `others`."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
@@ -173,7 +172,7 @@ def _members(protocol: type) -> list[str]:
     return [name for name in vars(protocol) if not name.startswith("_")]
 
 
-def _model(config: DictConfig) -> ModelSpec:
+def model_spec(config: DictConfig) -> ModelSpec:
     values: dict[str, Any] = {str(k): v for k, v in config.items()}
     if not values.get("path"):
         raise InputError(

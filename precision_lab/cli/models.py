@@ -9,8 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from precision_lab.cli.config import _build as build
-from precision_lab.cli.config import _model as model_spec
+from precision_lab.cli.config import build, model_spec
 from precision_lab.cli.paths import conf_dir
 from precision_lab.cli.progress import open_console, showing
 from precision_lab.errors import InputError, nearest

@@ -45,4 +45,5 @@ class Models:
 
 def _dtypes(pipeline: Pipeline) -> set[mx.Dtype]:
     modules = pipeline.components.values()
-    return {array.dtype for module in modules for _, array in tree_flatten(module.parameters())}
+    arrays = [array for module in modules for _, array in tree_flatten(module.parameters())]
+    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights have no say

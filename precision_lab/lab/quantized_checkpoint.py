@@ -22,7 +22,7 @@ from precision_lab.instrument.sites import walk
 from precision_lab.model import weights
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.quantized import Quantization
-from precision_lab.synthetic.checkpoint import _replacing as replacing
+from precision_lab.synthetic.checkpoint import replacing
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 

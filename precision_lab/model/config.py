@@ -14,6 +14,10 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from precision_lab.errors import InputError, nearest
 
 
+_OF_LOADING = {"quantization", "quantization_config"}
+"""Keys that say how the weights are stored, see stored_quantization."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Base: reads known keys from a mapping, checking the type of each."""
@@ -34,7 +38,7 @@ class Config:
                 raise InputError(
                     f"{cls.__name__}: {key} is {raw[key]!r}, expected a value like {defaults[key]!r}"
                 ) from error
-        ignored = sorted(k for k in raw.keys() - defaults.keys() if not k.startswith("_"))
+        ignored = sorted(k for k in raw.keys() - defaults.keys() - _OF_LOADING if not k.startswith("_"))
         return cls(**values), tuple(ignored)
 
 

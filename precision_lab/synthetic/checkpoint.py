@@ -51,7 +51,7 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
         )
     components = _components(shape, Source(seed))
     total = _total(components)
-    with _replacing(out, total + _BESIDE_WEIGHTS) as folder:
+    with replacing(out, total + _BESIDE_WEIGHTS) as folder:
         statistics = BiasStatistics()
         done = 0
 
@@ -108,7 +108,7 @@ def _write_configs(folder: Path, shape: Shape) -> None:
 
 
 @contextmanager
-def _replacing(out: Path, needed: int) -> Iterator[Path]:
+def replacing(out: Path, needed: int) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end of the block, or vanishes if it raises."""
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -94,6 +94,15 @@ def test_what_we_save_computes_what_the_technique_does(saved, small_checkpoint, 
     assert_same_outputs(saved, small_checkpoint, MIXED, dtype)
 
 
+def test_a_checkpoint_whose_blocks_differ_streams(saved):
+    """The first block keeps a linear that the second has quantised, and modulations are of four kinds."""
+    resident, streamed = (
+        outputs(components(Checkpoint(saved, stream=stream), mx.bfloat16), mx.bfloat16) for stream in (False, True)
+    )
+    for ours, theirs in zip(streamed, resident, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_what_we_save_is_a_whole_checkpoint(saved, small_checkpoint):
     files = {str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()}
     originals = {str(file.relative_to(small_checkpoint)) for file in small_checkpoint.rglob("*") if file.is_file()}
