@@ -84,6 +84,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         resume=bool(resume),
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
+        workers=resolved.workers,
         claims=claims,
     )
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend, environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
-from precision_lab.lab import latency, pinned, tables
+from precision_lab.lab import crew, latency, pinned, tables
 from precision_lab.lab.bench import Bench, part_name, reference_path
+from precision_lab.lab.crew import Crew, Generation
 from precision_lab.lab.folder import prepare, write_json
 from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import CALL
@@ -74,6 +78,11 @@ class Laboratory:
         elsewhere = {variant.process for variant in spec.variants} - {_HERE}
         assert child or not elsewhere, "variants of another process need a command that starts one"
         self.children = {process: Child(child, spec.out, process) for process in elsewhere}
+        alone = bool(elsewhere) or not child  # a process that is asked by two would mix up its answers
+        number = 1 if alone else crew.workers(spec, _bytes(reference.components))
+        self.helpers = [Child(child, spec.out, _HERE) for _ in range(number - 1)]
+        self.reporting = Lock()
+        self.ended = False
         self.margin = spec.latency.margin or latency.DEFAULT_MARGIN[backend()]
         self.fingerprint = self.checkpoint.fingerprint()
         self.started = _now()
@@ -92,7 +101,8 @@ class Laboratory:
             self._write_manifest("failed")
             raise
         finally:
-            for child in self.children.values():
+            self.ended = True
+            for child in (*self.children.values(), *self.helpers):
                 child.close()
         tables.merge(self.spec.out)
         shutil.rmtree(self.spec.out / "reference", ignore_errors=True)
@@ -115,29 +125,39 @@ class Laboratory:
         per_case = len(spec.all_variants) * spec.sampler.steps
         timing = len(spec.variants) * spec.latency.min_rounds
         self.progress.start(len(spec.cases) * per_case + pinned.steps(spec) + timing)
-        for case in spec.cases:
-            for variant in spec.all_variants:
-                self._make(variant, case)
-            reference_path(spec.out, case).unlink(missing_ok=True)  # gigabytes for a large model
-        pinned.measure(self.bench, self.progress.advance)
+        generations = Crew(spec.all_variants, spec.cases, self._finished)
+        helpers = [partial(self._make, helper=helper) for helper in self.helpers]
+        generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
+        for helper in self.helpers:  # what follows is timed
+            helper.close()
         self._time_steps(timing)
 
-    def _make(self, variant: Variant, case: Case) -> None:
+    def _finished(self, case: Case) -> None:
+        reference_path(self.spec.out, case).unlink(missing_ok=True)  # gigabytes for a large model
+
+    def _make(self, generation: Generation, helper: Child | None = None) -> None:
+        variant, case = generation
         if self._is_done(variant, case) or variant.name in self.errors:
-            self.progress.advance(self.spec.sampler.steps, variant.name)
+            self._advance(self.spec.sampler.steps, variant.name)
             return
         try:
-            if variant.process == _HERE:
-                taught = [v for v in self.spec.variants if v.process == _HERE and v.name not in self.errors]
-                self.bench.make(variant, case, taught, self.progress.advance)
+            if variant.process != _HERE:
+                self.children[variant.process].make(variant, case, self._advance)
+            elif helper is not None:
+                helper.make(variant, case, self._advance)
             else:
-                self.children[variant.process].make(variant, case, self.progress.advance)
+                taught = [v for v in self.spec.variants if v.process == _HERE and v.name not in self.errors]
+                self.bench.make(variant, case, taught, self._advance)
         except (OSError, InputError):
             raise
         except Exception as error:
-            if variant.name == REFERENCE:
+            if variant.name == REFERENCE or self.ended:
                 raise
             self._failed(variant, error)
+
+    def _advance(self, amount: float, label: str) -> None:
+        with self.reporting:
+            self.progress.advance(amount, label)
 
     def _is_done(self, variant: Variant, case: Case) -> bool:
         """Whether a generation was finished before; the reference's, only if no variant still needs its arrays."""
@@ -148,7 +168,7 @@ class Laboratory:
     def _time_steps(self, weight: float) -> None:
         part = "step"
         if tables.part_path(self.spec.out, "latency", part).exists():
-            self.progress.advance(weight, "timing")
+            self._advance(weight, "timing")
             return
         samplers = {
             v.name: partial(self.children.get(v.process, self.bench).time_step, v)
@@ -161,7 +181,7 @@ class Laboratory:
 
         def on_round(share: float) -> None:
             nonlocal shown
-            self.progress.advance(max(0.0, min(share, 1.0) - shown) * weight, "timing")
+            self._advance(max(0.0, min(share, 1.0) - shown) * weight, "timing")
             shown = max(shown, min(share, 1.0))
 
         rows = latency.measure(samplers, self.spec.baseline, self.spec.latency, self.margin, on_round)
@@ -238,6 +258,11 @@ class Laboratory:
                 if s.weights
             },
         }
+
+
+def _bytes(components: Mapping[str, nn.Module]) -> int:
+    """Of all parameters."""
+    return sum(array.nbytes for module in components.values() for _, array in tree_flatten(module.parameters()))
 
 
 def _now() -> str:

@@ -208,7 +208,10 @@ class Case:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """An experiment ready to run."""
+    """An experiment ready to run.
+
+    workers: processes that make generations at once; None: as many as pay, see `precision_lab.lab.crew`.
+    """
 
     experiment: str
     model: ModelSpec
@@ -226,6 +229,7 @@ class RunSpec:
     resume: bool = False
     resolved: str = ""
     command: Sequence[str] = ()
+    workers: int | None = None
     claims: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
@@ -241,6 +245,8 @@ class RunSpec:
             raise InputError("prompts and seeds must each be distinct")
         if not self.variants:
             raise InputError("The experiment has no variants, expected at least one")
+        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
+            raise InputError(f"workers is {self.workers!r}, expected null or a number of processes, 1 or more")
         names = [variant.name for variant in self.variants]
         if REFERENCE in names:
             raise InputError(f"Variant name {REFERENCE!r} is taken by the fp32 reference")

@@ -13,7 +13,6 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from precision_lab.errors import InputError, nearest
 
-
 _OF_LOADING = {"quantization", "quantization_config"}
 """Keys that say how the weights are stored, see stored_quantization."""
 

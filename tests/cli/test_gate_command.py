@@ -133,7 +133,7 @@ def test_a_variant_that_raises_fails_the_gate(gate, monkeypatch):
         (("gate.history=yes",), True, "gate.history is 'yes'"),
         (("run=nowhere",), False, "is not the folder of a run"),
         (("run=3",), False, "run is 3"),
-        (("+exp=gat",), False, "Did you mean gate?"),
+        (("+exp=gat",), False, "Did you mean gate"),
         (("run=passed", "gate.margin_bit=1"), False, "Unknown setting"),
     ],
 )

@@ -1,0 +1,131 @@
+"""Generations side by side: this process and others over the same run folder take them from one list.
+
+A generation gives the same numbers whoever makes it; what is timed is timed later, when the others have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Condition, Thread
+from typing import Any, NamedTuple
+
+from precision_lab.device.environment import backend
+from precision_lab.device.sgemm import cores
+from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
+
+MOST = 4
+"""Processes by default, where there are as many cores; a generation on a CPU keeps little more than one busy."""
+
+_WORTH_STEPS = 60
+"""Denoising steps of a run that take longer than another process takes to start."""
+
+_LARGEST_WEIGHTS = 256 << 20
+"""Bytes of weights, of which every process holds a copy."""
+
+
+def workers(spec: RunSpec, weight_bytes: int) -> int:
+    """Processes that generate at once: as the spec says, else one for each core of a CPU where it pays."""
+    if spec.workers is not None:
+        return spec.workers
+    steps = len(spec.cases) * len(spec.all_variants) * spec.sampler.steps
+    if backend() != "cpu" or weight_bytes > _LARGEST_WEIGHTS or steps < _WORTH_STEPS:
+        return 1
+    return min(cores(), MOST)
+
+
+class Generation(NamedTuple):
+    """One picture to make."""
+
+    variant: Variant
+    case: Case
+
+
+Make = Callable[[Generation], None]
+
+
+class Crew:
+    """Hands out the generations of a run: references to the first worker, others once their reference is made.
+
+    With helpers all references come first, so that nobody waits for one; alone, a case is finished before the next.
+    """
+
+    def __init__(self, variants: Sequence[Variant], cases: Sequence[Case], finished: Callable[[Case], None]):
+        """finished: called when all variants of a case are made."""
+        self._waiting = [Generation(variant, case) for case in cases for variant in variants]
+        self._left = {case: len(variants) for case in cases}
+        self._finished = finished
+        self._referenced: set[Case] = set()
+        self._problem: BaseException | None = None
+        self._changed = Condition()
+
+    def work(self, first: Make, helpers: Sequence[Make], own: Callable[[], None]) -> None:
+        """Returns when all is made, and `own` is done, which only the first worker can do.
+
+        Raises what one of them raised, when those at work have ended; an interruption at once.
+        """
+        threads = [
+            Thread(target=self._guarded, args=(self._take, helper, _is_other), daemon=True) for helper in helpers
+        ]
+        for thread in threads:
+            thread.start()
+        if helpers:
+            self._guarded(self._take, first, _is_reference)
+        else:
+            self._guarded(self._take, first, _is_any)
+        self._guarded(own)
+        self._guarded(self._take, first, _is_any)
+        if not isinstance(self._problem, KeyboardInterrupt):
+            for thread in threads:
+                thread.join()
+        if self._problem is not None:
+            raise self._problem
+
+    def _guarded(self, part: Callable[..., None], *args: Any) -> None:
+        """Nothing after a problem, and a problem is everybody's."""
+        if self._problem is not None:
+            return
+        try:
+            part(*args)
+        except BaseException as error:
+            with self._changed:
+                self._problem = self._problem or error
+                self._changed.notify_all()
+
+    def _take(self, make: Make, able: Callable[[Generation], bool]) -> None:
+        while (generation := self._next(able)) is not None:
+            make(generation)
+            self._done(generation)
+
+    def _next(self, able: Callable[[Generation], bool]) -> Generation | None:
+        """Waits until there is one to make; None if there will be none, or something has gone wrong."""
+
+        def ready() -> list[Generation]:
+            return [g for g in self._waiting if able(g) and (_is_reference(g) or g.case in self._referenced)]
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._problem or ready() or not any(map(able, self._waiting)))
+            if self._problem is not None or not (found := ready()):
+                return None
+            self._waiting.remove(found[0])
+            return found[0]
+
+    def _done(self, generation: Generation) -> None:
+        with self._changed:
+            if _is_reference(generation):
+                self._referenced.add(generation.case)
+            self._left[generation.case] -= 1
+            if not self._left[generation.case]:
+                self._finished(generation.case)
+            self._changed.notify_all()
+
+
+def _is_reference(generation: Generation) -> bool:
+    return generation.variant.name == REFERENCE
+
+
+def _is_other(generation: Generation) -> bool:
+    return not _is_reference(generation)
+
+
+def _is_any(generation: Generation) -> bool:
+    return True
