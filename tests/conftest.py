@@ -1,5 +1,6 @@
 """Checkpoints that many tests read, a cache of their own, and torch made quick on tiny tensors."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from precision_lab.device import blas
 from precision_lab.device.environment import set_numeric_switches
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy in the workers that this process starts: one for each core
 # as the command line does, before anything imports MLX
 blas.preload()
 set_numeric_switches()
