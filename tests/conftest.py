@@ -11,7 +11,9 @@ import pytest
 from precision_lab.device import blas
 from precision_lab.device.environment import set_numeric_switches
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy in the workers that this process starts: one for each core
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # of NumPy in the workers that this process starts: one for each core
 # as the command line does, before anything imports MLX
 blas.preload()
 set_numeric_switches()
