@@ -14,11 +14,12 @@ from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend
 from precision_lab.lab import latency, tables
+from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
 from precision_lab.lab.folder import save_image
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.generation import encode, generate
 from precision_lab.lab.models import Models, open_checkpoint
-from precision_lab.lab.recorder import DriftRecorder, Observer, ReferenceRecorder, observing, recorder_of
+from precision_lab.lab.recorder import Observer, observing, recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
 from precision_lab.lab.teacher import Teacher

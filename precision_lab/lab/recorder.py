@@ -12,13 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from precision_lab.instrument.arrays import described, real, to_numpy
+from precision_lab.instrument.arrays import described, real
 from precision_lab.instrument.observation import Columns, Observation, Position, position_columns, rows_of
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
-from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.model.scope import current_scope
-from precision_lab.numerics.metrics import compare
 from precision_lab.probes.base import (
     ACTIVATIONS,
     AnyProbe,
@@ -272,35 +270,3 @@ def _measurement(
         return lambda batch: probe.measure_each([seen.array for seen in batch])
     single = cast(Probe, probe)
     return lambda batch: [single.measure(seen.array) for seen in batch]
-
-
-class ReferenceRecorder:
-    """Stores the arrays that variants are compared with."""
-
-    ports = ("out",)
-
-    def __init__(self, sites: Sequence[str], writer: ReferenceWriter):
-        self.sites = sites
-        self._writer = writer
-
-    def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x, *_ in batch:
-            self._writer.put(position.key, to_numpy(x).astype(np.float32))
-
-
-class DriftRecorder:
-    """Rows of drift: free-running error against the stored reference, in float64."""
-
-    ports = ("out",)
-
-    def __init__(self, sites: Sequence[str], reader: ReferenceReader):
-        self.sites = sites
-        self._reader = reader
-        self.rows: list[dict[str, Any]] = []
-
-    def observe(self, batch: Sequence[Observation]) -> None:
-        for position, x, *_ in batch:
-            reference = self._reader.get(position.key)
-            if reference is not None:
-                row = {key: value for key, value in position._asdict().items() if key != "sigma"}
-                self.rows.append({**row, **compare(to_numpy(x), reference).values})

@@ -20,7 +20,6 @@ from precision_lab.numerics.formats import FORMATS, Format
 
 CHUNK = 1 << 16
 """Elements worked on at a time: the temporaries of a chunk stay in the second-level cache."""
-
 TOGETHER = 2 * CHUNK
 """Elements of small arrays that are worked on at a time: fewer calls are worth more than the cache."""
 

@@ -1,6 +1,6 @@
 """Fused operations of a transformer block: one pass over memory each, fp32 inside, one rounding at the end.
 
-On CUDA they are kernels of our own (`mx.fast.cuda_kernel`), elsewhere, and for widths that a kernel does not take,
+On CUDA they are kernels of our own (`fast_cuda`), elsewhere, and for widths that a kernel does not take,
 operations of MLX with the same result up to rounding. A bias is added by whoever reads the product of a linear: the
 epilogue that MLX's addmm asks cuBLASLt for takes longer than the addition does here.
 
@@ -11,17 +11,11 @@ then shift, scale and gate of the feed-forward, as `img_mod` and `txt_mod` give 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 
-_VECTOR_BYTES = 16
-_WARP = 32
-_LARGEST_BLOCK = 1024
-_ROWS = 4
-"""Rows that a thread of an element-wise kernel works on, so that it loads the bias once."""
+from precision_lab.techniques import fast_cuda as cuda
 
 
 class Chunk:
@@ -46,12 +40,12 @@ class Projected(NamedTuple):
 def norm_modulate(x: mx.array, mods: mx.array, shift: int, scale: int, eps: float) -> mx.array:
     """`layer_norm(x) * (1 + scale) + shift`; x: (B, L, D), mods: (B, 6 D). Returns (B, L, D) in the dtype of x."""
     batch, length, dim = x.shape
-    threads = _vectors(x)
-    if not _takes(x) or threads > _LARGEST_BLOCK:
+    threads = cuda.vectors(x)
+    if not cuda.takes(x) or threads > cuda.LARGEST_BLOCK:
         return _norm_modulate(x, mods, shift, scale, eps)
-    (out,) = _kernel("norm_modulate", ("x", "mods"), ("y",), _NORM_MODULATE)(
+    (out,) = cuda.kernel("norm_modulate", ("x", "mods"), ("y",), cuda.NORM_MODULATE)(
         inputs=[x, mods],
-        template=[("T", x.dtype), ("D", dim), ("SHIFT", shift), ("SCALE", scale), ("NANO", _nano(eps))],
+        template=[("T", x.dtype), ("D", dim), ("SHIFT", shift), ("SCALE", scale), ("NANO", cuda.nano(eps))],
         grid=(threads * batch * length, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[x.shape],
@@ -62,14 +56,14 @@ def norm_modulate(x: mx.array, mods: mx.array, shift: int, scale: int, eps: floa
 
 def gated_add(residual: mx.array, product: mx.array, bias: mx.array, mods: mx.array, gate: int) -> mx.array:
     """`residual + gate * (product + bias)`; residual and product: (B, L, D), bias: (D,), mods: (B, 6 D)."""
-    if not _takes(residual, product):
+    if not cuda.takes(residual, product):
         return _gated_add(residual, product, bias, mods, gate)
     batch, length, dim = residual.shape
-    columns = _vectors(residual)
-    (out,) = _kernel("gated_add", ("residual", "product", "bias", "mods"), ("h",), _GATED_ADD)(
+    columns = cuda.vectors(residual)
+    (out,) = cuda.kernel("gated_add", ("residual", "product", "bias", "mods"), ("h",), cuda.GATED_ADD)(
         inputs=[residual, product, bias, mods],
-        template=[("T", residual.dtype), ("D", dim), ("GATE", gate), ("ROWS", _ROWS)],
-        grid=(columns, -(-batch * length // _ROWS), 1),
+        template=[("T", residual.dtype), ("D", dim), ("GATE", gate), ("ROWS", cuda.ROWS)],
+        grid=(columns, -(-batch * length // cuda.ROWS), 1),
         threadgroup=(min(columns, 128), 1, 1),
         output_shapes=[residual.shape],
         output_dtypes=[residual.dtype],
@@ -89,16 +83,16 @@ def gated_add_norm_modulate(
 ) -> tuple[mx.array, mx.array]:
     """`gated_add`, rounded, and `norm_modulate` of it."""
     batch, length, dim = residual.shape
-    threads = _vectors(residual)
-    if not _takes(residual, product) or threads > _LARGEST_BLOCK:
+    threads = cuda.vectors(residual)
+    if not cuda.takes(residual, product) or threads > cuda.LARGEST_BLOCK:
         h = _gated_add(residual, product, bias, mods, gate)
         return h, _norm_modulate(h, mods, shift, scale, eps)
     inputs = ("residual", "product", "bias", "mods")
-    h, y = _kernel("gated_add_norm_modulate", inputs, ("h", "y"), _GATED_ADD_NORM_MODULATE)(
+    h, y = cuda.kernel("gated_add_norm_modulate", inputs, ("h", "y"), cuda.GATED_ADD_NORM_MODULATE)(
         inputs=[residual, product, bias, mods],
         template=[
             *(("T", residual.dtype), ("D", dim), ("GATE", gate)),
-            *(("SHIFT", shift), ("SCALE", scale), ("NANO", _nano(eps))),
+            *(("SHIFT", shift), ("SCALE", scale), ("NANO", cuda.nano(eps))),
         ],
         grid=(threads * batch * length, 1, 1),
         threadgroup=(threads, 1, 1),
@@ -110,14 +104,14 @@ def gated_add_norm_modulate(
 
 def gelu(product: mx.array, bias: mx.array) -> mx.array:
     """The tanh form of GELU of `product + bias`; product: (B, L, D), bias: (D,)."""
-    if not _takes(product):
+    if not cuda.takes(product):
         return _gelu(product, bias)
     batch, length, dim = product.shape
-    columns = _vectors(product)
-    (out,) = _kernel("gelu", ("x", "bias"), ("y",), _GELU)(
+    columns = cuda.vectors(product)
+    (out,) = cuda.kernel("gelu", ("x", "bias"), ("y",), cuda.GELU)(
         inputs=[product, bias],
-        template=[("T", product.dtype), ("D", dim), ("ROWS", _ROWS)],
-        grid=(columns, -(-batch * length // _ROWS), 1),
+        template=[("T", product.dtype), ("D", dim), ("ROWS", cuda.ROWS)],
+        grid=(columns, -(-batch * length // cuda.ROWS), 1),
         threadgroup=(min(columns, 256), 1, 1),
         output_shapes=[product.shape],
         output_dtypes=[product.dtype],
@@ -131,17 +125,17 @@ def joint_qkv(txt: Projected, img: Projected, head_dim: int, eps: float) -> tupl
     Queries and keys are normalised (RMSNorm over C, with its scale) and rotated as complex pairs.
     """
     batch, length, dim = *img.qkv.shape[:2], img.qkv.shape[2] // 3
-    threads = _vectors(img.qkv) // 3
+    threads = cuda.vectors(img.qkv) // 3
     lanes = threads * head_dim // dim
-    whole = threads % _WARP == 0 and threads <= _LARGEST_BLOCK and lanes in (1, 2, 4, 8, 16, 32)
-    if not _takes(img.qkv, txt.qkv) or not whole:
+    whole = threads % cuda.WARP == 0 and threads <= cuda.LARGEST_BLOCK and lanes in (1, 2, 4, 8, 16, 32)
+    if not cuda.takes(img.qkv, txt.qkv) or not whole:
         return _joint_qkv(txt, img, head_dim, eps)
     total = txt.qkv.shape[1] + length
     names = tuple(f"{stream}_{field}" for stream in ("txt", "img") for field in Projected._fields)
     arrays = [a.view(mx.float32) if a.dtype == mx.complex64 else a for a in (*txt, *img)]
-    q, k, v = _kernel("joint_qkv", names, ("q", "k", "v"), _JOINT_QKV)(
+    q, k, v = cuda.kernel("joint_qkv", names, ("q", "k", "v"), cuda.JOINT_QKV)(
         inputs=arrays,
-        template=[("T", img.qkv.dtype), ("D", dim), ("C", head_dim), ("NANO", _nano(eps))],
+        template=[("T", img.qkv.dtype), ("D", dim), ("C", head_dim), ("NANO", cuda.nano(eps))],
         grid=(threads * batch * total, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[(batch, total, dim // head_dim, head_dim)] * 3,
@@ -190,224 +184,3 @@ def _joint_qkv(txt: Projected, img: Projected, head_dim: int, eps: float) -> tup
         parts.append((turned(q, stream.q_norm, stream.rotation), turned(k, stream.k_norm, stream.rotation), v))
     q, k, v = (mx.concatenate(list(both), axis=1).astype(img.qkv.dtype) for both in zip(*parts, strict=True))
     return q, k, v
-
-
-# --- CUDA ------------------------------------------------------------------------------------------------------------
-
-
-def _vectors(x: mx.array) -> int:
-    """Of 16 bytes along the last axis; a thread loads one at a time."""
-    return int(x.shape[-1] * x.dtype.size // _VECTOR_BYTES)
-
-
-def _takes(x: mx.array, *others: mx.array) -> bool:
-    """Whether the kernels take arrays (B, L, D) of one dtype: whole warps along D."""
-    if not mx.cuda.is_available() or mx.default_device().type != mx.DeviceType.gpu:
-        return False
-    alike = all(other.dtype == x.dtype and other.shape[-1] == x.shape[-1] for other in others)
-    return alike and mx.issubdtype(x.dtype, mx.floating) and _vectors(x) % _WARP == 0
-
-
-def _nano(eps: float) -> int:
-    """eps in units of 1e-9: kernels take integers as template arguments."""
-    assert eps == round(eps * 1e9) / 1e9, f"eps {eps} is no multiple of 1e-9"
-    return round(eps * 1e9)
-
-
-@lru_cache
-def _kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], source: str) -> Callable[..., Any]:
-    kernel: Any = mx.fast.cuda_kernel(
-        name=f"precision_lab_{name}", input_names=inputs, output_names=outputs, source=source, header=_HEADER
-    )
-    return cast(Callable[..., Any], kernel)
-
-
-_HEADER = """
-namespace precision_lab {
-
-template <typename T, int N>
-struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
-  T values[N];
-};
-
-template <int N, typename T>
-__device__ __forceinline__ void load(float (&to)[N], const T* from) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
-#pragma unroll
-  for (int i = 0; i < N; ++i) to[i] = static_cast<float>(pack.values[i]);
-}
-
-template <int N, typename T>
-__device__ __forceinline__ void store(T* to, const float (&from)[N]) {
-  Pack<T, N> pack;
-#pragma unroll
-  for (int i = 0; i < N; ++i) pack.values[i] = static_cast<T>(from[i]);
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
-
-template <int LANES>
-__device__ __forceinline__ float lane_sum(float x) {
-#pragma unroll
-  for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  return x;
-}
-
-// every thread gets the sum, added in the same order; `parts` is shared memory of one float a warp
-template <int THREADS>
-__device__ __forceinline__ float block_sum(float x, float* parts) {
-  x = lane_sum<32>(x);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
-  __syncthreads();
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < THREADS / 32; ++i) sum += parts[i];
-  return sum;
-}
-
-// layer_norm of a row of D values, N in each thread; statistics in two passes over registers
-template <int D, int N>
-__device__ __forceinline__ void layer_norm(float (&x)[N], float eps) {
-  constexpr int THREADS = D / N;
-  __shared__ float parts[2][THREADS / 32];
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += x[i];
-  const float mean = block_sum<THREADS>(sum, parts[0]) / D;
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    x[i] -= mean;
-    squares += x[i] * x[i];
-  }
-  const float scale = rsqrtf(block_sum<THREADS>(squares, parts[1]) / D + eps);
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] *= scale;
-}
-
-template <int N, typename M>
-__device__ __forceinline__ void modulate(float (&x)[N], const M* shift, const M* scale) {
-  float s[N], t[N];
-  load(s, scale);
-  load(t, shift);
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = x[i] * (1 + s[i]) + t[i];
-}
-
-// x * sigmoid(2 u) = x / 2 * (1 + tanh(u)); for 16-bit results the fast exponential (2 ulp) is exact enough
-template <bool EXACT>
-__device__ __forceinline__ float gelu(float x) {
-  const float u = 1.5957691216057308f * (x + 0.044715f * (x * x * x));
-  return EXACT ? x / (1 + expf(-u)) : __fdividef(x, 1 + __expf(-u));
-}
-
-} // namespace precision_lab
-"""
-
-_NORM_MODULATE = """
-  constexpr int N = 16 / sizeof(T);
-  const int64_t row = blockIdx.x;
-  const int column = threadIdx.x * N;
-  const auto* m = mods + row / x_shape[1] * 6 * D + column;
-  float v[N];
-  precision_lab::load(v, x + row * D + column);
-  precision_lab::layer_norm<D>(v, NANO * 1e-9f);
-  precision_lab::modulate(v, m + SHIFT * D, m + SCALE * D);
-  precision_lab::store(y + row * D + column, v);
-"""
-
-_GATED_ADD_NORM_MODULATE = """
-  constexpr int N = 16 / sizeof(T);
-  const int64_t row = blockIdx.x;
-  const int column = threadIdx.x * N;
-  const auto* m = mods + row / residual_shape[1] * 6 * D + column;
-  float v[N], p[N], b[N], g[N];
-  precision_lab::load(v, residual + row * D + column);
-  precision_lab::load(p, product + row * D + column);
-  precision_lab::load(b, bias + column);
-  precision_lab::load(g, m + GATE * D);
-  for (int i = 0; i < N; ++i) v[i] = static_cast<float>(static_cast<T>(v[i] + g[i] * (p[i] + b[i])));
-  precision_lab::store(h + row * D + column, v);
-  precision_lab::layer_norm<D>(v, NANO * 1e-9f);
-  precision_lab::modulate(v, m + SHIFT * D, m + SCALE * D);
-  precision_lab::store(y + row * D + column, v);
-"""
-
-_GATED_ADD = """
-  constexpr int N = 16 / sizeof(T);
-  const int column = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-  if (column >= D) return;
-  const int rows = residual_shape[0] * residual_shape[1];
-  float b[N];
-  precision_lab::load(b, bias + column);
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    const int64_t row = int64_t(blockIdx.y) * ROWS + r;
-    if (row >= rows) return;
-    float v[N], p[N], g[N];
-    precision_lab::load(v, residual + row * D + column);
-    precision_lab::load(p, product + row * D + column);
-    precision_lab::load(g, mods + row / residual_shape[1] * 6 * D + GATE * D + column);
-    for (int i = 0; i < N; ++i) v[i] += g[i] * (p[i] + b[i]);
-    precision_lab::store(h + row * D + column, v);
-  }
-"""
-
-_GELU = """
-  constexpr int N = 16 / sizeof(T);
-  const int column = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-  if (column >= D) return;
-  const int rows = x_shape[0] * x_shape[1];
-  float b[N];
-  precision_lab::load(b, bias + column);
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    const int64_t row = int64_t(blockIdx.y) * ROWS + r;
-    if (row >= rows) return;
-    float v[N];
-    precision_lab::load(v, x + row * D + column);
-    for (int i = 0; i < N; ++i) v[i] = precision_lab::gelu<sizeof(T) == 4>(v[i] + b[i]);
-    precision_lab::store(y + row * D + column, v);
-  }
-"""
-
-_JOINT_QKV = """
-  constexpr int N = 16 / sizeof(T);
-  const int num_text = txt_qkv_shape[1], num_image = img_qkv_shape[1];
-  const int batch = blockIdx.x / (num_text + num_image), token = blockIdx.x % (num_text + num_image);
-  const bool text = token < num_text;
-  const int position = text ? token : token - num_text;
-  const int column = threadIdx.x * N, channel = column % C;
-  const int64_t row = int64_t(batch) * (text ? num_text : num_image) + position;
-  const auto* product = (text ? txt_qkv : img_qkv) + row * 3 * D + column;
-  const auto* bias = (text ? txt_bias : img_bias) + column;
-  const int64_t to = int64_t(blockIdx.x) * D + column;
-
-  float turn[N];
-  precision_lab::load(turn, (text ? txt_rotation : img_rotation) + int64_t(position) * C + channel);
-  const auto turned = [&](int part, const auto* norm, T* out) {
-    float x[N], b[N], w[N], y[N];
-    precision_lab::load(x, product + part * D);
-    precision_lab::load(b, bias + part * D);
-    precision_lab::load(w, norm + channel);
-    float squares = 0;
-    for (int i = 0; i < N; ++i) {
-      x[i] += b[i];
-      squares += x[i] * x[i];
-    }
-    const float scale = rsqrtf(precision_lab::lane_sum<C / N>(squares) / C + NANO * 1e-9f);
-    for (int i = 0; i < N; ++i) x[i] *= scale * w[i];
-    for (int i = 0; i < N; i += 2) {
-      y[i] = x[i] * turn[i] - x[i + 1] * turn[i + 1];
-      y[i + 1] = x[i] * turn[i + 1] + x[i + 1] * turn[i];
-    }
-    precision_lab::store(out + to, y);
-  };
-  turned(0, text ? txt_q_norm : img_q_norm, q);
-  turned(1, text ? txt_k_norm : img_k_norm, k);
-
-  float x[N], b[N];
-  precision_lab::load(x, product + 2 * D);
-  precision_lab::load(b, bias + 2 * D);
-  for (int i = 0; i < N; ++i) x[i] += b[i];
-  precision_lab::store(v + to, x);
-"""

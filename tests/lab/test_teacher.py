@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 from precision_lab.errors import InputError
 from precision_lab.instrument.replica import replica
 from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
 from precision_lab.lab.generation import generate
 from precision_lab.lab.models import Models
-from precision_lab.lab.recorder import DriftRecorder, ReferenceRecorder, observing
+from precision_lab.lab.recorder import observing
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import Case, SamplerSpec, TeacherSpec
 from precision_lab.lab.teacher import Teacher

@@ -1,0 +1,45 @@
+"""Observers that keep the reference's arrays, and that measure how far a variant is from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.observation import Observation
+from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
+from precision_lab.numerics.metrics import compare
+
+
+class ReferenceRecorder:
+    """Stores the arrays that variants are compared with."""
+
+    ports = ("out",)
+
+    def __init__(self, sites: Sequence[str], writer: ReferenceWriter):
+        self.sites = sites
+        self._writer = writer
+
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, x, *_ in batch:
+            self._writer.put(position.key, to_numpy(x).astype(np.float32))
+
+
+class DriftRecorder:
+    """Rows of drift: free-running error against the stored reference, in float64."""
+
+    ports = ("out",)
+
+    def __init__(self, sites: Sequence[str], reader: ReferenceReader):
+        self.sites = sites
+        self._reader = reader
+        self.rows: list[dict[str, Any]] = []
+
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, x, *_ in batch:
+            reference = self._reader.get(position.key)
+            if reference is not None:
+                row = {key: value for key, value in position._asdict().items() if key != "sigma"}
+                self.rows.append({**row, **compare(to_numpy(x), reference).values})
