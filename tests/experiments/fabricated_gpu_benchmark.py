@@ -17,6 +17,7 @@ MILLISECONDS = {
 EXPONENT = 1.2
 BLOCK_MS = {"ours fast": (0.76, 2.08), "ours plain": (1.68, 4.3), "ours compiled blocks": (1.1, 3.1)}
 ARRAYS = {"none": 0, "off": 0, "blocks": 120, "every operation": 3600}
+GUIDANCE = {"one by one": 1.0, "batched": 0.8, "batched, padded": 0.9}
 PROBES = {"off": 1.0, "blocks": 1.02, "every operation": 1.1}
 
 
@@ -72,6 +73,12 @@ def record(rounds=12, noise=0.01):
         for probes, ratio in {"none": 1.0, **PROBES}.items()
         if (arm, probes) != ("ours fast", "every operation")
         for row in times(0.2 * ratio, arm=arm, probes=probes, side=1024)
+    ]
+    parts["guidance.0"] = [
+        row
+        for arm in ("ours plain", "ours fast")
+        for way, ratio in GUIDANCE.items()
+        for row in times(0.1 * ratio, arm=arm, way=way, side=512)
     ]
     environment = {"shape": "full", "device": "made", "commit": "0123456789abcdef", "mlx": "0.32.4"}
     return {"parts": {n: {"environment": environment, "complete": True, "rows": rows} for n, rows in parts.items()}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from fabricated_gpu_benchmark import BLOCK_MS, COPY, EXPONENT, MILLISECONDS, PEAK, PROBES, record
+from fabricated_gpu_benchmark import BLOCK_MS, COPY, EXPONENT, GUIDANCE, MILLISECONDS, PEAK, PROBES, record
 from mlx.utils import tree_flatten
 
 from experiments.benchmarks.gpu import figures, mlx_model, report, roofline, store
@@ -20,6 +20,7 @@ from experiments.benchmarks.gpu.summary import (
     best_peer,
     chosen,
     forward_results,
+    guidance_results,
     line,
     paired_by_round,
     power_law,
@@ -106,6 +107,15 @@ def test_probes_are_compared_with_the_model_never_touched(made):
     }
     for result in results:
         assert result.ratio.estimate == pytest.approx(PROBES[result.probes], rel=0.02)
+
+
+def test_batches_are_compared_with_one_branch_after_the_other(made):
+    results = guidance_results(made)
+    assert [(r.arm, r.way) for r in results] == [
+        (arm, way) for arm in ("ours fast", "ours plain") for way in sorted(GUIDANCE)
+    ]
+    for result in results:
+        assert result.ratio.estimate == pytest.approx(GUIDANCE[result.way], rel=0.02)
 
 
 def test_pieces_and_rest_add_up_to_the_block_as_it_runs(made):
@@ -230,6 +240,7 @@ def test_unseen_timesteps_are_exact_in_bfloat16_and_never_come_twice():
         ("tokens", ["tokens"]),
         ("depth", ["depth"]),
         ("probes", ["probes"]),
+        ("guidance", ["guidance"]),
     ],
 )
 def test_the_tiny_shape_runs_to_its_end(section, parts, tmp_path):
@@ -242,4 +253,4 @@ def test_the_tiny_shape_runs_to_its_end(section, parts, tmp_path):
     assert all(row["arm"] == "mflux" for row in errors), errors  # an own install, where there is one
     for row in store.rows({"parts": measured}, "same_function_torch", "same_function"):
         assert row["rel_l2"] < (1e-5 if row["dtype"] == "float32" else 2e-2)
-    assert list(tmp_path.glob("*.png"))
+    assert list(tmp_path.glob("*.png")) or section == "guidance"

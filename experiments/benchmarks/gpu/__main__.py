@@ -1,6 +1,6 @@
 """The GPU benchmark: the transformer's forward pass beside its peers, and where its time goes.
 
-    python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes] [--seconds N]
+    python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes,guidance] [--seconds N]
     python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too
     python -m experiments.benchmarks.gpu --to DIR --report          tables and figures of what is there
 
@@ -56,6 +56,7 @@ SECTIONS = {
     "tokens": Section(75, (Part("tokens", 0, 1),)),
     "depth": Section(40, (Part("depth", 0, 1),)),
     "probes": Section(75, (Part("probes", 0, 1),)),
+    "guidance": Section(40, (Part("guidance", 0, 1),)),
 }
 
 GRACE_SECONDS = 240

@@ -139,10 +139,15 @@ def unseen_timesteps() -> Iterator[float]:
 
 
 def seconds_of(forward: Forward, inputs: Inputs, timestep: float) -> float:
+    """Of one forward."""
+    return seconds_to_evaluate(lambda: forward(inputs, timestep))
+
+
+def seconds_to_evaluate(build: Callable[[], mx.array | list[mx.array]]) -> float:
     """By the clock, from before the graph is built until the device is done."""
     mx.synchronize()
     start = time.perf_counter()
-    mx.eval(forward(inputs, timestep))
+    mx.eval(build())
     mx.synchronize()
     return time.perf_counter() - start
 

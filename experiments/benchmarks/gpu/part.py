@@ -27,6 +27,7 @@ MODULES = {
     "tokens": "tokens",
     "depth": "depth",
     "probes": "probes",
+    "guidance": "guidance",
 }
 """The module of each part; those that end in torch do not import MLX, the others not torch."""
 

@@ -180,3 +180,25 @@ def probe_results(record: Mapping[str, Any]) -> list[ProbeResult]:
             values = (float(np.median([row[key] for row in own])) for key in ("seconds", "setup_seconds", "arrays"))
             results.append(ProbeResult(arm, probes, side, *values, paired_by_round(own, untouched)))
     return results
+
+
+@dataclass(frozen=True)
+class GuidanceResult:
+    """Both branches of a step in one way; the ratio is to one forward after the other, in the same round."""
+
+    arm: str
+    side: int
+    way: str
+    seconds: float
+    ratio: Ratio
+
+
+def guidance_results(record: Mapping[str, Any]) -> list[GuidanceResult]:
+    samples = list(rows(record, "guidance", "time"))
+    results = []
+    for arm, side, way in sorted({(row["arm"], row["side"], row["way"]) for row in samples}):
+        own, apart = (chosen(samples, arm=arm, side=side, way=name) for name in (way, "one by one"))
+        if apart:
+            seconds = float(np.median([row["seconds"] for row in own]))
+            results.append(GuidanceResult(arm, side, way, seconds, paired_by_round(own, apart)))
+    return results

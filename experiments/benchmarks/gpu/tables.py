@@ -14,6 +14,7 @@ from experiments.benchmarks.gpu.summary import (
     best_peer,
     chosen,
     forward_results,
+    guidance_results,
     line,
     power_law,
     probe_results,
@@ -22,7 +23,8 @@ from precision_lab.numerics.intervals import Ratio
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    sections = (_head, _forward, _drift, _same_function, _ceilings, _pieces, _blocks, _tokens, _depth, _probes, _errors)
+    measured = (_forward, _drift, _same_function, _ceilings, _pieces, _blocks, _tokens, _depth, _probes, _guidance)
+    sections = (_head, *measured, _errors)
     return "\n".join(text for section in sections for text in section(record)) + "\n"
 
 
@@ -188,6 +190,17 @@ def _probes(record: Mapping[str, Any]) -> Iterator[str]:
                 )
                 for r in results
             ],
+        )
+
+
+def _guidance(record: Mapping[str, Any]) -> Iterator[str]:
+    results = guidance_results(record)
+    if results:
+        yield "## Guidance\n"
+        yield "Both branches of a step: two forwards, one of batch 2, and the same with one text padded and masked.\n"
+        yield from _table(
+            ("model", "side", "branches", "ms a step", "ratio to one by one"),
+            [(r.arm, str(r.side), r.way, f"{1e3 * r.seconds:.1f}", _interval(r.ratio)) for r in results],
         )
 
 
