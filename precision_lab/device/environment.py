@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from precision_lab.device import blas
+from precision_lab.device import blas, onednn
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
@@ -80,6 +80,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlx": versions["mlx"],
         "blas": blas.description() if backend() == "cpu" else None,
+        "onednn": onednn.description() if backend() == "cpu" else None,
         "packages": versions,
         "switches": {name: os.environ.get(name) for name in numeric_switches()},
         "commit": commit,

@@ -3,12 +3,13 @@
 MLX's CPU kernels are single-threaded, and its exp and tanh take some 18 ns an element where NumPy's take 0.5 (measured,
 MLX 0.32.4 and NumPy 2.4 on one core of Zen 4). A twin reads the evaluated buffers of its inputs through NumPy, works
 in pieces that stay in a core's cache, on all cores, and writes into the buffer of an array of MLX. Everything inside is
-fp32 and rounded where the plain module rounds, so against float64 it errs no more. The pieces depend on shapes and the
-number of cores alone: the same input gives the same bits.
+fp32 and rounded where the plain module rounds, so against float64 it errs no more; products of bfloat16 are oneDNN's
+where there is one (`device.onednn`), which takes subnormal numbers for zero. The pieces depend on shapes and the number
+of cores alone: the same input gives the same bits.
 
 Cost: every twin waits for its inputs and for its result, so small norms, rotations and products stay MLX's; it does not
-pay below some 256 tokens of 64 channels. 16-bit weights are widened at each use, piece by piece, at 0.1 ns each where
-1024 tokens take 20 ns in the product; fp32 copies kept would triple the memory of the weights.
+pay below some 256 tokens of 64 channels. For sgemm 16-bit weights are widened at each use, piece by piece, at 0.1 ns
+each where 1024 tokens take 20 ns in the product; fp32 copies kept would triple the memory of the weights.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from precision_lab.device import onednn
 from precision_lab.device.sgemm import cores, in_pieces, sgemm
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Site
@@ -36,6 +39,7 @@ _FEW_WEIGHTS = 1 << 18
 _FEW_ELEMENTS = 1 << 15
 # sgemm copies the other operand once a piece, which narrower ones do not pay for
 _OUTPUTS = (128, 512)
+_BFLOAT16_OUTPUTS = (256, 1024)
 # scores of a piece of attention: 1 MiB
 _SCORES = 1 << 18
 _QUERIES = (32, 256)
@@ -59,20 +63,32 @@ class _FastLinear(Linear):
 def _linear(x: mx.array, weight: np.ndarray, bias: np.ndarray | None) -> mx.array:
     """x @ weight.T + bias; x: (..., K), weight: (N, K), bias: (N,)."""
     outputs, channels = weight.shape
-    rows = _float32(x).reshape(-1, channels)
+    values = _contiguous(x).reshape(-1, channels)
     result, y = _empty((*x.shape[:-1], outputs), x.dtype)
     y = y.reshape(-1, outputs)
-
-    def multiply(piece: slice) -> None:
-        product = y[:, piece] if x.dtype == mx.float32 else np.empty((len(rows), piece.stop - piece.start), np.float32)
-        sgemm(rows, weight[piece].astype(np.float32, copy=False).T, product)
-        if bias is not None:
-            np.add(product, bias[piece].astype(np.float32), out=product)
-        if x.dtype != mx.float32:
-            y[:, piece] = product
-
-    in_pieces(multiply, outputs, _between(_OUTPUTS, -(-outputs // cores()), 64))
+    in_bfloat16 = x.dtype == mx.bfloat16 and all(a.dtype == y.dtype for a in (weight, bias) if a is not None)
+    share = -(-outputs // cores())
+    if in_bfloat16 and onednn.available():
+        in_pieces(partial(_bfloat16_piece, values, weight, bias, y), outputs, _between(_BFLOAT16_OUTPUTS, share, 64))
+        return result
+    with np.errstate(invalid="ignore"):  # a NaN in float16
+        values = values.astype(np.float32, copy=False)
+    in_pieces(partial(_float32_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
     return result
+
+
+def _bfloat16_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+    onednn.linear(x, weight[piece], None if bias is None else bias[piece], y[:, piece])
+
+
+def _float32_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+    exact = y.dtype == np.float32
+    product = y[:, piece] if exact else np.empty((len(x), piece.stop - piece.start), np.float32)
+    sgemm(x, weight[piece].astype(np.float32, copy=False).T, product)
+    if bias is not None:
+        np.add(product, bias[piece].astype(np.float32), out=product)
+    if not exact:
+        y[:, piece] = product
 
 
 class _FastAttend(Attend):

@@ -1,0 +1,153 @@
+"""Products of bfloat16 matrices by oneDNN, where its package is installed and the processor multiplies bfloat16.
+
+No BLAS of PyPI has such a product. AVX512_BF16 and AMX multiply two bfloat16 exactly, add in fp32 and treat subnormal
+numbers, in and out, as zero; apart from these the result errs as an fp32 product of the widened matrices does.
+oneDNN's C interface, version 3 (github.com/uxlfoundation/oneDNN, include/oneapi/dnnl/dnnl.h), by ctypes: the package
+onednn-cpu-gomp brings the library, and no module for Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_int, c_int64, c_void_p
+from functools import cache
+from importlib import metadata
+
+import numpy as np
+
+_PACKAGE = "onednn-cpu-gomp"
+_SWITCH = "PRECISION_LAB_ONEDNN"
+
+# of dnnl_types.h
+_CPU, _IN_ORDER, _SUCCESS = 1, 1, 0
+_BFLOAT16 = 2
+_SOURCE, _WEIGHTS, _BIAS, _DESTINATION = 1, 33, 41, 17
+_ISA_WITH_BFLOAT16 = 0xE7  # avx512_core_bf16: the bits of those before it and its own
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (("index", c_int), ("memory", c_void_p))
+
+
+def available() -> bool:
+    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off: never; PRECISION_LAB_ONEDNN=PATH: by that library."""
+    return _library() is not None
+
+
+def description() -> str | None:
+    """What `linear` would be computed by, for the record."""
+    library = _library()
+    if library is None:
+        return None
+    library.dnnl_version.restype = POINTER(c_int)
+    version = ".".join(str(part) for part in library.dnnl_version()[:3])
+    return f"oneDNN {version}"
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+    """out = x @ weight.T + bias, added in fp32 and rounded once, on the calling thread.
+
+    x: (m, k), weight: (n, k), bias: (n,), out: (m, n); all bfloat16, their last axes contiguous.
+    """
+    arrays = [x, weight.T, *([] if bias is None else [bias[None]]), out]
+    _this_thread().product(arrays)(arrays)
+
+
+class _Thread:
+    """What one thread needs of the library. Its products run on it alone: scratch memory belongs to a thread."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+        _openmp().omp_set_num_threads(1)  # of this thread: a product's pieces are shared out among threads of our own
+        self.engine = _made(library.dnnl_engine_create, _CPU, ctypes.c_size_t(0))
+        self.stream = _made(library.dnnl_stream_create, self.engine, _IN_ORDER)
+        self._products: dict[object, _Product] = {}
+
+    def product(self, arrays: Sequence[np.ndarray]) -> _Product:
+        layouts = tuple((a.shape, tuple(stride // a.itemsize for stride in a.strides)) for a in arrays)
+        if layouts not in self._products:
+            self._products[layouts] = _Product(self, layouts)
+        return self._products[layouts]
+
+
+class _Product:
+    """A product of matrices of certain shapes and strides: source, weights, perhaps a bias, and destination."""
+
+    def __init__(self, thread: _Thread, layouts: Sequence[tuple[Sequence[int], Sequence[int]]]):
+        self._thread, library = thread, thread.library
+        described = [_made(library.dnnl_memory_desc_create_with_strides, 2, *_layout(*layout)) for layout in layouts]
+        source, weights, *bias, destination = described
+        operands = (source, weights, bias[0] if bias else None, destination)
+        recipe = _made(library.dnnl_matmul_primitive_desc_create, thread.engine, *operands, None)
+        self._primitive = _made(library.dnnl_primitive_create, recipe)
+        self._memories = [_made(library.dnnl_memory_create, one, thread.engine, None) for one in described]
+        indices = (_SOURCE, _WEIGHTS, *([_BIAS] if bias else []), _DESTINATION)
+        pairs = (_Argument(i, m.value) for i, m in zip(indices, self._memories, strict=True))
+        self._arguments = (_Argument * len(indices))(*pairs)
+        for one in described:
+            library.dnnl_memory_desc_destroy(one)
+        library.dnnl_primitive_desc_destroy(recipe)
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> None:
+        library, stream = self._thread.library, self._thread.stream
+        for memory, array in zip(self._memories, arrays, strict=True):
+            _check(library.dnnl_memory_set_data_handle(memory, c_void_p(array.ctypes.data)))
+        _check(library.dnnl_primitive_execute(self._primitive, stream, len(self._arguments), self._arguments))
+        _check(library.dnnl_stream_wait(stream))
+
+
+_threads = threading.local()
+
+
+def _this_thread() -> _Thread:
+    if not hasattr(_threads, "own"):
+        library = _library()
+        assert library is not None
+        _threads.own = _Thread(library)
+    own: _Thread = _threads.own
+    return own
+
+
+def _layout(shape: Sequence[int], strides: Sequence[int]) -> tuple[object, int, object]:
+    return (c_int64 * 2)(*shape), _BFLOAT16, (c_int64 * 2)(*strides)
+
+
+def _made(create: Callable[..., int], *arguments: object) -> c_void_p:
+    """The handle that a function of the library writes to its first argument."""
+    handle = c_void_p()
+    _check(create(byref(handle), *arguments))
+    return handle
+
+
+def _check(status: int) -> None:
+    if status != _SUCCESS:
+        raise RuntimeError(f"oneDNN: status {status}")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = os.environ.get(_SWITCH, "")
+    try:
+        library = ctypes.CDLL(path or _installed()) if path != "off" else None
+        _openmp()
+    except (OSError, metadata.PackageNotFoundError):
+        return None
+    has = library is not None and library.dnnl_get_effective_cpu_isa() & _ISA_WITH_BFLOAT16 == _ISA_WITH_BFLOAT16
+    return library if has else None
+
+
+def _installed() -> str:
+    """The library of the package, wherever pip put it. Raises PackageNotFoundError or OSError."""
+    for file in metadata.files(_PACKAGE) or ():
+        if file.name == "libdnnl.so.3":
+            return str(file.locate())
+    raise OSError(f"{_PACKAGE} holds no library")
+
+
+@cache
+def _openmp() -> ctypes.CDLL:
+    """The one that the library above is linked with."""
+    return ctypes.CDLL("libgomp.so.1")
