@@ -19,6 +19,7 @@ from experiments.benchmarks.gpu.shapes import FULL, TINY
 from experiments.benchmarks.gpu.summary import (
     best_peer,
     chosen,
+    depth_samples,
     forward_results,
     guidance_results,
     line,
@@ -92,6 +93,20 @@ def test_laws_are_recovered(made):
     law = line(chosen(depth, arm="ours plain"), "depth")
     assert law.slope.estimate == pytest.approx(1.7e-3, rel=0.02)
     assert law.constant == pytest.approx(2e-3, rel=0.5)
+
+
+def test_without_a_part_of_its_own_depth_is_read_off_block_and_forward(made):
+    assert depth_samples(made) == (list(store.rows(made, "depth", "time")), "depth")
+    parts = {name: part for name, part in made["parts"].items() if name != "depth.0"}
+    samples, said = depth_samples({"parts": parts})
+    few, many = FULL.piece_depths
+    assert said == "block and forward"
+    assert {(row["side"], row["depth"]) for row in samples} == {(512, few), (512, many), (512, 60)}
+    # by least squares of the made times: the block's, and those of the forward of 60
+    times = [2 + BLOCK_MS["ours fast"][0] * depth for depth in (few, many)] + [MILLISECONDS["ours fast"][0]]
+    slope = np.polyfit([few, many, 60], times, 1)[0] / 1e3
+    assert line(chosen(samples, arm="ours fast"), "depth").slope.estimate == pytest.approx(slope, rel=0.05)
+    assert depth_samples({"parts": {}}) == ([], "")
 
 
 def test_a_law_needs_two_sizes():

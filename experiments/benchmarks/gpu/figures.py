@@ -11,7 +11,17 @@ from matplotlib.patches import Patch
 
 from experiments.benchmarks.gpu.composition import CATEGORIES, compositions
 from experiments.benchmarks.gpu.store import rows
-from experiments.benchmarks.gpu.summary import FAST, PLAIN, Law, chosen, forward_results, line, power_law, probe_results
+from experiments.benchmarks.gpu.summary import (
+    FAST,
+    PLAIN,
+    Law,
+    chosen,
+    depth_samples,
+    forward_results,
+    line,
+    power_law,
+    probe_results,
+)
 from precision_lab.report import style
 from precision_lab.report.style import Drawing
 
@@ -102,7 +112,7 @@ def block(record: Mapping[str, Any]) -> Drawing | None:
 
 def laws(record: Mapping[str, Any]) -> Drawing | None:
     """Cost against tokens, log-log, and against depth."""
-    tokens, depth = (list(rows(record, part, "time")) for part in ("tokens", "depth"))
+    tokens, (depth, _) = list(rows(record, "tokens", "time")), depth_samples(record)
     if not tokens and not depth:
         return None
     figure = style.new_figure(3.5)

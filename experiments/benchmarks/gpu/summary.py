@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.benchmarks.gpu.shapes import SHAPES
 from experiments.benchmarks.gpu.store import Row, rows
 from precision_lab.numerics.intervals import RESAMPLES, Ratio, mad, paired_ratio
 
@@ -132,6 +133,25 @@ def power_law(samples: Sequence[Row], key: str) -> Law | None:
 def line(samples: Sequence[Row], key: str) -> Law | None:
     """seconds = constant + slope * x, fitted by least squares in each round."""
     return _law(samples, key, np.asarray, float)
+
+
+def depth_samples(record: Mapping[str, Any]) -> tuple[list[Row], str]:
+    """Forwards of models of several depths at the smaller size, and which parts they are of.
+
+    Of the part `depth`; without it, of `block` and, at full depth, of `forward_mlx`: rounds of two processes, in which
+    nothing is paired.
+    """
+    own = list(rows(record, "depth", "time"))
+    if own:
+        return own, "depth"
+    shallow = list(rows(record, "block", "time"))
+    side = min((row["side"] for row in shallow), default=0)
+    shapes = {part["environment"]["shape"] for name, part in record["parts"].items() if name.startswith("forward_mlx")}
+    if not shallow or len(shapes) != 1:
+        return [], ""
+    full = SHAPES[shapes.pop()].config.num_layers
+    whole = [{**row, "depth": full} for row in rows(record, "forward_mlx", "time") if row["process"] == 0]
+    return chosen(shallow + whole, side=side), "block and forward"
 
 
 def _law(samples: Sequence[Row], key: str, forth: Any, back: Any, above: float = 0.0) -> Law | None:

@@ -13,6 +13,7 @@ from experiments.benchmarks.gpu.summary import (
     Law,
     best_peer,
     chosen,
+    depth_samples,
     forward_results,
     guidance_results,
     line,
@@ -159,9 +160,10 @@ def _tokens(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _depth(record: Mapping[str, Any]) -> Iterator[str]:
-    samples = list(rows(record, "depth", "time"))
+    samples, parts = depth_samples(record)
     if samples:
         yield f"## Depth at {samples[0]['side']} x {samples[0]['side']}\n"
+        yield f"Samples of {parts}.\n"
     for arm in (PLAIN, FAST):
         law = line(chosen(samples, arm=arm), "depth")
         if law is not None:
