@@ -3,9 +3,9 @@
 MLX's CPU kernels are single-threaded, and its exp and tanh take some 18 ns an element where NumPy's take 0.5 (measured,
 MLX 0.32.4 and NumPy 2.4 on one core of Zen 4). A twin reads the evaluated buffers of its inputs through NumPy, works
 in pieces that stay in a core's cache, on all cores, and writes into the buffer of an array of MLX. Everything inside is
-fp32 and rounded where the plain module rounds, so against float64 it errs no more; products of bfloat16 are oneDNN's
-where there is one (`device.onednn`), which takes subnormal numbers for zero. The pieces depend on shapes and the number
-of cores alone: the same input gives the same bits.
+fp32 and rounded where the plain module rounds, so against float64 it errs no more; products are oneDNN's where there is
+one (`device.onednn`), which takes subnormal numbers of bfloat16 for zero. The pieces depend on shapes and the number of
+cores alone: the same input gives the same bits.
 
 Cost: every twin waits for its inputs and for its result, so small norms, rotations and products stay MLX's; it does not
 pay below some 256 tokens of 64 channels. For sgemm 16-bit weights are widened at each use, piece by piece, at 0.1 ns
@@ -66,22 +66,23 @@ def _linear(x: mx.array, weight: np.ndarray, bias: np.ndarray | None) -> mx.arra
     values = _contiguous(x).reshape(-1, channels)
     result, y = _empty((*x.shape[:-1], outputs), x.dtype)
     y = y.reshape(-1, outputs)
-    in_bfloat16 = x.dtype == mx.bfloat16 and all(a.dtype == y.dtype for a in (weight, bias) if a is not None)
     share = -(-outputs // cores())
-    if in_bfloat16 and onednn.available():
-        in_pieces(partial(_bfloat16_piece, values, weight, bias, y), outputs, _between(_BFLOAT16_OUTPUTS, share, 64))
+    alike = all(array.dtype == y.dtype for array in (weight, bias) if array is not None)
+    if alike and x.dtype in (mx.bfloat16, mx.float32) and onednn.available():
+        most = _OUTPUTS if x.dtype == mx.float32 else _BFLOAT16_OUTPUTS
+        in_pieces(partial(_piece, values, weight, bias, y), outputs, _between(most, share, 64))
         return result
     with np.errstate(invalid="ignore"):  # a NaN in float16
         values = values.astype(np.float32, copy=False)
-    in_pieces(partial(_float32_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
+    in_pieces(partial(_widened_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
     return result
 
 
-def _bfloat16_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+def _piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
     onednn.linear(x, weight[piece], None if bias is None else bias[piece], y[:, piece])
 
 
-def _float32_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+def _widened_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
     exact = y.dtype == np.float32
     product = y[:, piece] if exact else np.empty((len(x), piece.stop - piece.start), np.float32)
     sgemm(x, weight[piece].astype(np.float32, copy=False).T, product)

@@ -1,4 +1,4 @@
-"""Products of bfloat16 by oneDNN: exact but for one rounding, where there is such a library, and never in the way."""
+"""Products by oneDNN: exact but for one rounding, where there is such a library, and never in the way."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no oneDNN, or a processor without bfloat16")
 
 
-def made(rng, *shape, scale=1.0):
-    return (scale * rng.standard_normal(shape)).astype(BFLOAT16)
+def made(rng, *shape, scale=1.0, dtype=BFLOAT16):
+    return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
 def exact(x, weight, bias):
-    """In float64, rounded to bfloat16 once."""
+    """In float64."""
     product = x.astype(np.float64) @ weight.astype(np.float64).T
     return product + (0 if bias is None else bias.astype(np.float64))
 
@@ -28,17 +28,19 @@ def exact(x, weight, bias):
 @needs_onednn
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 7, 5), (1, 256, 640), (65, 96, 130), (257, 1024, 300)])
 @pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("dtype", "half_ulp"), [(BFLOAT16, 2.0**-8), (np.dtype(np.float32), 2.0**-24)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_product_is_rounded_once(m, k, n, biased, seed):
+def test_a_product_is_rounded_once(m, k, n, biased, dtype, half_ulp, seed):
     rng = np.random.default_rng(seed)
-    x, weight = made(rng, m, k), made(rng, n, k, scale=10.0 ** rng.integers(-6, 6))
-    bias = made(rng, n) if biased else None
-    out = np.full((m, n), np.nan, BFLOAT16)
+    x, weight = made(rng, m, k, dtype=dtype), made(rng, n, k, scale=10.0 ** rng.integers(-6, 6), dtype=dtype)
+    bias = made(rng, n, dtype=dtype) if biased else None
+    out = np.full((m, n), np.nan, dtype)
     onednn.linear(x, weight, bias, out)
     expected = exact(x, weight, bias)
-    # half an ulp of bfloat16, and what fp32 sums of k terms may add to it
-    terms = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
-    assert (np.abs(out.astype(np.float64) - expected) <= 2.0**-8 * np.abs(expected) + k * 2.0**-24 * terms).all()
+    # half an ulp of the result, and what fp32 sums of k terms and the bias may add to it
+    terms = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + (0 if bias is None else np.abs(bias))
+    bound = half_ulp * np.abs(expected) + (k + 1) * 2.0**-24 * terms
+    assert (np.abs(out.astype(np.float64) - expected) <= bound).all()
 
 
 @needs_onednn
