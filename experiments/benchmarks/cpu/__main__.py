@@ -102,6 +102,7 @@ def _forward(
     bare_after = dict(zip(rng.permutation(options.rounds).tolist(), DTYPES, strict=False))
     for turn in range(-1, options.rounds):  # the first is not counted
         for name in rng.permutation(list(arms)).tolist():
+            linears.settle()
             seconds, output = arms[name]()
             if turn >= 0:
                 found.seconds[name].append(seconds)

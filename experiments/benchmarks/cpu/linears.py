@@ -16,6 +16,14 @@ from precision_lab.model.layers import Linear
 from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.techniques.fast_cpu import replacement
 
+_CALLS = 3
+"""Of which a sample is the mean, after one off the clock."""
+
+
+def settle() -> None:
+    """Waits until the threads of what ran before sleep: torch's and OpenBLAS's spin on a core for a while."""
+    time.sleep(0.2)
+
 
 def measure(shape: Shape, rounds: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
     """{"rows x inputs x outputs": {arm: GFLOP/s of each round}}, in an order drawn anew each round."""
@@ -26,9 +34,12 @@ def measure(shape: Shape, rounds: int, seed: int = 0) -> dict[str, dict[str, lis
         samples: dict[str, list[float]] = {name: [] for name in arms}
         for turn in range(-1, rounds):
             for name in rng.permutation(list(arms)).tolist():
-                start = time.perf_counter()
+                settle()
                 arms[name]()
-                seconds = time.perf_counter() - start
+                start = time.perf_counter()
+                for _ in range(_CALLS):
+                    arms[name]()
+                seconds = (time.perf_counter() - start) / _CALLS
                 if turn >= 0:
                     samples[name].append(2e-9 * rows * channels * outputs / seconds)
         found[f"{rows} x {channels} x {outputs}"] = samples
