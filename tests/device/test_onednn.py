@@ -105,3 +105,18 @@ def test_without_it_a_fast_linear_is_computed_all_the_same(choice):
     done = subprocess.run([sys.executable, "-c", FAST_LINEAR], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(choice is None and onednn.available()), "True"]
+
+
+@needs_onednn
+def test_the_thread_keeps_its_subnormal_numbers():
+    ones = np.ones((16, 64), BFLOAT16)
+    onednn.linear(ones, ones, None, np.empty((16, 16), BFLOAT16))
+    assert (np.full(64, 1e-40, np.float32) * np.float32(0.5) > 0).all()
+
+
+@needs_onednn
+def test_subnormal_numbers_of_fp32_count():
+    x, weight = np.full((4, 8), 1e-40, np.float32), np.ones((3, 8), np.float32)
+    out = np.zeros((4, 3), np.float32)
+    onednn.linear(x, weight, None, out)
+    assert np.allclose(out, 8e-40, rtol=1e-3)
