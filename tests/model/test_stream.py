@@ -215,7 +215,7 @@ def test_memory_does_not_grow_with_depth(tmp_path):
     """Beyond what surrounds the blocks: at most two blocks as stored, and the activations, however many there are."""
     micro = PRESETS["micro"]
     inputs = random_inputs(np.random.default_rng(0), (4, 4), text_width=64)
-    peaks = {}
+    peaks, beyond = {}, {}
     for layers in (4, 12):
         config = replace(micro.transformer, num_layers=layers, num_attention_heads=8)
         make(replace(micro, transformer=config), tmp_path / str(layers))
@@ -227,10 +227,12 @@ def test_memory_does_not_grow_with_depth(tmp_path):
                 ours(model, inputs, mx.float32)
                 peaks[layers, stream] = mx.get_peak_memory() - before
             if stream:
+                mx.synchronize()  # MLX's own thread may still be dropping the last activations
                 around = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-                assert mx.get_active_memory() - before <= around + 4096, "a block is still in memory"
+                beyond[layers] = mx.get_active_memory() - before - around
     block = (peaks[12, False] - peaks[4, False]) / 8
     assert block > 1e6
+    assert max(beyond.values()) < 0.05 * block, "a block is still in memory"
     assert peaks[12, True] - peaks[4, True] < 0.1 * block
     assert peaks[12, True] < peaks[4, False]
 
