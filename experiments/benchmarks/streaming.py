@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.streaming --folder DIR                       # 60 blocks, 41 GB
     python -m experiments.benchmarks.streaming --folder DIR --blocks 6 --check    # 4 GB, also the resident model
+    python -m experiments.benchmarks.streaming --folder DIR --fast                # with technique=fast, on a CPU
 
 Writes a synthetic checkpoint of full width to DIR if there is none, and leaves it. Then each arm in a process of its
 own, whose peak resident memory is the operating system's figure, Python, MLX and activations included:
@@ -25,7 +26,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,10 @@ from precision_lab.model import weights  # noqa: E402
 from precision_lab.model.checkpoint import Checkpoint  # noqa: E402
 from precision_lab.model.rope import Grid  # noqa: E402
 from precision_lab.model.streams import Streams  # noqa: E402
+from precision_lab.model.transformer import Transformer  # noqa: E402
 from precision_lab.synthetic import PRESETS, make  # noqa: E402
+from precision_lab.techniques.base import applied  # noqa: E402
+from precision_lab.techniques.fast_cpu import FastCPU  # noqa: E402
 
 PIXELS_PER_TOKEN = 16
 TEXT_TOKENS = 64
@@ -70,7 +75,15 @@ class Inputs:
         mx.eval(self.latents, self.text, self.img, self.txt, self.temb)
 
 
-def read(checkpoint: Checkpoint, pixels: int) -> tuple[float, mx.array | None]:
+@contextmanager
+def transformer(checkpoint: Checkpoint, fast: bool) -> Iterator[Transformer]:
+    """In bf16, as it is or with the CPU's fast twins of its modules."""
+    model = checkpoint.transformer(mx.bfloat16)
+    with applied({"transformer": model}, {"fast": FastCPU()} if fast else {}):
+        yield model
+
+
+def read(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
     """Seconds of reading all weights, a block at a time."""
     tensors = weights.read(checkpoint.folder / "transformer")
     blocks: dict[str, list[str]] = {}
@@ -82,29 +95,31 @@ def read(checkpoint: Checkpoint, pixels: int) -> tuple[float, mx.array | None]:
     return time.perf_counter() - start, None
 
 
-def compute(checkpoint: Checkpoint, pixels: int) -> tuple[float, mx.array | None]:
+def compute(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
     """Seconds of as many calls of one block, whose weights are in memory, as there are blocks."""
-    model, inputs = checkpoint.transformer(mx.bfloat16), Inputs(checkpoint, pixels)
-    block, rotations = model.transformer_blocks[0], model.pos_embed(inputs.grid, TEXT_TOKENS)
-    mx.eval(block.parameters(), rotations)
-    x = Streams(img=inputs.img, txt=inputs.txt)
-    start = time.perf_counter()
-    for _ in model.transformer_blocks:
-        mx.eval(block(x, inputs.temb, rotations))
-    return time.perf_counter() - start, None
+    inputs = Inputs(checkpoint, pixels)
+    with transformer(checkpoint, fast) as model:
+        block, rotations = model.transformer_blocks[0], model.pos_embed(inputs.grid, TEXT_TOKENS)
+        mx.eval(block.parameters(), rotations)
+        x = Streams(img=inputs.img, txt=inputs.txt)
+        start = time.perf_counter()
+        for _ in model.transformer_blocks:
+            mx.eval(block(x, inputs.temb, rotations))
+        return time.perf_counter() - start, None
 
 
-def forward(checkpoint: Checkpoint, pixels: int) -> tuple[float, mx.array | None]:
+def forward(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
     """Seconds and result of one forward pass; weights that the model holds are read before."""
-    model, inputs = checkpoint.transformer(mx.bfloat16), Inputs(checkpoint, pixels)
-    mx.eval([parameter for _, parameter in tree_flatten(model.parameters())])
-    start = time.perf_counter()
-    out = model(inputs.latents, mx.array([0.5]), inputs.text, inputs.grid)
-    mx.eval(out)
-    return time.perf_counter() - start, out
+    inputs = Inputs(checkpoint, pixels)
+    with transformer(checkpoint, fast) as model:
+        mx.eval([parameter for _, parameter in tree_flatten(model.parameters())])
+        start = time.perf_counter()
+        out = model(inputs.latents, mx.array([0.5]), inputs.text, inputs.grid)
+        mx.eval(out)
+        return time.perf_counter() - start, out
 
 
-ARMS: Mapping[str, Callable[[Checkpoint, int], tuple[float, mx.array | None]]] = {
+ARMS: Mapping[str, Callable[[Checkpoint, int, bool], tuple[float, mx.array | None]]] = {
     "read": read,
     "compute": compute,
     "streamed": forward,
@@ -112,11 +127,11 @@ ARMS: Mapping[str, Callable[[Checkpoint, int], tuple[float, mx.array | None]]] =
 }
 
 
-def run_arm(arm: str, folder: Path, pixels: int) -> dict[str, Any]:
+def run_arm(arm: str, folder: Path, pixels: int, fast: bool) -> dict[str, Any]:
     """Of this process: seconds, peak memory in bytes, and a digest of the result."""
     set_numeric_switches()
     forget_cached(folder / "transformer")
-    seconds, out = ARMS[arm](Checkpoint(folder, stream=arm == "streamed"), pixels)
+    seconds, out = ARMS[arm](Checkpoint(folder, stream=arm == "streamed"), pixels, fast)
     digest = None if out is None else hashlib.sha256(np.array(out.astype(mx.float32)).tobytes()).hexdigest()[:16]
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -135,7 +150,7 @@ def forget_cached(folder: Path) -> None:
 
 def in_child(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "experiments.benchmarks.streaming", "--folder", str(args.folder)]
-    command += ["--pixels", str(args.pixels), "--arm", arm]
+    command += ["--pixels", str(args.pixels), "--arm", arm, *(["--fast"] if args.fast else [])]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -170,12 +185,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=60, help="of a checkpoint that is written")
     parser.add_argument("--pixels", type=int, default=256, help="a side")
     parser.add_argument("--rounds", type=int, default=1, help="medians of so many; arms in random order")
+    parser.add_argument("--fast", action="store_true", help="all arms but read with technique=fast")
     parser.add_argument("--check", action="store_true", help="the resident model too: all weights in memory")
     parser.add_argument("--to", type=Path, help="a JSON file for what was measured")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
-        print(json.dumps(run_arm(args.arm, args.folder, args.pixels)))
+        print(json.dumps(run_arm(args.arm, args.folder, args.pixels, args.fast)))
         return
     if not args.folder.exists():
         write_checkpoint(args.folder, args.blocks)
@@ -188,6 +204,7 @@ def main() -> None:
     size = sum(file.stat().st_size for file in weights.shards(args.folder / "transformer"))
     blocks = Checkpoint(args.folder).transformer_config().num_layers
     about = f"{device_name()}: {blocks} blocks, {size / 1e9:.1f} GB, {args.pixels} x {args.pixels} pixels, bf16"
+    about += ", technique=fast" if args.fast else ""
     report(results, size, f"{about}, {args.rounds} round(s)")
     if args.to:
         args.to.write_text(json.dumps({"about": about, "bytes": size, "results": results}, indent=2) + "\n")

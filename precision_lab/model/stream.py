@@ -2,7 +2,7 @@
 
 An array that `mx.load` gives reads its tensor when it is evaluated, and keeps the values as long as the array lives. So
 no module holds one: where a parameter stood there is a `Stored`, and who asks the module for `weight` gets an array
-that nothing else keeps. A streamed block evaluates its result before it lets its arrays go, while those that it used
+that nothing else keeps. A streamed block evaluates its result before it lets its arrays go, while those that it uses
 are read for the block after it; so two blocks are in memory. Nothing is computed differently, every module keeps its
 address, and those inside a block keep their classes.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -64,7 +65,9 @@ class Shelf:
         self._held: dict[str, mx.array] = {}
         """What the block that is called has asked for; between calls, what was asked for last."""
         self._ahead: dict[str, mx.array] = {}
-        """As stored, for the block that follows: being read."""
+        """As stored and not yet asked for, for the block that is called and the one that follows: being read."""
+        self._usual: tuple[str, ...] = ()
+        """What the block called last has asked for, by paths inside it."""
         self._calling = False
 
     def parameter(self, name: str) -> mx.array:
@@ -76,10 +79,15 @@ class Shelf:
         return self._held[name]
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """A block is called inside; what it asked for is dropped at the end, and after an exception all else too."""
+    def calling(self, path: str, following: str | None) -> Iterator[None]:
+        """The block at `path` is called inside; what it asked for is dropped at the end, on an exception all else too.
+
+        A call may compute, so what the block called last asked for is read for this one and for the one at `following`
+        from the start.
+        """
         self._held, self._calling = {}, True
         try:
+            self._read_ahead(path, following)
             yield
         except BaseException:
             self._ahead = {}
@@ -87,15 +95,21 @@ class Shelf:
         finally:
             self._held, self._calling = {}, False
 
-    def read_ahead(self, path: str, following: str) -> None:
-        """Starts to read for the block at `following` what the one at `path` has asked for, without waiting.
+    def asked(self, path: str, following: str | None) -> None:
+        """The block at `path` has asked for all that it uses: the same and no more is for the one that follows."""
+        self._usual = tuple(name.removeprefix(path) for name in self._held if name.startswith(path))
+        wanted = {f"{following}{name}" for name in self._usual}
+        self._ahead = {name: array for name, array in self._ahead.items() if name in wanted}
+        self._read_ahead(following)
+
+    def _read_ahead(self, *blocks: str | None) -> None:
+        """Starts to read what is usual for the blocks at these paths, without waiting.
 
         By MLX itself: a thread that only filled the page cache would leave it the copy, 0.4 s for 680 MB on an EPYC.
         """
-        same = (following + name.removeprefix(path) for name in self._held if name.startswith(path))
-        names = [name for name in same if name in self._names]  # a checkpoint may keep what it quantises elsewhere
-        kept = {name: self._ahead[name] for name in names if name in self._ahead}
-        self._ahead = kept | {name: self._take(name) for name in names if name not in kept}
+        for name in (path + name for path in blocks if path is not None for name in self._usual):
+            if name not in self._ahead and name in self._names:  # a checkpoint may keep what it quantises elsewhere
+                self._ahead[name] = self._take(name)
         mx.async_eval(list(self._ahead.values()))
 
     def _take(self, name: str) -> mx.array:
@@ -147,12 +161,24 @@ class StreamedBlock(nn.Module):
         self._shelf, self._path, self._following = shelf, path, following
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._shelf.calling():
+        with self._shelf.calling(self._path, self._following):
             out = self._call(self, *args, **kwargs)
-            if self._following is not None:
-                self._shelf.read_ahead(self._path, self._following)
+            self._shelf.asked(self._path, self._following)
             mx.eval(out)
         return out
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, that of the resident model where its parameters are on disk."""
+    kind = type(module)
+    return kind.__bases__[1] if issubclass(kind, _OnDemand) else kind
+
+
+def recast(module: nn.Module, kind: Any) -> nn.Module:
+    """A copy of a module that is of class `kind`, and shares what it holds; parameters on disk stay there."""
+    twin = copy(module)
+    twin.__class__ = _on_demand(kind) if isinstance(module, _OnDemand) else kind
+    return twin
 
 
 @cache

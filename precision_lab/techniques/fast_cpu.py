@@ -31,6 +31,7 @@ from precision_lab.instrument.sites import Site
 from precision_lab.model.attention import Attend
 from precision_lab.model.layers import GELUTanh, LayerNorm, Linear
 from precision_lab.model.rope import Rotary
+from precision_lab.model.stream import class_of, recast
 
 # elements of a piece of an element-wise loop: 256 KiB in fp32, with one temporary half of a core's second cache
 _PIECE = 1 << 16
@@ -47,12 +48,6 @@ _QUERIES = (32, 256)
 
 class _FastLinear(Linear):
     """Pieces of output channels: weights widened, product, bias, rounded once. Small ones are left to MLX."""
-
-    def __init__(self, plain: Linear):
-        nn.Module.__init__(self)
-        self.weight = plain.weight
-        if "bias" in plain:
-            self.bias = plain.bias
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size < _FEW_WEIGHTS:
@@ -218,7 +213,7 @@ _TWINS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     Attend: lambda _: _FastAttend(),
     GELUTanh: lambda _: _FastGELUTanh(),
     LayerNorm: _FastLayerNorm,
-    Linear: _FastLinear,
+    Linear: lambda plain: recast(plain, _FastLinear),
     Rotary: lambda _: _FastRotary(),
 }
 
@@ -228,7 +223,7 @@ def replacement(module: nn.Module) -> nn.Module | None:
 
     Only the plain classes themselves have twins: what a technique put in their place computes something else.
     """
-    twin = _TWINS.get(type(module))
+    twin = _TWINS.get(class_of(module))
     return twin(module) if twin else None
 
 

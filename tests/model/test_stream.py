@@ -21,8 +21,10 @@ from precision_lab.lab.recorder import observing, recorder_of
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.layers import LayerNorm
 from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.rope import Grid, RotaryEmbedding
+from precision_lab.model.stream import Shelf, class_of
 from precision_lab.model.streams import Streams
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.synthetic import PRESETS, make
@@ -30,6 +32,7 @@ from precision_lab.techniques.ablation import WithoutBias
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.compensated_residual import CompensatedResidual
 from precision_lab.techniques.compiled_blocks import CompiledBlocks
+from precision_lab.techniques.fast_cpu import FastCPU, _FastLinear
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.float32 import Float32
@@ -180,6 +183,45 @@ def test_local_error_is_the_same(small_checkpoint):
         rows.append(teacher.rows)
     assert len(rows[0]) > 0
     assert str(rows[0]) == str(rows[1])
+
+
+@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="twins for CPUs")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+def test_twins_that_compute_while_they_are_called_have_the_same_bits(
+    small_checkpoint, monkeypatch, dtype, weights_dtype
+):
+    monkeypatch.setattr("precision_lab.techniques.fast_cpu._FEW_WEIGHTS", 0)
+    monkeypatch.setattr("precision_lab.techniques.fast_cpu._FEW_ELEMENTS", 0)
+    outputs, twins = [], []
+    for pipeline in both(small_checkpoint, dtype, weights_dtype=weights_dtype):
+        around = held(pipeline.transformer)
+        with applied(pipeline.components, {"fast": FastCPU()}):
+            outputs.append(generated(pipeline))
+            twins.append([str(site) for site in walk(pipeline.components) if class_of(site.module) is _FastLinear])
+            assert held(pipeline.transformer) == around, "a twin keeps what it has read"
+    np.testing.assert_array_equal(*outputs)
+    assert twins[0] == twins[1]
+    assert len(twins[0]) > 4 * 10
+
+
+def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch):
+    """What a block uses is known once the first has been called."""
+    transformer = both(small_checkpoint, mx.float32)[1].transformer
+    take, taken, seen = Shelf._take, [], {}
+    monkeypatch.setattr(Shelf, "_take", lambda shelf, name: (taken.append(name), take(shelf, name))[1])
+
+    class Watched(LayerNorm):
+        def __call__(self, x):
+            seen[self.index] = {int(name.split(".")[1]) for name in taken if name.endswith("txt_mlp.net.2.weight")}
+            return super().__call__(x)
+
+    for index, block in enumerate(transformer.transformer_blocks):
+        block.img_norm1 = Watched()
+        block.img_norm1.index = index
+    ours(transformer, random_inputs(np.random.default_rng(0), (4, 4), text_width=64), mx.float32)
+    assert seen == {0: set(), 1: {0, 1, 2}, 2: {0, 1, 2, 3}, 3: {0, 1, 2, 3}}
+    assert len(taken) == len(set(taken)), "read twice"
 
 
 def test_dtypes_do_not_share_what_is_not_in_memory(small_checkpoint):
