@@ -12,7 +12,8 @@ own, whose peak resident memory is the operating system's figure, Python, MLX an
 - streamed: the forward pass with `stream=True`;
 - resident (--check): the same with all weights in memory, already read; outputs must be the same to the bit.
 
-Before each, files are dropped from the page cache (on Linux). Target: streamed at most 1.2 max(read, compute), 6 GB.
+Before each, files are dropped from the page cache (on Linux), and files larger than memory as they are read. Target:
+streamed at most 1.2 max(read, compute), 6 GB.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from precision_lab.device import blas
+from precision_lab.device import allocator, blas, page_cache
 
+allocator.keep_freed()
 blas.preload()  # before MLX is imported
 
 import mlx.core as mx  # noqa: E402
@@ -86,12 +88,16 @@ def transformer(checkpoint: Checkpoint, fast: bool) -> Iterator[Transformer]:
 def read(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
     """Seconds of reading all weights, a block at a time."""
     tensors = weights.read(checkpoint.folder / "transformer")
+    places = weights.extents(checkpoint.folder / "transformer")
+    fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
     blocks: dict[str, list[str]] = {}
     for name in tensors:
         blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
     start = time.perf_counter()
     for names in blocks.values():
         mx.eval([tensors.pop(name) for name in names])
+        if not fits:  # as a streamed model does
+            page_cache.forget(places[name] for name in names)
     return time.perf_counter() - start, None
 
 
@@ -130,22 +136,12 @@ ARMS: Mapping[str, Callable[[Checkpoint, int, bool], tuple[float, mx.array | Non
 def run_arm(arm: str, folder: Path, pixels: int, fast: bool) -> dict[str, Any]:
     """Of this process: seconds, peak memory in bytes, and a digest of the result."""
     set_numeric_switches()
-    forget_cached(folder / "transformer")
+    page_cache.forget(page_cache.Extent(file) for file in weights.shards(folder / "transformer"))
     seconds, out = ARMS[arm](Checkpoint(folder, stream=arm == "streamed"), pixels, fast)
     digest = None if out is None else hashlib.sha256(np.array(out.astype(mx.float32)).tobytes()).hexdigest()[:16]
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"seconds": seconds, "peak_rss": peak, "peak_mlx": mx.get_peak_memory(), "digest": digest}
-
-
-def forget_cached(folder: Path) -> None:
-    """Drops the weights from the page cache, where the operating system lets a program do so."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in weights.shards(folder):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def in_child(arm: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -161,6 +157,7 @@ def write_checkpoint(folder: Path, blocks: int) -> None:
     shape = replace(preset, transformer=replace(preset.transformer, num_layers=blocks))
     start = time.perf_counter()
     make(shape, folder)
+    os.sync()  # what is not written yet stays in the page cache
     print(f"wrote {folder} in {time.perf_counter() - start:.0f} s")
 
 

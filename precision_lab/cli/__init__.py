@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from precision_lab import __version__
-from precision_lab.device import blas
+from precision_lab.device import allocator, blas
 from precision_lab.errors import nearest
 
 # command -> (module with `task`, root configuration), imported when called: --help must not wait for them
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     given = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]
+    allocator.keep_freed()
     blas.preload()
     from precision_lab.cli.app import launch
 

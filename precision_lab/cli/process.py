@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from precision_lab.device import blas
+from precision_lab.device import allocator, blas
 
 COMMAND = (sys.executable, "-m", "precision_lab.cli.process")
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     out, settings = Path(argv[0]), json.loads(argv[1])
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not end up among the replies
+    allocator.keep_freed()
     blas.preload()
     from omegaconf import DictConfig, OmegaConf
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from precision_lab.device import blas, onednn
+from precision_lab.device import allocator, blas, onednn
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
@@ -81,6 +81,7 @@ def environment() -> dict[str, Any]:
         "mlx": versions["mlx"],
         "blas": blas.description() if backend() == "cpu" else None,
         "onednn": onednn.description() if backend() == "cpu" else None,
+        "malloc": allocator.description(),
         "packages": versions,
         "switches": {name: os.environ.get(name) for name in numeric_switches()},
         "commit": commit,

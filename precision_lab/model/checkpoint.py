@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from precision_lab.device import page_cache
 from precision_lab.errors import InputError
 from precision_lab.model import stream, weights
 from precision_lab.model.config import Config, SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
@@ -151,7 +153,14 @@ class Checkpoint:
             weights.cast(holder, self.weights_dtype, dtype)
             return holder.tensor
 
-        stream.stream(model, blocks, read, fit)
+        places: Any = weights.extents(self.folder / part)
+        places = sanitize(places)[0] if sanitize else places
+
+        def used(names: Iterable[str]) -> None:
+            page_cache.forget(places[name] for name in names if name in places)
+
+        fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
+        stream.stream(model, blocks, read, fit, None if fits else used)
 
     def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
         known = self.ignored.setdefault(part, [])

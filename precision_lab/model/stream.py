@@ -12,7 +12,7 @@ demand, and stay in memory where they are kept: a technique that makes weights o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -33,13 +33,20 @@ def check(inflate: float) -> None:
         raise InputError(f"model.stream=true with model.inflate={inflate:g}: inflating takes all weights, expected 1")
 
 
-def stream(model: nn.Module, blocks: str, read: Read, fit: Callable[[mx.array], mx.array]) -> None:
+def stream(
+    model: nn.Module,
+    blocks: str,
+    read: Read,
+    fit: Callable[[mx.array], mx.array],
+    used: Callable[[Iterable[str]], None] | None = None,
+) -> None:
     """Makes the list of modules `model[blocks]` read its parameters from `read` when they are called.
 
-    fit: from a stored tensor to the parameter, as `weights.cast` does it. The parameters that the modules hold, loaded
-    and checked, are let go; `parameters()` lists what stays in memory only.
+    fit: from a stored tensor to the parameter, as `weights.cast` does it; used: told the names of those that a block
+    has used and let go. The parameters that the modules hold, loaded and checked, are let go too; `parameters()` lists
+    what stays in memory only.
     """
-    shelf = Shelf(read, fit)
+    shelf = Shelf(read, fit, used)
     paths = [f"{blocks}.{index}." for index in range(len(model[blocks]))]
     for index, path in enumerate(paths):
         for name, module in model[blocks][index].named_modules():
@@ -57,8 +64,10 @@ def stream(model: nn.Module, blocks: str, read: Read, fit: Callable[[mx.array], 
 class Shelf:
     """The tensors of a component on disk, and those of one block and the next in memory."""
 
-    def __init__(self, read: Read, fit: Callable[[mx.array], mx.array]):
-        self._read, self._fit = read, fit
+    def __init__(
+        self, read: Read, fit: Callable[[mx.array], mx.array], used: Callable[[Iterable[str]], None] | None = None
+    ):
+        self._read, self._fit, self._used = read, fit, used
         self._unread: dict[str, mx.array] = {}
         """Arrays of the last reading of the headers: whoever takes one has the only one."""
         self._names: frozenset[str] = frozenset()
@@ -89,6 +98,8 @@ class Shelf:
         try:
             self._read_ahead(path, following)
             yield
+            if self._used is not None:
+                self._used(list(self._held))
         except BaseException:
             self._ahead = {}
             raise

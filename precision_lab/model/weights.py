@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, nearest
 from precision_lab.model import mflux
 from precision_lab.model.stored_quantization import quantized_modules
@@ -69,6 +70,17 @@ def read(folder: Path) -> dict[str, mx.array]:
             raise InputError(f"{file}: tensor {min(twice)} stands in another shard too")
         tensors.update(loaded)
     return mflux.published_names(tensors) if mflux.wrote(metadata(folder)) else tensors
+
+
+def extents(folder: Path) -> dict[str, Extent]:
+    """Where all tensors of a component stand in its files, under their published names."""
+    found = {}
+    for file in shards(folder):
+        data = _header(file)[1]
+        for name, entry in check_header(file).items():
+            begin, end = entry["data_offsets"]
+            found[name] = Extent(file, data + begin, end - begin)
+    return mflux.published_names(found) if mflux.wrote(metadata(folder)) else found
 
 
 def check_header(file: Path) -> Mapping[str, Any]:

@@ -241,6 +241,14 @@ def test_streamed_blocks_compute_the_same(mflux_folder, dtype):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_extents_have_published_names(mflux_folder):
+    for part in ("transformer", "text_encoder"):
+        tensors, extents = weights.read(mflux_folder / part), weights.extents(mflux_folder / part)
+        assert {name: tensor.nbytes for name, tensor in tensors.items()} == {
+            name: extent.nbytes for name, extent in extents.items()
+        }
+
+
 @pytest.mark.parametrize("bits", [3, 5, 6, 8])
 def test_mflux_at_other_levels(mflux_folder, small_checkpoint, bits):
     transformer = Checkpoint(small_checkpoint).transformer(mx.bfloat16)

@@ -12,6 +12,7 @@ from oracle import ours, random_inputs
 from safetensors.numpy import load_file, save_file
 
 from precision_lab.cli import main
+from precision_lab.device import page_cache
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.lab.bench import _arrays
@@ -20,6 +21,7 @@ from precision_lab.lab.models import Models
 from precision_lab.lab.recorder import observing, recorder_of
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec
 from precision_lab.lab.teacher import Teacher
+from precision_lab.model import weights
 from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.layers import LayerNorm
 from precision_lab.model.quantized import QuantizedLinear
@@ -277,6 +279,24 @@ def test_memory_does_not_grow_with_depth(tmp_path):
     assert max(beyond.values()) < 0.05 * block, "a block is still in memory"
     assert peaks[12, True] - peaks[4, True] < 0.1 * block
     assert peaks[12, True] < peaks[4, False]
+
+
+def test_files_larger_than_memory_are_given_back_as_they_are_used(small_checkpoint, monkeypatch):
+    """Each tensor of a block once a call of it, and only after the block; of files that fit nothing."""
+    given_back: list[page_cache.Extent] = []
+    monkeypatch.setattr(page_cache, "forget", given_back.extend)
+    expected = generated(both(small_checkpoint, mx.float32)[1])
+    monkeypatch.setattr(page_cache, "keeps", lambda nbytes: nbytes != held(*tensors.values()))
+    tensors = weights.read(small_checkpoint / "transformer")
+    streamed = both(small_checkpoint, mx.float32)[1]
+    assert given_back == []
+    np.testing.assert_array_equal(generated(streamed), expected)
+    places = weights.extents(small_checkpoint / "transformer")
+    of_blocks = [place for name, place in places.items() if name.startswith("transformer_blocks.")]
+    passes = 2 * SAMPLER.steps  # with and without the prompt
+    assert sorted(given_back) == sorted(of_blocks * passes)
+    first = [place for name, place in places.items() if name.startswith("transformer_blocks.0.")]
+    assert set(given_back[: len(first)]) == set(first)
 
 
 def test_nothing_is_read_to_count_what_is_held(small_checkpoint):

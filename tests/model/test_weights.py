@@ -84,6 +84,20 @@ def test_single_and_sharded_files_load_unchanged(tmp_path, tensors, dtype):
             np.testing.assert_array_equal(np.array(loaded.astype(mx.float32)), tensors[key].astype(np.float32))
 
 
+def test_extents_are_where_the_tensors_stand(tmp_path, tensors):
+    tensors["first.bias"] = tensors["first.bias"].astype(np.float32)
+    for name, write in (
+        ("single", lambda d: save_file(tensors, d / FILE, metadata={"format": "pt"})),
+        ("sharded", lambda d: write_sharded(d, tensors)),
+    ):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+        extents = weights.extents(tmp_path / name)
+        assert extents.keys() == tensors.keys()
+        for key, (file, offset, nbytes) in extents.items():
+            assert file.read_bytes()[offset : offset + nbytes] == tensors[key].tobytes()
+
+
 def test_tensors_may_differ_in_dtype(tmp_path, tensors):
     tensors["first.bias"] = tensors["first.bias"].astype(np.float32)
     save_file(tensors, tmp_path / FILE, metadata={"format": "pt"})

@@ -1,0 +1,38 @@
+"""Freed memory stays with the process if it was asked for, and goes back if not."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's allocator")
+
+FAULTS_OF_THE_SECOND = """
+import resource
+from precision_lab.device import allocator
+allocator.keep_freed()
+import mlx.core as mx
+from precision_lab.device.environment import environment
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    mx.eval(mx.zeros((64 << 20,), mx.uint8))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults(), environment()["malloc"])
+"""
+
+
+@pytest.mark.parametrize("switch", ["", "off"])
+def test_a_large_array_is_made_where_one_was_freed(monkeypatch, switch):
+    monkeypatch.setenv("PRECISION_LAB_MALLOC", switch)
+    done = subprocess.run([sys.executable, "-c", FAULTS_OF_THE_SECOND], check=True, stdout=subprocess.PIPE, text=True)
+    faults, description = done.stdout.strip().split(" ", 1)
+    pages = (64 << 20) // 4096
+    if switch == "off":
+        assert int(faults) > pages / 600  # pages of 2 MiB, at the most
+        assert description == "None"
+    else:
+        assert int(faults) < pages / 1000
+        assert "keeps" in description
