@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,9 @@ class Tokenizer:
 def _read(folder: Path) -> Any:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}, expected that of a Qwen2 tokenizer")
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # that PyTorch, which no tokenizer needs, is missing
     import transformers
 
     transformers.logging.set_verbosity_error()

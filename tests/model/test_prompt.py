@@ -1,6 +1,9 @@
 """Token ids against the tokenizer call of QwenImagePipeline."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,3 +133,21 @@ def test_prefix_of_another_length_is_refused(folder):
     merges = (folder / "merges.txt").read_text().splitlines()
     (folder / "merges.txt").write_text("\n".join(merges[: len(merges) // 2]) + "\n")
     assert_refused(folder, "34")
+
+
+WITHOUT_PYTORCH = """
+import importlib.util, pathlib, sys
+from precision_lab.model.prompt import Tokenizer
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+Tokenizer(pathlib.Path(sys.argv[1]))
+import transformers
+print(transformers.utils.is_torch_available())
+"""
+
+
+def test_nothing_is_said_where_pytorch_is_missing(small_checkpoint):
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, str(small_checkpoint / "tokenizer")]
+    told = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
+    done = subprocess.run(command, env=told, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
