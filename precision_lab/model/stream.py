@@ -4,7 +4,7 @@ An array that `mx.load` gives reads its tensor when it is evaluated, and keeps t
 no module holds one: where a parameter stood there is a `Stored`, and who asks the module for `weight` gets an array
 that nothing else keeps. A streamed block evaluates its result before it lets its arrays go, while those that it uses
 are read for the block after it; so two blocks are in memory. Nothing is computed differently, every module keeps its
-address, and those inside a block keep their classes.
+address, and those inside a block their functions (`class_of` gives the class they are made from).
 
 Weights that are asked for outside of a call (a technique quantises them, a probe compares with them) are read on
 demand, and stay in memory where they are kept: a technique that makes weights of its own has them resident.
@@ -109,7 +109,7 @@ class Shelf:
     def asked(self, path: str, following: str | None) -> None:
         """The block at `path` has asked for all that it uses: the same and no more is for the one that follows."""
         self._usual = tuple(name.removeprefix(path) for name in self._held if name.startswith(path))
-        wanted = {f"{following}{name}" for name in self._usual}
+        wanted = set() if following is None else {following + name for name in self._usual}
         self._ahead = {name: array for name, array in self._ahead.items() if name in wanted}
         self._read_ahead(following)
 

@@ -47,7 +47,7 @@ _QUERIES = (32, 256)
 
 
 class _FastLinear(Linear):
-    """Pieces of output channels: weights widened, product, bias, rounded once. Small ones are left to MLX."""
+    """Pieces of output channels: product and bias in fp32, rounded once. Small ones are left to MLX."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size < _FEW_WEIGHTS:
