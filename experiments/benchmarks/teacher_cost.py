@@ -26,8 +26,8 @@ from precision_lab.lab.generation import generate  # noqa: E402
 from precision_lab.lab.models import Models  # noqa: E402
 from precision_lab.lab.spec import Case, SamplerSpec, TeacherSpec  # noqa: E402
 from precision_lab.lab.teacher import Teacher  # noqa: E402
-from precision_lab.model.checkpoint import Checkpoint  # noqa: E402
-from precision_lab.model.pipeline import Conditioning, Step  # noqa: E402
+from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
+from precision_lab.model.qwen_image.pipeline import Conditioning, Step  # noqa: E402
 
 CASE = Case(0, "two red circles on a blue background, left", 0)
 PLAIN = "plain"

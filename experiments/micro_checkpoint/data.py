@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from precision_lab.model.prompt import PREFIX_TOKENS, TEMPLATE
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
 from precision_lab.shapes import render, training_scenes
 
 TEXT_TOKENS = 16

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from precision_lab.report import style
+from precision_lab.report.figures import style
 
 HERE = Path(__file__).parent
 FLOAT16_MAX = 65504.0

@@ -12,7 +12,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from precision_lab.model.config import VAEConfig
+from precision_lab.model.qwen_image.config import VAEConfig
 from precision_lab.synthetic import PRESETS, make
 
 

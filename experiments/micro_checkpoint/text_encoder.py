@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.micro_checkpoint import data, state
-from precision_lab.model.prompt import PREFIX_TOKENS
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS
 from precision_lab.shapes import Scene, held_out_scenes, training_scenes
 
 LEARNING_RATE = 1e-3

@@ -38,7 +38,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.device.behaviour.verdict import judge
     from precision_lab.device.environment import environment
     from precision_lab.lab.folder import write_json
-    from precision_lab.report import device, style
+    from precision_lab.report.figures import device, style
 
     console = open_console()
     findings: list[Finding] = []

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.glob import DEFAULT_COMPONENT, compile_glob, spell, split_pattern
-from precision_lab.model.streams import stream_of
+from precision_lab.model.qwen_image.streams import stream_of
 
 _BLOCK = re.compile(r"^(?:\w+\.)*?(?:transformer_blocks|layers|blocks|h|stages)\.(\d+)(?:\.|$)")
 

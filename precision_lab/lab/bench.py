@@ -23,7 +23,7 @@ from precision_lab.lab.recorder import Observer, observing, recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
 from precision_lab.lab.teacher import Teacher
-from precision_lab.model.pipeline import Conditioning, Pipeline, Step
+from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, Step
 from precision_lab.techniques.base import Coverage, applied
 
 Advance = Callable[[float, str], None]

@@ -20,11 +20,11 @@ import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.lab.models import Models
-from precision_lab.model.pipeline import Pipeline, denoise
-from precision_lab.model.rope import Grid
+from precision_lab.model.qwen_image.pipeline import Pipeline, denoise
+from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.numerics.metrics import compare
-from precision_lab.techniques.ablation import HomogeneousActivation, WithoutBias
 from precision_lab.techniques.base import Technique, applied
+from precision_lab.techniques.parts.ablation import HomogeneousActivation, WithoutBias
 from precision_lab.techniques.reordered_sums import ReorderedSums
 
 Techniques = Mapping[str, Technique]

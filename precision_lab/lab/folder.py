@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.errors import InputError
-from precision_lab.model.pipeline import to_uint8
+from precision_lab.model.qwen_image.pipeline import to_uint8
 from precision_lab.model.weights import read_json
 
 

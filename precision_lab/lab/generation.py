@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.scope import scope
 from precision_lab.lab.spec import Case, SamplerSpec
-from precision_lab.model.pipeline import Conditioning, Pipeline, Step
-from precision_lab.model.rope import Grid
-from precision_lab.model.scope import scope
+from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, Step
+from precision_lab.model.qwen_image.rope import Grid
 
 OnStep = Callable[[Step, mx.array, Sequence[Conditioning | None]], None]
 """Told each step, the latents before it, and the embeddings of the prompt and of the negative prompt."""

@@ -8,8 +8,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from precision_lab.lab.spec import ModelSpec
-from precision_lab.model.checkpoint import Checkpoint, locate
-from precision_lab.model.pipeline import Pipeline
+from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
+from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.synthetic import SCHEME, on_demand
 
 

@@ -34,7 +34,7 @@ from precision_lab.lab.bench import Advance, Bench
 from precision_lab.lab.generation import generate
 from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.spec import REFERENCE, Case, PinnedCase, RunSpec, SamplerSpec, Variant
-from precision_lab.model.pipeline import Pipeline
+from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.probes.sketches import Sketches
 from precision_lab.techniques.reordered_sums import ReorderedSums
 

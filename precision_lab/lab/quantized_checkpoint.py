@@ -20,8 +20,8 @@ from mlx.utils import tree_flatten
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.model import weights
-from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.quantized import Quantization
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.synthetic.checkpoint import replacing
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights

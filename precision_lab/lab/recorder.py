@@ -14,9 +14,9 @@ import numpy as np
 
 from precision_lab.instrument.arrays import described, real
 from precision_lab.instrument.observation import Columns, Observation, Position, position_columns, rows_of
+from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
-from precision_lab.model.scope import current_scope
 from precision_lab.probes.base import (
     ACTIVATIONS,
     AnyProbe,

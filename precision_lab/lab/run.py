@@ -25,7 +25,7 @@ from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import CALL
 from precision_lab.lab.spec import REFERENCE, Case, ProcessSpec, RunSpec, Variant, one_of
 from precision_lab.techniques.base import Coverage
-from precision_lab.techniques.weight_storage import WeightStorage, weight_storage
+from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 
 SCHEMA_VERSION = 1
 _HERE = ProcessSpec()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.model import stream
-from precision_lab.model.inflate import exponent
+from precision_lab.model import paging
+from precision_lab.model.qwen_image.inflate import exponent
 from precision_lab.probes.base import AnyProbe
 from precision_lab.techniques.base import Technique
 
@@ -62,7 +62,7 @@ class ModelSpec:
         if not isinstance(self.stream, bool):
             raise InputError(f"model.stream is {self.stream!r}, expected true or false")
         if self.stream:
-            stream.check(self.inflate)
+            paging.check(self.inflate)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import mlx.core as mx
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.observation import Position
 from precision_lab.instrument.replica import replica
+from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
 from precision_lab.lab.recorder import position_of
-from precision_lab.model.pipeline import Conditioning, Pipeline, Step, denoise
-from precision_lab.model.rope import Grid
-from precision_lab.model.scheduler import sigmas
-from precision_lab.model.scope import current_scope
+from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, Step, denoise
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.scheduler import sigmas
 from precision_lab.numerics.metrics import compare
 from precision_lab.techniques.base import Technique, applied
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
-from precision_lab.model.attention import Attend
-from precision_lab.model.block import GatedAdd, Modulate
 from precision_lab.model.layers import GELUTanh, LayerNorm, RMSNorm, SiLU
-from precision_lab.model.rope import Rotary
+from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.qwen_image.block import GatedAdd, Modulate
+from precision_lab.model.qwen_image.rope import Rotary
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS

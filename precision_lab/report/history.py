@@ -12,9 +12,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from precision_lab.analysis.history import FLOOR_BITS, History
-from precision_lab.report import history_lines, history_map, style, wording
-from precision_lab.report.history_map import address_of, short
-from precision_lab.report.style import Absent, Drawing
+from precision_lab.report import wording
+from precision_lab.report.figures import history_lines, history_map, style
+from precision_lab.report.figures.history_map import address_of, short
+from precision_lab.report.figures.style import Absent, Drawing
 
 MOST_SITES = 12  # listed for a commit; the .csv has all
 

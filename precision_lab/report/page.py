@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
-from precision_lab.report import (
-    anomaly,
+from precision_lab.report import anomaly, headroom, wording
+from precision_lab.report.figures import (
     claim_forest,
     contributions,
     drift,
@@ -23,15 +23,13 @@ from precision_lab.report import (
     exponents,
     factorial,
     growth,
-    headroom,
     images,
     latency,
     style,
     surface,
     variant_forest,
-    wording,
 )
-from precision_lab.report.style import Absent, Drawing
+from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.tables import MOST_VARIANTS, Run, load
 
 # one that gives None does not belong on the page of this run

@@ -11,7 +11,7 @@ import numpy as np
 
 from precision_lab.device.cache import user_cache
 from precision_lab.errors import InputError, nearest
-from precision_lab.model.prompt import TEMPLATE
+from precision_lab.model.qwen_image.prompt import TEMPLATE
 from precision_lab.synthetic.checkpoint import make, weight_bytes
 from precision_lab.synthetic.shape import PRESETS, Shape
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from precision_lab.model.config import TextEncoderConfig
+from precision_lab.model.qwen_image.config import TextEncoderConfig
 from precision_lab.synthetic.shape import INPUT_AMAX, Shape
 from precision_lab.synthetic.statistics import BiasStatistics
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from precision_lab.errors import InputError
-from precision_lab.model.config import SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.qwen_image.config import SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
 
 INPUT_AMAX = 16.0
 """Published largest magnitude after `img_in`; both streams start here."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precision_lab.model.config import TextEncoderConfig
+from precision_lab.model.qwen_image.config import TextEncoderConfig
 from precision_lab.synthetic.shape import VisionConfig
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from precision_lab.model.prompt import TEMPLATE
+from precision_lab.model.qwen_image.prompt import TEMPLATE
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),

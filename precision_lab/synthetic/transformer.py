@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from precision_lab.model.config import TransformerConfig
+from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.synthetic.block import block
 from precision_lab.synthetic.growth import BULK_RATIO, Channels, Growth
 from precision_lab.synthetic.modulation import Modulation, modulation, timestep_embedding

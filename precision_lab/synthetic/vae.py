@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from precision_lab.model.config import VAEConfig
+from precision_lab.model.qwen_image.config import VAEConfig
 from precision_lab.synthetic.tensors import Source, Tensor
 
 SILU_RMS = 0.6

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.streams import Streams
+from precision_lab.model.qwen_image.streams import Streams
 
 
 class _Clipped(Wrapper):

@@ -16,8 +16,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
-from precision_lab.model.block import GatedAdd
-from precision_lab.techniques.narrow_sums import dtype_named
+from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.techniques.parts.narrow_sums import dtype_named
 from precision_lab.techniques.stochastic_residual import RESIDUAL_ADDS
 
 

@@ -16,8 +16,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.block import TransformerBlock
-from precision_lab.model.streams import Streams
+from precision_lab.model.qwen_image.block import TransformerBlock
+from precision_lab.model.qwen_image.streams import Streams
 
 
 class _Compiled(Wrapper):

@@ -17,8 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.transformer import AdaLayerNormContinuous
-from precision_lab.techniques.casting import cast, float_dtypes
+from precision_lab.model.qwen_image.transformer import AdaLayerNormContinuous
+from precision_lab.techniques.parts.casting import cast, float_dtypes
 
 
 class InFloat32(Wrapper):

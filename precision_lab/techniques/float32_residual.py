@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.errors import InputError
+from precision_lab.instrument.scope import current_scope, scope
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.scope import current_scope, scope
-from precision_lab.model.streams import Streams
-from precision_lab.techniques.casting import cast
+from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.techniques.parts.casting import cast
 
 _COMPUTE_DTYPE = "compute_dtype"
 

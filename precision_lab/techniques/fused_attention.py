@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
-from precision_lab.model.attention import Attend
+from precision_lab.model.qwen_image.attention import Attend
 
 ATTEND = ("transformer_blocks.*.attn.attend",)
 

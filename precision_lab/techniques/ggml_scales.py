@@ -21,9 +21,9 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
-from precision_lab.techniques.scaled_parts import ScaledGatedAdd
+from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd
 
 
 class _Product(Wrapper):

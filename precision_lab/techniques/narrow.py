@@ -17,8 +17,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.techniques.casting import cast, float_dtypes
-from precision_lab.techniques.narrow_sums import dtype_named
+from precision_lab.techniques.parts.casting import cast, float_dtypes
+from precision_lab.techniques.parts.narrow_sums import dtype_named
 
 
 class _Narrow(Wrapper):

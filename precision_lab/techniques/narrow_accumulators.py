@@ -18,7 +18,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
 from precision_lab.model.layers import Linear
-from precision_lab.techniques.narrow_sums import check_block, dtype_named, narrow_matmul
+from precision_lab.techniques.parts.narrow_sums import check_block, dtype_named, narrow_matmul
 
 BLOCK_LINEARS = (
     "transformer_blocks.*.{img_mod.1,txt_mod.1,img_mlp.net.0.proj,img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2}",

@@ -16,11 +16,11 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
-from precision_lab.model.attention import Attend
+from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.techniques.chunked_attention import ChunkedAttention
 from precision_lab.techniques.fused_attention import ATTEND, expect_attend
-from precision_lab.techniques.narrow_sums import check_block, narrow_matmul, rounded
-from precision_lab.techniques.online_softmax import MASKED, OnlineSoftmax
+from precision_lab.techniques.parts.narrow_sums import check_block, narrow_matmul, rounded
+from precision_lab.techniques.parts.online_softmax import MASKED, OnlineSoftmax
 
 ACCUMULATORS = ("float16", "float16+float32", "float32")
 INSTRUCTION = 16

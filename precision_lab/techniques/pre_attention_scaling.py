@@ -14,8 +14,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
-from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
+from precision_lab.model.qwen_image.attention import Attend
 
 
 class _PreScaledAttend(nn.Module):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
-from precision_lab.techniques.scaled_parts import (
+from precision_lab.techniques.parts.scaled_parts import (
     PerBlock,
     ScaledGatedAdd,
     ScaledLinear,

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.techniques.scaled_parts import PerBlock, ScaledGatedAdd, ScaledLinear, at_block
+from precision_lab.techniques.parts.scaled_parts import PerBlock, ScaledGatedAdd, ScaledLinear, at_block
 
 
 class _Hidden(Wrapper):

@@ -16,9 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.errors import InputError
+from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site
-from precision_lab.model.block import GatedAdd
-from precision_lab.model.scope import current_scope
+from precision_lab.model.qwen_image.block import GatedAdd
 
 RESIDUAL_ADDS = ("transformer_blocks.*.{img,txt}_{add1,add2}",)
 """The additions to both residual streams."""

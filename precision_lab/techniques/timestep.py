@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.scope import current_scope
-from precision_lab.techniques.casting import cast
+from precision_lab.techniques.parts.casting import cast
 
 
 class _Exact(Wrapper):

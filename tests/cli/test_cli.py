@@ -9,7 +9,7 @@ import pytest
 
 from precision_lab.cli import main
 from precision_lab.cli.paths import checkpoints_dir, conf_dir
-from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
 
 QUICK = (
     *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),

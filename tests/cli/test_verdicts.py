@@ -12,8 +12,8 @@ from scipy import stats
 
 from precision_lab.analysis.summary import summarize
 from precision_lab.cli import main
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.transformer import Transformer
 
 QUICK = (
     *("sampler.steps=1", "image.height=48", "image.width=48", "prompts=[a red circle]", "seeds=[0,1,2]"),

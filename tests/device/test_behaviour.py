@@ -2,7 +2,6 @@
 
 import ml_dtypes
 import numpy as np
-import planted
 import pytest
 
 from precision_lab.device.behaviour import attention, compiled, nans, products, ranges, rounding, sums
@@ -11,6 +10,7 @@ from precision_lab.device.behaviour.finding import NOT_AVAILABLE, Finding, Outco
 from precision_lab.device.behaviour.interior import interior_bits
 from precision_lab.device.behaviour.storage import BFLOAT16, FLOAT16, FLOAT32, STORAGES
 from precision_lab.device.behaviour.verdict import judge
+from tests.device import planted
 
 SIXTEEN = pytest.mark.parametrize("storage", [BFLOAT16, FLOAT16], ids=lambda s: s.name)
 ALL = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)

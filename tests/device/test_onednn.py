@@ -89,7 +89,7 @@ from precision_lab.device import blas, onednn
 blas.preload()
 import mlx.core as mx, numpy as np
 from precision_lab.model.layers import Linear
-from precision_lab.techniques.fast_cpu import replacement
+from precision_lab.techniques.fast.cpu import replacement
 mx.set_default_device(mx.cpu)
 plain = Linear(512, 1024)
 plain.set_dtype(mx.bfloat16)

@@ -8,7 +8,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from fabricated_gpu_benchmark import BLOCK_MS, COPY, EXPONENT, GUIDANCE, MILLISECONDS, PEAK, PROBES, record
 from mlx.utils import tree_flatten
 
 from experiments.benchmarks.gpu import figures, mlx_model, report, roofline, store
@@ -29,6 +28,16 @@ from experiments.benchmarks.gpu.summary import (
     unpaired,
 )
 from experiments.benchmarks.gpu.tables import markdown
+from tests.experiments.fabricated_gpu_benchmark import (
+    BLOCK_MS,
+    COPY,
+    EXPONENT,
+    GUIDANCE,
+    MILLISECONDS,
+    PEAK,
+    PROBES,
+    record,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCaus
 from experiments.micro_checkpoint import data, evaluate, growth, pieces, pools, state, transformer, vae, verify
 from experiments.micro_checkpoint import model as recipe
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack, unstack
-from precision_lab.model.prompt import PREFIX_TOKENS, Tokenizer
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
 from precision_lab.shapes import correct, held_out_scenes, training_scenes
 
 FP32 = 2e-6

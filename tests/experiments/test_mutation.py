@@ -103,7 +103,7 @@ def test_the_sample_takes_from_every_stratum_in_turn(population):
 
 GATE = """
 import json, pathlib, sys, time
-from precision_lab.model.vae import VALUE
+from precision_lab.model.qwen_image.vae import VALUE
 
 def main():
     out = pathlib.Path(next(a for a in sys.argv if a.startswith("out="))[4:])
@@ -121,7 +121,7 @@ def main():
     return int(wrong)
 """
 PARITY_TEST = """
-from precision_lab.model.vae import VALUE
+from precision_lab.model.qwen_image.vae import VALUE
 
 def test_parity():
     assert VALUE != "subtle"

@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten
 from precision_lab.instrument.sites import Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.instrument.tap import ports, tapped
-from precision_lab.model.config import TransformerConfig
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import Transformer
 
 CONFIG = TransformerConfig(
     num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 2, 2)

@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten
 import precision_lab
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Site
-from precision_lab.model.scope import scope
 from precision_lab.probes.exponents import TABLE as EXPONENTS
 from precision_lab.probes.exponents import Exponents
 from precision_lab.probes.ranges import RangeCatalogue

@@ -19,8 +19,8 @@ from precision_lab.lab import pinned, tables
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import LatencySpec, ModelSpec, PinnedCase, PinnedSpec, RunSpec, SamplerSpec, Variant
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.streams import Streams
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
 from precision_lab.probes.ranges import RangeCatalogue
 

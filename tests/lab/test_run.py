@@ -18,7 +18,7 @@ from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
 from precision_lab.lab.tables import COLUMNS, read
-from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights

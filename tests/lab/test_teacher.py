@@ -17,8 +17,8 @@ from precision_lab.lab.recorder import observing
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import Case, SamplerSpec, TeacherSpec
 from precision_lab.lab.teacher import Teacher
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.streams import Streams
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.techniques.base import applied
 
 SAMPLER = SamplerSpec(steps=2, guidance_scale=3.0, height=48, width=80)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from precision_lab.model.config import TransformerConfig
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import Transformer
 
 TORCH = {mx.float32: torch.float32, mx.bfloat16: torch.bfloat16, mx.float16: torch.float16}
 

@@ -4,10 +4,10 @@ import mlx.core as mx
 import numpy as np
 import torch
 from diffusers import QwenImagePipeline
-from oracle import TORCH
 
-from precision_lab.model.pipeline import to_uint8
-from precision_lab.model.sampler import noise
+from precision_lab.model.qwen_image.pipeline import to_uint8
+from precision_lab.model.qwen_image.sampler import noise
+from tests.model.oracle import TORCH
 
 NEGATIVE = " "
 

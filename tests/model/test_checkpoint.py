@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import QwenImagePipeline
 from mlx.utils import tree_flatten
-from oracle import ours, random_inputs, relative_l2
 from safetensors.numpy import load_file, save_file
 
 from precision_lab.errors import InputError
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.config import SchedulerConfig
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.config import SchedulerConfig
+from tests.model.oracle import ours, random_inputs, relative_l2
 
 PARTS = ("transformer", "text_encoder", "vae")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

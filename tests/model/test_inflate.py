@@ -11,14 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from oracle import copy_of, ours, random_inputs, random_transformer, relative_l2
 from safetensors.numpy import load_file, save_file
 
 from precision_lab.errors import InputError
-from precision_lab.model.block import TransformerBlock
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.inflate import exponent, inflate_streams
 from precision_lab.model.layers import LayerNorm
+from precision_lab.model.qwen_image.block import TransformerBlock
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
+from tests.model.oracle import copy_of, ours, random_inputs, random_transformer, relative_l2
 
 FACTORS = [2.0**-20, 2.0**-8, 2.0**-1, 2, 2**4, 2**12, 2.0**25]
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

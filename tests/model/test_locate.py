@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.model.checkpoint import Checkpoint, locate
+from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
 
 
 def refusal(action) -> str:

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from diffusers import QwenImagePipeline
 from mlx.utils import tree_flatten
-from oracle import relative_l2
-from pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
 from safetensors import safe_open
 
 from experiments.micro_checkpoint import evaluate
@@ -23,9 +21,11 @@ from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.pipeline import Pipeline, to_uint8
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.pipeline import Pipeline, to_uint8
 from precision_lab.shapes import correct
+from tests.model.oracle import relative_l2
+from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
 
 FOLDER = checkpoints_dir() / "micro"
 FP16_MAX = 65504.0

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import QwenImagePipeline
-from oracle import relative_l2
-from pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
 
 from precision_lab.errors import InputError
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.pipeline import Pipeline, denoise
-from precision_lab.model.scheduler import sigmas
-from precision_lab.model.scope import current_scope
+from precision_lab.instrument.scope import current_scope
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.pipeline import Pipeline, denoise
+from precision_lab.model.qwen_image.scheduler import sigmas
+from tests.model.oracle import relative_l2
+from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from diffusers import QwenImagePipeline
 
 from precision_lab.errors import InputError
-from precision_lab.model.prompt import MAX_TOKENS, PREFIX_TOKENS, TEMPLATE, Tokenizer
+from precision_lab.model.qwen_image.prompt import MAX_TOKENS, PREFIX_TOKENS, TEMPLATE, Tokenizer
 
 ENDING = 5  # <|im_end|>\n<|im_start|>assistant\n
 PROMPTS = [
@@ -137,7 +137,7 @@ def test_prefix_of_another_length_is_refused(folder):
 
 WITHOUT_PYTORCH = """
 import importlib.util, pathlib, sys
-from precision_lab.model.prompt import Tokenizer
+from precision_lab.model.qwen_image.prompt import Tokenizer
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 Tokenizer(pathlib.Path(sys.argv[1]))

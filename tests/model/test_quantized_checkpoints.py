@@ -15,16 +15,16 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.lab.quantized_checkpoint import write
 from precision_lab.model import weights
-from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.quantized import QuantizedEmbedding, QuantizedLinear
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.float32 import Float32
+from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
-from precision_lab.techniques.weight_storage import weight_storage
 
 ATTENTION = "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}"
 MLPS = "transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}"

@@ -6,11 +6,20 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
 from diffusers.image_processor import VaeImageProcessor
-from oracle import TORCH, relative_l2
 
-from precision_lab.model.config import VAEConfig
-from precision_lab.model.pipeline import to_uint8
-from precision_lab.model.sampler import Denormalize, EulerStep, Guidance, Timestep, ToPixels, noise, pack, unpack
+from precision_lab.model.qwen_image.config import VAEConfig
+from precision_lab.model.qwen_image.pipeline import to_uint8
+from precision_lab.model.qwen_image.sampler import (
+    Denormalize,
+    EulerStep,
+    Guidance,
+    Timestep,
+    ToPixels,
+    noise,
+    pack,
+    unpack,
+)
+from tests.model.oracle import TORCH, relative_l2
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
 

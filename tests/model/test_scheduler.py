@@ -9,8 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from precision_lab.errors import InputError
-from precision_lab.model.config import SchedulerConfig
-from precision_lab.model.scheduler import sigmas
+from precision_lab.model.qwen_image.config import SchedulerConfig
+from precision_lab.model.qwen_image.scheduler import sigmas
 
 LIGHTNING = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
 CONFIGS = {

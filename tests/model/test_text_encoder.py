@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from precision_lab.model.config import TextEncoderConfig
-from precision_lab.model.text_encoder import TextEncoder
+from precision_lab.model.qwen_image.config import TextEncoderConfig
+from precision_lab.model.qwen_image.text_encoder import TextEncoder
 
 VOCABULARY = 97
 DTYPES = {"bfloat16": (torch.bfloat16, mx.bfloat16), "float16": (torch.float16, mx.float16)}

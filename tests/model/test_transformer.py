@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
-from oracle import TORCH, copy_of, ours, random_inputs, random_transformer, reference, relative_l2, rounded
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.config import TransformerConfig
 from precision_lab.model.layers import Linear, scaled_dot_product_attention
-from precision_lab.model.rope import Grid
-from precision_lab.model.streams import Streams
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.synthetic import PRESETS, make
+from tests.model.oracle import TORCH, copy_of, ours, random_inputs, random_transformer, reference, relative_l2, rounded
 
 FP32 = 1e-5
 BELOW_FP16_LIMIT = 3e4

@@ -10,10 +10,10 @@ import pytest
 import precision_lab
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.recorder import observing
-from precision_lab.model.block import GatedAdd
-from precision_lab.model.checkpoint import Checkpoint
 from precision_lab.model.layers import Linear
-from precision_lab.model.rope import Grid
+from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.arbiter import Arbiter
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.unfused_attention import UnfusedAttention

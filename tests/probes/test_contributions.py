@@ -6,8 +6,8 @@ import pytest
 
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.recorder import observing
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.rope import Grid
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.contributions import Contributions
 
 

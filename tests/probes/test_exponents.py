@@ -8,8 +8,8 @@ from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab import tables
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.recorder import observing, recorder_of
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.rope import Grid
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.exponents import Exponents
 from precision_lab.probes.ranges import RangeCatalogue
 

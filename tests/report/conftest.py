@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import fabricate
 
-from precision_lab.report import style, write
+from precision_lab.report import write
+from precision_lab.report.figures import style
+from tests.report.fabricated_run import fabricate
 
 SMALL = {"blocks": 6, "steps": 3, "prompts": ("a bicycle",), "seeds": (0, 5), "side": 32}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from precision_lab.report import device, style
+from precision_lab.report.figures import device, style
 
 
 def record(ops, findings=()):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from precision_lab.report import drift_surface, style
-from precision_lab.report.style import Absent, Drawing
+from precision_lab.report.figures import drift_surface, style
+from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.tables import load
 
 

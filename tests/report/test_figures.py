@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
-from precision_lab.report import (
-    anomaly,
-    contributions,
-    drift,
-    headroom,
-    images,
-    latency,
-    style,
-    surface,
-    tables,
-    wording,
-)
+from precision_lab.report import anomaly, headroom, tables, wording
+from precision_lab.report.figures import contributions, drift, images, latency, style, surface
 
 POSITIVE = st.floats(1e-30, 1e30)
 NAMES = st.text("abcdefgh_0123456789-", min_size=1, max_size=80)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from precision_lab.analysis.claims import final_drift
 from precision_lab.numerics.intervals import geometric_mean_ratio
-from precision_lab.report import claim_forest, drift, forest, growth, style, tables, variant_forest
-from precision_lab.report.selection import drift_profiles, farthest_first
+from precision_lab.report import tables
+from precision_lab.report.figures import claim_forest, drift, forest, growth, style, variant_forest
+from precision_lab.report.figures.selection import drift_profiles, farthest_first
 from precision_lab.report.wording import interval, number
 
 MANY = ("reference", "baseline", "float16", *(f"v{i}" for i in range(9)))

@@ -7,7 +7,7 @@ import pytest
 from precision_lab.analysis.gate.history import COLUMNS
 from precision_lab.analysis.history import read, steps
 from precision_lab.report import history as page
-from precision_lab.report import history_lines, history_map, style
+from precision_lab.report.figures import history_lines, history_map, style
 
 INNER = ("img_norm1", "attn.to_q", "attn.to_out", "img_add1", "img_mlp", "txt_mlp")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from precision_lab import report
-from precision_lab.report import anomaly, exponents
+from precision_lab.report import anomaly
+from precision_lab.report.figures import exponents
 from precision_lab.report.tables import load
 
 

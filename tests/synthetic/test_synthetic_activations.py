@@ -14,7 +14,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from precision_lab.model.prompt import PREFIX_TOKENS, TEMPLATE
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
 from precision_lab.synthetic import PRESETS, make
 
 GRIDS = ((8, 8), (7, 9))

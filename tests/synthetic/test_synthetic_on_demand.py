@@ -95,14 +95,14 @@ def test_the_key_covers_what_the_generator_takes_from_elsewhere():
             elif isinstance(node, ast.Import):
                 assert not any(name.name.startswith("precision_lab") for name in node.names)
     others = {(module, name) for module, name in taken if not module.startswith("precision_lab.synthetic")}
-    assert {name for module, name in others if module == "precision_lab.model.config"} == {
+    assert {name for module, name in others if module == "precision_lab.model.qwen_image.config"} == {
         f"{part}Config" for part in ("Scheduler", "TextEncoder", "Transformer", "VAE")
     }
-    assert {entry for entry in others if entry[0] != "precision_lab.model.config"} == {
+    assert {entry for entry in others if entry[0] != "precision_lab.model.qwen_image.config"} == {
         ("precision_lab.device.cache", "user_cache"),
         ("precision_lab.errors", "InputError"),
         ("precision_lab.errors", "nearest"),
-        ("precision_lab.model.prompt", "TEMPLATE"),
+        ("precision_lab.model.qwen_image.prompt", "TEMPLATE"),
     }
 
 

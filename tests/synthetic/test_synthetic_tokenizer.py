@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_lab.model.prompt import PREFIX_TOKENS, TEMPLATE
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
 from precision_lab.synthetic import tokenizer
 
 PREFIX = TEMPLATE.split("{}")[0]

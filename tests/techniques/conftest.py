@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from precision_lab.lab.models import Models
-from precision_lab.model.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session")

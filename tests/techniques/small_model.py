@@ -5,9 +5,9 @@ import numpy as np
 from mlx.utils import tree_map
 
 from precision_lab.instrument.sites import walk
-from precision_lab.model.config import TransformerConfig
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import applied
 
 CONFIG = TransformerConfig(

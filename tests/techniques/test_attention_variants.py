@@ -5,10 +5,9 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from small_model import forward, rel_l2, rewritten, site, small_model
 
 from precision_lab.errors import InputError
-from precision_lab.model.attention import Attend
+from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.chunked_attention import ChunkedAttention
 from precision_lab.techniques.fused_attention import FusedAttention
@@ -16,6 +15,7 @@ from precision_lab.techniques.narrow_attention_sums import NarrowAttentionSums, 
 from precision_lab.techniques.sage_attention import SageAttention, quantize_blocks
 from precision_lab.techniques.smoothed_keys import SmoothedKeys
 from precision_lab.techniques.unfused_attention import UnfusedAttention
+from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
 EXACT = [
     FusedAttention(),

@@ -2,7 +2,7 @@
 
 import re
 
-from configured import CONF, NAMES, named
+from tests.techniques.configured import CONF, NAMES, named
 
 
 def test_the_guide_lists_every_technique_with_its_claim():

@@ -2,12 +2,12 @@
 
 import mlx.core as mx
 import pytest
-from configured import NAMES, named
 
 from precision_lab.lab.equivalence import attribute, draws, prove, split
 from precision_lab.techniques.narrow import Narrow
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward, ScaledFirstLinear
+from tests.techniques.configured import NAMES, named
 
 DRAWS = draws(2)
 DRAW_THINGS = [f"draw_things_{model}" for model in ("qwen_image", "edit", "edit_2509", "2512")]

@@ -5,7 +5,6 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from small_model import forward, rel_l2, rewritten, small_model
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
@@ -16,6 +15,7 @@ from precision_lab.techniques.compiled_blocks import CompiledBlocks
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.sage_attention import SageAttention
+from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
 needs_a_compiler = pytest.mark.skipif(
     mx.default_device().type == mx.DeviceType.cpu and not shutil.which("g++"), reason="MLX compiles with g++ on CPUs"

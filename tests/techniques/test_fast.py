@@ -3,18 +3,18 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from small_model import forward, rel_l2, rewritten, small_model
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import tapped
 from precision_lab.model.layers import on_cpu
-from precision_lab.model.rope import Grid, rotations
-from precision_lab.techniques import fast_kernels as fused
+from precision_lab.model.qwen_image.rope import Grid, rotations
 from precision_lab.techniques.base import applied
-from precision_lab.techniques.fast import Fast, FusedBlocks
-from precision_lab.techniques.fast_kernels import Chunk, Projected
+from precision_lab.techniques.fast import kernels as fused
+from precision_lab.techniques.fast.kernels import Chunk, Projected
+from precision_lab.techniques.fast.technique import Fast, FusedBlocks
 from precision_lab.techniques.ffn_scaling import FFNScaling
+from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
 DTYPES = {mx.float32: 2e-6, mx.float16: 6e-4, mx.bfloat16: 5e-3}
 """Half an ulp on average and some: one rounding of each element."""

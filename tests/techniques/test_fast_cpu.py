@@ -7,17 +7,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from scipy.special import softmax
-from small_model import CONFIG, forward, rel_l2, rewritten, small_model
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.tap import tapped
-from precision_lab.model.attention import Attend
 from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, RMSNorm, SiLU
-from precision_lab.model.rope import Grid, Rotary, rotations
+from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.qwen_image.rope import Grid, Rotary, rotations
 from precision_lab.techniques.base import applied
-from precision_lab.techniques.fast_cpu import FastCPU, replacement
+from precision_lab.techniques.fast.cpu import FastCPU, replacement
 from precision_lab.techniques.ffn_scaling import FFNScaling
+from tests.techniques.small_model import CONFIG, forward, rel_l2, rewritten, small_model
 
 pytestmark = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="for CPUs")
 

@@ -6,11 +6,11 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
-from small_model import forward, rel_l2, rewritten, site, small_model
 
 from precision_lab.errors import InputError
 from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
-from precision_lab.techniques.narrow_sums import DTYPES, narrow_matmul
+from precision_lab.techniques.parts.narrow_sums import DTYPES, narrow_matmul
+from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 

@@ -5,7 +5,6 @@ from itertools import pairwise, permutations
 import mlx.core as mx
 import numpy as np
 import pytest
-from configured import CONF, named
 from hydra import compose, initialize_config_dir
 
 from precision_lab.cli.paths import checkpoints_dir
@@ -14,16 +13,17 @@ from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import ports, tapped
 from precision_lab.lab.equivalence import Draw, draws, evaluate
 from precision_lab.lab.models import Models
-from precision_lab.model.checkpoint import Checkpoint
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import TimestepProjection
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import TimestepProjection
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.block_end_clip import BlockEndClip
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.narrow import Narrow
+from precision_lab.techniques.parts.scaled_parts import at_block
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
-from precision_lab.techniques.scaled_parts import at_block
+from tests.techniques.configured import CONF, named
 
 DRAW = draws(1)[0]
 MODELS = ("qwen_image", "edit", "edit_2509", "2512")

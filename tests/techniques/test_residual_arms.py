@@ -4,14 +4,14 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
-from small_model import forward, rel_l2, rewritten, site, small_model
 
 from precision_lab.errors import InputError
-from precision_lab.model.block import GatedAdd
-from precision_lab.model.scope import scope
+from precision_lab.instrument.scope import scope
+from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.compensated_residual import CompensatedResidual
 from precision_lab.techniques.stochastic_residual import StochasticResidual, stochastic_bfloat16
+from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
 ADD = "transformer_blocks.0.img_add1"
 ONE = mx.ones((1, 64), dtype=mx.bfloat16)

@@ -2,12 +2,12 @@
 
 import mlx.core as mx
 import pytest
-from configured import NAMES, named
 
-from precision_lab.model.config import TransformerConfig
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
-from precision_lab.techniques.weight_storage import weight_storage
+from precision_lab.techniques.parts.weight_storage import weight_storage
+from tests.techniques.configured import NAMES, named
 
 MODULES = (
     *("fused_attention", "unfused_attention", "chunked_attention", "smoothed_keys", "narrow_attention_sums"),

@@ -10,9 +10,9 @@ from mlx.utils import tree_flatten, tree_map
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.tap import tapped
-from precision_lab.model.config import TransformerConfig
-from precision_lab.model.rope import Grid
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float32 import Float32

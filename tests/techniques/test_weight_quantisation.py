@@ -7,15 +7,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from configured import named
-from small_model import forward, rel_l2, rewritten, site, small_model
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.float8_weights import Float8Weights
+from precision_lab.techniques.parts.weight_storage import storage, weight_storage
 from precision_lab.techniques.quantized_weights import MODES, QuantizedWeights
-from precision_lab.techniques.weight_storage import storage, weight_storage
+from tests.techniques.configured import named
+from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
 TO_Q, UP = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"
 ALL_BLOCKS = {"sites": "transformer_blocks.*.{img,txt}_{mod.1,mlp.net.{0.proj,2}}"}

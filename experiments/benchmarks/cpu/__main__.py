@@ -35,7 +35,7 @@ from experiments.benchmarks.cpu.shapes import SHAPES, Shape  # noqa: E402
 from precision_lab.device.environment import environment  # noqa: E402
 from precision_lab.device.sgemm import cores  # noqa: E402
 from precision_lab.techniques.base import applied  # noqa: E402
-from precision_lab.techniques.fast_cpu import FastCPU  # noqa: E402
+from precision_lab.techniques.fast.cpu import FastCPU  # noqa: E402
 
 DTYPES = ("float32", "bfloat16")
 Output = tuple[float, np.ndarray]

@@ -14,7 +14,7 @@ import torch
 from experiments.benchmarks.cpu.shapes import Shape
 from precision_lab.model.layers import Linear
 from precision_lab.model.quantized import QuantizedLinear
-from precision_lab.techniques.fast_cpu import replacement
+from precision_lab.techniques.fast.cpu import replacement
 
 _CALLS = 3
 """Of which a sample is the mean, after one off the clock."""

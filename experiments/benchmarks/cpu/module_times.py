@@ -14,7 +14,7 @@ from experiments.benchmarks.cpu import mlx_model
 from experiments.benchmarks.cpu.shapes import Shape
 from precision_lab.instrument.sites import Wrapper, children, walk
 from precision_lab.instrument.swap import swapped
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
 
 REST = "rest"

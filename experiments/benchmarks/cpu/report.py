@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from precision_lab.numerics.intervals import Ratio, paired_ratio
-from precision_lab.report import style
+from precision_lab.report.figures import style
 
 COLOURS = {"bare wheel": style.MUTED, "plain": style.PALETTE[5], "fast": style.PALETTE[0], "torch": style.PALETTE[1]}
 DTYPES = ("float32", "bfloat16")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precision_lab.model.config import TransformerConfig
+from precision_lab.model.qwen_image.config import TransformerConfig
 
 
 @dataclass(frozen=True)

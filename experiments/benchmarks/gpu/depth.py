@@ -12,7 +12,7 @@ from experiments.benchmarks.gpu.forward_mlx import OURS
 from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs, seconds_of
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 
 
 def run(job: Job) -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from experiments.benchmarks.gpu.shapes import PIXELS_A_TOKEN, Shape
-from precision_lab.model.config import TransformerConfig
+from precision_lab.model.qwen_image.config import TransformerConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHT_SCALE = 0.02

@@ -22,7 +22,7 @@ from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import record_error
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.numerics.metrics import compare
 from precision_lab.techniques.reordered_sums import ReorderedSums
 

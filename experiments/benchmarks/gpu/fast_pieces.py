@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from experiments.benchmarks.gpu.pieces import BYTES, KERNEL, Piece, normal
 from experiments.benchmarks.gpu.shapes import Shape
-from precision_lab.techniques import fast_kernels as fused
-from precision_lab.techniques.fast_kernels import Chunk, Projected
+from precision_lab.techniques.fast import kernels as fused
+from precision_lab.techniques.fast.kernels import Chunk, Projected
 
 EPS = 1e-6
 

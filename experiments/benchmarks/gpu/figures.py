@@ -22,8 +22,8 @@ from experiments.benchmarks.gpu.summary import (
     power_law,
     probe_results,
 )
-from precision_lab.report import style
-from precision_lab.report.style import Drawing
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Drawing
 
 COLOURS = {
     PLAIN: style.REFERENCE,

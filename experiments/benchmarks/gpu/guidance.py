@@ -13,7 +13,7 @@ from experiments.benchmarks.gpu import mlx_model
 from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 
 ONE_BY_ONE = "one by one"
 

@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from experiments.benchmarks.gpu.mlx_model import Forward, Inputs, Opener
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 
 _RENAMED = (
     (r"\.(img|txt)_mod\.1\.", r".\1_mod_linear."),

@@ -16,9 +16,9 @@ from typing import Any
 import mlx.core as mx
 
 from experiments.benchmarks.gpu.shapes import Shape
-from precision_lab.model.block import GatedAdd, Modulate
 from precision_lab.model.layers import GELUTanh, LayerNorm, RMSNorm, scaled_dot_product_attention
-from precision_lab.model.rope import Rotary
+from precision_lab.model.qwen_image.block import GatedAdd, Modulate
+from precision_lab.model.qwen_image.rope import Rotary
 
 BYTES = 2  # of a bfloat16
 RING_BYTES = 256e6

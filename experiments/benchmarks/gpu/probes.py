@@ -17,7 +17,7 @@ from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs, forward_
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
 from precision_lab.lab.recorder import observing, recorder_of
-from precision_lab.model.transformer import Transformer
+from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.probes.ranges import RangeCatalogue
 
 STEPS = 3

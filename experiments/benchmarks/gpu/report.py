@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.benchmarks.gpu import figures, roofline
 from experiments.benchmarks.gpu.store import read
 from experiments.benchmarks.gpu.tables import markdown
-from precision_lab.report import style
+from precision_lab.report.figures import style
 
 
 def main(folder: Path) -> None:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from experiments.benchmarks.gpu.composition import Ceilings, PieceResult, ceilings, piece_results
-from precision_lab.report import style
-from precision_lab.report.style import Drawing
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Drawing
 
 WAY_LOOKS = {
     "eager": ("o", style.REFERENCE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from precision_lab.model.config import TransformerConfig
+from precision_lab.model.qwen_image.config import TransformerConfig
 
 PIXELS_A_TOKEN = 16
 """Along one side: 8 a latent, 2 latents a patch."""

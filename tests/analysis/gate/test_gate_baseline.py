@@ -1,7 +1,6 @@
 import json
 from xml.etree import ElementTree
 
-import fabricated_gate as fabricated
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from precision_lab.analysis.gate.entry import learn
 from precision_lab.analysis.gate.judge import Limits, held, judge
 from precision_lab.analysis.gate.violation import by_site
 from precision_lab.errors import InputError
+from tests.analysis.gate import fabricated_gate as fabricated
 
 HERE = ("a CPU, 2 cores", "0.32.4")
 

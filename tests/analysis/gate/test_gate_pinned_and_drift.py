@@ -1,7 +1,6 @@
 import json
 import math
 
-import fabricated_gate as fabricated
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from precision_lab.analysis.gate import cost, drift, sketches
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.errors import InputError
+from tests.analysis.gate import fabricated_gate as fabricated
 
 MARGIN = Margin(bits=1, spread=0)
 

@@ -1,0 +1,145 @@
+"""Text to image: the components of a checkpoint and THE denoising loop, a generator of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from precision_lab.errors import InputError
+from precision_lab.instrument.scope import scope
+from precision_lab.model.qwen_image.config import SchedulerConfig, TransformerConfig
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.sampler import Sampler, noise, pack, unpack
+from precision_lab.model.qwen_image.scheduler import sigmas
+from precision_lab.model.qwen_image.text_encoder import TextEncoder
+from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.qwen_image.vae import VAE
+
+
+class Conditioning(NamedTuple):
+    """Text embeddings (B, T, J), and a mask (B, T) or None where no token is padding."""
+
+    embeds: mx.array
+    mask: mx.array | None
+
+
+class Step(NamedTuple):
+    """State after one step: the sigma it started from, the velocity taken, and the new latents, (B, L, C) each."""
+
+    number: int
+    sigma: float
+    velocity: mx.array
+    latents: mx.array
+
+
+def denoise(
+    transformer: nn.Module,
+    sampler: Sampler,
+    latents: mx.array,
+    levels: np.ndarray,
+    grid: Grid,
+    cond: Conditioning,
+    uncond: Conditioning | None = None,
+    guidance_scale: float = 1.0,
+) -> Iterator[Step]:
+    """Walks the sigmas `levels` from `latents` (B, L, C) packed noise; without `uncond` there is no guidance.
+
+    Nothing is evaluated here: whoever iterates decides when. Each forward runs inside a scope that names its step,
+    sigma and branch.
+    """
+    for index, (sigma, following) in enumerate(pairwise(levels)):
+        with scope(step=index, sigma=float(sigma)):
+            timestep = sampler.timestep(mx.array(sigma), latents.dtype)
+            timestep = mx.broadcast_to(timestep, (latents.shape[0],))
+            with scope(branch="cond"):
+                velocity = transformer(latents, timestep, cond.embeds, grid, cond.mask)
+            if uncond is not None:
+                with scope(branch="uncond"):
+                    unguided = transformer(latents, timestep, uncond.embeds, grid, uncond.mask)
+                velocity = sampler.guidance(velocity, unguided, guidance_scale)
+            latents = sampler.euler_step(latents, velocity, mx.array(following - sigma))
+        yield Step(index, float(sigma), velocity, latents)
+
+
+@dataclass
+class Pipeline:
+    """The components of a text-to-image checkpoint; all computing in `dtype`, the dtype of the activations."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    transformer: Transformer
+    vae: VAE
+    sampler: Sampler
+    scheduler: SchedulerConfig
+    config: TransformerConfig
+    dtype: mx.Dtype
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The modules that have addresses, by the name that stands before the colon."""
+        return {
+            "transformer": self.transformer,
+            "text_encoder": self.text_encoder,
+            "vae": self.vae,
+            "pipeline": self.sampler,
+        }
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The token grid of an image of that many pixels. Raises InputError where it is not whole."""
+        unit = self.vae.config.scale_factor * self.config.patch_size
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < unit or pixels % unit:
+                below = max(unit, pixels // unit * unit)
+                raise InputError(
+                    f"image.{name} is {pixels}, expected a multiple of {unit}. Nearest: {below} or {below + unit}"
+                )
+        return Grid(height // unit, width // unit)
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """Embeddings of the prompts, right-padded to the longest."""
+        ids, mask = self.tokenizer(prompts)
+        padded = mx.array(mask) if not mask.all() else None
+        hidden = self.text_encoder(mx.array(ids), padded, self.dtype)[:, PREFIX_TOKENS:]
+        if padded is None:
+            return Conditioning(hidden, None)
+        padded = padded[:, PREFIX_TOKENS:]
+        return Conditioning(mx.where(padded[..., None] != 0, hidden, mx.zeros_like(hidden)), padded)
+
+    def noise(self, seed: int, grid: Grid) -> mx.array:
+        """Packed latents (1, L, C) of pure noise."""
+        unit = self.config.patch_size
+        channels = self.vae.config.z_dim
+        return pack(mx.array(noise(seed, channels, grid.height * unit, grid.width * unit))).astype(self.dtype)
+
+    def denoise(
+        self,
+        latents: mx.array,
+        grid: Grid,
+        steps: int,
+        cond: Conditioning,
+        uncond: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Iterator[Step]:
+        """The loop above with this checkpoint's parts and schedule."""
+        levels = sigmas(self.scheduler, steps, grid.height * grid.width)
+        return denoise(self.transformer, self.sampler, latents, levels, grid, cond, uncond, guidance_scale)
+
+    def decode(self, latents: mx.array, grid: Grid) -> mx.array:
+        """Packed latents to pixel values (B, H, W, 3) in [0, 255], fp32, unrounded; non-finite where they are."""
+        unit = self.config.patch_size
+        unpacked = unpack(latents, grid.height * unit, grid.width * unit)
+        return self.sampler.to_pixels(self.vae.decode(self.sampler.denormalize(unpacked)))
+
+
+def to_uint8(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rounded 8-bit image of pixel values in [0, 255], and how many were not finite (drawn as 0)."""
+    finite = np.isfinite(pixels)
+    rounded = np.where(finite, pixels, 0).round().astype(np.uint8)
+    return rounded, int(pixels.size - np.count_nonzero(finite))

@@ -1,0 +1,122 @@
+"""The Qwen-Image diffusion transformer (QwenImageTransformer2DModel): 60 dual-stream blocks as published.
+
+B batch, L image tokens, T text tokens, D width, J width of the text embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from precision_lab.model.layers import LayerNorm, Linear, RMSNorm, SiLU
+from precision_lab.model.qwen_image.block import Modulate, TransformerBlock
+from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.rope import Grid, RotaryEmbedding
+from precision_lab.model.qwen_image.streams import Streams
+
+TIME_CHANNELS = 256
+
+
+class TimestepProjection(nn.Module):
+    """Sinusoids of the timestep: (B,) in [0, 1] to (B, 256), fp32, cosines first.
+
+    Arguments reach 1000 rad, so the last bit of the frequency table decides 1e-5 of the model's output: the exponent
+    is fp32 as in the reference, its exponential is taken in float64 and rounded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        half = TIME_CHANNELS // 2
+        exponent = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        self._frequencies = mx.array(np.exp(exponent.astype(np.float64)).astype(np.float32))
+
+    def __call__(self, timestep: mx.array) -> mx.array:
+        angles = 1000 * (timestep.astype(mx.float32)[:, None] * self._frequencies)
+        return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """256 -> D -> D with SiLU."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear_1 = Linear(TIME_CHANNELS, dim)
+        self.act = SiLU()
+        self.linear_2 = Linear(dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
+class TimeTextEmbedding(nn.Module):
+    """The conditioning vector of all modulations: (B,) to (B, D) in `dtype`."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.time_proj = TimestepProjection()
+        self.timestep_embedder = TimestepEmbedding(dim)
+
+    def __call__(self, timestep: mx.array, dtype: mx.Dtype) -> mx.array:
+        return self.timestep_embedder(self.time_proj(timestep).astype(dtype))
+
+
+class AdaLayerNormContinuous(nn.Module):
+    """The final LayerNorm with scale and shift from the timestep; the scale comes first."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.silu = SiLU()
+        self.linear = Linear(dim, 2 * dim)
+        self.norm = LayerNorm()
+        self.modulate = Modulate()
+
+    def __call__(self, x: mx.array, temb: mx.array) -> mx.array:
+        scale, shift = mx.split(self.linear(self.silu(temb).astype(x.dtype)), 2, axis=-1)
+        return self.modulate(self.norm(x), shift, scale)
+
+
+class Transformer(nn.Module):
+    """Velocity of the latents at a timestep, given a text.
+
+    The dtype of the latents is the dtype of the computation; narrower weights are upcast where they are used.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim = config.dim
+        self.pos_embed = RotaryEmbedding(config.axes_dims_rope)
+        self.time_text_embed = TimeTextEmbedding(dim)
+        self.txt_norm = RMSNorm(config.joint_attention_dim)
+        self.img_in = Linear(config.in_channels, dim)
+        self.txt_in = Linear(config.joint_attention_dim, dim)
+        self.transformer_blocks = [TransformerBlock(dim, config.num_attention_heads) for _ in range(config.num_layers)]
+        self.norm_out = AdaLayerNormContinuous(dim)
+        self.proj_out = Linear(dim, config.patch_size**2 * config.out_channels)
+
+    def __call__(
+        self,
+        latents: mx.array,
+        timestep: mx.array,
+        text: mx.array,
+        grid: Grid,
+        text_mask: mx.array | None = None,
+    ) -> mx.array:
+        """latents: (B, L, in_channels) with L = grid.height * grid.width; timestep: (B,) in [0, 1];
+
+        text: (B, T, J); text_mask: (B, T), non-zero for tokens that count. Returns (B, L, 4 * out_channels).
+        """
+        x = Streams(img=self.img_in(latents), txt=self.txt_in(self.txt_norm(text)))
+        temb = self.time_text_embed(timestep.astype(latents.dtype), latents.dtype)
+        rotations = self.pos_embed(grid, text.shape[1])
+        mask = None if text_mask is None else _joint_mask(text_mask, latents.shape[1])
+        for block in self.transformer_blocks:
+            x = block(x, temb, rotations, mask)
+        return self.proj_out(self.norm_out(x.img, temb))
+
+
+def _joint_mask(text_mask: mx.array, num_image: int) -> mx.array:
+    image = mx.ones((text_mask.shape[0], num_image), dtype=mx.bool_)
+    return mx.concatenate([text_mask.astype(mx.bool_), image], axis=1)[:, None, None, :]

@@ -1,0 +1,171 @@
+"""The claims of a run: an effect, its interval and what counts as no effect, a row each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from precision_lab.report.figures import forest, style
+from precision_lab.report.figures.style import Drawing
+from precision_lab.report.tables import Run
+from precision_lab.report.wording import interval, number
+
+TITLE = "The claims at a glance"
+CAPTION = (
+    "A row a claim: the ratio of what was measured of its subject to what it is compared with, log scale, with its "
+    "95 % interval over prompts and seeds (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
+    "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies. "
+    "Triangles: beyond the axis. Counts are over all arrays recorded."
+)
+VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
+"""A colour of Okabe and Ito's and a marker, so that neither alone has to be told apart."""
+
+RELATIONS = {"larger": ">", "smaller": "<", "equal": "=", "not_larger": "≤", "not_smaller": "≥"}
+COUNTED = {"zero": "none", "nonzero": "some"}
+CHARACTERS = 54  # of a claim's text in a line
+CLAIMED, FOUND = 12.0, 96.0  # columns of words, in points from the axes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim as drawn: `claimed` and `found` in words, effect (estimate, lo, hi) with NaN for what there is not.
+
+    tolerance: ratios within 1 + tolerance either way count as equal.
+    """
+
+    text: str
+    claimed: str
+    found: str
+    verdict: str
+    effect: tuple[float, float, float]
+    tolerance: float
+    counted: bool
+
+
+def draw(run: Run) -> Drawing | None:
+    """None for a run without judged claims; those on variants that were not run are left to the table."""
+    groups = _groups(run)
+    if not groups:
+        return None
+    heights = [sum(forest.height(row.text) for row in rows) for rows in groups.values()]
+    ratios = [title for title, rows in groups.items() if not rows[0].counted]
+    figure = style.new_figure(0.6 + sum(heights) + 0.33 * len(groups) + 0.4 * (1 + (len(ratios) < len(groups))))
+    grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    limits = forest.ratio_limits([end for title in ratios for row in groups[title] for end in row.effect])
+    for axes, (title, rows) in zip(grid, groups.items(), strict=True):
+        axes.set_title(title)
+        centres = forest.lay_out(axes, [row.text for row in rows])
+        if title in ratios:
+            forest.ratio_axis(axes, limits)
+            axes.tick_params(labelbottom=title == ratios[-1])
+        else:
+            _count_axis(axes, [row.effect[0] for row in rows])
+        for row, y in zip(rows, centres, strict=True):
+            _draw_row(axes, row, y)
+    if ratios:
+        grid[len(ratios) - 1].set_xlabel("ratio to what it is compared with\n(1: no difference, left of it: less)")
+    forest.head(grid[0], CLAIMED, "claimed")
+    forest.head(grid[0], FOUND, "found [95 % interval]")
+    _legend(figure)
+    return Drawing("claims", TITLE, figure, CAPTION)
+
+
+def _groups(run: Run) -> dict[str, list[Row]]:
+    """The judged claims by what they measure, then by what they compare with; counts last."""
+    stated = {raw.get("id"): raw for raw in run.manifest.get("claims") or []}
+    claims = [claim | {"stated": stated.get(claim["id"], {})} for claim in run.summary.get("claims") or []]
+    claims = [claim for claim in claims if claim.get("metric") and not _not_run(claim)]
+    titles = list(dict.fromkeys(_quantity(claim) for claim in claims))
+    others = list(dict.fromkeys(_other(claim) for claim in claims))
+    claims.sort(key=lambda c: (c["relation"] in COUNTED, titles.index(_quantity(c)), others.index(_other(c))))
+    groups: dict[str, list[Row]] = {}
+    for claim in claims:
+        groups.setdefault(_quantity(claim), []).append(_row(claim))
+    return groups
+
+
+def _not_run(claim: Mapping[str, Any]) -> bool:
+    return claim.get("effect") is None and str(claim.get("effect_reason", "")).endswith("was not run")
+
+
+def _other(claim: Mapping[str, Any]) -> str:
+    """What the subject is compared with."""
+    return str(claim.get("against") or number(claim.get("bound"), digits=2))
+
+
+def _quantity(claim: Mapping[str, Any]) -> str:
+    """What the claim measures, as the title of its group."""
+    named = claim["stated"].get("sites") or []
+    sites = style.shorten(", ".join([named] if isinstance(named, str) else named), 44)
+    if claim["metric"] == "drift":
+        known = {"": "Drift of the latents", "pipeline:to_pixels": "Drift of the picture"}
+        return known.get(sites, f"Drift at {sites}")
+    stream = {"img": " of the image stream", "txt": " of the text stream"}.get(claim["stated"].get("stream") or "", "")
+    titles = {
+        "amax": f"Largest magnitude{stream}" + (f" at {sites}" if sites else ""),
+        "latency": "Time of a step",
+        "largest_share": f"Largest share of one branch{stream}",
+        "nonfinite": "Values that are not finite",
+    }
+    return titles.get(claim["metric"], str(claim["metric"]).replace("_", " "))
+
+
+def _row(claim: Mapping[str, Any]) -> Row:
+    counted = claim["relation"] in COUNTED
+    effect, bounds = claim.get("effect"), claim.get("ci95")
+    found = str(claim.get("effect_reason") or "") if effect is None else number(effect)
+    if bounds:
+        found += f" {interval(bounds)}"
+    relation = COUNTED.get(claim["relation"]) or f"{RELATIONS[claim['relation']]} {_other(claim)}"
+    lo, hi = bounds or (math.nan, math.nan)
+    return Row(
+        text=forest.wrap(str(claim["text"]), CHARACTERS),
+        claimed=style.wrap(relation, 16),
+        found=forest.wrap(found, 26, lines=2),
+        verdict=str(claim["verdict"]),
+        effect=(math.nan if effect is None else float(effect), lo, hi),
+        tolerance=max(claim.get("noise_floor") or 0.0, claim["stated"].get("margin") or 0.0),
+        counted=counted,
+    )
+
+
+def _count_axis(axes: Axes, counts: Sequence[float]) -> None:
+    """Zero, then powers of ten."""
+    most = max([1.0, *(count for count in counts if math.isfinite(count))])
+    top = max(2, math.ceil(math.log10(most)))
+    step = 1 if top <= 4 else 2
+    axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+    axes.set_xlim(-0.5, 10.0 ** (top + 0.3))
+    axes.xaxis.set_major_locator(
+        FixedLocator([0.0, *(10.0**power for power in range(0 if step == 1 else 2, top + 1, step))])
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x")
+    axes.set_xlabel("number of values (0 is sound)")
+
+
+def _draw_row(axes: Axes, row: Row, y: float) -> None:
+    colour, marker = VERDICTS.get(row.verdict, VERDICTS["inconclusive"])
+    if row.tolerance and not row.counted:
+        forest.draw_tolerance(axes, y, forest.height(row.text) - 0.03, row.tolerance)
+    forest.draw_effect(axes, y, row.effect, colour, marker)
+    forest.write_beside(axes, y, CLAIMED, row.claimed)
+    forest.write_beside(axes, y, FOUND, row.found)
+
+
+def _legend(figure: Figure) -> None:
+    handles: list[Any] = []
+    for colour, marker in VERDICTS.values():
+        face = "white" if marker == "s" else colour
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=forest.MARKER, markerfacecolor=face))
+    handles.append(Patch(color=forest.BAND, linewidth=0))
+    names = [*VERDICTS, "counts as equal"]
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names), borderaxespad=0.2, handlelength=1.8)

@@ -1,0 +1,215 @@
+"""Error surfaces: accumulated and local drift of both streams over timestep and block, one row of panels a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.tables import Run, block_outputs, conditional
+
+TITLE = "Where error accumulates and where it is made"
+MOST_VARIANTS = 4
+DECADES = 6  # an error this far under the greatest is drawn as if it were there
+COLOURS = "magma"
+LOST: dict[str, Any] = {"hatch": "/////", "facecolor": "#f4f4f4", "edgecolor": "#8c8c8c", "linewidth": 0.0}
+IDENTICAL = "#d5dde6"
+UNSEEN = "#ffffff"
+MODES = {"free": "Accumulated", "teacher": "Local"}
+STREAMS = {"img": "image stream", "txt": "text stream"}
+
+Column = tuple[str, str]  # mode and stream
+Cells = npt.NDArray[np.float64]
+
+
+class Surface(NamedTuple):
+    """Steps down, blocks across. drift: median over the generations, NaN where unseen; lost: not finite in one."""
+
+    drift: Cells
+    lost: npt.NDArray[np.bool_]
+
+    @property
+    def positive(self) -> Cells:
+        """The values that have a place on a log scale."""
+        values = self.drift[~self.lost]
+        return values[values > 0]
+
+
+def draw(run: Run) -> Drawing | Absent | None:
+    """None for a run that compared no block with a reference."""
+    if run.drift is None:
+        return None
+    rows = conditional(run.drift[(run.drift["reference"] == run.reference) & (run.drift["variant"] != run.reference)])
+    streams = {stream: block_outputs(rows, stream) for stream in STREAMS}
+    columns = [(m, s) for m in MODES for s, own in streams.items() if (own["mode"] == m).any()]
+    if not columns:
+        return None
+    rows = pd.concat([own.assign(stream=stream) for stream, own in streams.items()])
+    steps = {mode: np.unique(rows.loc[rows["mode"] == mode, "step"]).astype(int) for mode in MODES}
+    blocks = np.unique(rows["block"]).astype(int)
+    recorded = [name for name in run.variants if (rows["variant"] == name).any()]
+    surfaces = {
+        (name, column): _surface(rows[rows["variant"] == name], column, steps[column[0]], blocks)
+        for name in recorded
+        for column in columns
+    }
+    shown = _telling(recorded, run.baseline, {name: surfaces[name, columns[0]] for name in recorded})
+    drawn = {key: surface for key, surface in surfaces.items() if key[0] in shown}
+    positive = np.concatenate([surface.positive for surface in drawn.values()])
+    if not positive.size and not any(surface.lost.any() for surface in drawn.values()):
+        return Absent(TITLE, "Every variant is identical to the reference at every block.")
+    norm = _norm(positive)
+
+    figure = style.new_figure(1.0 + 1.45 * len(shown), wspace=0.02, hspace=0.03)
+    grid = figure.subplots(len(shown), len(columns), squeeze=False)
+    styles = style.looks(run.by_colour, run.reference)
+    for line, name in zip(grid, shown, strict=True):
+        for axes, column in zip(line, columns, strict=True):
+            _draw_cells(axes, drawn[name, column], norm)
+            for gap in np.flatnonzero(np.diff(steps[column[0]]) > 1):
+                axes.axhline(gap + 0.5, color="white", linewidth=2.5)
+            for gap in np.flatnonzero(np.diff(blocks) > 1):
+                axes.axvline(gap + 0.5, color="white", linewidth=2.5)
+        look: dict[str, Any] = {
+            "color": styles[name].colour,
+            "weight": "bold",
+            "rotation": 90,
+            "ha": "center",
+            "va": "center",
+        }
+        left: dict[str, Any] = {
+            "xy": (0, 0.5),
+            "xycoords": "axes fraction",
+            "textcoords": "offset points",
+            "xytext": (-38, 0),
+        }
+        line[0].annotate(style.wrap(name, 16), **left, **look)
+    _label(grid, columns, steps, blocks, run.sigmas)
+    if positive.size:
+        extend = "min" if positive.min() < (norm.vmin or 0) else "neither"
+        bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=32, pad=0.015, extend=extend)
+        bar.set_label("rel. L2, lower is better")
+        bar.outline.set_visible(False)
+    _legend(figure, list(drawn.values()))
+    return Drawing("drift_surface", TITLE, figure, _caption(shown, recorded))
+
+
+def _caption(shown: Sequence[str], recorded: Sequence[str]) -> str:
+    some = (
+        f" Of {len(recorded)} variants: the baseline, those with the least and the greatest accumulated drift, and one "
+        "that is not finite, where there are such."
+        if len(shown) < len(recorded)
+        else ""
+    )
+    return (
+        "Relative L2 distance of both residual streams from the reference's as they leave each block (horizontal) at "
+        "each step (downwards, noise level σ on the right); log colour scale, one for all panels, lower is better; "
+        "conditional branch, median over prompts and seeds. Accumulated: free-running, each block is fed what all "
+        "before it got wrong. Local: teacher-forced, each block is fed the reference's inputs, which leaves the error "
+        f"made in it. White lines: steps, or blocks, left out between.{some}"
+    )
+
+
+def _surface(rows: pd.DataFrame, column: Column, steps: npt.NDArray[np.int_], blocks: npt.NDArray[np.int_]) -> Surface:
+    mode, stream = column
+    own = rows[(rows["mode"] == mode) & (rows["stream"] == stream)]
+
+    def spread_out(value: str, how: str) -> pd.DataFrame:
+        cells = own.pivot_table(index="step", columns="block", values=value, aggfunc=how)  # type: ignore[arg-type]
+        return cells.reindex(index=steps, columns=blocks)
+
+    lost = spread_out("nonfinite", "max").astype(float).fillna(0) > 0
+    return Surface(spread_out("rel_l2", "median").to_numpy(float), lost.to_numpy(bool))
+
+
+def _telling(names: Sequence[str], baseline: str | None, surfaces: Mapping[str, Surface]) -> list[str]:
+    """At most MOST_VARIANTS, in their order: all, or the baseline, the least and greatest drift, and a lost one."""
+    if len(names) <= MOST_VARIANTS:
+        return list(names)
+    medians = {name: float(np.median(s.positive)) for name, s in surfaces.items() if s.positive.size}
+    whole = sorted((n for n in medians if not surfaces[n].lost.any()), key=lambda name: medians[name])
+    lost = [name for name in names if surfaces[name].lost.any()]
+    chosen = {name for name in (baseline, *whole[:1], *whole[-1:], *lost[:1]) if name in names}
+    others = [name for name in reversed(whole) if name not in chosen]
+    chosen |= set(others[: MOST_VARIANTS - len(chosen)])
+    return [name for name in names if name in chosen]
+
+
+def _norm(positive: Cells) -> LogNorm:
+    if not positive.size:
+        return LogNorm(0.1, 1)
+    high = positive.max()
+    return LogNorm(max(positive.min(), high * 10.0**-DECADES) / 1.0001, high * 1.0001)
+
+
+def _draw_cells(axes: Axes, surface: Surface, norm: LogNorm) -> None:
+    height, width = surface.drift.shape
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    identical, unseen = surface.drift == 0, np.isnan(surface.drift)
+    colours = np.asarray(colormaps[COLOURS](norm(np.where(identical | unseen, 1.0, surface.drift))))
+    colours[identical], colours[unseen] = to_rgba(IDENTICAL), to_rgba(UNSEEN)
+    colours[surface.lost] = 0  # transparent: the hatching lies beneath
+    if surface.lost.any():
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, zorder=0, **LOST))
+    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=extent, zorder=1)
+    said = "not measured" if (unseen & ~surface.lost).all() else "identical" if identical.all() else ""
+    axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _label(
+    grid: npt.NDArray[np.object_],
+    columns: Sequence[Column],
+    steps: Mapping[str, npt.NDArray[np.int_]],
+    blocks: npt.NDArray[np.int_],
+    sigmas: Mapping[int, float],
+) -> None:
+    for at, (mode, stream) in enumerate(columns):
+        own = steps[mode]
+        is_first = at == 0 or columns[at - 1][0] != mode
+        is_last = at + 1 == len(columns) or columns[at + 1][0] != mode
+        grid[0, at].set_title(f"{MODES[mode]}\n{STREAMS[stream]}")
+        grid[-1, at].set_xlabel("block")
+        for axes in grid[:, at]:
+            style.index_axis(axes.xaxis, len(blocks) - 1, ticks=5)
+            columns_shown = [int(tick) for tick in axes.xaxis.get_major_locator()()]
+            axes.set_xticks(columns_shown, [f"{blocks[tick]}" for tick in columns_shown])
+            axes.tick_params(labelbottom=axes is grid[-1, at])
+            style.index_axis(axes.yaxis, len(own) - 1, ticks=5)
+            ticks = [int(tick) for tick in axes.yaxis.get_major_locator()()]
+            axes.set_yticks(ticks, [f"{own[tick]}" for tick in ticks] if is_first else [""] * len(ticks))
+            if is_last and sigmas:
+                _label_sigmas(axes, {tick: sigmas[own[tick]] for tick in ticks if own[tick] in sigmas})
+            if is_first:
+                axes.set_ylabel("step")
+
+
+def _label_sigmas(axes: Axes, levels: Mapping[int, float]) -> None:
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(list(levels), [f"{sigma:.2f}" for sigma in levels.values()])
+    right.tick_params(length=0, labelcolor=style.MUTED, pad=1)
+    right.spines["right"].set_visible(False)
+    right.set_ylabel("σ", color=style.MUTED, rotation=0, labelpad=6)
+
+
+def _legend(figure: Figure, surfaces: Sequence[Surface]) -> None:
+    """What is no colour of the scale, where it occurs."""
+    entries = []
+    if any(surface.lost.any() for surface in surfaces):
+        entries.append(Patch(label="not finite in at least one generation", **LOST))
+    if any((surface.drift == 0).any() for surface in surfaces):
+        entries.append(Patch(label="identical to the reference", facecolor=IDENTICAL, linewidth=0))
+    if entries:
+        figure.legend(handles=entries, loc="outside lower left", ncols=2, borderaxespad=0.2)

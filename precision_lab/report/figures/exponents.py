@@ -1,0 +1,111 @@
+"""Where the values of the residual streams lie: the share of each binade, block by block, and the ends of formats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+
+from precision_lab.lab.tables import read
+from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Drawing
+from precision_lab.report.tables import Run, block_outputs, conditional
+
+TITLE = "Where the values lie: exponents over the blocks"
+STREAMS = {"img": "Image stream", "txt": "Text stream"}
+SHORT = {"float16": "fp16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
+COLOURS = "viridis"
+LEAST_SHARE = 1e-5
+CAPTION = (
+    "Share of a residual stream's non-zero finite values in each binade 2^e to 2^(e+1) (vertical) as it leaves each "
+    "block (horizontal), in {variant}; conditional branch, all steps, prompts and seeds counted together, log colour "
+    "scale. Lines: the largest number (solid) and the smallest subnormal (dashed) of a format; what lies beyond them "
+    "overflows or becomes zero.{beyond}"
+)
+
+
+def draw(run: Run) -> Drawing | None:
+    """None for a run without the exponents probe at block outputs; of the reference, or of the first variant."""
+    table = read(run.path, "exponents")
+    if table.empty:
+        return None
+    table["branch"] = table["branch"].fillna("")
+    rows = conditional(table)
+    streams = {name: own for name in STREAMS if len(own := block_outputs(rows, name))}
+    if not streams:
+        return None
+    variant = next(name for name in run.variants if any((own["variant"] == name).any() for own in streams.values()))
+    shares = {name: _shares(own[own["variant"] == variant]) for name, own in streams.items()}
+    lowest = min(share.index.min() for share in shares.values())
+    highest = max(share.index.max() for share in shares.values()) + 1
+
+    figure = style.new_figure(3.6, wspace=0.03)
+    grid = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    norm = LogNorm(LEAST_SHARE, 1)
+    lines = _ends()
+    beyond = [f"{name} 2^{at:.0f}" for name, at in lines if not lowest - 4 <= at <= highest + 4]
+    shown = [(name, at) for name, at in lines if lowest - 4 <= at <= highest + 4]
+    for axes, (name, share) in zip(grid, shares.items(), strict=True):
+        _draw_share(axes, share, norm)
+        axes.set_title(STREAMS[name])
+        low, high = (min([lowest, *(at for _, at in shown)]) - 1, max([highest, *(at for _, at in shown)]) + 1)
+        axes.set_ylim(low, high)
+        _mark(axes, shown)
+    grid[0].set_ylabel(r"$\log_2$ |value|")
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label="share of values")
+    bar.outline.set_visible(False)
+    note = f" Off the axis: {', '.join(beyond)}." if beyond else ""
+    return Drawing("exponents", TITLE, figure, CAPTION.format(variant=variant, beyond=note))
+
+
+def _shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of values by exponent (down) and block (across); every block and exponent in between has its place."""
+    counts = rows.pivot_table(index="exponent", columns="block", values="count", aggfunc="sum", fill_value=0)
+    counts.columns = counts.columns.astype(int)
+    shares = counts.astype(float) / counts.sum().astype(float)
+    exponents = range(int(counts.index.min()), int(counts.index.max()) + 1)
+    return shares.reindex(exponents, fill_value=0.0).reindex(columns=range(int(counts.columns.max()) + 1))
+
+
+def _draw_share(axes: Axes, share: pd.DataFrame, norm: LogNorm) -> None:
+    values = np.ma.masked_invalid(share.where(share > 0).to_numpy())
+    last, low, high = len(share.columns) - 1, int(share.index[0]), int(share.index[-1]) + 1
+    place = (-0.5, last + 0.5, low, high)
+    axes.imshow(
+        values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="nearest", extent=place, origin="lower", zorder=1
+    )
+    axes.set_xlabel("block")
+    style.index_axis(axes.xaxis, last)
+
+
+def _ends() -> list[tuple[str, float]]:
+    """log2 of the largest number and of the smallest subnormal of each reduced format."""
+    tops = [(f"{SHORT[fmt.name]} max", float(np.log2(fmt.max))) for fmt in REDUCED_FORMATS]
+    return tops + [(f"{SHORT[fmt.name]} min", float(np.log2(fmt.smallest_subnormal))) for fmt in REDUCED_FORMATS]
+
+
+def _mark(axes: Axes, lines: list[tuple[str, float]]) -> None:
+    """Lines at the ends of formats; those that fall together share a label."""
+    places: dict[int, list[tuple[str, float]]] = {}
+    for name, at in lines:
+        places.setdefault(round(at), []).append((name, at))
+    for together in places.values():
+        at = together[0][1]
+        top = together[0][0].endswith("max")
+        axes.axhline(at, color=style.MUTED, linewidth=0.9, linestyle="-" if top else (0, (4, 3)), zorder=2)
+        label = ", ".join(name for name, _ in together)
+        x, side = (0.012, "left") if top else (0.988, "right")  # where the streams are not
+        axes.annotate(
+            label,
+            (x, at),
+            (0, 2),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha=side,
+            fontsize=8,
+            color=style.MUTED,
+            zorder=3,
+        )

@@ -1,0 +1,118 @@
+"""Main effects and interactions of a factorial experiment: a figure and the rows of its table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.tables import Run
+
+TITLE = "Main effects and interactions"
+CAPTION = (
+    "Each effect as a factor on the relative L2 drift of the final latents, log scale, with its 95 % interval over "
+    "prompts and seeds; left of 1 is less drift. A main effect compares all runs with the technique with all without; "
+    "an interaction (x) is away from 1 where its techniques do not act independently. Grey band: noise floor of a "
+    "single run. Crosses: not estimated."
+)
+COLOURS = {"less drift": "#2f7d4f", "more drift": "#b3261e"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One effect in the table; `decibels` is 20 log10 of it: negative is less error."""
+
+    name: str
+    aliases: str
+    effect: float | None
+    interval: list[float] | None
+    decibels: float | None
+    finding: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The effects on one base; `reason` where there are none."""
+
+    base: str
+    noise_floor: float | None
+    rows: tuple[Row, ...]
+    reason: str
+
+
+def tables(run: Run) -> list[Table]:
+    """One a factorial of the run."""
+    return [
+        Table(
+            record["base"],
+            record["noise_floor"],
+            tuple(_row(effect) for effect in record["effects"]),
+            record.get("effects_reason", ""),
+        )
+        for record in run.summary.get("factorials", [])
+    ]
+
+
+def draw(run: Run) -> Drawing | Absent | None:
+    """None for a run without a factorial."""
+    found = tables(run)
+    drawn = [table for table in found if table.rows]
+    if not drawn:
+        return Absent(TITLE, found[0].reason) if found else None
+    heights = [len(table.rows) for table in drawn]
+    figure = style.new_figure(0.8 + 0.24 * sum(heights) + 0.5 * len(drawn), hspace=0.05)
+    grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, table in zip(grid, drawn, strict=True):
+        _draw(axes, table)
+    return Drawing("factorial", TITLE, figure, CAPTION)
+
+
+def _row(effect: Mapping[str, Any]) -> Row:
+    ratio = effect["effect"]
+    return Row(
+        " x ".join(effect["factors"]),
+        ", ".join(effect["aliases"]),
+        ratio,
+        effect["ci95"],
+        None if ratio is None else 20 * math.log10(ratio),
+        effect["finding"],
+    )
+
+
+def _draw(axes: Axes, table: Table) -> None:
+    ends = [1.0]
+    for at, row in enumerate(table.rows):
+        colour = COLOURS.get(row.finding, style.MUTED)
+        if row.effect is None:
+            axes.scatter(1.0, at, marker="x", color=style.MUTED)
+            continue
+        lo, hi = row.interval or (row.effect, row.effect)
+        ends += [lo, hi, row.effect]
+        axes.hlines(at, lo, hi, color=colour, linewidth=1.6)
+        axes.scatter(row.effect, at, color=colour, s=22, zorder=3)
+    if table.noise_floor is not None:
+        factor = 1 + table.noise_floor
+        ends += [factor, 1 / factor]
+        axes.axvspan(1 / factor, factor, color=style.FAINT, linewidth=0, zorder=0)
+    axes.axvline(1, color=style.MUTED, linewidth=0.8, zorder=0.5)
+    margin = 1.15
+    low, high = min(ends) / margin, max(ends) * margin
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    many = np.log10(high / low) > 1.5
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if many else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(len(table.rows)), [style.shorten(row.name, 60) for row in table.rows])
+    axes.set_ylim(len(table.rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(f"On {table.base}")
+    axes.set_xlabel("factor on the drift of the latents, lower is better")
+    axes.grid(axis="x")

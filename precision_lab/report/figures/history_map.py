@@ -1,0 +1,269 @@
+"""Drift of ranges over commits: change of log2 amax since the first gate run, sites down and runs across."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from precision_lab.analysis.history import SERIES, History
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Drawing
+from precision_lab.report.wording import address
+
+TITLE = "Drift of ranges over commits"
+MOST_VARIANTS = 3
+MOST_ROWS = 320
+LABELLED_ROWS = 40  # so many rows have a name each
+COLOURS = "RdBu_r"
+ABSENT = "#6f6f6f"
+SECTIONS = {"text_encoder": "text encoder", "vae": "VAE", "transformer": "transformer blocks"}
+_PLACE = ["component", "site", "port"]
+
+Cells = npt.NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """The rows of the map. of: number by (component, site, port); names, blocks, sections: of each; each: its kind."""
+
+    of: pd.Series
+    names: Sequence[str]
+    blocks: Sequence[str]
+    sections: Sequence[str]
+    each: str
+
+
+def draw(history: History, steps: pd.DataFrame) -> Drawing:
+    """steps: as `analysis.history.steps` gives them."""
+    variants = list(history.rows["variant"].unique())
+    counts = steps["variant"].value_counts()
+    most = sorted(variants, key=lambda name: -counts.get(name, 0))[:MOST_VARIANTS]
+    shown = [name for name in variants if name in most]
+    rows = _rows(history.rows[history.rows["variant"].isin(shown)])
+    columns = in_groups(history.runs)
+    maps = {name: _cells(history.rows[history.rows["variant"] == name], rows, columns) for name in shown}
+    norm = _norm(list(maps.values()))
+    environments = (history.runs["device"] + ", MLX " + history.runs["mlx"]).loc[columns].tolist()
+    mixed = len(set(environments)) > 1
+
+    height = min(max(0.024 * len(rows.names), 2.6), 6.6) if len(rows.names) > LABELLED_ROWS else 0.16 * len(rows.names)
+    figure = style.new_figure(1.9 + max(height, 1.6), wspace=0.03)
+    grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    width = style.WIDTH * 0.8 / len(shown)
+    for axes, (name, cells) in zip(grid, maps.items(), strict=True):
+        _draw_cells(axes, cells, norm)
+        _mark_steps(axes, steps[steps["variant"] == name], rows, columns)
+        _divide(axes, rows.sections)
+        if mixed:
+            _name_environments(axes, environments, width)
+        label_runs(axes, history.runs.loc[columns], _stepped(steps, columns), width)
+        axes.set_title(style.shorten(name, 40), pad=16 if mixed else 6)
+    _label_rows(grid[0], rows)
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=36, pad=0.015, extend=_extend(norm, maps))
+    bar.set_label("change of log2 amax since the first run, bits")
+    bar.outline.set_visible(False)
+    bar_look: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
+    handles: list[Artist] = [Line2D([], [], color="black", **bar_look), Patch(color=ABSENT)]
+    labels = ["step", "no value: not finite, all zero, or no such site"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, borderaxespad=0.2)
+    return Drawing("ranges", TITLE, figure, _caption(rows.each, len(shown), len(variants)))
+
+
+def in_groups(runs: pd.DataFrame) -> list[int]:
+    """Numbers of the runs, those of one device and MLX version side by side, each group in order of time."""
+    groups = runs.groupby(["device", "mlx"], sort=False)
+    return [int(run) for _, group in groups for run in group.index]
+
+
+def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: float) -> None:
+    """Commits under the columns of `axes`, as many as fit into `width` inches; red where the gate failed.
+
+    first: columns that are labelled before others.
+    """
+    last = len(runs) - 1
+    apart = max(1.0, 0.15 * len(runs) / width)
+    labelled: list[int] = []
+    for at in (*first, last, 0, *range(0, last, max(1, round(apart)))):
+        if all(abs(at - other) >= apart for other in labelled):
+            labelled.append(at)
+    labelled.sort()
+    axes.set_xticks(labelled, [short(runs["commit"].iloc[at]) for at in labelled], rotation=90, fontsize=8)
+    for at, text in zip(labelled, axes.get_xticklabels(), strict=True):
+        if runs["verdict"].iloc[at] == "failed":
+            text.set_color(style.PALETTE[1])
+    axes.tick_params(axis="x", length=2)
+
+
+def address_of(component: str, site: str, port: str) -> str:
+    """`transformer_blocks.3 out.0`, as the other pages name a site."""
+    return address({"component": component, "site": site, "port": port})
+
+
+def short(commit: str) -> str:
+    """Eight digits of a commit, and a plus sign for one with local changes."""
+    digits, _, rest = commit.partition("-")
+    return (digits[:8] + ("+" if rest else "")) or "no commit"
+
+
+def _caption(each: str, shown: int, variants: int) -> str:
+    some = f" Of {variants} variants those with the most steps." if shown < variants else ""
+    return (
+        "Change of log2 amax (the largest over the cases of a gate run) since the first run on the same device and "
+        "version of MLX; red has grown, blue has shrunk. Columns: gate runs in order of time, named by commit, orange "
+        f"where the gate failed. Rows, in order of execution: {each}. Black bars: a step between this run and the one "
+        f"before.{some}"
+    )
+
+
+def _rows(rows: pd.DataFrame) -> Rows:
+    """One row a site if they are few, else a kind of operation of a block, else a block."""
+    order = rows.groupby(_PLACE)["order"].min().sort_values(kind="stable")
+    places = order.index.to_frame(index=False)
+    places["block"], places["kind"] = zip(*(_block_and_kind(site) for site in places["site"]), strict=True)
+    levels = {
+        "one site each": _PLACE,
+        "the kinds of operation of each block (norms and modulation, attention, MLP, output), each by the site that "
+        "has changed most": ["component", "block", "kind"],
+        "one block each, by the site that has changed most": ["component", "block"],
+    }
+    numbers = {each: places.groupby(keys, sort=False).ngroup() for each, keys in levels.items()}
+    each = next((each for each in numbers if numbers[each].max() < MOST_ROWS), list(numbers)[-1])
+    number = numbers[each]
+    firsts = places[~number.duplicated()]
+    if each == "one site each":
+        names = [address_of(*place) for place in firsts[_PLACE].itertuples(index=False, name=None)]
+    else:
+        names = list(firsts["block"])
+    return Rows(pd.Series(number.to_numpy(), order.index), names, list(firsts["block"]), _sections(firsts), each)
+
+
+def _block_and_kind(site: str) -> tuple[str, str]:
+    """`transformer_blocks.3`, `attention` for transformer_blocks.3.attn.to_q; a site outside any list is a block."""
+    segments = site.split(".")
+    at = next((at for at, segment in enumerate(segments) if segment.isdecimal()), len(segments) - 1)
+    inside = segments[at + 1 :]
+    if not inside or "add" in inside[-1].replace("add_", ""):
+        return ".".join(segments[: at + 1]), "output"
+    kind = next((kind for word, kind in (("attn", "attention"), ("mlp", "mlp")) if word in inside[0]), "norm")
+    return ".".join(segments[: at + 1]), kind
+
+
+def _sections(places: pd.DataFrame) -> list[str]:
+    """Which part of the model each row belongs to; empty for single sites around them."""
+    blocks = places["block"].str.contains(r"\.\d+$") | (places["component"] != "transformer")
+    return list(places["component"].map(SECTIONS).where(blocks).fillna(""))
+
+
+def _cells(rows: pd.DataFrame, places: Rows, columns: Sequence[int]) -> Cells:
+    """The change of largest magnitude in each cell; NaN where there is none, or one of its sites has lost its value."""
+    number = places.of.reindex(pd.MultiIndex.from_frame(rows[_PLACE])).to_numpy()
+    column = pd.Series(range(len(columns)), list(columns)).reindex(rows["run"]).to_numpy()
+    first = rows.groupby(list(SERIES), sort=False)["log2_amax"].transform("first")  # the first that is not NaN
+    change = (rows["log2_amax"] - first).to_numpy(float)
+    by_size = np.argsort(np.abs(change), kind="stable")  # NaN at the end
+    cells = np.full((len(places.names), len(columns)), np.nan)
+    cells[number[by_size], column[by_size]] = change[by_size]  # the last assignment stays
+    return cells
+
+
+def _norm(maps: Sequence[Cells]) -> Normalize:
+    """Symmetric about 0; as wide as all but the farthest hundredth of the changes need, at least 0.1 bits."""
+    sizes = np.abs(np.concatenate([cells.ravel() for cells in maps]))
+    sizes = sizes[sizes > 0]
+    limit = max(float(np.quantile(sizes, 0.99)), 0.1) if sizes.size else 0.1
+    return Normalize(-limit, limit)
+
+
+def _extend(norm: Normalize, maps: dict[str, Cells]) -> Any:
+    limit = norm.vmax or 0.0
+    above = any((cells > limit).any() for cells in maps.values())
+    below = any((cells < -limit).any() for cells in maps.values())
+    return {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
+
+
+def _draw_cells(axes: Axes, change: Cells, norm: Normalize) -> None:
+    absent = np.isnan(change)
+    colours = np.asarray(colormaps[COLOURS](norm(np.where(absent, 0.0, change))))
+    colours[absent] = to_rgba(ABSENT)
+    axes.imshow(colours, aspect="auto", interpolation="nearest")
+    axes.tick_params(axis="y", length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _mark_steps(axes: Axes, steps: pd.DataFrame, places: Rows, columns: Sequence[int]) -> None:
+    """A bar at the left edge of the cell of the first run at the new level."""
+    number = places.of.reindex(pd.MultiIndex.from_frame(steps[_PLACE])).to_numpy()
+    column = pd.Series(range(len(columns)), list(columns)).reindex(steps["run"]).to_numpy()
+    cells = sorted(set(zip(number.tolist(), column.tolist(), strict=True)))
+    if cells:
+        row, at = np.array(cells).T
+        axes.vlines(at - 0.5, row - 0.5, row + 0.5, color="black", linewidth=1.6, zorder=3)
+
+
+def _stepped(steps: pd.DataFrame, columns: Sequence[int]) -> list[int]:
+    """Columns with steps, that with most of them first."""
+    return [columns.index(run) for run in steps["run"].value_counts().index]
+
+
+def _divide(axes: Axes, sections: Sequence[str]) -> None:
+    """Lines between parts of the model."""
+    for row, (one, other) in enumerate(itertools.pairwise(sections)):
+        if one != other:
+            axes.axhline(row + 0.5, color=style.MUTED, linewidth=0.5, zorder=2)
+
+
+def _name_environments(axes: Axes, names: Sequence[str], width: float) -> None:
+    """Gaps between runs on different devices or versions of MLX, which stand above as far as there is room."""
+    for name, group in itertools.groupby(range(len(names)), key=names.__getitem__):
+        own = list(group)
+        if own[0]:
+            axes.axvline(own[0] - 0.5, color="white", linewidth=5, zorder=4)
+        room = int(width * len(own) / len(names) / 0.068)
+        device, _, version = name.rpartition(", ")
+        if room >= len(version):
+            text = (
+                f"{style.shorten(device, room - len(version) - 3)}, {version}" if room > len(version) + 8 else version
+            )
+            words: dict[str, Any] = {"fontsize": 8, "color": style.MUTED, "va": "bottom"}
+            axes.text(own[0] - 0.5, 1.012, text, transform=axes.get_xaxis_transform(), **words)
+
+
+def _label_rows(axes: Axes, places: Rows) -> None:
+    count = len(places.names)
+    if count <= LABELLED_ROWS:
+        axes.set_yticks(range(count), [style.shorten(name, 34) for name in places.names], fontsize=8)
+        return
+    bounds = [0, *(at for at in range(1, count) if places.sections[at] != places.sections[at - 1]), count]
+    ticks: dict[float, str] = {}
+    for start, end in itertools.pairwise(bounds):
+        section = places.sections[start]
+        if section and end - start > 0.06 * count:
+            left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            look: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
+            axes.annotate(section, (0, (start + end - 1) / 2), (-32, 0), **left, **look)
+        if section == SECTIONS["transformer"]:
+            ticks |= _block_ticks(places.blocks[start:end], start)
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+
+
+def _block_ticks(blocks: Sequence[str], start: int) -> dict[float, str]:
+    """Every tenth block and the last, at the middle of their rows."""
+    rows: dict[int, list[int]] = {}
+    for at, block in enumerate(blocks, start):
+        rows.setdefault(int(block.rpartition(".")[2]), []).append(at)
+    last = max(rows)
+    every = 10 if last > 15 else 5 if last > 6 else 1
+    wanted = [number for number in rows if number == last or (number % every == 0 and last - number >= every / 2)]
+    return {float(np.mean(rows[number])): str(number) for number in wanted}

@@ -1,0 +1,168 @@
+"""What a variant does to the picture: pictures beside the reference's, and their differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from precision_lab.numerics.metrics import psnr_db
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Absent, Drawing, Look
+from precision_lab.report.tables import Run, latents
+
+TITLE = "Pictures"
+MOST_ROWS = 6  # (prompt, seed) pairs in the figure
+LEAST_COLUMNS = 4  # two pictures need not fill a page
+MOST_COLUMNS = 8  # pictures and differences stand in one row up to here, else the differences in a second one
+THUMBNAIL = 320  # pixels of the longer side in the figure; distances are taken at full size
+GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+Pixels = npt.NDArray[np.uint8]
+Generation = tuple[int, int]  # prompt_id, seed
+Pictures = Mapping[tuple[str, Generation], Pixels | None]  # None: the latents are not finite
+
+
+def draw(run: Run) -> Drawing | Absent:
+    paths = {path.stem: path for path in sorted((run.path / "images").glob("*.png"))}
+    if not paths:
+        return Absent(TITLE, "This run made no pictures.")
+    every = _generations(paths)
+    shown = every[:MOST_ROWS]
+    names = [name for name in run.shown if any(_stem(name, at) in paths for at in shown)]
+    if not names:
+        return Absent(TITLE, "The pictures of this run belong to none of its variants.")
+    broken = _broken(run)
+    pictures = {
+        (name, at): None if (name, at) in broken else _read(paths[_stem(name, at)])
+        for name in names
+        for at in shown
+        if _stem(name, at) in paths
+    }
+    figure = _draw_grid(names, shown, pictures, run.reference, style.looks(run.by_colour, run.reference))
+    return Drawing("images", TITLE, figure, _caption(len(shown), len(every)) + run.selection, inline="png")
+
+
+def _draw_grid(
+    names: list[str], shown: list[Generation], pictures: Pictures, reference: str, styles: Mapping[str, Look]
+) -> Figure:
+    """A row of axes a generation: the pictures, then the differences; two rows where one would be too narrow."""
+    differences = _differences(pictures, reference)
+    changed = [name for name in names if any(name == variant for variant, _ in differences)]
+    gains = {name: _gain([d for (variant, _), d in differences.items() if variant == name]) for name in changed}
+    one_row = len(names) + len(changed) <= MOST_COLUMNS
+    columns = max(LEAST_COLUMNS, len(names) + (len(changed) if one_row else 0))
+    side = (style.WIDTH - 0.4) / columns
+    figure = style.new_figure(
+        0.6 + len(shown) * (side + 0.25 if one_row else 2 * side + 0.4), w_pad=0.02, h_pad=0.02, hspace=0, wspace=0
+    )
+    grid = figure.subplots(len(shown) * (1 if one_row else 2), columns, squeeze=False)
+    for axes in grid.flat:
+        _bare(axes)
+    for line, at in enumerate(shown):
+        upper, lower = (grid[line], grid[line][len(names) :]) if one_row else grid[2 * line : 2 * line + 2]
+        upper[0].set_ylabel(f"prompt {at[0]}, seed {at[1]}")
+        for axes, name in zip(upper, names, strict=False):
+            _draw_picture(axes, (name, at) in pictures, pictures.get((name, at)))
+        for column, name in enumerate(changed):
+            axes = lower[column] if one_row else lower[names.index(name)]
+            _draw_difference(axes, differences.get((name, at)), gains[name])
+            if line == 0:
+                heading = f"{style.wrap(name, int(side * 12))}\n" if one_row else ""
+                axes.set_title(f"{heading}|Δ| × {gains[name]}", color=styles[name].colour, loc="center")
+    for axes, name in zip(grid[0], names, strict=False):
+        axes.set_title(style.wrap(name, int(side * 12)), color=styles[name].colour, loc="center")
+    return figure
+
+
+def _caption(rows: int, of_rows: int) -> str:
+    some = f" The first {rows} of {of_rows} pairs of prompt and seed are shown." if rows < of_rows else ""
+    return (
+        "Pictures of each prompt and seed, and |Δ| = |variant - reference| of 8-bit pixels, amplified by the gain "
+        "above each column so that the pattern can be seen; gains differ between variants. Beneath: PSNR in dB (higher "
+        f"is better). Black squares: the latents are not finite, so there is no picture.{some}"
+    )
+
+
+def _differences(pictures: Pictures, reference: str) -> dict[tuple[str, Generation], Pixels]:
+    """|variant - reference| where both pictures exist and are finite and of one size."""
+    differences = {}
+    for (name, at), pixels in pictures.items():
+        base = pictures.get((reference, at))
+        if name != reference and pixels is not None and base is not None and base.shape == pixels.shape:
+            differences[name, at] = np.abs(pixels.astype(np.int16) - base).astype(np.uint8)
+    return differences
+
+
+def _stem(variant: str, at: Generation) -> str:
+    return f"{variant}__p{at[0]}__s{at[1]}"
+
+
+def _generations(stems: Iterable[str]) -> list[Generation]:
+    """(prompt_id, seed) of every `<variant>__p<prompt_id>__s<seed>`."""
+    found = set()
+    for stem in stems:
+        parts = stem.rsplit("__", 2)
+        if len(parts) == 3 and parts[1][1:].isdigit() and parts[2][1:].isdigit():
+            found.add((int(parts[1][1:]), int(parts[2][1:])))
+    return sorted(found)
+
+
+def _broken(run: Run) -> set[tuple[str, Generation]]:
+    """Generations whose latents became non-finite, by either table."""
+    drift = None if run.drift is None else run.drift[run.drift["mode"] == "free"]
+    tables = [latents(table) for table in (run.activations, drift) if table is not None]
+    bad = [table.loc[table["nonfinite"], ["variant", "prompt_id", "seed"]].drop_duplicates() for table in tables]
+    return {(str(v), (int(p), int(s))) for table in bad for v, p, s in table.itertuples(index=False)}
+
+
+def _read(path: Path) -> Pixels:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _gain(differences: Sequence[Pixels]) -> int:
+    """The greatest of GAINS that leaves 99.5 % of the differing values of every picture unclipped."""
+    levels = [np.percentile(d[d > 0], 99.5) for d in differences if d.any()]
+    greatest = 255 / max(levels) if levels else 1.0
+    return max(gain for gain in GAINS if gain <= greatest)
+
+
+def _thumbnail(pixels: Pixels) -> Pixels:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(picture)
+
+
+def _draw_picture(axes: Axes, made: bool, pixels: Pixels | None) -> None:
+    words: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+    if not made:
+        axes.text(0.5, 0.5, "no picture", color=style.MUTED, **words)
+    elif pixels is None:
+        axes.imshow(np.zeros((1, 1, 3)))
+        axes.text(0.5, 0.5, "not finite", color="white", **words)
+    else:
+        axes.imshow(_thumbnail(pixels), interpolation="nearest")
+
+
+def _draw_difference(axes: Axes, difference: Pixels | None, gain: int) -> None:
+    if difference is None:
+        return
+    amplified = np.clip(difference.astype(np.int64) * gain, 0, 255).astype(np.uint8)
+    axes.imshow(_thumbnail(amplified), interpolation="nearest")
+    psnr = psnr_db(difference, np.zeros_like(difference))
+    axes.set_xlabel("identical" if math.isnan(psnr) else f"{psnr:.1f} dB", labelpad=2)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.set_facecolor("none")
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,98 @@
+"""Error surfaces of magnitude: log10 amax over timestep and block, one panel a variant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+
+from precision_lab.numerics.formats import FORMATS
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.tables import Run, block_outputs, conditional
+
+TITLE = "Magnitude over timestep and block"
+COLOURS = "viridis"
+CAPTION = (
+    "log10 of the largest magnitude of the image stream as it leaves each block (horizontal) at each step (downwards, "
+    "with the noise level σ on the right); conditional branch, greatest over prompts and seeds, one colour scale for "
+    "all panels. White line: the fp16 limit 65504. Hatched: not finite in at least one generation."
+)
+LIMIT = float(np.log10(FORMATS["float16"].max))
+
+
+def draw(run: Run) -> Drawing | Absent:
+    if run.activations is None:
+        return Absent(TITLE, "This run recorded no activations.")
+    rows = block_outputs(conditional(run.activations), "img")
+    shown = [name for name in run.shown if (rows["variant"] == name).any()]
+    if not shown:
+        return Absent(TITLE, "This run recorded no block outputs of the image stream.")
+    surfaces = {name: _surface(rows[rows["variant"] == name]) for name in shown}
+    finite = np.concatenate([surface.to_numpy().ravel() for surface in surfaces.values()])
+    finite = finite[np.isfinite(finite)]
+    norm = Normalize(finite.min(), max(finite.max(), finite.min() + 0.1)) if finite.size else Normalize(0, 1)
+
+    columns = min(2, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = style.new_figure(0.5 + 1.95 * lines, wspace=0.03)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    styles = style.looks(run.by_colour, run.reference)
+    for axes, (name, surface) in zip(grid.flat, surfaces.items(), strict=False):
+        _draw_surface(axes, surface, norm)
+        axes.set_title(style.shorten(name, 40), color=styles[name].colour)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    _label(grid, rows, run.sigmas)
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label=r"$\log_{10}$ amax")
+    bar.outline.set_visible(False)
+    if norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax:
+        bar.ax.axhline(LIMIT, color="white", linewidth=1.4)
+    return Drawing("surface", TITLE, figure, CAPTION + run.selection)
+
+
+def _surface(rows: pd.DataFrame) -> pd.DataFrame:
+    """log10 amax, steps down and blocks across; NaN where any prompt or seed is not finite."""
+    worst = rows.assign(amax=rows["amax"].fillna(np.inf))  # so that one lost value decides its cell
+    amax = worst.pivot_table(index="step", columns="block", values="amax", aggfunc="max")
+    return amax.where((amax > 0) & np.isfinite(amax)).map(np.log10)
+
+
+def _draw_surface(axes: Axes, surface: pd.DataFrame, norm: Normalize) -> None:
+    steps, blocks = surface.index.to_numpy(), surface.columns.to_numpy()
+    left, right = blocks.min() - 0.5, blocks.max() + 0.5
+    top, bottom = steps.min() - 0.5, steps.max() + 0.5
+    hatch: dict[str, Any] = {"hatch": "////", "facecolor": "#f1f1f1", "edgecolor": "#b5b5b5", "linewidth": 0}
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, zorder=0, **hatch))
+    whole = surface.reindex(index=range(int(steps.min()), int(steps.max()) + 1))
+    whole = whole.reindex(columns=range(int(blocks.min()), int(blocks.max()) + 1))
+    values = np.ma.masked_invalid(whole.to_numpy())
+    place = (left, right, bottom, top)
+    axes.imshow(values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="nearest", extent=place, zorder=1)
+    if min(values.shape) > 1 and values.count() and values.min() < LIMIT < values.max():
+        axes.contour(whole.columns, whole.index, values, levels=[LIMIT], colors="white", linewidths=1.2)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _label(grid: np.ndarray, rows: pd.DataFrame, sigmas: dict[int, float]) -> None:
+    last = rows["step"].max()
+    style.index_axis(grid[0, 0].xaxis, rows["block"].max())
+    style.index_axis(grid[0, 0].yaxis, last, ticks=5)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("step")
+    for axes in grid[-1, :]:
+        axes.set_xlabel("block")
+    ticks = [int(t) for t in grid[0, 0].yaxis.get_major_locator()() if int(t) in sigmas]
+    for axes in (axes for axes in grid[:, -1] if axes.axison):
+        labels = axes.secondary_yaxis("right")
+        labels.set_yticks(ticks, [f"{sigmas[t]:.2f}" for t in ticks])
+        labels.tick_params(length=0)
+        labels.spines["right"].set_visible(False)
+        labels.set_ylabel("σ")

@@ -1,0 +1,174 @@
+"""Many variants side by side: the final error of each case, and the ratio to the baseline's with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from precision_lab.analysis.claims import final_drift
+from precision_lab.numerics.intervals import geometric_mean_ratio
+from precision_lab.report.figures import forest, style
+from precision_lab.report.figures.style import Drawing
+from precision_lab.report.tables import MOST_VARIANTS, Run
+from precision_lab.report.wording import dtype, interval, number
+
+TITLE = "All variants: error of the latents"
+COLOUR = style.PALETTE[0]
+BASELINE = style.PALETTE[1]
+CROSS: Mapping[str, Any] = {"markersize": 5, "markeredgewidth": 1.2}
+WORDS = 12.0  # the column of words, in points from the axes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant as drawn: the errors of its cases, their geometric mean and its ratio to the baseline's, each as
+    (estimate, lo, hi), and how many cases are not finite."""
+
+    name: str
+    errors: npt.NDArray[np.float64]
+    mean: tuple[float, float, float]
+    ratio: tuple[float, float, float]
+    lost: int
+    is_baseline: bool
+
+    @property
+    def words(self) -> str:
+        """The ratio, or why there is none; nothing for the baseline itself."""
+        if self.lost:
+            return f"not finite in {self.lost} of {len(self.errors)}"
+        if not np.all(self.errors > 0):
+            return "identical to the reference"
+        value, lo, hi = self.ratio
+        if not math.isfinite(value) or self.is_baseline:
+            return ""
+        return number(value) + (f" {interval((lo, hi))}" if math.isfinite(lo) else "")
+
+
+def draw(run: Run) -> Drawing | None:
+    """None for a run with few variants, whose figures show them all, or without drift of the latents."""
+    if run.drift is None or len(run.variants) <= MOST_VARIANTS:
+        return None
+    groups = _groups(run)
+    if not groups:
+        return None
+    every = [row for rows in groups.values() for row in rows]
+    floor = _noise_floor(run)
+    heights = [forest.height("") * len(rows) for rows in groups.values()]
+    figure = style.new_figure(1.2 + sum(heights) + 0.33 * len(groups), wspace=0.02)
+    grid = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, width_ratios=(1.35, 1))
+    errors = np.concatenate([row.errors for row in every])
+    low, high = style.log_range([errors])
+    limits = forest.ratio_limits([end for row in every for end in row.ratio])
+    base = next((row.mean[0] for row in every if row.is_baseline), math.nan)
+    for (left, right), (title, rows) in zip(grid, groups.items(), strict=True):
+        last = title == next(reversed(groups))
+        left.set_title(f"Computed in {title}")
+        _error_axis(left, (low, high), base)
+        forest.ratio_axis(right, limits)
+        centres = forest.lay_out(left, [style.shorten(row.name, 30) for row in rows])
+        forest.lay_out(right, [""] * len(rows))
+        for axes in (left, right):
+            axes.tick_params(labelbottom=last)
+        if math.isfinite(floor):
+            right.axvspan(1 / (1 + floor), 1 + floor, color=forest.BAND, linewidth=0, zorder=0.3)
+        for row, y in zip(rows, centres, strict=True):
+            _draw_row(left, right, row, y)
+    grid[-1, 0].set_xlabel("relative L2 error of the final latents (lower is better)")
+    grid[-1, 1].set_xlabel(f"ratio to {run.baseline} (left of 1 is better)")
+    forest.head(grid[0, 1], WORDS, "ratio [95 % interval]")
+    _legend(figure, str(run.baseline), math.isfinite(floor), any(row.lost for row in every))
+    return Drawing("variants", TITLE, figure, _caption(run, len(every[0].errors), floor))
+
+
+def _caption(run: Run, cases: int, floor: float) -> str:
+    text = (
+        "Relative L2 distance of the latents from the reference's after the last step, free-running, log scale. Left: "
+        f"each of the {cases} cases (prompt and seed), and their geometric mean with its 95 % interval, which is wide "
+        f"where cases differ; the line is {run.baseline}. Right: the ratio to {run.baseline} within each case, which "
+        "leaves that out. Triangles: beyond the axis."
+    )
+    if math.isfinite(floor):
+        text += f" Shaded: the noise floor, what equivalent runs of {run.baseline} differ by."
+    return text
+
+
+def _groups(run: Run) -> dict[str, list[Row]]:
+    """Variants by the dtype they compute in, the least error first, those that are not finite last."""
+    assert run.drift is not None
+    found = {name: final_drift(run.drift, name) for name in run.variants if name != run.reference}
+    base = found.get(run.baseline or "", pd.Series(dtype=float))
+    groups: dict[str, list[Row]] = {}
+    for name, errors in found.items():
+        if len(errors):
+            groups.setdefault(dtype(run.entry(name).get("dtype"))[0], []).append(_row(name, errors, base))
+    for rows in groups.values():
+        rows.sort(key=lambda row: (row.lost > 0, row.lost, row.mean[0] if math.isfinite(row.mean[0]) else 0.0))
+    return groups
+
+
+def _row(name: str, errors: pd.Series, base: pd.Series) -> Row:
+    values = errors.to_numpy(float)
+    lost = int(np.isnan(values).sum())
+    mean = geometric_mean_ratio(values, np.ones_like(values))
+    paired = pd.concat([errors, base], axis=1, join="inner").to_numpy(float)
+    ratio = geometric_mean_ratio(paired[:, 0], paired[:, 1])
+    return Row(
+        name, values, (mean.estimate, mean.lo, mean.hi), (ratio.estimate, ratio.lo, ratio.hi), lost, errors is base
+    )
+
+
+def _noise_floor(run: Run) -> float:
+    """The largest noise floor that a claim on the drift of the latents states for the baseline; NaN if none does."""
+    measured = [
+        claim["noise_floor"]
+        for claim, stated in zip(run.summary.get("claims") or [], run.manifest.get("claims") or [], strict=False)
+        if claim.get("metric") == "drift" and claim.get("against") == run.baseline and not stated.get("sites")
+    ]
+    return max((float(floor) for floor in measured if floor is not None), default=math.nan)
+
+
+def _error_axis(axes: Axes, limits: tuple[float, float], base: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    style.log_ticks(axes.xaxis, *limits)
+    axes.grid(axis="x")
+    if math.isfinite(base):
+        axes.axvline(base, color=BASELINE, linewidth=0.8, zorder=1)
+
+
+def _draw_row(left: Axes, right: Axes, row: Row, y: float) -> None:
+    colour = BASELINE if row.is_baseline else COLOUR
+    positive = row.errors[row.errors > 0]
+    below = np.full(len(positive), y + 0.06)  # or their mean would cover them
+    left.scatter(positive, below, s=10, color=colour, alpha=0.4, linewidths=0, zorder=2)
+    forest.draw_effect(left, y - 0.03, row.mean, colour, "d")
+    if row.lost:
+        left.plot(0.985, y, "x", color=style.INK, transform=left.get_yaxis_transform(), **CROSS)
+    forest.draw_effect(right, y, row.ratio, colour, "o")
+    forest.write_beside(right, y, WORDS, row.words)
+
+
+def _legend(figure: Figure, baseline: str, floor: bool, lost: bool) -> None:
+    dots: dict[str, Any] = {"linestyle": "none", "color": COLOUR}
+    entries: dict[str, Any] = {
+        "one case": Line2D([], [], marker="o", markersize=3.5, alpha=0.35, markeredgewidth=0, **dots),
+        "geometric mean, 95 % interval": Line2D([], [], marker="d", markersize=forest.MARKER, color=COLOUR),
+        "ratio, 95 % interval": Line2D([], [], marker="o", markersize=forest.MARKER, color=COLOUR),
+        baseline: Line2D([], [], color=BASELINE),
+    }
+    if lost:
+        entries["not finite"] = Line2D([], [], linestyle="none", marker="x", color=style.INK, **CROSS)
+    if floor:
+        entries["noise floor"] = Patch(color=forest.BAND, linewidth=0)
+    place: dict[str, Any] = {"loc": "outside upper left", "ncols": len(entries), "borderaxespad": 0.2}
+    figure.legend(list(entries.values()), list(entries), handlelength=1.8, **place)

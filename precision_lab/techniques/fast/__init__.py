@@ -1,0 +1,5 @@
+"""`technique=fast`: the same function of the plain model in fewer operations."""
+
+from precision_lab.techniques.fast.technique import Fast as Fast
+
+__all__ = ["Fast"]

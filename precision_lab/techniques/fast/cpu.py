@@ -1,0 +1,240 @@
+"""Twins of the plain modules that are fast on a CPU: the same parameters, the same roundings, another loop.
+
+MLX's CPU kernels are single-threaded, and its exp and tanh take some 18 ns an element where NumPy's take 0.5 (measured,
+MLX 0.32.4 and NumPy 2.4 on one core of Zen 4). A twin reads the evaluated buffers of its inputs through NumPy, works
+in pieces that stay in a core's cache, on all cores, and writes into the buffer of an array of MLX. Everything inside is
+fp32 and rounded where the plain module rounds, so against float64 it errs no more; products are oneDNN's where there is
+one (`device.onednn`), which takes subnormal numbers of bfloat16 for zero. The pieces depend on shapes and the number of
+cores alone: the same input gives the same bits.
+
+Cost: every twin waits for its inputs and for its result, so small norms, rotations and products stay MLX's; it does not
+pay below some 256 tokens of 64 channels. For sgemm 16-bit weights are widened at each use, piece by piece, at 0.1 ns
+each where 1024 tokens take 20 ns in the product; fp32 copies kept would triple the memory of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from precision_lab.device import onednn
+from precision_lab.device.sgemm import cores, in_pieces, sgemm
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.sites import Site
+from precision_lab.model.layers import GELUTanh, LayerNorm, Linear
+from precision_lab.model.paging import class_of, recast
+from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.qwen_image.rope import Rotary
+
+# elements of a piece of an element-wise loop: 256 KiB in fp32, with one temporary half of a core's second cache
+_PIECE = 1 << 16
+# waiting for the results of smaller products, norms and rotations costs more than they gain
+_FEW_WEIGHTS = 1 << 18
+_FEW_ELEMENTS = 1 << 15
+# sgemm copies the other operand once a piece, which narrower ones do not pay for
+_OUTPUTS = (128, 512)
+_BFLOAT16_OUTPUTS = (256, 1024)
+# scores of a piece of attention: 1 MiB
+_SCORES = 1 << 18
+_QUERIES = (32, 256)
+
+
+class _FastLinear(Linear):
+    """Pieces of output channels: product and bias in fp32, rounded once. Small ones are left to MLX."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.weight.size < _FEW_WEIGHTS:
+            return super().__call__(x)
+        return _linear(x, to_numpy(self.weight), to_numpy(self.bias) if "bias" in self else None)
+
+
+def _linear(x: mx.array, weight: np.ndarray, bias: np.ndarray | None) -> mx.array:
+    """x @ weight.T + bias; x: (..., K), weight: (N, K), bias: (N,)."""
+    outputs, channels = weight.shape
+    values = _contiguous(x).reshape(-1, channels)
+    result, y = _empty((*x.shape[:-1], outputs), x.dtype)
+    y = y.reshape(-1, outputs)
+    share = -(-outputs // cores())
+    alike = all(array.dtype == y.dtype for array in (weight, bias) if array is not None)
+    if alike and x.dtype in (mx.bfloat16, mx.float32) and onednn.available():
+        most = _OUTPUTS if x.dtype == mx.float32 else _BFLOAT16_OUTPUTS
+        in_pieces(partial(_piece, values, weight, bias, y), outputs, _between(most, share, 64))
+        return result
+    with np.errstate(invalid="ignore"):  # a NaN in float16
+        values = values.astype(np.float32, copy=False)
+    in_pieces(partial(_widened_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
+    return result
+
+
+def _piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+    onednn.linear(x, weight[piece], None if bias is None else bias[piece], y[:, piece])
+
+
+def _widened_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, piece: slice) -> None:
+    exact = y.dtype == np.float32
+    product = y[:, piece] if exact else np.empty((len(x), piece.stop - piece.start), np.float32)
+    sgemm(x, weight[piece].astype(np.float32, copy=False).T, product)
+    if bias is not None:
+        np.add(product, bias[piece].astype(np.float32), out=product)
+    if not exact:
+        y[:, piece] = product
+
+
+class _FastAttend(Attend):
+    """Pieces of queries of a head: their scores, softmax and product with v before the next."""
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+        batch, queries, heads, channels = q.shape
+        keys, kv_heads = k.shape[1:3]
+        assert heads % kv_heads == 0
+        q32, k32, v32 = (_float32(a) for a in (q, k, v))
+        masked = None if mask is None else ~np.broadcast_to(to_numpy(mask), (batch, 1, 1, keys))[:, 0, 0]
+        result, out = _empty(q.shape, q.dtype)
+        step = _between(_QUERIES, _SCORES // max(keys, 1), 32)
+        tiles = -(-queries // step)
+
+        def attend(piece: slice) -> None:
+            for index in range(piece.start, piece.stop):
+                pair, tile = divmod(index, tiles)
+                b, h = divmod(pair, heads)
+                rows, kv = slice(tile * step, (tile + 1) * step), h * kv_heads // heads
+                # scaled before the product, as in MLX: products may overflow where scaled ones do not
+                query = q32[b, rows, h] * np.float32(channels**-0.5)
+                scores = np.empty((len(query), keys), np.float32)
+                sgemm(query, k32[b, :, kv].T, scores)
+                if masked is not None:
+                    scores[:, masked[b]] = np.finfo(np.float32).min
+                scores -= scores.max(axis=1, keepdims=True)
+                np.exp(scores, out=scores)
+                weighted = np.empty((len(query), channels), np.float32)
+                sgemm(scores, v32[b, :, kv], weighted)
+                weighted /= scores.sum(axis=1, keepdims=True)
+                out[b, rows, h] = weighted
+
+        in_pieces(attend, batch * heads * tiles, 1)
+        return result
+
+
+class _FastGELUTanh(GELUTanh):
+    """The plain formula, in place."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        flat = _contiguous(x).reshape(-1)
+        result, out = _empty(x.shape, x.dtype)
+        out = out.reshape(-1)
+
+        def gelu(piece: slice) -> None:
+            y = flat[piece].astype(np.float32, copy=False)
+            inner = y * y
+            inner *= y
+            inner *= np.float32(0.044715)
+            inner += y
+            inner *= np.float32(math.sqrt(2 / math.pi))
+            np.tanh(inner, out=inner)
+            inner += 1
+            inner *= np.float32(0.5) * y
+            out[piece] = inner
+
+        in_pieces(gelu, flat.size, _PIECE)
+        return result
+
+
+class _FastLayerNorm(LayerNorm):
+    """Variance of the centred row; MLX's kernel errs by 1e-5 where some channels are massive."""
+
+    def __init__(self, plain: LayerNorm):
+        super().__init__(plain.eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.size < _FEW_ELEMENTS:
+            return super().__call__(x)
+        rows = _contiguous(x).reshape(-1, x.shape[-1])
+        result, out = _empty(x.shape, x.dtype)
+        out = out.reshape(rows.shape)
+
+        def normalise(piece: slice) -> None:
+            y = rows[piece].astype(np.float32, copy=False)
+            y = y - y.mean(axis=1, keepdims=True)
+            variance = np.vecdot(y, y)[:, None] / np.float32(y.shape[1])
+            y *= np.float32(1) / np.sqrt(variance + np.float32(self.eps))
+            out[piece] = y
+
+        in_pieces(normalise, len(rows), max(_PIECE // rows.shape[1], 1))
+        return result
+
+
+class _FastRotary(Rotary):
+    """The plain product of complex numbers, by pieces of tokens."""
+
+    def __call__(self, x: mx.array, rotation: mx.array) -> mx.array:
+        if x.size < _FEW_ELEMENTS:
+            return super().__call__(x, rotation)
+        batch, tokens, heads, channels = x.shape
+        values, turns = _contiguous(x), to_numpy(rotation)[:, None, :]
+        result, out = _empty(x.shape, x.dtype)
+
+        def rotate(piece: slice) -> None:
+            pairs = values[:, piece].astype(np.float32, copy=False).view(np.complex64)
+            out[:, piece] = (pairs * turns[piece]).view(np.float32)
+
+        in_pieces(rotate, tokens, max(_PIECE // max(batch * heads * channels, 1), 1))
+        return result
+
+
+def _empty(shape: Sequence[int], dtype: mx.Dtype) -> tuple[mx.array, np.ndarray]:
+    """An array of MLX that nobody else holds yet, and its buffer to write to."""
+    result = mx.zeros(shape, dtype)
+    return result, to_numpy(result)
+
+
+def _contiguous(x: mx.array) -> np.ndarray:
+    return np.ascontiguousarray(to_numpy(x))
+
+
+def _float32(x: mx.array) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a NaN in float16
+        return _contiguous(x).astype(np.float32, copy=False)
+
+
+def _between(bounds: tuple[int, int], wanted: int, multiple: int) -> int:
+    """The multiple at or above `wanted`, within bounds."""
+    least, most = bounds
+    return min(max(-(-wanted // multiple) * multiple, least), most)
+
+
+_TWINS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Attend: lambda _: _FastAttend(),
+    GELUTanh: lambda _: _FastGELUTanh(),
+    LayerNorm: _FastLayerNorm,
+    Linear: lambda plain: recast(plain, _FastLinear),
+    Rotary: lambda _: _FastRotary(),
+}
+
+
+def replacement(module: nn.Module) -> nn.Module | None:
+    """The fast twin of a plain module for the CPU, sharing its parameters; None for classes without one.
+
+    Only the plain classes themselves have twins: what a technique put in their place computes something else.
+    """
+    twin = _TWINS.get(class_of(module))
+    return twin(module) if twin else None
+
+
+@dataclass(frozen=True)
+class FastCPU:
+    """Twins wherever there are some among the sites; the other modules stay."""
+
+    sites: Sequence[str] = ("**",)
+    preserves_function: bool = True
+    composes: bool = False
+
+    def rewrite(self, site: Site) -> nn.Module:
+        twin = replacement(site.module)
+        return site.module if twin is None else twin  # a module without parameters is an empty dict, and false

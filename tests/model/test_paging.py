@@ -1,0 +1,420 @@
+"""Streamed blocks: the same bits as resident ones, whoever looks on or rewrites them, in the memory of two blocks."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from precision_lab.cli import main
+from precision_lab.device import page_cache
+from precision_lab.errors import InputError
+from precision_lab.instrument.sites import walk
+from precision_lab.lab.bench import _arrays
+from precision_lab.lab.generation import generate
+from precision_lab.lab.models import Models
+from precision_lab.lab.recorder import observing, recorder_of
+from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec
+from precision_lab.lab.teacher import Teacher
+from precision_lab.model import weights
+from precision_lab.model.layers import LayerNorm
+from precision_lab.model.paging import Shelf, class_of
+from precision_lab.model.quantized import QuantizedLinear
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.rope import Grid, RotaryEmbedding
+from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.synthetic import PRESETS, make
+from precision_lab.techniques.base import applied
+from precision_lab.techniques.compensated_residual import CompensatedResidual
+from precision_lab.techniques.compiled_blocks import CompiledBlocks
+from precision_lab.techniques.fast.cpu import FastCPU, _FastLinear
+from precision_lab.techniques.ffn_scaling import FFNScaling
+from precision_lab.techniques.float8_weights import Float8Weights
+from precision_lab.techniques.float32 import Float32
+from precision_lab.techniques.float32_residual import Float32Residual
+from precision_lab.techniques.ggml_scales import GGMLScales
+from precision_lab.techniques.narrow import Narrow
+from precision_lab.techniques.parts.ablation import WithoutBias
+from precision_lab.techniques.parts.weight_storage import weight_storage
+from precision_lab.techniques.quantized_weights import QuantizedWeights
+from precision_lab.techniques.reordered_sums import ReorderedSums
+from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
+from tests.model.oracle import ours, random_inputs
+
+DTYPES = [mx.float32, mx.bfloat16, mx.float16]
+SAMPLER = SamplerSpec(steps=2, guidance_scale=4.0, height=48, width=32)
+CASE = Case(0, "two red circles", 3)
+LINEAR = "transformer_blocks.2.img_mlp.net.2"
+FILES = {
+    "transformer": "transformer/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+
+
+@pytest.fixture
+def folder(small_checkpoint, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+
+
+def both(folder, dtype, **settings):
+    """The resident and the streamed pipeline."""
+    return [Checkpoint(folder, stream=stream, **settings).pipeline(dtype) for stream in (False, True)]
+
+
+def generated(pipeline) -> np.ndarray:
+    grid = pipeline.grid(SAMPLER.height, SAMPLER.width)
+    return generate(pipeline, SAMPLER, grid, CASE, lambda *_: None)
+
+
+def refusal(action) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def held(*modules) -> int:
+    """Bytes of all arrays that the modules hold, private ones too."""
+    return sum(array.nbytes for array in _arrays(list(modules)))
+
+
+# --- the same bits
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+def test_a_generation_has_the_same_bits_every_time(small_checkpoint, dtype, weights_dtype):
+    resident, streamed = both(small_checkpoint, dtype, weights_dtype=weights_dtype)
+    expected = generated(resident)
+    for _ in range(2):
+        np.testing.assert_array_equal(generated(streamed), expected)
+
+
+@pytest.mark.parametrize("sites", ["{transformer_blocks.*,norm_out}", "**", "text_encoder:**"])
+@pytest.mark.parametrize("ports", [["out"], ["in", "out"]])
+def test_probes_see_the_same_at_the_same_sites(small_checkpoint, sites, ports):
+    rows = []
+    pipelines = both(small_checkpoint, mx.bfloat16)
+    plain = generated(pipelines[0])
+    for pipeline in pipelines:
+        recorder = recorder_of(RangeCatalogue([sites], ports))
+        with observing(pipeline.components, [recorder]):
+            np.testing.assert_array_equal(generated(pipeline), plain)
+        rows.append(recorder.rows)
+    assert len(rows[0]) > 0
+    assert str(rows[0]) == str(rows[1])  # NaN equals itself as text
+
+
+def test_modules_keep_their_addresses_and_what_is_known_of_them(small_checkpoint):
+    resident, streamed = (pipeline.components for pipeline in both(small_checkpoint, mx.float32))
+    assert [str(site) for site in walk(resident)] == [str(site) for site in walk(streamed)]
+    assert weight_storage(resident) == weight_storage(streamed)
+    for ours_, theirs in zip(walk(resident), walk(streamed), strict=True):
+        assert list(ours_.module) == list(theirs.module)
+        for key, value in ours_.module.items():
+            if isinstance(value, mx.array):
+                assert isinstance(theirs.module, type(ours_.module))
+                assert mx.array_equal(theirs.module[key], value)
+
+
+TECHNIQUES = {
+    "wraps": FFNScaling(),
+    "wraps a leaf": Float32(["transformer_blocks.*.attn.norm_*", "text_encoder:layers.*.input_layernorm"]),
+    "wraps blocks": Float32Residual(),
+    "replaces operations": CompensatedResidual(),
+    "quantises": QuantizedWeights([{"sites": "transformer_blocks.{0..2}.*_mlp.**.{proj,2}"}]),
+    "quantises to float8": Float8Weights(),
+    "copies a linear and changes its bias": ScaledFeedForward(),
+    "copies a linear and takes its bias away": WithoutBias(),
+    "copies a linear and keeps its bias": GGMLScales(),
+    "permutes weights": ReorderedSums(),
+}
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_techniques_have_the_same_bits(small_checkpoint, technique):
+    outputs = []
+    for pipeline in both(small_checkpoint, mx.bfloat16):
+        with applied(pipeline.components, {"it": technique}):
+            outputs.append(generated(pipeline))
+        outputs.append(generated(pipeline))
+    rewritten, plain, *streamed = outputs
+    np.testing.assert_array_equal(streamed[0], rewritten)
+    np.testing.assert_array_equal(streamed[1], plain)
+
+
+def test_narrowed_weights(folder):
+    """Weights of fp32 proper, which bfloat16 rounds."""
+    file = folder / FILES["transformer"]
+    save_file({name: t.astype(np.float32) * np.float32(1.001) for name, t in load_file(file).items()}, file)
+    x = mx.array(np.random.default_rng(0).standard_normal((1, 3, 256), dtype=np.float32))
+    outputs = []
+    for pipeline in both(folder, mx.float32):
+        with applied(pipeline.components, {"it": Narrow([LINEAR], dtype="bfloat16")}):
+            outputs.append(pipeline.transformer.transformer_blocks[2].img_mlp.net[2](x))
+    assert mx.array_equal(*outputs)
+
+
+def test_compiled_blocks_are_refused(small_checkpoint):
+    _, streamed = both(small_checkpoint, mx.bfloat16)
+    with pytest.raises(InputError, match="PagedBlock"), applied(streamed.components, {"it": CompiledBlocks()}):
+        pass
+
+
+def test_local_error_is_the_same(small_checkpoint):
+    """The teacher calls replicas of modules outside of their blocks, beside the reference's."""
+    rows = []
+    for stream in (False, True):
+        models = Models(Checkpoint(small_checkpoint, stream=stream))
+        reference, narrow = models(mx.float32), models(mx.bfloat16)
+        teacher = Teacher([LINEAR, "transformer_blocks.*.attn.attend", "transformer_blocks.*"], {0, 1})
+        grid = reference.grid(SAMPLER.height, SAMPLER.width)
+
+        def on_step(step, before, texts, teacher=teacher, grid=grid):
+            teacher.step(step, before, grid, SAMPLER.steps, SAMPLER.guidance_scale, texts)
+
+        variants = {"plain": (narrow, {}), "scaled": (narrow, {"it": FFNScaling()}), "same": (reference, {})}
+        with teacher.shadowing(variants, grid, SAMPLER.steps, CASE.prompt), teacher.watching(reference):
+            generate(reference, SAMPLER, grid, CASE, on_step)
+        rows.append(teacher.rows)
+    assert len(rows[0]) > 0
+    assert str(rows[0]) == str(rows[1])
+
+
+@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="twins for CPUs")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+def test_twins_that_compute_while_they_are_called_have_the_same_bits(
+    small_checkpoint, monkeypatch, dtype, weights_dtype
+):
+    monkeypatch.setattr("precision_lab.techniques.fast.cpu._FEW_WEIGHTS", 0)
+    monkeypatch.setattr("precision_lab.techniques.fast.cpu._FEW_ELEMENTS", 0)
+    outputs, twins = [], []
+    for pipeline in both(small_checkpoint, dtype, weights_dtype=weights_dtype):
+        around = held(pipeline.transformer)
+        with applied(pipeline.components, {"fast": FastCPU()}):
+            outputs.append(generated(pipeline))
+            twins.append([str(site) for site in walk(pipeline.components) if class_of(site.module) is _FastLinear])
+            assert held(pipeline.transformer) == around, "a twin keeps what it has read"
+    np.testing.assert_array_equal(*outputs)
+    assert twins[0] == twins[1]
+    assert len(twins[0]) > 4 * 10
+
+
+def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch):
+    """What a block uses is known once the first has been called."""
+    transformer = both(small_checkpoint, mx.float32)[1].transformer
+    take, taken, seen = Shelf._take, [], {}
+    monkeypatch.setattr(Shelf, "_take", lambda shelf, name: (taken.append(name), take(shelf, name))[1])
+
+    class Watched(LayerNorm):
+        def __call__(self, x):
+            seen[self.index] = {int(name.split(".")[1]) for name in taken if name.endswith("txt_mlp.net.2.weight")}
+            return super().__call__(x)
+
+    for index, block in enumerate(transformer.transformer_blocks):
+        block.img_norm1 = Watched()
+        block.img_norm1.index = index
+    ours(transformer, random_inputs(np.random.default_rng(0), (4, 4), text_width=64), mx.float32)
+    assert seen == {0: set(), 1: {0, 1, 2}, 2: {0, 1, 2, 3}, 3: {0, 1, 2, 3}}
+    assert len(taken) == len(set(taken)), "read twice"
+
+
+def test_dtypes_do_not_share_what_is_not_in_memory(small_checkpoint):
+    models = Models(Checkpoint(small_checkpoint, stream=True))
+    wide, narrow = models(mx.float32), models(mx.bfloat16)
+    assert wide.transformer is not narrow.transformer
+    assert models(mx.bfloat16) is narrow
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_of_quantised_weights_has_the_same_bits(folder, bits):
+    """As mlx-lm writes them; the linears that groups of 64 divide."""
+    file = folder / FILES["transformer"]
+    tensors = dict(mx.load(str(file)))
+    for name, tensor in list(tensors.items()):
+        path = name.removesuffix(".weight")
+        if ".img_mlp." in name and path != name:
+            tensors[name], tensors[f"{path}.scales"], tensors[f"{path}.biases"] = mx.quantize(tensor, 64, bits)
+    mx.save_safetensors(str(file), tensors)
+    config = json.loads((folder / "transformer/config.json").read_text())
+    quantization = {"group_size": 64, "bits": bits}
+    (folder / "transformer/config.json").write_text(json.dumps(config | {"quantization": quantization}))
+    for dtype in (mx.float32, mx.bfloat16):
+        resident, streamed = both(folder, dtype)
+        assert isinstance(streamed.transformer.transformer_blocks[0].img_mlp.net[2], QuantizedLinear)
+        np.testing.assert_array_equal(generated(streamed), generated(resident))
+
+
+# --- memory
+
+
+def test_memory_does_not_grow_with_depth(tmp_path):
+    """Beyond what surrounds the blocks: at most two blocks as stored, and the activations, however many there are."""
+    micro = PRESETS["micro"]
+    inputs = random_inputs(np.random.default_rng(0), (4, 4), text_width=64)
+    peaks, beyond = {}, {}
+    for layers in (4, 12):
+        config = replace(micro.transformer, num_layers=layers, num_attention_heads=8)
+        make(replace(micro, transformer=config), tmp_path / str(layers))
+        for stream in (False, True):
+            model = Checkpoint(tmp_path / str(layers), stream=stream).transformer(mx.float32)
+            before = mx.get_active_memory()
+            for _ in range(2):
+                mx.reset_peak_memory()
+                ours(model, inputs, mx.float32)
+                peaks[layers, stream] = mx.get_peak_memory() - before
+            if stream:
+                mx.synchronize()  # MLX's own thread may still be dropping the last activations
+                around = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+                beyond[layers] = mx.get_active_memory() - before - around
+    block = (peaks[12, False] - peaks[4, False]) / 8
+    assert block > 1e6
+    assert max(beyond.values()) < 0.05 * block, "a block is still in memory"
+    assert peaks[12, True] - peaks[4, True] < 0.1 * block
+    assert peaks[12, True] < peaks[4, False]
+
+
+def test_files_larger_than_memory_are_given_back_as_they_are_used(small_checkpoint, monkeypatch):
+    """Each tensor of a block once a call of it, and only after the block; of files that fit nothing."""
+    given_back: list[page_cache.Extent] = []
+    monkeypatch.setattr(page_cache, "forget", given_back.extend)
+    expected = generated(both(small_checkpoint, mx.float32)[1])
+    monkeypatch.setattr(page_cache, "keeps", lambda nbytes: nbytes != held(*tensors.values()))
+    tensors = weights.read(small_checkpoint / "transformer")
+    streamed = both(small_checkpoint, mx.float32)[1]
+    assert given_back == []
+    np.testing.assert_array_equal(generated(streamed), expected)
+    places = weights.extents(small_checkpoint / "transformer")
+    of_blocks = [place for name, place in places.items() if name.startswith("transformer_blocks.")]
+    passes = 2 * SAMPLER.steps  # with and without the prompt
+    assert sorted(given_back) == sorted(of_blocks * passes)
+    first = [place for name, place in places.items() if name.startswith("transformer_blocks.0.")]
+    assert set(given_back[: len(first)]) == set(first)
+
+
+def test_nothing_is_read_to_count_what_is_held(small_checkpoint):
+    resident, streamed = both(small_checkpoint, mx.float32)
+    blocks = held(*resident.transformer.transformer_blocks, *resident.text_encoder.layers)
+    assert held(*streamed.components.values()) == held(*resident.components.values()) - blocks
+    before = mx.get_active_memory()
+    mx.eval(list(streamed.components.values()))
+    assert mx.get_active_memory() - before <= held(*streamed.components.values()) + 4096 * 600
+
+
+def test_what_techniques_make_is_held_and_counted(small_checkpoint):
+    _, streamed = both(small_checkpoint, mx.bfloat16)
+    transformer = streamed.transformer
+    before = held(transformer)
+    rules = [{"sites": "transformer_blocks.*.*_mlp.**.{proj,2}"}]
+    with applied(streamed.components, {"it": QuantizedWeights(rules)}):
+        names = [f"{stream}_mlp.net.{at}" for stream in ("img", "txt") for at in ("0.proj", "2")]
+        quantised = {
+            str(site): site.module for site in walk({"transformer": transformer}) if site.path.endswith(tuple(names))
+        }
+        assert len(quantised) == 16
+        mx.eval(list(quantised.values()))
+        assert held(transformer) - before == held(*quantised.values()) > 0
+    assert held(transformer) == before
+
+
+# --- exceptions
+
+
+@pytest.mark.parametrize("module", ["attn", "img_mlp", "txt_add2"])
+def test_an_exception_in_a_block_leaves_the_model_as_it_was(small_checkpoint, module):
+    resident, streamed = both(small_checkpoint, mx.float32)
+    expected = generated(resident)
+    broken = getattr(streamed.transformer.transformer_blocks[2], module)
+    kind = type(broken)
+
+    def fail(self, *args):
+        raise RuntimeError("broken")
+
+    broken.__class__ = type("Broken", (kind,), {"__call__": fail})
+    around = held(streamed.transformer)
+    with pytest.raises(RuntimeError, match="broken"):
+        generated(streamed)
+    assert held(streamed.transformer) == around
+    broken.__class__ = kind
+    np.testing.assert_array_equal(generated(streamed), expected)
+
+
+def test_a_block_called_alone(small_checkpoint):
+    """And out of order: what was read ahead for another is dropped."""
+    resident, streamed = (p.transformer.transformer_blocks for p in both(small_checkpoint, mx.float32))
+    rng = np.random.default_rng(1)
+    x = mx.array(rng.standard_normal((1, 5, 64), dtype=np.float32))
+    for index in (2, 0, 3, 3, 1, 2):
+        linear = [blocks[index].img_mlp(x) for blocks in (resident, streamed)]
+        assert mx.array_equal(*linear)
+        rotations = RotaryEmbedding((8, 12, 12))(Grid(1, 5), 5)
+        streams = [blocks[index](Streams(img=x, txt=-x), x[:, 0], rotations) for blocks in (resident, streamed)]
+        assert all(mx.array_equal(a, b) for a, b in zip(*streams, strict=True))
+
+
+# --- what is refused, as without streaming and before anything runs
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("transformer", f"{LINEAR}.bias"), ("text_encoder", "model.layers.1.self_attn.q_proj.bias")],
+)
+def test_checkpoints_are_refused_with_the_same_words(folder, part, name):
+    file = folder / FILES[part]
+    whole, tensors = file.read_bytes(), load_file(file)
+    spoiled = [
+        lambda: file.write_bytes(whole[:-1]),
+        lambda: file.write_bytes(whole[:50]),
+        lambda: file.write_bytes(b""),
+        lambda: save_file({n: t for n, t in tensors.items() if n != name}, file),
+        lambda: save_file(tensors | {f"{name}_g": tensors[name]}, file),
+        lambda: save_file(tensors | {name: tensors[name][:-1].copy()}, file),
+        lambda: save_file(tensors | {name: tensors[name].astype(np.int32)}, file),
+        file.unlink,
+    ]
+    for spoil in spoiled:
+        spoil()
+        resident, streamed = (
+            refusal(lambda stream=stream: getattr(Checkpoint(folder, stream=stream), part)(mx.float32))
+            for stream in (False, True)
+        )
+        assert resident == streamed
+
+
+def test_settings_that_need_all_weights_are_refused(small_checkpoint):
+    assert "model.inflate=4" in refusal(lambda: Checkpoint(small_checkpoint, inflate=4, stream=True))
+    assert "model.inflate=0.5" in refusal(lambda: ModelSpec("x", "/nowhere", inflate=0.5, stream=True))
+    assert "expected true or false" in refusal(lambda: ModelSpec("x", "/nowhere", stream="yes"))
+    assert ModelSpec("x", "/nowhere", inflate=1, stream=True).stream
+
+
+# --- the command line
+
+
+def test_a_run_has_the_same_tables(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = (
+        *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
+        *("latency.min_rounds=2", "latency.max_rounds=2", "technique=[affine4]", "pinned.cases=null"),
+    )
+    resident, streamed = tmp_path / "resident", tmp_path / "streamed"
+    for out, stream in ((resident, "false"), (streamed, "true")):
+        assert main([f"model.path={small_checkpoint}", f"model.stream={stream}", f"out={out}", *quick]) == 0
+    for table in ("activations", "drift"):
+        assert (resident / f"{table}.parquet").read_bytes() == (streamed / f"{table}.parquet").read_bytes()
+    images = sorted(file.name for file in (resident / "images").iterdir())
+    assert len(images) == 3
+    for name in images:
+        assert (resident / "images" / name).read_bytes() == (streamed / "images" / name).read_bytes()
+    peaks = [
+        {name: v["peak_memory_bytes"] for name, v in json.loads((run / "summary.json").read_text())["variants"].items()}
+        for run in (resident, streamed)
+    ]
+    assert peaks[1]["baseline"] < peaks[0]["baseline"]
