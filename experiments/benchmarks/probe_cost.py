@@ -32,12 +32,12 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from precision_lab.lab.generation import generate  # noqa: E402
+from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
 
 from precision_lab.device.environment import environment  # noqa: E402
 from precision_lab.lab import tables  # noqa: E402
 from precision_lab.lab.frames import frames_of  # noqa: E402
-from precision_lab.lab.generation import generate  # noqa: E402
-from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
 from precision_lab.lab.recorder import observing, recorder_of  # noqa: E402
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from precision_lab.lab.generation import generate
 
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.lab.bench import Bench
-from precision_lab.lab.generation import generate
 from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
-from precision_lab.lab.tables import read
 from precision_lab.probes.sketches import Sketches
+from precision_lab.record.tables import read
 from precision_lab.shapes import all_scenes
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.glob import compile_glob, spell, split_pattern
 from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired_ratio
+from precision_lab.record.address import split_address
+from precision_lab.record.glob import compile_glob, spell
 
 RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
 _COUNTED = ("nonzero", "zero")
@@ -208,7 +209,7 @@ def _at_sites(rows: pd.DataFrame, patterns: tuple[str, ...]) -> pd.DataFrame:
     """Rows of the sites that a pattern names; a negative number counts from the last of those recorded."""
     chosen = pd.Series(False, index=rows.index)
     for pattern in patterns:
-        component, glob = split_pattern(pattern)
+        component, glob = split_address(pattern, "transformer")
         expression = compile_glob(glob)
         own = rows["component"] == component
         named = {

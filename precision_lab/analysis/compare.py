@@ -10,7 +10,7 @@ import pandas as pd
 
 from precision_lab.analysis.summary import read_manifest, summarize
 from precision_lab.errors import InputError, nearest
-from precision_lab.lab.tables import read
+from precision_lab.record.tables import read
 
 _QUANTITIES = ("amax_final", "latent_rel_l2", "psnr_db", "ssim", "num_nonfinite", "peak_memory_bytes")
 _KEY = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]

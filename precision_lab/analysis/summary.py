@@ -15,9 +15,9 @@ from precision_lab.analysis import factorial
 from precision_lab.analysis.claims import Claim, Tables, final_drift, judge
 from precision_lab.analysis.near_misses import near_misses
 from precision_lab.errors import InputError
-from precision_lab.lab.tables import read
 from precision_lab.numerics.intervals import latency_verdict, paired_ratio, simultaneous_confidence
 from precision_lab.numerics.metrics import compare_images
+from precision_lab.record.tables import read
 
 SCHEMA_VERSION = 1
 NEAREST = 5

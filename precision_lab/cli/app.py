@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from precision_lab.cli.paths import conf_dir
+from precision_lab.cli.paths import options as valid_names
 from precision_lab.errors import InputError, nearest
 
 # A command: the composed configuration and the command line to its exit code.
@@ -138,7 +139,7 @@ def _configuration_error(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+        options = [name for name in error.options or valid_names(group) if not name.startswith("_")]
         kind = {"exp": "experiment", "": "configuration"}.get(group, group)
         return f"Unknown {kind} {name!r}. {nearest(name, options)}"
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"[Kk]ey '([\w.]+)' is not in struct", text)

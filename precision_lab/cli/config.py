@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from precision_lab.analysis.claims import Claim
 from precision_lab.cli.literal import literal
-from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.factorial import combined, label, treatments
 from precision_lab.lab.spec import (
     LatencySpec,
-    ModelSpec,
     PinnedCase,
     PinnedSpec,
     ProcessSpec,
     RunSpec,
-    SamplerSpec,
     TeacherSpec,
     Variant,
 )
+from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
+from precision_lab.settings import checked
 from precision_lab.techniques.base import Technique
 
 _GROUPS = (
@@ -44,7 +44,6 @@ _GROUPS = (
     "claims",
 )
 _VARIANT_KEYS = ("dtype", "technique", "expect", "process")
-_EMBEDDED = "package://"
 
 T = TypeVar("T")
 
@@ -69,17 +68,17 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         Claim.from_dict(claim)
     return RunSpec(
         experiment=resolved.experiment,
-        model=model_spec(resolved.model),
-        sampler=_fields(SamplerSpec, {**resolved.sampler, **resolved.image}),
+        source=build_source(resolved.model),
+        settings=_settings(resolved),
         prompts=_list(resolved, "prompts"),
         seeds=_list(resolved, "seeds"),
         variants=variants,
         baseline=baseline,
         probes={str(name): build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
         drift_sites=list(resolved.drift.sites),
-        teacher=_fields(TeacherSpec, resolved.drift.teacher),
+        teacher=checked(TeacherSpec, resolved.drift.teacher),
         pinned=_pinned(resolved.pinned),
-        latency=_fields(LatencySpec, resolved.latency),
+        latency=checked(LatencySpec, resolved.latency),
         out=Path(out).expanduser() if out else _default_out(resolved.experiment),
         resume=bool(resume),
         resolved=OmegaConf.to_yaml(resolved),
@@ -123,7 +122,7 @@ def _variants(config: DictConfig) -> list[Variant]:
                 value.get("dtype") or config.dtype,
                 techniques,
                 value.get("expect") or "any",
-                _fields(ProcessSpec, process),
+                checked(ProcessSpec, process),
             )
         )
     if not variants:
@@ -163,8 +162,9 @@ def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise
-    if not isinstance(built, (kind, *others)):
-        missing = [name for name in _members(kind) if not hasattr(built, name)]
+    # not isinstance, which would read the members of a source
+    if not any(all(hasattr(type(built), name) or name in vars(built) for name in _members(k)) for k in (kind, *others)):
+        missing = [name for name in _members(kind) if not hasattr(type(built), name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
     return built
 
@@ -173,18 +173,33 @@ def _members(protocol: type) -> list[str]:
     return [name for name in vars(protocol) if not name.startswith("_")]
 
 
-def model_spec(config: DictConfig) -> ModelSpec:
-    values: dict[str, Any] = {str(k): v for k, v in config.items()}
-    if not values.get("path"):
-        raise InputError(
-            f"model={values['name']} has no path. Give model.path=DIR; "
-            "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
-        )
-    path = str(values["path"])
-    values["given"] = path
-    if path.startswith(_EMBEDDED):
-        values["path"] = str(checkpoints_dir() / path.removeprefix(_EMBEDDED))
-    return _fields(ModelSpec, values)
+def build_source(config: DictConfig) -> Source:
+    """The source of weights that `model` names. Raises InputError for unknown settings of it."""
+    if "_target_" not in config:
+        raise InputError("model: expected a source of weights, named by _target_. Choose one with model=NAME")
+    accepted = _parameters(config["_target_"])
+    for key in config:
+        if key != "_target_" and accepted is not None and key not in accepted:
+            raise InputError(f"Unknown setting 'model.{key!s}'. {nearest(str(key), accepted)}")
+    source: Source = build(config, Source, f"model {config.get('name', '')}".strip())
+    return source
+
+
+def _parameters(target: str) -> list[str] | None:
+    """Names that a callable accepts; None where it accepts any, or cannot be found (building it says so)."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except Exception:  # whatever importing somebody's module raises
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters]
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """The settings of every case, plain values by name."""
+    settings: Any = OmegaConf.to_container(OmegaConf.merge(config.sampler, config.image), resolve=True)
+    return {str(key): value for key, value in settings.items()}
 
 
 def _pinned(config: DictConfig) -> PinnedSpec:
@@ -195,29 +210,13 @@ def _pinned(config: DictConfig) -> PinnedSpec:
     cases = {}
     for name, case in described.items():
         if not isinstance(case, DictConfig | None):
-            raise InputError(f"pinned.cases.{name!s} is {case!r}, expected prompt, seed, height, width; or null")
+            raise InputError(f"pinned.cases.{name!s} is {case!r}, expected prompt, seed and settings; or null")
         if case is not None:
-            cases[str(name)] = _fields(PinnedCase, {"prompt": None, **case})
-    sites = _list(config, "sites")
-    return _fields(PinnedSpec, {**config, "cases": cases, "sites": sites})
-
-
-def _fields(kind: type[T], values: Mapping[Any, Any]) -> T:
-    """A dataclass from a mapping. Raises InputError for values of the wrong type."""
-    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    for key, value in values.items():
-        if key not in fields:
-            raise InputError(f"Unknown setting {key!r}. {nearest(str(key), fields)}")
-        default = fields[key].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        valid = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and not (isinstance(default, int) and value % 1)
-        )
-        if number and not valid:
-            raise InputError(f"{key} is {value!r}, expected a number like {default}")
-    return kind(**{str(key): value for key, value in values.items()})
+            entries: dict[str, Any] = {str(key): value for key, value in case.items()}
+            prompt, seed = entries.pop("prompt", ""), entries.pop("seed", 0)
+            cases[str(name)] = PinnedCase(prompt, seed, entries)
+    lists = {key: _list(config, key) for key in ("sites", "reordered")}
+    return checked(PinnedSpec, {**config, **lists, "cases": cases})
 
 
 def _list(config: DictConfig, key: str) -> list[Any]:

@@ -37,7 +37,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.device.behaviour.suite import PARTS, measure
     from precision_lab.device.behaviour.verdict import judge
     from precision_lab.device.environment import environment
-    from precision_lab.lab.folder import write_json
+    from precision_lab.record.files import write_json
     from precision_lab.report.figures import device, style
 
     console = open_console()

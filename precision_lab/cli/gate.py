@@ -87,7 +87,7 @@ def _judge(run: Path, settings: Settings, console: Console) -> int:
     from precision_lab.analysis.gate import bands, history
     from precision_lab.analysis.gate.entry import complete_manifest, device_of
     from precision_lab.analysis.gate.judge import judge
-    from precision_lab.lab.tables import read
+    from precision_lab.record.tables import read
 
     manifest = complete_manifest(run)
     environment, experiment = manifest["environment"], manifest["experiment"]
@@ -219,7 +219,7 @@ def _record(
 
 def _write(run: Path, record: Mapping[str, Any], choice: Choice, findings: Findings) -> None:
     from precision_lab.analysis.gate import junit, markdown
-    from precision_lab.lab.folder import write_json
+    from precision_lab.record.files import write_json
 
     components = list(dict.fromkeys([*choice.entry.bands["component"], *choice.entry.sketches["component"]]))
     write_json(run / "gate.json", record)

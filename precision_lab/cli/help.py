@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from precision_lab import __version__
-from precision_lab.cli.paths import conf_dir
+from precision_lab.cli.paths import options
 
 _TEXT = """\
 precision_lab {version}: numerical precision in the Qwen-Image diffusion transformer, on MLX
@@ -34,8 +34,5 @@ deviation; 2 a mistake in the input; 130 interrupted. PRECISION_LAB_DEBUG=1 show
 
 def text() -> str:
     """The help page, with the names that stand in the configuration folder."""
-    names = {
-        group: ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
-        for group in ("exp", "technique", "model")
-    }
+    names = {group: ", ".join(options(group)) for group in ("exp", "technique", "model")}
     return _TEXT.format(version=__version__, **names)

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from precision_lab.cli.config import build, model_spec
-from precision_lab.cli.paths import conf_dir
+from precision_lab.cli.config import build, build_source
+from precision_lab.cli.paths import conf_dir, options
 from precision_lab.cli.progress import open_console, showing
 from precision_lab.errors import InputError, nearest
 
@@ -33,10 +33,11 @@ def _list(console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("model", "path", "what it is"):
         table.add_column(column, overflow="fold")
-    for file in sorted((conf_dir() / "model").glob("*.yaml")):
-        about = file.read_text().splitlines()[0].removeprefix("#").strip()
-        settings = OmegaConf.load(file)
-        table.add_row(f"model={file.stem}", settings.path or "give model.path=DIR", about)
+    for name in options("model"):
+        file = conf_dir() / "model" / f"{name}.yaml"
+        about = file.read_text().splitlines()[1].removeprefix("#").strip()  # after the package
+        path = OmegaConf.select(OmegaConf.load(file), "model.path")
+        table.add_row(f"model={name}", path or "give model.path=DIR", about)
     console.print(table)
 
 
@@ -53,8 +54,7 @@ def _make(preset: str, to: str | None, seed: object, console: Console) -> None:
 
 
 def _quantize(config: DictConfig, console: Console) -> None:
-    from precision_lab.lab.models import open_checkpoint
-    from precision_lab.lab.quantized_checkpoint import write
+    from precision_lab.lab.quantized_checkpoint import Quantizable, write
     from precision_lab.techniques.base import Technique
     from precision_lab.techniques.quantized_weights import QuantizedWeights
 
@@ -71,8 +71,10 @@ def _quantize(config: DictConfig, console: Console) -> None:
                 f"technique {name} is {type(technique).__name__}, expected QuantizedWeights: a checkpoint stores "
                 "quantised weights, nothing else that a technique does"
             )
-    checkpoint = open_checkpoint(model_spec(DictConfig({"name": str(source), "path": str(source)})))
-    _write(lambda on_bytes: write(checkpoint, techniques, Path(str(to)).expanduser(), on_bytes), to, console)
+    original = build_source(DictConfig({**config.model, "name": str(source), "path": str(source)}))
+    if not isinstance(original, Quantizable):
+        raise InputError(f"model={config.model.name}: its checkpoints cannot be written quantised")
+    _write(lambda on_bytes: write(original, techniques, Path(str(to)).expanduser(), on_bytes), to, console)
 
 
 def _write(write: Callable[[Callable[[int, int], None]], None], to: str, console: Console) -> None:

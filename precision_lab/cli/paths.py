@@ -13,6 +13,11 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "conf"
 
 
+def options(group: str) -> list[str]:
+    """Names of the options of a configuration group; files that begin with an underscore are bases of others."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
+
+
 def checkpoints_dir() -> Path:
     """The folder of embedded checkpoints."""
     return _PACKAGE / "checkpoints"

@@ -1,7 +1,7 @@
 """Addresses: every module of a component by its path, and the selection of some by pattern.
 
-A pattern is `component:glob`; if no component is named, the only one there is, or the transformer. The glob's grammar
-stands in `glob`.
+A pattern is `component:glob`; the grammar of the glob is described in `precision_lab.record.glob`. Without a component
+it names modules of the only one there is, or of the default one of the layout.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from typing import Any
 import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.glob import DEFAULT_COMPONENT, compile_glob, spell, split_pattern
-from precision_lab.model.qwen_image.streams import stream_of
+from precision_lab.record.address import split_address
+from precision_lab.record.glob import compile_glob, spell
+from precision_lab.record.layout import Layout
 
-_BLOCK = re.compile(r"^(?:\w+\.)*?(?:transformer_blocks|layers|blocks|h|stages)\.(\d+)(?:\.|$)")
+
+class Components(dict[str, nn.Module]):
+    """Modules by the name of their component, with the layout that says what they are."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], layout: Layout):
+        super().__init__(modules)
+        self.layout = layout
 
 
 class Wrapper(nn.Module):
@@ -39,41 +46,47 @@ class Site:
     component: str
     path: str
     module: nn.Module = field(compare=False, repr=False)
+    layout: Layout = field(compare=False, repr=False)
     spelled: str = field(default="", compare=False, repr=False)
     """`path` with its indices counted from both ends, see `glob.spell`."""
 
     def __str__(self) -> str:
-        return self.path if self.component == DEFAULT_COMPONENT else f"{self.component}:{self.path}"
+        return self.layout.address(self.component, self.path)
 
     @cached_property
     def block(self) -> int | None:
         """Index of the block or layer that the module is, or is part of, the outermost if blocks are nested."""
-        found = _BLOCK.match(self.path)
-        return int(found[1]) if found else None
+        return self.layout.block_of(self.component, self.path)
 
     @cached_property
     def stream(self) -> str:
-        """img, txt, joint or -."""
-        return stream_of(self.path) if self.component == DEFAULT_COMPONENT else "-"
+        """The residual stream that the module works on, `joint`, or `-`."""
+        return self.layout.stream_of(self.component, self.path)
 
     def named_by(self, pattern: str) -> bool:
         """Whether `pattern` names this site. Raises InputError for a malformed one."""
-        component, glob = split_pattern(pattern)
+        component, glob = split_address(pattern, self.layout.default)
         return component == self.component and compile_glob(glob).fullmatch(self.spelled or self.path) is not None
 
 
+def layout_of(components: Mapping[str, nn.Module]) -> Layout:
+    """The layout of `Components`; of other mappings one that knows nothing but their names."""
+    return components.layout if isinstance(components, Components) else Layout.of(components)
+
+
 def walk(components: Mapping[str, nn.Module]) -> list[Site]:
-    """All sites in order of definition; a module that stands at two addresses is listed at the first."""
+    """All sites in order of definition; a module that has two addresses is listed at the first."""
+    layout = layout_of(components)
     seen: set[int] = set()
-    found = []
+    sites = []
     for component, root in components.items():
         modules = list(_descend(root, ""))
         spelled = spell(path for path, _ in modules)
         for path, module in modules:
             if id(module) not in seen:
                 seen.add(id(module))
-                found.append(Site(component, path, module, spelled[path]))
-    return found
+                sites.append(Site(component, path, module, layout, spelled[path]))
+    return sites
 
 
 def children(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -105,9 +118,9 @@ def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
     """
     chosen: set[Site] = set()
     components = {site.component for site in sites}
-    default = components.pop() if len(components) == 1 else DEFAULT_COMPONENT
+    default = components.pop() if len(components) == 1 else sites[0].layout.default
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        component, glob = split_pattern(pattern, default)
+        component, glob = split_address(pattern, default)
         candidates = [site for site in sites if site.component == component]
         if not candidates:
             raise InputError(

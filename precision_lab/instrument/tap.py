@@ -6,7 +6,7 @@ stay what they are, so that code which looks at them sees no difference; MLX loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -71,26 +71,27 @@ def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callba
 def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
     """The arrays of a call: `out` or `out.N` with kind "out", `in` or `in.N` with kind "in".
 
-    Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. The fields
-    `img` and `txt` of a named tuple name the stream.
+    Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. A field of a
+    named tuple that is called like a stream of the layout names the stream of what it holds.
     """
+    streams = call.site.layout.streams
     for kind in kinds:
         value = call.output if kind == "out" else (*call.args, *call.kwargs.values())
         if isinstance(value, mx.array):  # nearly every call has one output
             yield Port(kind, call.site.stream, value)
             continue
-        leaves = list(_leaves(value, call.site.stream))
+        leaves = list(_leaves(value, call.site.stream, streams))
         for index, (stream, array) in enumerate(leaves):
             yield Port(kind if len(leaves) == 1 else f"{kind}.{index}", stream, array)
 
 
-def _leaves(value: Any, stream: str) -> Iterator[tuple[str, mx.array]]:
+def _leaves(value: Any, stream: str, streams: Container[str]) -> Iterator[tuple[str, mx.array]]:
     if isinstance(value, mx.array):
         yield stream, value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _leaves(item, stream)
+            yield from _leaves(item, stream, streams)
     elif isinstance(value, tuple | list):
         names = getattr(value, "_fields", None) or [""] * len(value)
         for name, item in zip(names, value, strict=True):
-            yield from _leaves(item, name if name in ("img", "txt") else stream)
+            yield from _leaves(item, name if name in streams else stream, streams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend
-from precision_lab.lab import latency, tables
+from precision_lab.instrument.sites import Components
+from precision_lab.lab import latency
 from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
 from precision_lab.lab.folder import save_image
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.generation import encode, generate
-from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import Observer, observing, recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
-from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
+from precision_lab.lab.subject import Case, Step, Subject, components_of, generation, picture_of
 from precision_lab.lab.teacher import Teacher
-from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, Step
+from precision_lab.record import tables
 from precision_lab.techniques.base import Coverage, applied
 
 Advance = Callable[[float, str], None]
@@ -31,58 +32,73 @@ Advance = Callable[[float, str], None]
 
 
 class Bench:
-    """The checkpoint of a run and its models, in one process."""
+    """The source of a run and its subjects, in one process."""
 
     def __init__(self, spec: RunSpec):
         self.spec = spec
-        self.checkpoint = open_checkpoint(spec.model)
-        self.models = Models(self.checkpoint)
-        self.grid = self.models(mx.float32).grid(spec.sampler.height, spec.sampler.width)
+        self.source = spec.source
+        self.layout = spec.source.layout
+        self._steps: dict[Case, int] = {}
+
+    def steps(self, case: Case) -> int:
+        """Number of steps of a case. Raises InputError for one that the subject cannot take."""
+        if case not in self._steps:
+            self._steps[case] = self.source.steps(case)
+        return self._steps[case]
+
+    def components(self, dtype: str) -> Components:
+        """The components of the plain model in a dtype."""
+        return components_of(self.subject(dtype), self.layout)
+
+    def subject(self, dtype: str) -> Subject:
+        return self.source.load(getattr(mx, dtype))
 
     @contextmanager
-    def variant(self, variant: Variant) -> Iterator[tuple[Pipeline, dict[str, Coverage]]]:
-        """The model rewritten by the variant's techniques, for the length of the block."""
-        pipeline = self.models(getattr(mx, variant.dtype))
-        with applied(pipeline.components, variant.techniques) as coverage:
-            yield pipeline, coverage
+    def variant(self, variant: Variant) -> Iterator[tuple[Subject, Components, dict[str, Coverage]]]:
+        """The model rewritten by the variant's techniques inside the block: subject, components and coverage."""
+        subject = self.subject(variant.dtype)
+        components = components_of(subject, self.layout)
+        with applied(components, variant.techniques) as coverage:
+            yield subject, components, coverage
 
-    def make(self, variant: Variant, case: Case, taught: Sequence[Variant], advance: Advance) -> None:
+    def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> None:
         """One generation under observation; its parts are written only when it is whole, activations last.
 
-        taught: the variants whose local error is measured beside the reference.
+        shadowed: the variants whose local error is measured beside the reference.
         """
         out, part, store = self.spec.out, part_name(variant, case), reference_path(self.spec.out, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
-        with self.variant(variant) as (pipeline, _):
+        with self.variant(variant) as (subject, components, _):
             # weights first: on CUDA what the host reads turns into managed memory, and MLX would put weights there next
-            mx.eval(list(pipeline.components.values()))
+            mx.eval(list(components.values()))
             if variant.name == REFERENCE:
                 with writing(store) as writer:
                     recorder = ReferenceRecorder(self.spec.drift_sites, writer)
-                    pixels, local = self._teach(pipeline, case, [*probes, recorder], taught, advance)
+                    observers: list[Observer] = [*probes, recorder]
+                    pixels, local = self._teach(subject, components, case, observers, shadowed, advance)
                 rows = [{**row, **labels, "variant": row["variant"], "reference": REFERENCE} for row in local]
             else:
-                drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store))
-                pixels = self._observe(pipeline, case, variant.name, [*probes, drift], advance)
+                drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store), self.layout.result)
+                with observing(components, [*probes, drift]):
+                    pixels = self._generate(subject, case, lambda *_: advance(1, variant.name))
                 rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
         mx.clear_cache()  # of managed memory and of what techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
-        save_image(out / "images" / f"{part}.png", pixels)
+        if pixels is not None:
+            save_image(out / "images" / f"{part}.png", pixels)
         for table, frame in frames_of(probes).items():  # activations last
             tables.write_part(out, table, part, frame.assign(**labels))
 
     def time_step(self, variant: Variant) -> latency.Sample:
-        """The first denoising step of the first case, with its text already encoded."""
+        """The first step of the first case, from a state that is evaluated before the clock starts."""
         case, on_gpu = self.spec.cases[0], backend() != "cpu"
-        with self.variant(variant) as (pipeline, _):
-            cond, uncond = encode(pipeline, self.spec.sampler, case.prompt)
-            noise = pipeline.noise(case.seed, self.grid)
-            modules = list(pipeline.components.values())
-            mx.eval(cond, uncond, noise, modules)  # also what techniques prepared
-            scale, steps = self.spec.sampler.guidance_scale, self.spec.sampler.steps
+        with self.variant(variant) as (subject, components, _):
+            state = subject.start(case)
+            modules = list(components.values())
+            mx.eval(state, modules)  # also what techniques prepared
             sample = latency.sample(
-                lambda: next(pipeline.denoise(noise, self.grid, steps, cond, uncond, scale)).latents,
+                lambda: subject.step(state, 0).result,
                 sum(array.nbytes for array in _arrays(modules)),
                 settle=on_gpu,
             )
@@ -90,34 +106,40 @@ class Bench:
             mx.clear_cache()
         return sample
 
-    def _observe(
-        self, pipeline: Pipeline, case: Case, label: str, observers: list[Observer], advance: Advance
-    ) -> np.ndarray:
-        with observing(pipeline.components, observers):
-            return generate(pipeline, self.spec.sampler, self.grid, case, lambda *_: advance(1, label))
+    def _generate(self, subject: Subject, case: Case, on_step: Callable[[Any, Step], object]) -> np.ndarray | None:
+        """The picture of a case, None without one; on_step is given each step and the state before it."""
+        state: Any = None
+        for before, step in generation(subject, case, self.steps(case)):
+            on_step(before, step)
+            state = step.state
+        return picture_of(subject, state)
 
     def _teach(
-        self, pipeline: Pipeline, case: Case, observers: list[Observer], taught: Sequence[Variant], advance: Advance
-    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The reference's pixels, and rows of the variants' local error beside it."""
-        spec, count = self.spec, self.spec.sampler.steps
-        steps = spec.teacher.steps(count, spec.cases.index(case))
+        self,
+        subject: Subject,
+        components: Components,
+        case: Case,
+        observers: list[Observer],
+        shadowed: Sequence[Variant],
+        advance: Advance,
+    ) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
+        """The reference's picture, and rows of the variants' local error beside it."""
+        spec = self.spec
+        steps = spec.teacher.steps(self.steps(case), spec.cases.index(case))
         if not steps:
-            return self._observe(pipeline, case, REFERENCE, observers, advance), []
-        teacher = Teacher(spec.teacher.sites, steps)
-        shadows = {v.name: (self.models(getattr(mx, v.dtype)), v.techniques) for v in taught}
+            with observing(components, observers):
+                return self._generate(subject, case, lambda *_: advance(1, REFERENCE)), []
+        teacher = Teacher(self.layout, spec.teacher.sites, steps)
+        shadows = {v.name: (self.subject(v.dtype), getattr(mx, v.dtype), v.techniques) for v in shadowed}
+        number = count()
 
-        def on_step(step: Step, before: mx.array, texts: Sequence[Conditioning | None]) -> None:
+        def on_step(before: Any, step: Step) -> None:
             advance(1, REFERENCE)
-            teacher.step(step, before, self.grid, count, spec.sampler.guidance_scale, texts)
+            teacher.step(next(number), before, step)
 
-        with (
-            teacher.shadowing(shadows, self.grid, count, case.prompt),
-            observing(pipeline.components, observers),
-            teacher.watching(pipeline),
-        ):
-            pixels = generate(pipeline, spec.sampler, self.grid, case, on_step)
-        return pixels, teacher.rows
+        with teacher.shadowing(shadows, case), observing(components, observers), teacher.watching(components):
+            picture = self._generate(subject, case, on_step)
+        return picture, teacher.rows
 
 
 def part_name(variant: Variant, case: Case) -> str:

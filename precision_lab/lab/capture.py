@@ -17,7 +17,6 @@ import pandas as pd
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import real
-from precision_lab.instrument.glob import ROOT
 from precision_lab.instrument.observation import Observation
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
@@ -25,6 +24,8 @@ from precision_lab.lab.frames import frames_of
 from precision_lab.lab.recorder import CALL, position_of, recorder_of
 from precision_lab.probes.base import ACTIVATIONS, AnyProbe
 from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.record.glob import ROOT
+from precision_lab.record.layout import Layout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,7 +64,7 @@ def capture(
     if probes is None:
         probes = [RangeCatalogue(patterns or [EVERYTHING])]
     # not in `walk`: techniques replace modules in what holds them, and nothing holds the model itself
-    every = [*walk({COMPONENT: model}), Site(COMPONENT, ROOT, model)]
+    every = [*walk({COMPONENT: model}), Site(COMPONENT, ROOT, model, Layout.of([COMPONENT]))]
     watches = [_Watch(probe, select(probe.sites if patterns is None else patterns, every)) for probe in probes]
     capturing = Capture([site for site in every if any(site in watch.sites for watch in watches)], watches)
     with tapped(capturing.sites, capturing._on_call):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from precision_lab.device.environment import backend
 from precision_lab.device.sgemm import cores
-from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
+from precision_lab.lab.subject import Case
 
 MOST = 4
 """Processes by default, where there are as many cores; a generation on a CPU keeps little more than one busy."""
@@ -23,11 +24,13 @@ _LARGEST_WEIGHTS = 256 << 20
 """Bytes of weights, of which every process holds a copy."""
 
 
-def workers(spec: RunSpec, weight_bytes: int) -> int:
-    """Processes that generate at once: as the spec says, else one for each core of a CPU where it pays."""
+def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
+    """Processes that generate at once: as the spec says, else one for each core of a CPU where it pays.
+
+    steps: of all generations together; weight_bytes: of one copy of the model.
+    """
     if spec.workers is not None:
         return spec.workers
-    steps = len(spec.cases) * len(spec.all_variants) * spec.sampler.steps
     if backend() != "cpu" or weight_bytes > _LARGEST_WEIGHTS or steps < _WORTH_STEPS:
         return 1
     return min(cores(), MOST)

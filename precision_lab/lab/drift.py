@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.instrument.observation import Observation
+from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
-from precision_lab.numerics.metrics import compare
+from precision_lab.numerics.metrics import compare, kl_divergence
+from precision_lab.record.layout import Result
 
 
 class ReferenceRecorder:
@@ -32,9 +33,10 @@ class DriftRecorder:
 
     ports = ("out",)
 
-    def __init__(self, sites: Sequence[str], reader: ReferenceReader):
+    def __init__(self, sites: Sequence[str], reader: ReferenceReader, result: Result):
         self.sites = sites
         self._reader = reader
+        self._result = result
         self.rows: list[dict[str, Any]] = []
 
     def observe(self, batch: Sequence[Observation]) -> None:
@@ -42,4 +44,12 @@ class DriftRecorder:
             reference = self._reader.get(position.key)
             if reference is not None:
                 row = {key: value for key, value in position._asdict().items() if key != "sigma"}
-                self.rows.append({**row, **compare(to_numpy(x), reference).values})
+                self.rows.append({**row, **error_of(to_numpy(x), reference, position, self._result)})
+
+
+def error_of(x: np.ndarray, reference: np.ndarray, position: Position, result: Result) -> dict[str, Any]:
+    """The columns of the drift table for one array; `kl` too at a result that holds the logits of a distribution."""
+    error = dict(compare(x, reference).values)
+    if result.distribution and (position.component, position.site) == (result.component, result.site):
+        error["kl"] = kl_divergence(x, reference)
+    return error

@@ -1,38 +1,39 @@
-"""The folder of a run: made or refused, and what is written into it besides tables."""
+"""The folder of a run: created or refused, and the pictures in it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.pipeline import to_uint8
-from precision_lab.model.weights import read_json
+from precision_lab.record import manifest
+from precision_lab.record.files import write_atomically
+from precision_lab.record.manifest import Manifest
 
 
-def prepare(out: Path, resume: bool, resolved: str, identity: Mapping[str, Any]) -> None:
-    """Makes the run folder. Raises InputError if it holds another run, one made elsewhere, or cannot be written."""
-    path = out / "manifest.json"
-    if resume and not path.is_file():
+@dataclass(frozen=True)
+class Identity:
+    """What must not change between the parts of one run."""
+
+    checkpoint: str
+    device: str
+    mlx: str | None
+
+
+def prepare(out: Path, resume: bool, resolved: str, identity: Identity) -> None:
+    """Creates the run folder. Raises InputError if it holds another run or cannot be written.
+
+    With `resume` it must hold an unfinished run of the same configuration and identity.
+    """
+    holds_run = (out / manifest.FILE).is_file()
+    if resume and not holds_run:
         raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted one")
-    if path.is_file():
+    if holds_run:
         if not resume:
             raise InputError(f"out={out} already holds a run. Give another folder, or resume=true to continue it")
-        manifest = read_json(path)
-        if manifest.get("status") == "complete":
-            raise InputError(f"resume=true: the run in {out} is complete; `report run={out}` draws its report")
-        config = out / "config.yaml"
-        if config.is_file() and config.read_text() != resolved:
-            raise InputError(f"resume=true: {config} differs from this configuration. Give the overrides of that run")
-        made = manifest.get("environment", {})
-        then = {"checkpoint": manifest.get("checkpoint", {}).get("fingerprint"), **made}
-        for key, value in identity.items():
-            if then.get(key) != value:
-                raise InputError(f"resume=true: {out} was begun with another {key}: {then.get(key)}, now {value}")
+        _check_resumed(out, resolved, identity)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -40,6 +41,20 @@ def prepare(out: Path, resume: bool, resolved: str, identity: Mapping[str, Any])
         probe.unlink()
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+
+
+def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:
+    begun = Manifest.read(out)
+    if begun.status == "complete":
+        raise InputError(f"resume=true: the run in {out} is complete; `report run={out}` draws its report")
+    config = out / "config.yaml"
+    if config.is_file() and config.read_text() != resolved:
+        raise InputError(f"resume=true: {config} differs from this configuration. Give the overrides of that run")
+    then = Identity(begun.checkpoint.fingerprint, begun.environment.device, begun.environment.mlx)
+    for name, value in vars(identity).items():
+        before = getattr(then, name)
+        if before != value:
+            raise InputError(f"resume=true: {out} was begun with another {name}: {before}, now {value}")
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
@@ -50,11 +65,11 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     image, num_nonfinite = to_uint8(pixels)
     about = PngImagePlugin.PngInfo()
     about.add_text("num_nonfinite", str(num_nonfinite))
-    Image.fromarray(image).save(path, pnginfo=about)
+    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, "PNG", pnginfo=about))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Strict JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+def to_uint8(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rounded 8-bit image of pixel values in [0, 255], and how many were not finite (drawn as 0)."""
+    finite = np.isfinite(pixels)
+    rounded = np.where(finite, pixels, 0).round().astype(np.uint8)
+    return rounded, int(pixels.size - np.count_nonzero(finite))

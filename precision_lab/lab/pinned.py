@@ -9,7 +9,7 @@ The table `sketches` has a row for each array:
 
 - variant: `reference`, the plain model in fp32; or `equivalent`, the same with its sums reordered, which differs by
   rounding alone: the deviation of the one from the other is the noise floor. Only with `noise_floor`;
-- case, prompt, seed, height, width: the case, by name, and what it is; sizes in pixels;
+- case, prompt, seed: the case by name, and its input; then the settings of its own, such as height and width;
 - branch, step, sigma, component, site, port, stream, block: where and when, null where it means nothing; `order`, the
   last column, counts the arrays of one generation in order of execution;
 - dtype, shape, numel: the array itself, shape as 1x64x256;
@@ -23,87 +23,103 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, select
-from precision_lab.lab import tables
 from precision_lab.lab.bench import Advance, Bench
-from precision_lab.lab.generation import generate
 from precision_lab.lab.recorder import ProbeRecorder, observing
-from precision_lab.lab.spec import REFERENCE, Case, PinnedCase, RunSpec, SamplerSpec, Variant
-from precision_lab.model.qwen_image.pipeline import Pipeline
+from precision_lab.lab.spec import REFERENCE, PinnedCase, PinnedSpec, RunSpec, Variant
+from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
+from precision_lab.record import tables
+from precision_lab.record.manifest import PinnedCases
 from precision_lab.techniques.reordered_sums import ReorderedSums
 
 TABLE = "sketches"
 EQUIVALENT = "equivalent"
-_REORDERED = ReorderedSums()
 
 
-def check(spec: RunSpec, pipeline: Pipeline, sites: Sequence[Site]) -> None:
+def check(spec: RunSpec, sites: Sequence[Site]) -> None:
     """Raises InputError if a pinned case of `spec` cannot be run on this model."""
     if not spec.pinned.cases:
         return
     select(spec.pinned.sites, sites)
-    if spec.pinned.noise_floor:
-        select(_REORDERED.sites, sites)
-    pipeline.tokenizer([case.prompt for case in spec.pinned.cases.values()])
+    for technique in _equivalent(spec.pinned).values():
+        select(technique.sites, sites)
     for name, case in spec.pinned.cases.items():
         try:
-            pipeline.grid(case.height, case.width)
+            spec.source.steps(_case(spec, case))
         except InputError as error:
             raise InputError(f"pinned.cases.{name}: {error}") from error
 
 
 def steps(spec: RunSpec) -> int:
-    """The denoising steps of all pinned cases together."""
-    return len(spec.pinned.cases) * len(_variants(spec)) * spec.pinned.steps
+    """Number of steps of all pinned cases together."""
+    each = (spec.source.steps(_case(spec, case)) for case in spec.pinned.cases.values())
+    return len(_variants(spec.pinned)) * sum(each)
 
 
 def measure(bench: Bench, advance: Advance) -> None:
     """Leaves a part of the table for each case and variant that has none yet."""
-    for variant in _variants(bench.spec):
-        for name, case in bench.spec.pinned.cases.items():
+    spec = bench.spec
+    for variant in _variants(spec.pinned):
+        for name, case in spec.pinned.cases.items():
             part = f"{variant.name}__{name}"
-            if tables.part_path(bench.spec.out, TABLE, part).exists():
-                advance(bench.spec.pinned.steps, f"pinned {name}")
+            if tables.part_path(spec.out, TABLE, part).exists():
+                advance(spec.source.steps(_case(spec, case)), f"pinned {name}")
             else:
-                tables.write_part(bench.spec.out, TABLE, part, _sketches(bench, variant, name, case, advance))
+                tables.write_part(spec.out, TABLE, part, _sketches(bench, variant, name, case, advance))
 
 
-def described(spec: RunSpec) -> dict[str, Any]:
-    """What the manifest says of the pinned cases: settings, and a fingerprint that two comparable runs share.
+def described(spec: RunSpec) -> PinnedCases | None:
+    """What the manifest says of the pinned cases; None where there are none.
 
-    The fingerprint covers all that decides the sketches besides the weights and the code; not `noise_floor`, which
-    only adds to them.
+    The fingerprint, which two comparable runs share, covers all that decides the sketches besides the weights and the
+    code; not `noise_floor`, which only adds to them.
     """
-    pinned, sampler = spec.pinned, spec.sampler
-    settings = {
-        "steps": pinned.steps,
-        "guidance_scale": sampler.guidance_scale,
-        "negative_prompt": sampler.negative_prompt if sampler.guided else None,
-        "cases": {name: asdict(case) for name, case in pinned.cases.items()},
+    pinned = spec.pinned
+    if not pinned.cases:
+        return None
+    settings: dict[str, Any] = {
+        "case": {**spec.settings, "steps": pinned.steps},
+        "cases": {name: _described(case) for name, case in pinned.cases.items()},
         "sites": list(pinned.sites),
     }
     canonical = json.dumps(settings, sort_keys=True).encode()
-    return {**settings, "noise_floor": pinned.noise_floor, "fingerprint": hashlib.sha256(canonical).hexdigest()}
+    return PinnedCases(**settings, noise_floor=pinned.noise_floor, fingerprint=hashlib.sha256(canonical).hexdigest())
 
 
-def _variants(spec: RunSpec) -> list[Variant]:
-    equivalent = Variant(EQUIVALENT, "float32", {"reordered_sums": _REORDERED})
-    return [Variant(REFERENCE, "float32"), *([equivalent] if spec.pinned.noise_floor else [])]
+def _described(case: PinnedCase) -> dict[str, Any]:
+    return {"prompt": case.prompt, "seed": case.seed, **case.settings}
+
+
+def _case(spec: RunSpec, case: PinnedCase) -> Case:
+    return Case(0, case.prompt, case.seed, {**spec.settings, "steps": spec.pinned.steps, **case.settings})
+
+
+def _equivalent(pinned: PinnedSpec) -> Mapping[str, ReorderedSums]:
+    """The technique of the equivalent run, where there is to be one."""
+    return {"reordered_sums": ReorderedSums(sites=pinned.reordered)} if pinned.noise_floor else {}
+
+
+def _variants(pinned: PinnedSpec) -> list[Variant]:
+    techniques = _equivalent(pinned)
+    equivalent = [Variant(EQUIVALENT, "float32", techniques)] if techniques else []
+    return [Variant(REFERENCE, "float32"), *equivalent]
 
 
 def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advance: Advance) -> list[dict[str, Any]]:
     """The rows of one generation."""
     spec = bench.spec
-    sampler: SamplerSpec = replace(spec.sampler, steps=spec.pinned.steps, height=case.height, width=case.width)
+    generated = _case(spec, case)
     recorder = ProbeRecorder(Sketches(spec.pinned.sites))
-    with bench.variant(variant) as (pipeline, _), observing(pipeline.components, [recorder]):
-        grid, generation = pipeline.grid(case.height, case.width), Case(0, case.prompt, case.seed)
-        generate(pipeline, sampler, grid, generation, lambda *_: advance(1, f"pinned {name}"))
-    labels = {"variant": variant.name, "case": name, **asdict(case)}
+    with bench.variant(variant) as (subject, components, _), observing(components, [recorder]):
+        state: Any = None
+        for _, step in generation(subject, generated, spec.source.steps(generated)):
+            advance(1, f"pinned {name}")
+            state = step.state
+        picture_of(subject, state)
+    labels = {"variant": variant.name, "case": name, **_described(case)}
     return [{**labels, **row} for row in recorder.rows]

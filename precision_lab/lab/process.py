@@ -21,7 +21,8 @@ from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.lab.bench import Advance, Bench
 from precision_lab.lab.latency import Sample
-from precision_lab.lab.spec import Case, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant
+from precision_lab.lab.subject import Case
 
 _PATIENCE = 10.0
 

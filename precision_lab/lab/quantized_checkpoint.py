@@ -1,4 +1,4 @@
-"""A checkpoint written with linears quantised, in the layout that mlx-lm saves and `model.weights` loads.
+"""A checkpoint written with linears quantised, in the layout that mlx-lm saves and the subjects load.
 
 The weights are quantised as they are stored. So the copy computes what the technique computes on the original, bit for
 bit, in fp32 and in the dtype the original is stored in.
@@ -6,12 +6,11 @@ bit, in fp32 and in the dtype the original is stored in.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,10 +18,8 @@ from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
-from precision_lab.model import weights
 from precision_lab.model.quantized import Quantization
-from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.synthetic.checkpoint import replacing
+from precision_lab.record.files import read_json, replacing, write_json
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
@@ -33,11 +30,32 @@ MAX_SHARD_BYTES = 5 << 30
 _BESIDE_WEIGHTS = 8 << 20
 """Room for headers and configurations."""
 
-_STEMS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model"}
-_PREFIXES = {"transformer": "", "text_encoder": "model."}
-"""What stands before the names of the modules in published files."""
 
-_COPIED = ("scheduler", "tokenizer", "vae", "text_encoder", "transformer")
+class Part(Protocol):
+    """A component on disk: the name of its weight files, and the prefix of its tensors before the paths of modules."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+
+@runtime_checkable
+class Quantizable(Protocol):
+    """A source whose checkpoint folder can be written with quantised linears."""
+
+    def folder(self) -> Path:
+        """The folder of the checkpoint."""
+
+    def folders(self) -> Sequence[str]:
+        """Names of the folders in it that make a whole checkpoint."""
+
+    def parts(self) -> Mapping[str, Part]:
+        """Components that may be quantised, by folder, computing in fp32 with weights as they are stored."""
 
 
 class _Component(NamedTuple):
@@ -48,7 +66,7 @@ class _Component(NamedTuple):
 
 
 def write(
-    source: Checkpoint,
+    source: Quantizable,
     techniques: Mapping[str, QuantizedWeights],
     out: Path,
     progress: Progress | None = None,
@@ -56,19 +74,20 @@ def write(
 ) -> None:
     """Writes `source` with `techniques` applied to the folder `out`, which must be absent or empty.
 
-    Components in which nothing is quantised are copied as they are; of a quantised text encoder the parts that
-    text-to-image does not need are left out. Everything is written beside `out` and renamed at the end; memory holds
-    one shard and one tensor of the original.
+    Components in which nothing is quantised are copied as they are; of a quantised one, parts that the subject does
+    not read are left out. Everything is written beside `out` and renamed at the end; memory holds one shard and one
+    tensor of the original.
 
     Raises InputError if `out` exists and is not an empty folder, cannot be written, or the disk is too small; and
     where a technique does not fit the model.
     """
-    quantised = _quantised(source, techniques)
-    copied = [part for part in _COPIED if part not in quantised]
-    for part in copied:
-        if not (source.folder / part).is_dir():
-            raise InputError(f"{source.folder}: no folder {part}, expected a whole checkpoint")
-    files = [file for part in copied for file in sorted((source.folder / part).iterdir()) if file.is_file()]
+    original, parts = source.folder(), source.parts()
+    quantised = _quantised(parts, techniques)
+    copied = [folder for folder in source.folders() if folder not in quantised]
+    for folder in copied:
+        if not (original / folder).is_dir():
+            raise InputError(f"{original}: no folder {folder}, expected a whole checkpoint")
+    files = [file for folder in copied for file in sorted((original / folder).iterdir()) if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     total += sum(tensor.nbytes for component in quantised.values() for tensor in component.tensors.values())
     done = 0
@@ -79,38 +98,34 @@ def write(
         if progress is not None:
             progress(done, total)
 
-    with replacing(out, total + _BESIDE_WEIGHTS) as folder:
-        shutil.copyfile(source.folder / "model_index.json", folder / "model_index.json")
+    with replacing(out, total + _BESIDE_WEIGHTS) as temporary:
+        shutil.copyfile(original / "model_index.json", temporary / "model_index.json")
         for file in files:
-            target = folder / file.parent.name / file.name
+            target = temporary / file.parent.name / file.name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
             written(file.stat().st_size)
-        for part, component in quantised.items():
-            (folder / part).mkdir()
-            config = weights.read_json(source.folder / part / "config.json")
+        for name, component in quantised.items():
+            (temporary / name).mkdir()
+            config = read_json(original / name / "config.json")
             config |= {"quantization": component.quantization, "quantization_config": component.quantization}
-            _write_json(folder / part / "config.json", config)
-            _write_shards(folder / part, _STEMS[part], component.tensors, max_shard_bytes, written)
+            write_json(temporary / name / "config.json", config)
+            _write_shards(temporary / name, parts[name].stem, component.tensors, max_shard_bytes, written)
 
 
-def _quantised(source: Checkpoint, techniques: Mapping[str, QuantizedWeights]) -> dict[str, _Component]:
+def _quantised(parts: Mapping[str, Part], techniques: Mapping[str, QuantizedWeights]) -> dict[str, _Component]:
     """The components that hold quantised modules once the techniques are applied."""
-    components: dict[str, nn.Module] = {
-        "text_encoder": source.text_encoder(mx.float32),
-        "transformer": source.transformer(mx.float32),
-    }
     found = {}
-    with applied(components, techniques):
-        for part, model in components.items():
+    with applied({name: part.module for name, part in parts.items()}, techniques):
+        for name, part in parts.items():
             packed = {
-                _PREFIXES[part] + site.path: Quantization(site.module.group_size, site.module.bits, site.module.mode)
-                for site in walk({part: model})
+                part.prefix + site.path: Quantization(site.module.group_size, site.module.bits, site.module.mode)
+                for site in walk({name: part.module})
                 if isinstance(site.module, nn.QuantizedLinear | nn.QuantizedEmbedding)
             }
             if packed:
-                tensors = {_PREFIXES[part] + name: array for name, array in tree_flatten(model.parameters())}
-                found[part] = _Component(tensors, _entry(packed))
+                tensors = {part.prefix + path: array for path, array in tree_flatten(part.module.parameters())}
+                found[name] = _Component(tensors, _entry(packed))
     if not found:
         raise InputError("technique: nothing is quantised in the end, expected a rule that does not keep its sites")
     return found
@@ -143,7 +158,7 @@ def _write_shards(
         written(size)
     if len(parts) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / f"{stem}.safetensors.index.json", index)
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
@@ -157,7 +172,3 @@ def _split(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
         groups[-1].append(name)
         size += tensor.nbytes
     return groups
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

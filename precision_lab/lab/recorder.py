@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
@@ -29,6 +29,7 @@ from precision_lab.probes.base import (
     Scalar,
     StreamProbe,
 )
+from precision_lab.record.columns import Column
 
 CALL = "call"
 """The port of observers that want an output together with the inputs of its call."""
@@ -257,6 +258,16 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
     """What collects a probe's rows in one generation."""
     return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
+
+
+def declared(probes: Iterable[AnyProbe]) -> dict[str, list[Column]]:
+    """The columns that probes declare, by table; of several with one name the first."""
+    columns: dict[str, dict[str, Column]] = {}
+    for probe in probes:
+        table = recorder_of(probe).table
+        for column in getattr(probe, "adds", ()):
+            columns.setdefault(table, {}).setdefault(column.name, column)
+    return {table: list(named.values()) for table, named in columns.items()}
 
 
 def _measurement(

@@ -8,26 +8,28 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend, environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
-from precision_lab.lab import crew, latency, pinned, tables
+from precision_lab.lab import crew, latency, pinned
 from precision_lab.lab.bench import Bench, part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
-from precision_lab.lab.folder import prepare, write_json
+from precision_lab.lab.folder import Identity, prepare
 from precision_lab.lab.process import Child, ChildError
-from precision_lab.lab.recorder import CALL
-from precision_lab.lab.spec import REFERENCE, Case, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.recorder import CALL, declared
+from precision_lab.lab.spec import REFERENCE, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.subject import Case
+from precision_lab.record import manifest, tables
+from precision_lab.record.files import write_text
+from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
 from precision_lab.techniques.base import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 
-SCHEMA_VERSION = 1
 _HERE = ProcessSpec()
 
 
@@ -58,10 +60,9 @@ class Laboratory:
         self.spec = spec
         self.progress = progress
         self.bench = Bench(spec)
-        self.checkpoint = self.bench.checkpoint
-        reference = self.bench.models(mx.float32)
-        reference.tokenizer([*spec.prompts, spec.sampler.negative_prompt])
-        sites = walk(reference.components)
+        self.steps = sum(map(self.bench.steps, spec.cases)) * len(spec.all_variants)
+        components = self.bench.components("float32")
+        sites = walk(components)
         for name, probe in spec.probes.items():
             for port in probe.ports:
                 one_of(f"probe.{name}.ports", port, ("in", "out", CALL))
@@ -69,7 +70,7 @@ class Laboratory:
                 raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
         for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
-        pinned.check(spec, reference, sites)
+        pinned.check(spec, sites)
         self.errors: dict[str, str] = {}
         self.coverage: dict[str, dict[str, Coverage]] = {}
         self.storage: dict[str, dict[str, WeightStorage]] = {}
@@ -79,17 +80,16 @@ class Laboratory:
         assert child or not elsewhere, "variants of another process need a command that starts one"
         self.children = {process: Child(child, spec.out, process) for process in elsewhere}
         alone = bool(elsewhere) or not child  # a process that is asked by two would mix up its answers
-        number = 1 if alone else crew.workers(spec, _bytes(reference.components))
+        number = 1 if alone else crew.workers(spec, self.steps, _bytes(components))
         self.helpers = [Child(child, spec.out, _HERE) for _ in range(number - 1)]
         self.reporting = Lock()
         self.ended = False
         self.margin = spec.latency.margin or latency.DEFAULT_MARGIN[backend()]
-        self.fingerprint = self.checkpoint.fingerprint()
         self.started = _now()
 
     def run(self) -> None:
         prepare(self.spec.out, self.spec.resume, self.spec.resolved, self._identity())
-        (self.spec.out / "config.yaml").write_text(self.spec.resolved)
+        write_text(self.spec.out / "config.yaml", self.spec.resolved)
         self._write_manifest("running")
         self._say_what_is_elsewhere()
         try:
@@ -108,10 +108,9 @@ class Laboratory:
         shutil.rmtree(self.spec.out / "reference", ignore_errors=True)
         self._write_manifest("complete")
 
-    def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of one run."""
+    def _identity(self) -> Identity:
         now = environment()
-        return {"checkpoint": self.fingerprint, "device": now["device"], "mlx": now["mlx"]}
+        return Identity(self.spec.source.checkpoint.fingerprint, now["device"], now["mlx"])
 
     def _say_what_is_elsewhere(self) -> None:
         names = ", ".join(variant.name for variant in self.spec.variants if variant.process != _HERE)
@@ -122,9 +121,8 @@ class Laboratory:
 
     def _measure(self) -> None:
         spec = self.spec
-        per_case = len(spec.all_variants) * spec.sampler.steps
         timing = len(spec.variants) * spec.latency.min_rounds
-        self.progress.start(len(spec.cases) * per_case + pinned.steps(spec) + timing)
+        self.progress.start(self.steps + pinned.steps(spec) + timing)
         generations = Crew(spec.all_variants, spec.cases, self._finished)
         helpers = [partial(self._make, helper=helper) for helper in self.helpers]
         generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
@@ -138,7 +136,7 @@ class Laboratory:
     def _make(self, generation: Generation, helper: Child | None = None) -> None:
         variant, case = generation
         if self._is_done(variant, case) or variant.name in self.errors:
-            self._advance(self.spec.sampler.steps, variant.name)
+            self._advance(self.bench.steps(case), variant.name)
             return
         try:
             if variant.process != _HERE:
@@ -146,8 +144,8 @@ class Laboratory:
             elif helper is not None:
                 helper.make(variant, case, self._advance)
             else:
-                taught = [v for v in self.spec.variants if v.process == _HERE and v.name not in self.errors]
-                self.bench.make(variant, case, taught, self._advance)
+                shadowed = [v for v in self.spec.variants if v.process == _HERE and v.name not in self.errors]
+                self.bench.make(variant, case, shadowed, self._advance)
         except (OSError, InputError):
             raise
         except Exception as error:
@@ -191,9 +189,9 @@ class Laboratory:
     def _dry_run(self, variant: Variant) -> None:
         """Applies the techniques once: what the user got wrong is an error now, what they get wrong is a result."""
         try:
-            with self.bench.variant(variant) as (pipeline, coverage):
+            with self.bench.variant(variant) as (_, components, coverage):
                 self.coverage[variant.name] = coverage
-                self.storage[variant.name] = weight_storage(pipeline.components)
+                self.storage[variant.name] = weight_storage(components)
         except InputError:
             raise
         except Exception as error:
@@ -204,64 +202,52 @@ class Laboratory:
         self.errors[variant.name] = said
         self.progress.note(f"{variant.name} failed: {said}")
 
-    def _write_manifest(self, status: str) -> None:
+    def _write_manifest(self, status: Status) -> None:
         spec = self.spec
-        manifest: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "status": status,
-            "experiment": spec.experiment,
-            "command": list(spec.command),
-            "started": self.started,
-            "finished": None if status == "running" else _now(),
-            "environment": environment(),
-            "checkpoint": {
-                "name": spec.model.name,
-                "path": spec.model.given or spec.model.path,
-                "fingerprint": self.fingerprint,
-                "weights": self.checkpoint.weights,
-                "weights_dtype": spec.model.weights_dtype or "as stored",
-                "inflate": spec.model.inflate,
-                "stream": spec.model.stream,
-                "ignored": self.checkpoint.ignored,
-            },
-            "model": {"num_layers": self.checkpoint.transformer_config().num_layers},
-            "reference": {"variant": REFERENCE, "computed_in": "float32", "reduced_modes": "off"},
-            "baseline": spec.baseline,
-            "variants": {v.name: self._described(v) for v in spec.all_variants},
-            "sites": {
-                name: {technique: c._asdict() for technique, c in coverage.items()}
+        Manifest(
+            status=status,
+            experiment=spec.experiment,
+            command=list(spec.command),
+            started=self.started,
+            finished=None if status == "running" else _now(),
+            environment=Environment(**environment()),
+            checkpoint=spec.source.checkpoint,
+            layout=self.bench.layout,
+            case=dict(spec.settings),
+            reference=Reference(REFERENCE),
+            baseline=spec.baseline,
+            variants={variant.name: self._described(variant) for variant in spec.all_variants},
+            sites={
+                name: {technique: manifest.Coverage(*found) for technique, found in coverage.items()}
                 for name, coverage in self.coverage.items()
             },
-            "errors": self.errors,
-            "prompts": list(spec.prompts),
-            "negative_prompt": spec.sampler.negative_prompt if spec.sampler.guided else None,
-            "seeds": list(spec.seeds),
-            "sampler": {"steps": spec.sampler.steps, "guidance_scale": spec.sampler.guidance_scale},
-            "image": {"height": spec.sampler.height, "width": spec.sampler.width},
-            "latency": {"margin": self.margin},
-            "pinned": pinned.described(spec) if spec.pinned.cases else None,
-            "claims": [dict(claim) for claim in spec.claims],
-        }
-        write_json(spec.out / "manifest.json", manifest)
+            errors=self.errors,
+            prompts=list(spec.prompts),
+            seeds=list(spec.seeds),
+            latency_margin=self.margin,
+            pinned=pinned.described(spec),
+            claims=[dict(claim) for claim in spec.claims],
+            columns=declared(spec.probes.values()),
+        ).write(spec.out)
 
-    def _described(self, variant: Variant) -> dict[str, Any]:
+    def _described(self, variant: Variant) -> VariantEntry:
         stored = self.storage.get(variant.name, {})
-        return {
-            "dtype": variant.dtype,
-            "techniques": list(variant.techniques),
-            "expect": variant.expect,
-            "process": asdict(variant.process),
-            "switches": numeric_switches(variant.process.tf32),
-            "linear_weights": {
-                component: {"number": s.weights, "bytes": s.bits // 8, "bits_per_weight": s.bits_per_weight}
-                for component, s in stored.items()
-                if s.weights
+        return VariantEntry(
+            dtype=variant.dtype,
+            techniques=list(variant.techniques),
+            expect=variant.expect,
+            process=asdict(variant.process),
+            switches=numeric_switches(variant.process.tf32),
+            linear_weights={
+                component: Storage(weights.weights, weights.bits // 8, weights.bits_per_weight)
+                for component, weights in stored.items()
+                if weights.weights
             },
-        }
+        )
 
 
 def _bytes(components: Mapping[str, nn.Module]) -> int:
-    """Of all parameters."""
+    """Total size of the parameters in bytes."""
     return sum(array.nbytes for module in components.values() for _, array in tree_flatten(module.parameters()))
 
 

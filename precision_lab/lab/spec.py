@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.model import paging
-from precision_lab.model.qwen_image.inflate import exponent
+from precision_lab.lab.subject import Case, Source
 from precision_lab.probes.base import AnyProbe
 from precision_lab.techniques.base import Technique
 
@@ -29,63 +28,13 @@ def one_of(what: str, value: str, choices: Sequence[str]) -> str:
 
 
 def _check_prompt(what: str, prompt: object) -> None:
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str):
         raise InputError(f"{what} holds {prompt!r}, expected text")
 
 
 def _check_seed(what: str, seed: object) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InputError(f"{what} holds {seed!r}, expected integers from 0 to 2^63 - 1")
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which weights: their place, what the user called it, and what is done to them once they are read.
-
-    path: a folder, a Hub id, or synthetic://PRESET. weights_dtype: rounds the stored weights (None: as stored).
-    inflate: a power of two that multiplies the transformer's residual streams and leaves its function unchanged.
-    stream: whether blocks are read whenever they are called, for a model larger than memory.
-    """
-
-    name: str
-    path: str
-    given: str = ""
-    revision: str | None = None
-    weights_dtype: str | None = None
-    inflate: float = 1.0
-    stream: bool = False
-
-    def __post_init__(self) -> None:
-        if self.weights_dtype is not None:
-            one_of("model.weights_dtype", self.weights_dtype, DTYPES)
-        exponent(self.inflate)
-        if not isinstance(self.stream, bool):
-            raise InputError(f"model.stream is {self.stream!r}, expected true or false")
-        if self.stream:
-            paging.check(self.inflate)
-
-
-@dataclass(frozen=True)
-class SamplerSpec:
-    """How to sample: guidance takes place where `guidance_scale` exceeds 1."""
-
-    steps: int = 10
-    guidance_scale: float = 4.0
-    negative_prompt: str = " "
-    height: int = 128
-    width: int = 128
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"sampler.steps is {self.steps}, expected at least 1")
-        if not isinstance(self.negative_prompt, str):
-            raise InputError(
-                f"sampler.negative_prompt is {self.negative_prompt!r}, expected text; guidance_scale=1 omits it"
-            )
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1
 
 
 @dataclass(frozen=True)
@@ -148,11 +97,13 @@ class TeacherSpec:
     mode: off; sampled, the first, middle and last step of the first case; or full, every step of every case.
     """
 
-    sites: Sequence[str] = ("transformer_blocks.*", "{norm_out,proj_out}")
+    sites: Sequence[str] = ()
     mode: str = "off"
 
     def __post_init__(self) -> None:
         one_of("drift.teacher.mode", self.mode, TEACHER_MODES)
+        if self.mode != "off" and not self.sites:
+            raise InputError("drift.teacher.sites is empty, expected patterns of sites, or drift.teacher.mode=off")
 
     def steps(self, count: int, case: int) -> frozenset[int]:
         """Those to measure, of the `count` steps of the case of that number."""
@@ -163,25 +114,25 @@ class TeacherSpec:
 
 @dataclass(frozen=True)
 class PinnedCase:
-    """One generation of the plain model with a size of its own, in pixels."""
+    """One generation of the plain model; `settings` are its own, in place of those of the run."""
 
-    prompt: str
+    prompt: str = ""
     seed: int = 0
-    height: int = 128
-    width: int = 128
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PinnedSpec:
     """Cases whose fp32 reference is kept as sketches of the arrays at `sites`; without cases there are none.
 
-    noise_floor: whether to keep the same of a model that sums in another order.
+    noise_floor: whether to keep the same of a model in which the linears at `reordered` sum in another order.
     """
 
     cases: Mapping[str, PinnedCase] = field(default_factory=dict)
     sites: Sequence[str] = ()
     steps: int = 2
     noise_floor: bool = False
+    reordered: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, case in self.cases.items():
@@ -195,27 +146,21 @@ class PinnedSpec:
             raise InputError(f"pinned.noise_floor is {self.noise_floor!r}, expected true or false")
         if self.cases and not self.sites:
             raise InputError("pinned.sites is empty, expected patterns of sites; pinned.cases=null pins nothing")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One generation to be made with every variant."""
-
-    prompt_id: int
-    prompt: str
-    seed: int
+        if self.cases and self.noise_floor and not self.reordered:
+            raise InputError("pinned.reordered is empty, expected patterns of linears, or pinned.noise_floor=false")
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """An experiment ready to run.
 
+    source: of the weights. settings: of every case, in the subject's own terms.
     workers: processes that make generations at once; None: as many as pay, see `precision_lab.lab.crew`.
     """
 
     experiment: str
-    model: ModelSpec
-    sampler: SamplerSpec
+    source: Source
+    settings: Mapping[str, Any]
     prompts: Sequence[str]
     seeds: Sequence[int]
     variants: Sequence[Variant]
@@ -254,7 +199,7 @@ class RunSpec:
 
     @property
     def cases(self) -> list[Case]:
-        return [Case(i, prompt, seed) for i, prompt in enumerate(self.prompts) for seed in self.seeds]
+        return [Case(i, prompt, seed, self.settings) for i, prompt in enumerate(self.prompts) for seed in self.seeds]
 
     @property
     def all_variants(self) -> list[Variant]:

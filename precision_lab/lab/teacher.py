@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -19,14 +18,15 @@ from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.observation import Position
 from precision_lab.instrument.replica import replica
 from precision_lab.instrument.scope import current_scope
-from precision_lab.instrument.sites import select, walk
+from precision_lab.instrument.sites import Components, select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
+from precision_lab.lab.drift import error_of
 from precision_lab.lab.recorder import position_of
-from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, Step, denoise
-from precision_lab.model.qwen_image.rope import Grid
-from precision_lab.model.qwen_image.scheduler import sigmas
-from precision_lab.numerics.metrics import compare
+from precision_lab.lab.subject import Case, Step, Subject, components_of
+from precision_lab.record.address import DEFAULT_PORT, NO_STREAM
+from precision_lab.record.layout import Layout
 from precision_lab.techniques.base import Technique, applied
+from precision_lab.techniques.parts.casting import cast
 
 _PAIRS = 32
 
@@ -39,23 +39,23 @@ class _Pair(NamedTuple):
 
 
 class Shadow:
-    """A variant's modules beside the reference's: a replica of the pipeline, rewritten by its techniques."""
+    """A variant's modules beside the reference's: a replica of the subject, rewritten by its techniques."""
 
-    def __init__(self, pipeline: Pipeline):
-        self.pipeline = pipeline
-        self._modules = {(site.component, site.path): site.module for site in walk(pipeline.components)}
+    def __init__(self, subject: Subject, dtype: mx.Dtype, components: Components):
+        self.subject, self.dtype = subject, dtype
+        self._components = components
+        self._modules = {(site.component, site.path): site.module for site in walk(components)}
         self._dtypes: dict[tuple[str, str], list[mx.Dtype]] = {}
 
-    def trace(self, sites: Sequence[str], grid: Grid, steps: int, prompt: str) -> None:
+    def trace(self, sites: Sequence[str], case: Case) -> None:
         """Learns the dtypes at the inputs of the sites from a step that is built and never evaluated."""
 
         def on_call(call: Call) -> None:
             dtypes = [port.array.dtype for port in ports(call, ["in"])]
             self._dtypes[call.site.component, call.site.path] = dtypes
 
-        with tapped(select(sites, walk(self.pipeline.components)), on_call):
-            cond = self.pipeline.encode([prompt])
-            next(self.pipeline.denoise(self.pipeline.noise(0, grid), grid, steps, cond, cond, 2.0))
+        with tapped(select(sites, walk(self._components)), on_call):
+            self.subject.step(self.subject.start(case), 0)
 
     def call(self, call: Call) -> Any:
         """The output of this variant's module at the site, for the inputs of `call`."""
@@ -82,73 +82,52 @@ class Teacher:
     """Watches one generation of the reference and measures the local error of every variant.
 
     sites: patterns of modules that are fed the reference's inputs, one by one. steps: the steps in which they are, and
-    which are themselves repeated by each variant from the reference's latents. rows: what was measured, in the columns
-    of the drift table.
+    which are themselves repeated by each variant from the reference's state. rows: what was measured, in the columns of
+    the drift table.
     """
 
-    def __init__(self, sites: Sequence[str], steps: Collection[int]):
+    def __init__(self, layout: Layout, sites: Sequence[str], steps: Collection[int]):
         self.rows: list[dict[str, Any]] = []
-        self._sites, self._steps = sites, steps
+        self._layout, self._sites, self._steps = layout, sites, steps
         self._shadows: dict[str, Shadow] = {}
         self._pairs: list[_Pair] = []
         self._seen = 0
 
     @contextmanager
     def shadowing(
-        self, variants: Mapping[str, tuple[Pipeline, Mapping[str, Technique]]], grid: Grid, steps: int, prompt: str
+        self, variants: Mapping[str, tuple[Subject, mx.Dtype, Mapping[str, Technique]]], case: Case
     ) -> Iterator[None]:
-        """The variants, as (plain pipeline, techniques), are the ones measured inside the block."""
+        """The variants, as (plain subject, dtype, techniques), are the ones measured inside the block."""
         with ExitStack() as stack:
-            for name, (plain, techniques) in variants.items():
-                twins = {part: replica(module) for part, module in plain.components.items()}
-                pipeline = replace(
-                    plain,
-                    transformer=twins["transformer"],
-                    text_encoder=twins["text_encoder"],
-                    vae=twins["vae"],
-                    sampler=twins["pipeline"],
-                )
-                stack.enter_context(applied(pipeline.components, techniques))
-                shadow = Shadow(pipeline)
-                shadow.trace(self._sites, grid, steps, prompt)
+            for name, (plain, dtype, techniques) in variants.items():
+                subject = replica(plain)
+                components = components_of(subject, self._layout)
+                stack.enter_context(applied(components, techniques))
+                shadow = Shadow(subject, dtype, components)
+                shadow.trace(self._sites, case)
                 self._shadows[name] = shadow
             yield
             self._shadows.clear()
 
     @contextmanager
-    def watching(self, reference: Pipeline) -> Iterator[None]:
+    def watching(self, components: Components) -> Iterator[None]:
         """Modules called inside the block are followed by the variants' modules of the same sites."""
-        with tapped(select(self._sites, walk(reference.components)), self._on_call):
+        with tapped(select(self._sites, walk(components)), self._on_call):
             yield
         self._flush()
 
-    def step(
-        self,
-        step: Step,
-        before: mx.array,
-        grid: Grid,
-        count: int,
-        guidance: float,
-        texts: Sequence[Conditioning | None],
-    ) -> None:
-        """Repeats a step of `count` with every variant from the reference's latents `before` it.
-
-        texts: the reference's embeddings of the prompt and of the negative prompt.
-        """
-        if step.number not in self._steps:
+    def step(self, number: int, before: Any, step: Step) -> None:
+        """Repeats a step of the reference with every variant, from the reference's state `before` it."""
+        if number not in self._steps:
             return
+        result = self._layout.result
         for name, shadow in self._shadows.items():
-            p = shadow.pipeline
-            levels = sigmas(p.scheduler, count, grid.height * grid.width)[step.number : step.number + 2]
-            cond, uncond = (
-                None if text is None else Conditioning(text.embeds.astype(p.dtype), text.mask) for text in texts
+            own = shadow.subject.step(cast(before, shadow.dtype), number).result
+            position = Position(
+                None, number, step.sigma, result.component, result.site, DEFAULT_PORT, NO_STREAM, None, self._seen
             )
-            assert cond is not None
-            start = before.astype(p.dtype)
-            own = next(denoise(p.transformer, p.sampler, start, levels, grid, cond, uncond, guidance)).latents
-            position = Position(None, step.number, step.sigma, "pipeline", "euler_step", "out", "-", None, self._seen)
             self._seen += 1
-            self._pairs.append(_Pair(name, position, own, step.latents))
+            self._pairs.append(_Pair(name, position, own, step.result))
         self._flush()
 
     def _on_call(self, call: Call) -> None:
@@ -170,5 +149,5 @@ class Teacher:
         mx.eval([array for pair in pairs for array in (pair.array, pair.reference)])
         for variant, position, array, reference in pairs:
             row = {key: value for key, value in position._asdict().items() if key != "sigma"}
-            error = compare(to_numpy(array), to_numpy(reference)).values
+            error = error_of(to_numpy(array), to_numpy(reference), position, self._layout.result)
             self.rows.append({"variant": variant, "mode": "teacher", **row, **error})

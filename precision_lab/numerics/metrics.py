@@ -107,6 +107,24 @@ def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
     return _metrics(**{name: results[name] for name in COMPARED})
 
 
+def kl_divergence(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> float:
+    """Kullback-Leibler divergence KL(softmax(ref) || softmax(x)) in nats, the mean over rows; 0 is identical.
+
+    x, ref: logits (..., N) of one shape. In float64; NaN where a logit is not finite, or there are none. Raises
+    ValueError for other shapes.
+    """
+    _check_shapes(x, ref)
+    if not x.size or not (np.isfinite(x).all() and np.isfinite(ref).all()):
+        return math.nan
+    logs = [_log_softmax(logits.reshape(-1, logits.shape[-1]).astype(np.float64)) for logits in (x, ref)]
+    return float(np.mean(np.sum(np.exp(logs[1]) * (logs[1] - logs[0]), axis=-1)))
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def ulp_error_quantiles(x: npt.NDArray[Any], ref: npt.NDArray[Any], fmt: Format | str) -> Metrics:
     """`ulp_p50` and `ulp_p99`: quantiles of |x - ref| / ulp(ref), in units in the last place of `fmt`.
 

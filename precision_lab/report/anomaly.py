@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from precision_lab.analysis.near_misses import near_misses
-from precision_lab.lab.tables import read
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.record.tables import read
 from precision_lab.report.tables import Run
 from precision_lab.report.wording import address
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from precision_lab.analysis.summary import SCHEMA_VERSION, read_manifest
 from precision_lab.errors import InputError, nearest
-from precision_lab.lab.tables import read
 from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.record.tables import read
 from precision_lab.report.figures.selection import drift_profiles, farthest_first
 
 HEADROOM = tuple(f"headroom_bits_{fmt.name}" for fmt in REDUCED_FORMATS)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError
+from precision_lab.record.files import replacing
+from precision_lab.record.files import replacing
 from precision_lab.synthetic import configs, shards, text_encoder, tokenizer, transformer, vae
 from precision_lab.synthetic.card import card
 from precision_lab.synthetic.shape import Shape
@@ -105,26 +104,3 @@ def _write_configs(folder: Path, shape: Shape) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer").mkdir()
     tokenizer.write(folder / "tokenizer")
-
-
-@contextmanager
-def replacing(out: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end of the block, or vanishes if it raises."""
-    out = out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists, expected a new or an empty folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise InputError(f"{out}: needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there: {error.strerror}") from error
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

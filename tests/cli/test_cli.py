@@ -144,7 +144,7 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
     )
     code, _, err = lab("--config-dir", str(conf), "+exp=theirs", "probe=[range,peak]", f"out={tmp_path}/run")
     assert (code, err) == (0, "")
-    from precision_lab.lab.tables import read
+    from precision_lab.record.tables import read
 
     rows = read(tmp_path / "run", "activations").query("site == 'norm_out'")
     assert set(rows["variant"]) == {"reference", "baseline", "doubled"}

@@ -4,10 +4,10 @@ import mlx.nn as nn
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.instrument.glob import compile_glob
 from precision_lab.instrument.sites import Wrapper, select, walk
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.record.glob import compile_glob
 
 CONFIG = TransformerConfig(
     num_layers=12, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8, axes_dims_rope=(4, 2, 2)

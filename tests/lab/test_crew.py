@@ -13,8 +13,8 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.lab.crew import Crew, workers
 from precision_lab.lab.spec import REFERENCE, Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
-from precision_lab.lab.tables import read
 from precision_lab.model.weights import read_json
+from precision_lab.record.tables import read
 
 VARIANTS = [Variant(REFERENCE, "float32"), *(Variant(name, "bfloat16") for name in "abc")]
 CASES = [Case(i, "a red circle", seed) for i in (0, 1) for seed in (0, 1)]

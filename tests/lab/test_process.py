@@ -13,8 +13,8 @@ import pytest
 
 from precision_lab import report
 from precision_lab.cli import main
-from precision_lab.lab.tables import read
 from precision_lab.model.weights import read_json
+from precision_lab.record.tables import read
 
 # what a variant's module does to show, or spoil, the process it is called in
 THEIRS = """

@@ -8,18 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
+from precision_lab.lab.generation import generate
+from precision_lab.lab.models import Models, open_checkpoint
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
-from precision_lab.lab.generation import generate
-from precision_lab.lab.models import Models, open_checkpoint
 from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
-from precision_lab.lab.tables import COLUMNS, read
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.record.tables import COLUMNS, read
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 

@@ -13,7 +13,7 @@ from precision_lab.analysis.gate import bands, cost, drift, sketches
 from precision_lab.analysis.gate.settings import settings_of
 from precision_lab.analysis.summary import read_manifest
 from precision_lab.errors import InputError
-from precision_lab.lab.tables import read
+from precision_lab.record.tables import read
 
 ABOUT = ("device", "mlx", "learned_from", "settings", "cost")
 """The parts of an entry that are not lists of sites."""

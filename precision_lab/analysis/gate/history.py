@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from precision_lab.errors import InputError
-from precision_lab.instrument.glob import compile_glob, split_pattern
+from precision_lab.record.address import split_address
+from precision_lab.record.glob import compile_glob
 
 FOLDER = Path("results") / "history"
 COLUMNS = ("time", "commit", "device", "mlx", "verdict", "variant", "site", "log2_amax", "deviation_bits")
@@ -79,5 +80,5 @@ def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _matches(pattern: str, component: str, site: str) -> bool:
-    of, glob = split_pattern(pattern)
+    of, glob = split_address(pattern, "transformer")
     return of == component and compile_glob(glob).fullmatch(site) is not None

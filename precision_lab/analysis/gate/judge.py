@@ -17,7 +17,7 @@ from precision_lab.analysis.gate.entry import complete_manifest
 from precision_lab.analysis.gate.settings import require_same, settings_of
 from precision_lab.analysis.gate.violation import RAISED, Findings, Violation, ordered
 from precision_lab.errors import InputError
-from precision_lab.lab.tables import read
+from precision_lab.record.tables import read
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ _NEEDED = (
         for name in ("config.json", "*.safetensors*")
     ),
 )
+EMBEDDED = "package://"
+_CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAMPLE = 1 << 20
 
@@ -174,11 +176,13 @@ class Checkpoint:
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: `source` itself if it is one, else a snapshot of the Hub repository of that id.
+    """The folder of a checkpoint: `source` if it is one, of an embedded one package://NAME, else a snapshot of the Hub.
 
     Downloads only what text-to-image needs, resumes interrupted downloads, and uses the local cache alone under
     HF_HUB_OFFLINE=1. Raises InputError for anything that is neither, and for a Hub that cannot be reached.
     """
+    if source.startswith(EMBEDDED):
+        source = str(_CHECKPOINTS / source.removeprefix(EMBEDDED))
     # os.path: a Path raises exceptions of its own for names that no file can have
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):

@@ -28,7 +28,7 @@ does; split, neither is enlarged by more than sqrt(2 G), and it is the stream th
 from __future__ import annotations
 
 import re
-from math import frexp
+from math import frexp, log2
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -63,6 +63,13 @@ def exponent(factor: float) -> int:
             f"Nearest: {_written(above - 1)} or {_written(above)}"
         )
     return above - 1
+
+
+def stream_scale(factor: float) -> str:
+    """`stream x4096`, for a power of two by which the residual streams are multiplied; empty for 1."""
+    if factor == 1:
+        return ""
+    return f"stream x{factor:.0f}" if 1 < factor < 1e7 else f"stream x2^{log2(factor):.0f}"
 
 
 def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import scope
+from precision_lab.instrument.sites import Components
 from precision_lab.model.qwen_image.config import SchedulerConfig, TransformerConfig
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.sampler import Sampler, noise, pack, unpack
@@ -39,6 +41,35 @@ class Step(NamedTuple):
     latents: mx.array
 
 
+def denoise_step(
+    transformer: nn.Module,
+    sampler: Sampler,
+    latents: mx.array,
+    number: int,
+    levels: tuple[float, float],
+    grid: Grid,
+    cond: Conditioning,
+    uncond: Conditioning | None = None,
+    guidance_scale: float = 1.0,
+) -> Step:
+    """One step from the first of two sigmas to the second; latents: (B, L, C). Without `uncond` there is no guidance.
+
+    Nothing is evaluated here. Each forward runs inside a scope that names its step, sigma and branch.
+    """
+    sigma, following = levels
+    with scope(step=number, sigma=float(sigma)):
+        timestep = sampler.timestep(mx.array(sigma), latents.dtype)
+        timestep = mx.broadcast_to(timestep, (latents.shape[0],))
+        with scope(branch="cond"):
+            velocity = transformer(latents, timestep, cond.embeds, grid, cond.mask)
+        if uncond is not None:
+            with scope(branch="uncond"):
+                unguided = transformer(latents, timestep, uncond.embeds, grid, uncond.mask)
+            velocity = sampler.guidance(velocity, unguided, guidance_scale)
+        latents = sampler.euler_step(latents, velocity, mx.array(following - sigma))
+    return Step(number, float(sigma), velocity, latents)
+
+
 def denoise(
     transformer: nn.Module,
     sampler: Sampler,
@@ -49,23 +80,11 @@ def denoise(
     uncond: Conditioning | None = None,
     guidance_scale: float = 1.0,
 ) -> Iterator[Step]:
-    """Walks the sigmas `levels` from `latents` (B, L, C) packed noise; without `uncond` there is no guidance.
-
-    Nothing is evaluated here: whoever iterates decides when. Each forward runs inside a scope that names its step,
-    sigma and branch.
-    """
-    for index, (sigma, following) in enumerate(pairwise(levels)):
-        with scope(step=index, sigma=float(sigma)):
-            timestep = sampler.timestep(mx.array(sigma), latents.dtype)
-            timestep = mx.broadcast_to(timestep, (latents.shape[0],))
-            with scope(branch="cond"):
-                velocity = transformer(latents, timestep, cond.embeds, grid, cond.mask)
-            if uncond is not None:
-                with scope(branch="uncond"):
-                    unguided = transformer(latents, timestep, uncond.embeds, grid, uncond.mask)
-                velocity = sampler.guidance(velocity, unguided, guidance_scale)
-            latents = sampler.euler_step(latents, velocity, mx.array(following - sigma))
-        yield Step(index, float(sigma), velocity, latents)
+    """Walks the sigmas `levels` from `latents` (B, L, C), packed noise; whoever iterates decides when to evaluate."""
+    for number, pair in enumerate(pairwise(levels)):
+        step = denoise_step(transformer, sampler, latents, number, pair, grid, cond, uncond, guidance_scale)
+        latents = step.latents
+        yield step
 
 
 @dataclass
@@ -82,18 +101,24 @@ class Pipeline:
     dtype: mx.Dtype
 
     @property
-    def components(self) -> dict[str, nn.Module]:
-        """The modules that have addresses, by the name that stands before the colon."""
-        return {
+    def components(self) -> Components:
+        """The modules that have addresses, by the name before the colon."""
+        modules: dict[str, nn.Module] = {
             "transformer": self.transformer,
             "text_encoder": self.text_encoder,
             "vae": self.vae,
             "pipeline": self.sampler,
         }
+        return Components(modules, layout(self.config.num_layers))
+
+    @property
+    def unit(self) -> int:
+        """Pixels along a side of one token."""
+        return self.vae.config.scale_factor * self.config.patch_size
 
     def grid(self, height: int, width: int) -> Grid:
         """The token grid of an image of that many pixels. Raises InputError where it is not whole."""
-        unit = self.vae.config.scale_factor * self.config.patch_size
+        unit = self.unit
         for name, pixels in (("height", height), ("width", width)):
             if pixels < unit or pixels % unit:
                 below = max(unit, pixels // unit * unit)
@@ -136,10 +161,3 @@ class Pipeline:
         unit = self.config.patch_size
         unpacked = unpack(latents, grid.height * unit, grid.width * unit)
         return self.sampler.to_pixels(self.vae.decode(self.sampler.denormalize(unpacked)))
-
-
-def to_uint8(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rounded 8-bit image of pixel values in [0, 255], and how many were not finite (drawn as 0)."""
-    finite = np.isfinite(pixels)
-    rounded = np.where(finite, pixels, 0).round().astype(np.uint8)
-    return rounded, int(pixels.size - np.count_nonzero(finite))

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 
-from precision_lab.lab.tables import read
 from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.record.tables import read
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.tables import Run, block_outputs, conditional

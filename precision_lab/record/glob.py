@@ -1,4 +1,4 @@
-"""The grammar of site patterns: `component:glob`, the transformer if no component is named.
+"""The grammar of site patterns: `component:glob`; without a component, the default one of the subject's layout.
 
 In the glob `*` stands for characters of one segment, `**` for any number of segments (at least one at the end),
 `{a,b}` for alternatives and `{4..7}` for a range of numbers. `*` never crosses a dot. A negative number counts from the
@@ -13,14 +13,7 @@ from functools import lru_cache
 
 from precision_lab.errors import InputError
 
-DEFAULT_COMPONENT = "transformer"
 ROOT = "."
-
-
-def split_pattern(pattern: str, default: str = DEFAULT_COMPONENT) -> tuple[str, str]:
-    """The component, `default` if none is named, and the glob of a pattern."""
-    component, _, glob = pattern.rpartition(":")
-    return component or default, glob
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,270 @@
+"""Qwen-Image 1.x, text to image, as a subject of the laboratory: its settings, its cases and its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from precision_lab.errors import InputError, nearest
+from precision_lab.instrument.scope import scope
+from precision_lab.instrument.sites import Components
+from precision_lab.model import paging
+from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
+from precision_lab.model.qwen_image.inflate import exponent, stream_scale
+from precision_lab.model.qwen_image.layout import layout
+from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, denoise_step
+from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.qwen_image.scheduler import sigmas
+from precision_lab.record import manifest
+from precision_lab.record.layout import Layout
+from precision_lab.settings import checked
+
+DTYPES = ("float32", "bfloat16", "float16")
+_WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "white", "left"])
+
+
+class Case(Protocol):
+    """What this subject reads of a case of the laboratory."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an image is sampled; height and width in pixels. There is guidance where `guidance_scale` exceeds 1."""
+
+    steps: int = 10
+    guidance_scale: float = 4.0
+    negative_prompt: str = " "
+    height: int = 128
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"sampler.steps is {self.steps}, expected at least 1")
+        if not isinstance(self.negative_prompt, str):
+            raise InputError(
+                f"sampler.negative_prompt is {self.negative_prompt!r}, expected text; guidance_scale=1 omits it"
+            )
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale > 1
+
+
+class State(NamedTuple):
+    """Latents (1, L, C), the embeddings of both prompts, and what all steps share."""
+
+    latents: mx.array
+    cond: Conditioning
+    uncond: Conditioning | None
+    levels: np.ndarray
+    grid: Grid
+    guidance_scale: float
+
+
+class Part(NamedTuple):
+    """A component on disk: the name of its weight files, and the prefix of its tensors before the paths of modules."""
+
+    module: nn.Module
+    stem: str
+    prefix: str
+
+
+class Drawn(NamedTuple):
+    """A case that this subject draws for proofs."""
+
+    prompt: str
+    seed: int
+    settings: Mapping[str, Any]
+
+
+class Step(NamedTuple):
+    """A step of this subject; `output` is the velocity, `result` the latents."""
+
+    sigma: float
+    output: mx.array
+    result: mx.array
+    state: State
+
+
+@dataclass
+class TextToImage:
+    """A pipeline as the laboratory's subject."""
+
+    pipeline: Pipeline
+
+    @property
+    def components(self) -> Components:
+        return self.pipeline.components
+
+    def start(self, case: Case) -> State:
+        """Text is encoded inside scopes that name its branch; noise is that of the seed."""
+        pipeline, settings = self.pipeline, checked(Settings, case.settings)
+        grid = pipeline.grid(settings.height, settings.width)
+        with scope(branch="cond"):
+            cond = pipeline.encode([case.prompt])
+        uncond = None
+        if settings.guided:
+            with scope(branch="uncond"):
+                uncond = pipeline.encode([settings.negative_prompt])
+        levels = sigmas(pipeline.scheduler, settings.steps, grid.height * grid.width)
+        return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale)
+
+    def step(self, state: State, number: int) -> Step:
+        levels = state.levels[number : number + 2]
+        step = denoise_step(
+            self.pipeline.transformer,
+            self.pipeline.sampler,
+            state.latents,
+            number,
+            (levels[0], levels[1]),
+            state.grid,
+            state.cond,
+            state.uncond,
+            state.guidance_scale,
+        )
+        return Step(step.sigma, step.velocity, step.latents, state._replace(latents=step.latents))
+
+    def picture(self, state: State) -> mx.array:
+        return self.pipeline.decode(state.latents, state.grid)[0]
+
+
+@dataclass
+class QwenImage:
+    """The source of a checkpoint in the layout of Qwen/Qwen-Image.
+
+    name: of the configuration; path: a folder, a Hub id, or package://NAME for an embedded checkpoint, with `revision`
+    of a Hub repository. weights_dtype: rounds the stored weights (None: as stored). inflate: a power of two that
+    multiplies the transformer's residual streams and leaves its function unchanged. stream: whether blocks are read
+    whenever they are called, for a model larger than memory.
+
+    Raises InputError for settings that do not fit each other; the checkpoint is looked for when it is first needed.
+    """
+
+    name: str
+    path: str | None = None
+    revision: str | None = None
+    weights_dtype: str | None = None
+    inflate: float = 1.0
+    stream: bool = False
+    _loaded: dict[mx.Dtype, TextToImage] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError(
+                f"model={self.name} has no path. Give model.path=DIR; "
+                "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
+            )
+        self.path = str(self.path)
+        if self.weights_dtype is not None and self.weights_dtype not in DTYPES:
+            raise InputError(
+                f"model.weights_dtype is {self.weights_dtype!r}, expected one of {', '.join(DTYPES)}. "
+                + nearest(str(self.weights_dtype), DTYPES)
+            )
+        if isinstance(self.inflate, bool) or not isinstance(self.inflate, int | float):
+            raise InputError(f"inflate is {self.inflate!r}, expected a number like 4096")
+        exponent(self.inflate)
+        if not isinstance(self.stream, bool):
+            raise InputError(f"model.stream is {self.stream!r}, expected true or false")
+        if self.stream:
+            paging.check(self.inflate)
+
+    def folder(self) -> Path:
+        """The checkpoint's folder, fetched from the Hub if it must be."""
+        assert self.path is not None
+        return locate(self.path, self.revision)
+
+    @cached_property
+    def opened(self) -> Checkpoint:
+        weights_dtype = None if self.weights_dtype is None else getattr(mx, self.weights_dtype)
+        return Checkpoint(self.folder(), weights_dtype, self.inflate, self.stream)
+
+    @property
+    def layout(self) -> Layout:
+        return layout(self.opened.transformer_config().num_layers)
+
+    @property
+    def checkpoint(self) -> manifest.Checkpoint:
+        assert self.path is not None
+        scale = stream_scale(self.inflate)
+        return manifest.Checkpoint(
+            name=self.name,
+            path=self.path,
+            fingerprint=self._fingerprint,
+            weights=self.opened.weights,
+            weights_dtype=self.weights_dtype or "as stored",
+            settings={"inflate": self.inflate, "stream": self.stream},
+            notes=[scale] if scale else [],
+            ignored=self.opened.ignored,
+        )
+
+    def steps(self, case: Case) -> int:
+        settings = checked(Settings, case.settings)
+        if not isinstance(case.prompt, str) or not case.prompt.strip():
+            raise InputError(f"prompts holds {case.prompt!r}, expected text")
+        pipeline = self.load(mx.float32).pipeline
+        pipeline.grid(settings.height, settings.width)
+        pipeline.tokenizer([case.prompt, settings.negative_prompt])
+        return settings.steps
+
+    def load(self, dtype: mx.Dtype) -> TextToImage:
+        """Weights that are stored in `dtype`, or bound for fp32, are loaded once.
+
+        Paged weights belong to one pipeline each: what is not in memory cannot be shared, and has no known dtype.
+        """
+        if dtype not in self._loaded:
+            stored = None if self.stream else self._loaded.get(mx.float32)
+            if stored is not None and _dtypes(stored.pipeline) == {dtype}:
+                self._loaded[dtype] = TextToImage(replace(stored.pipeline, dtype=dtype))
+            else:
+                self._loaded[dtype] = TextToImage(self.opened.pipeline(dtype))
+        return self._loaded[dtype]
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders that make a whole checkpoint."""
+        return ("scheduler", "tokenizer", "vae", "text_encoder", "transformer")
+
+    def parts(self) -> dict[str, Part]:
+        """The components whose linears can be written quantised, with weights as they are stored."""
+        return {
+            "text_encoder": Part(self.opened.text_encoder(mx.float32), "model", "model."),
+            "transformer": Part(self.opened.transformer(mx.float32), "diffusion_pytorch_model", ""),
+        }
+
+    def draws(self, count: int, seed: int) -> list[Drawn]:
+        """Cases for proofs: prompts of different lengths, small odd grids, schedules of different lengths."""
+        rng = np.random.default_rng(seed)
+        pixels = self.load(mx.float32).pipeline.unit
+        cases = []
+        for _ in range(count):
+            prompt = " ".join(rng.choice(_WORDS, rng.integers(2, 9)))
+            rows, columns, steps = (int(n) for n in rng.integers((2, 2, 2), (6, 6, 21)))
+            settings = {"steps": steps, "height": rows * pixels, "width": columns * pixels}
+            cases.append(Drawn(prompt, int(rng.integers(2**31)), settings))
+        return cases
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.opened.fingerprint()
+
+
+def _dtypes(pipeline: Pipeline) -> set[mx.Dtype]:
+    modules = pipeline.components.values()
+    arrays = [array for module in modules for _, array in tree_flatten(module.parameters())]
+    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights have no say

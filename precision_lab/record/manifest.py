@@ -1,0 +1,181 @@
+"""The manifest of a run: what was run, on what, with what, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from precision_lab.errors import InputError
+from precision_lab.record.columns import Column
+from precision_lab.record.files import read_json, write_json
+from precision_lab.record.layout import Layout
+
+SCHEMA_VERSION = 2
+"""2 since runs store the layout of their subject. Written into manifest.json and summary.json."""
+
+FILE = "manifest.json"
+Status = Literal["running", "complete", "failed", "interrupted"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and software of a run, as `device.environment` gives them."""
+
+    device: str
+    backend: str
+    mlx: str | None
+    cores: int | None = None
+    os: str = ""
+    python: str = ""
+    blas: str | None = None
+    onednn: str | None = None
+    malloc: str | None = None
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+    switches: Mapping[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    dirty: bool | None = None
+
+    @property
+    def machine(self) -> str:
+        """What tells devices apart: the name, and the number of cores of a CPU, whose marketing name says little."""
+        return f"{self.device}, {self.cores} cores" if self.backend == "cpu" else self.device
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a run.
+
+    name: of the model in the configuration; path: as the user gave it. weights: trained, synthetic or published.
+    weights_dtype: "as stored", or the dtype that stored weights were rounded to. settings: those of the source, such
+    as inflate. notes: what figures and summaries must say of them. ignored: by component, keys and tensors that were
+    read and not used.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    weights: str
+    weights_dtype: str = "as stored"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Linear weights of a component: how many, and the bytes that they take with their scales."""
+
+    number: int
+    bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class VariantEntry:
+    """A variant as it was configured. switches: the numeric switches of its process."""
+
+    dtype: str
+    techniques: Sequence[str] = ()
+    expect: str = "any"
+    process: Mapping[str, Any] = field(default_factory=dict)
+    switches: Mapping[str, str | None] = field(default_factory=dict)
+    linear_weights: Mapping[str, Storage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many modules a technique rewrote, of how many the components that it names have."""
+
+    matched: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What drift is measured against."""
+
+    variant: str = "reference"
+    computed_in: str = "float32"
+    reduced_modes: str = "off"
+
+
+@dataclass(frozen=True)
+class PinnedCases:
+    """The pinned cases of a run. fingerprint: of all that decides their sketches besides weights and code."""
+
+    case: Mapping[str, Any]
+    cases: Mapping[str, Mapping[str, Any]]
+    sites: Sequence[str]
+    noise_floor: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. Times are ISO 8601 in UTC; `finished` is null while a run goes on.
+
+    case: the settings that all cases share, in the subject's own terms. sites: coverage by variant and technique.
+    errors: what variants raised. latency_margin: relative. columns: those that probes declare, by table.
+    """
+
+    status: Status
+    experiment: str
+    environment: Environment
+    checkpoint: Checkpoint
+    layout: Layout
+    case: Mapping[str, Any]
+    baseline: str
+    variants: Mapping[str, VariantEntry]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    latency_margin: float
+    reference: Reference = field(default_factory=Reference)
+    command: Sequence[str] = ()
+    started: str = ""
+    finished: str | None = None
+    sites: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    pinned: PinnedCases | None = None
+    claims: Sequence[Mapping[str, Any]] = ()
+    columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)
+
+    def write(self, run: Path) -> None:
+        """Writes the manifest into the folder of its run, whole or not at all."""
+        write_json(run / FILE, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def read(cls, run: Path) -> Manifest:
+        """The manifest of a run folder. Raises InputError if there is none, or it cannot be read."""
+        path = run / FILE
+        if not path.is_file():
+            raise InputError(f"{run} is not the folder of a run: there is no {FILE} in it")
+        return typed(cls, read_json(path), path)
+
+
+def typed(kind: type[T], content: Any, path: Path) -> T:
+    """What a JSON file of a run holds. Raises InputError for another schema_version, or an entry of another type."""
+    from pydantic import ValidationError
+
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        older = isinstance(found, int) and found < SCHEMA_VERSION
+        advice = "Run the experiment again" if older else "Use the version of precision_lab that wrote it"
+        raise InputError(f"{path} has schema_version {found}, expected {SCHEMA_VERSION}. {advice}")
+    try:
+        value = cast(T, _adapter(cast(Any, kind)).validate_python(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise InputError(f"{path}: {where}: {first['msg']}. Restore the file, or run again") from error
+    return value
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter  # a tenth of a second that not every command needs
+
+    return TypeAdapter(kind)

@@ -1,0 +1,98 @@
+"""A run as its folder holds it: manifest, tables, summary and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from precision_lab.errors import InputError, nearest
+from precision_lab.record import tables
+from precision_lab.record.layout import Layout
+from precision_lab.record.manifest import Manifest
+from precision_lab.record.summary import Summary
+
+
+class Tables:
+    """The tables of a run by name. Each is read when it is first asked for, and kept."""
+
+    def __init__(self, read: Callable[[str], pd.DataFrame]):
+        self._read = read
+        self._loaded: dict[str, pd.DataFrame] = {}
+
+    @classmethod
+    def of(cls, frames: Mapping[str, pd.DataFrame]) -> Tables:
+        """Tables that are in memory; one that is not among them is empty."""
+        return cls(lambda name: frames.get(name, tables.empty(name)))
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """The table, finished or not; empty with its leading columns if the run has none of that name."""
+        if name not in self._loaded:
+            self._loaded[name] = self._read(name)
+        return self._loaded[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not. Nothing here needs a model."""
+
+    path: Path
+    manifest: Manifest
+    tables: Tables
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """The run in a folder. Raises InputError if it holds none, or its manifest cannot be read."""
+        if not path.is_dir():
+            siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+            raise InputError(f"{path} is not the folder of a run: no such folder. {nearest(path.name, siblings)}")
+        return cls(path, Manifest.read(path), Tables(lambda name: tables.read(path, name)))
+
+    @property
+    def layout(self) -> Layout:
+        return self.manifest.layout
+
+    @property
+    def reference(self) -> str:
+        """The variant that drift is measured against."""
+        return self.manifest.reference.variant
+
+    @property
+    def activations(self) -> pd.DataFrame:
+        return self.tables["activations"]
+
+    @property
+    def drift(self) -> pd.DataFrame:
+        return self.tables["drift"]
+
+    @property
+    def latency(self) -> pd.DataFrame:
+        return self.tables["latency"]
+
+    @property
+    def sketches(self) -> pd.DataFrame:
+        """The table of pinned cases."""
+        return self.tables["sketches"]
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """What summary.json says; None for a run that has not been judged yet."""
+        return Summary.read(self.path)
+
+    @cached_property
+    def config(self) -> str:
+        """The text of config.yaml; empty where there is none."""
+        path = self.path / "config.yaml"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def completed(self) -> Run:
+        """This run. Raises InputError if it was not finished."""
+        if self.manifest.status != "complete":
+            raise InputError(
+                f"The run in {self.path} is {self.manifest.status}, expected a complete one. "
+                "Continue it with its own command and resume=true, or run it again"
+            )
+        return self

@@ -1,0 +1,138 @@
+"""Long tables on disk: part files while a run goes on, one sorted parquet file when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from precision_lab.errors import InputError
+from precision_lab.numerics.sketch import SKETCH_COLUMNS
+from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, Column, count, dtypes
+from precision_lab.record.files import write_atomically
+
+_SEEN = (VARIANT, *CASE, *POSITION)
+_WITHOUT_SIGMA = tuple(column for column in POSITION if column.name != "sigma")
+
+LEADING: Mapping[str, Sequence[Column]] = {
+    "activations": (*_SEEN, *ARRAY),
+    "drift": (
+        VARIANT,
+        Column("reference", "string", "", "variant that the error is measured against"),
+        Column("mode", "string", "", "free: free-running, accumulated drift; teacher: local error on its inputs"),
+        *CASE,
+        *_WITHOUT_SIGMA,
+    ),
+    "latency": (
+        VARIANT,
+        Column("round", "Int64", "", "round of timing, in which every variant is timed once"),
+        Column("order", "Int64", "", "place of the variant in its round"),
+        Column("what", "string", "", "what was timed: step"),
+        Column("seconds", "float64", "s", "time of the step, lower is better"),
+        Column("peak_memory_bytes", "Int64", "bytes", "own weights and what the step allocates, lower is better"),
+    ),
+}
+"""The leading columns of the tables that every run has. A probe may add columns, or have a table of its own."""
+
+# Their tolerance is far above fp32's precision, and random numbers do not compress: fp32 halves the file.
+_SKETCHES = (
+    VARIANT,
+    Column("case", "string", "", "name of the pinned case"),
+    Column("prompt", "string", "", "prompt of the case"),
+    Column("seed", "Int64", "", "seed of the noise"),
+    *POSITION,
+    *ARRAY,
+    count("num_nonfinite", "elements that are NaN or infinite"),
+    Column("rms", "float32", "", "root mean square"),
+    *(Column(name, "float32", "", "a projection of the array on random signs") for name in SKETCH_COLUMNS),
+)
+_OF_A_PROBE = _SEEN
+_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES}
+
+# `order` counts observations of a generation, so that the first non-finite one is the first in the table.
+SORT_KEYS: Mapping[str, Sequence[str]] = {
+    "activations": ("variant", "prompt_id", "seed", "order"),
+    "drift": ("variant", "prompt_id", "seed", "order"),
+    "latency": ("round", "order"),
+    "sketches": ("variant", "case", "order"),
+}
+_KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
+
+
+def part_path(run: Path, table: str, part: str) -> Path:
+    """Where the part of a table is while the run goes on."""
+    return run / table / f"part-{part}.parquet"
+
+
+def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
+    """Writes rows as one part, whole or not at all."""
+    path = part_path(run, table, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    _write(_typed(table, frame), path)
+
+
+def merge(run: Path) -> None:
+    """Puts the parts of each table together, sorted, and removes them.
+
+    A table of LEADING without parts is written empty.
+    """
+    own = {path.parent.name for path in run.glob("*/part-*.parquet")} - LEADING.keys()
+    for table in (*LEADING, *sorted(own)):
+        frame = read(run, table)
+        keys = list(SORT_KEYS.get(table, _KEYS_OF_A_PROBE))
+        _write(frame.sort_values(keys, kind="stable", ignore_index=True), run / f"{table}.parquet")
+        shutil.rmtree(run / table, ignore_errors=True)
+
+
+def read(run: Path, table: str) -> pd.DataFrame:
+    """A table of a run, finished or not; empty with its leading columns if nothing is there.
+
+    Raises InputError for a file that cannot be read, or that lacks a leading column.
+    """
+    merged = run / f"{table}.parquet"
+    if merged.is_file():
+        return _read(merged, table)
+    parts = [_read(path, table) for path in sorted((run / table).glob("part-*.parquet"))]
+    parts = [part for part in parts if len(part)]
+    return _typed(table, pd.concat(parts, ignore_index=True)) if parts else empty(table)
+
+
+def empty(table: str) -> pd.DataFrame:
+    """The table without rows."""
+    return _typed(table, pd.DataFrame())
+
+
+def _leading(table: str) -> Sequence[Column]:
+    return {**_OWN, **LEADING}.get(table, _OF_A_PROBE)
+
+
+def _read(path: Path, table: str) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is not a table that can be read: {str(error).splitlines()[0]}") from error
+    missing = [column.name for column in _leading(table) if column.name not in frame]
+    if missing and len(frame):
+        raise InputError(f"{path} has no column {missing[0]!r}, expected a table {table} of a run")
+    return frame
+
+
+def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with the leading columns first, in their dtypes, and the number of the observation last."""
+    columns = dtypes(_leading(table))
+    last = {} if table == "latency" else dtypes([ORDER])
+    others = [name for name in frame.columns if name not in columns and name not in last]
+    frame = frame.reindex(columns=[*columns, *others, *last])
+    with np.errstate(over="ignore"):  # beyond fp32 a sketch is infinite
+        return frame.astype({**columns, **last})
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    repetitive = frame.select_dtypes(exclude="float32").columns.to_list()  # a dictionary of sketches takes more space
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False, use_dictionary=repetitive))
