@@ -36,10 +36,10 @@ from precision_lab.lab.generation import generate  # noqa: E402
 from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
 
 from precision_lab.device.environment import environment  # noqa: E402
-from precision_lab.lab import tables  # noqa: E402
 from precision_lab.lab.frames import frames_of  # noqa: E402
 from precision_lab.lab.recorder import observing, recorder_of  # noqa: E402
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
+from precision_lab.record import tables  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 MICRO = ROOT / "precision_lab" / "checkpoints" / "micro"

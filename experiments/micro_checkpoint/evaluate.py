@@ -23,8 +23,9 @@ blas.preload()  # before MLX is imported
 import mlx.core as mx  # noqa: E402
 
 from precision_lab.device.environment import set_numeric_switches  # noqa: E402
+from precision_lab.lab.folder import to_uint8  # noqa: E402
 from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
-from precision_lab.model.qwen_image.pipeline import Pipeline, to_uint8  # noqa: E402
+from precision_lab.model.qwen_image.pipeline import Pipeline  # noqa: E402
 from precision_lab.shapes import Scene, correct, held_out_scenes, verdict  # noqa: E402
 
 BATCH = 20

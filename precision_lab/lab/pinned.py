@@ -83,12 +83,19 @@ def described(spec: RunSpec) -> PinnedCases | None:
     if not pinned.cases:
         return None
     settings: dict[str, Any] = {
-        "case": {**spec.settings, "steps": pinned.steps},
+        "case": _shared(spec),
         "cases": {name: _described(case) for name, case in pinned.cases.items()},
         "sites": list(pinned.sites),
     }
     canonical = json.dumps(settings, sort_keys=True).encode()
     return PinnedCases(**settings, noise_floor=pinned.noise_floor, fingerprint=hashlib.sha256(canonical).hexdigest())
+
+
+def _shared(spec: RunSpec) -> dict[str, Any]:
+    """The settings that decide a case; those that every case has of its own are not among them."""
+    cases = spec.pinned.cases.values()
+    settings = {**spec.settings, "steps": spec.pinned.steps}
+    return {key: value for key, value in settings.items() if any(key not in case.settings for case in cases)}
 
 
 def _described(case: PinnedCase) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from precision_lab.probes.base import (
     AnyProbe,
     BatchProbe,
     CallProbe,
+    Declaring,
     LazyProbe,
     Pending,
     Probe,
@@ -265,7 +266,7 @@ def declared(probes: Iterable[AnyProbe]) -> dict[str, list[Column]]:
     columns: dict[str, dict[str, Column]] = {}
     for probe in probes:
         table = recorder_of(probe).table
-        for column in getattr(probe, "adds", ()):
+        for column in probe.adds if isinstance(probe, Declaring) else ():
             columns.setdefault(table, {}).setdefault(column.name, column)
     return {table: list(named.values()) for table, named in columns.items()}
 

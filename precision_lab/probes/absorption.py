@@ -15,6 +15,7 @@ from precision_lab.instrument.arrays import to_numpy
 from precision_lab.numerics.absorption import absorption_pcts
 from precision_lab.numerics.formats import format_named
 from precision_lab.probes.base import Scalar
+from precision_lab.record.columns import Column
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,23 @@ class Absorption:
     rounded down to it.
     """
 
-    sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_add{1,2}",)
+    sites: Sequence[str]
     ports: Sequence[str] = ("call",)
     formats: Sequence[str] = ("bfloat16", "float16")
 
     def __post_init__(self) -> None:
         for name in self.formats:
             format_named(name)
+
+    @property
+    def adds(self) -> Sequence[Column]:
+        lost = "updates that the residual would absorb because they are under half an ulp"
+        return (
+            *(Column(f"absorption_pct_{name}", unit="%", meaning=f"{lost} of {name}") for name in self.formats),
+            Column("update_amax", meaning="amax of gate * update at a residual add"),
+            Column("update_rms", meaning="rms of gate * update at a residual add"),
+            Column("update_ratio", meaning="update_rms over the rms of the residual"),
+        )
 
     def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
         """inputs: residual (B, L, D), gate (B, D), update (B, L, D). Raises InputError for other calls."""

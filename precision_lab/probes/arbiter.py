@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.nn as nn
 import numpy as np
@@ -23,6 +23,7 @@ from precision_lab.model.qwen_image.rope import Rotary
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS
+from precision_lab.record.columns import Column
 
 Array = np.ndarray[Any, Any]
 
@@ -67,6 +68,13 @@ class Arbiter:
 
     sites: Sequence[str]
     ports: Sequence[str] = ("call",)
+    adds: ClassVar[Sequence[Column]] = (
+        Column("own_ulp_max", unit="ulp", meaning="largest error of the operation itself, against float64"),
+        Column("own_rel_l2", meaning="relative L2 error of the operation itself, against float64; lower is better"),
+        Column("rounding_rel_l2", meaning="relative L2 error that rounding the exact result once would make"),
+        Column("own_misrounded_pct", unit="%", meaning="results that are not the exact one rounded to nearest"),
+        Column("own_overflow", meaning="results that are infinite where the exact one fits the dtype"),
+    )
 
     def recorder(self) -> ArbiterRecorder:
         return ArbiterRecorder(self.sites, self.ports)

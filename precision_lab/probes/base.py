@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import mlx.core as mx
 
 from precision_lab.instrument.observation import Columns, Observation
+from precision_lab.record.columns import Column
 
 Scalar = mx.array | float | int
 
@@ -123,6 +124,19 @@ class StreamProbe(Protocol):
 
     def recorder(self) -> Recorder:
         """A new one for each generation."""
+
+
+@runtime_checkable
+class Declaring(Protocol):
+    """A probe that states the columns it adds: their names, dtypes, units and meanings.
+
+    Tables take the dtypes from there, and the glossary of the report the rest. A probe that states nothing adds
+    columns of float64.
+    """
+
+    @property
+    def adds(self) -> Sequence[Column]:
+        """The columns, in order."""
 
 
 AnyProbe = Probe | CallProbe | StreamProbe

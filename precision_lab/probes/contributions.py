@@ -1,6 +1,6 @@
 """Which blocks the final residual stream comes from.
 
-A residual stream is a sum: what `img_in` gave, and what each attention and each feed-forward added. At its end, every
+A residual stream is a sum of what it began with and what each attention and each feed-forward added. At its end, every
 summand's share is known exactly:
 
 - `final_share`: <summand, final stream> / |final stream|^2 over all tokens and channels. The shares add up to 1 but for
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,25 @@ import numpy.typing as npt
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.probes.base import ACTIVATIONS
+from precision_lab.record.columns import Column
 
 _Stream = tuple[str | None, int | None, str]
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Measures both streams of the transformer, each step and branch on its own.
+    """Measures every residual stream, each step and branch by itself.
 
-    Holds the summands of one forward in fp32: 2 * blocks + 1 times the size of a stream.
+    sites: the modules whose outputs streams begin with, outside of blocks, and the residual adds, calls of (residual,
+    gate, update). Holds the summands of one forward in fp32: the number of adds plus 1 times the size of a stream.
     """
 
-    sites: Sequence[str] = ("{img_in,txt_in}", "transformer_blocks.*.{img,txt}_add{1,2}")
+    sites: Sequence[str]
     ports: Sequence[str] = ("call",)
+    adds: ClassVar[Sequence[Column]] = (
+        Column("final_share", meaning="share of a summand in the final residual stream; all shares add up to 1"),
+        Column("final_amax_share", meaning="share of a summand where the final residual stream is largest"),
+    )
 
     def recorder(self) -> ContributionRecorder:
         return ContributionRecorder(self.sites, self.ports)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from precision_lab.instrument.arrays import dtype_name, to_numpy
 from precision_lab.instrument.observation import Columns, Observation, Position, position_columns, rows_of
 from precision_lab.numerics.statistics import exponent_histogram
+from precision_lab.record.columns import Column, count
 
 TABLE = "exponents"
 
@@ -22,8 +23,12 @@ class Exponents:
     `count` is how many finite values are there, exactly; zeros, infinities and NaN have no binade and no row.
     """
 
-    sites: Sequence[str] = ("transformer_blocks.*",)
+    sites: Sequence[str]
     ports: Sequence[str] = ("out",)
+    adds: ClassVar[Sequence[Column]] = (
+        count("exponent", "binade: 2^exponent <= |x| < 2^(exponent + 1)"),
+        count("count", "finite values in the binade"),
+    )
 
     def recorder(self) -> ExponentRecorder:
         return ExponentRecorder(self.sites, self.ports)

@@ -10,6 +10,7 @@ import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.probes.base import Scalar
+from precision_lab.record.columns import Column, count
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,19 @@ class MassiveChannels:
     - `top_token_pct`: percent of tokens whose largest value is in the largest channel.
     """
 
-    sites: Sequence[str] = ("transformer_blocks.*",)
+    sites: Sequence[str]
     ports: Sequence[str] = ("out",)
     ratio: float = 20.0
+
+    @property
+    def adds(self) -> Sequence[Column]:
+        return (
+            count("massive_channels", f"channels whose amax is at least {self.ratio:g} times the median channel's"),
+            count("top_channel", "index of the channel with the largest amax"),
+            count("second_channel", "index of the channel with the second largest amax"),
+            Column("top_ratio", meaning="amax of the largest channel over that of the median channel"),
+            Column("top_token_pct", unit="%", meaning="tokens whose largest value is in the largest channel"),
+        )
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
         values = np.abs(to_numpy(x).astype(np.float32))

@@ -13,6 +13,7 @@ from precision_lab.numerics.formats import FORMATS, Format, format_named
 from precision_lab.numerics.statistics import summarize, summarize_each
 from precision_lab.probes.base import Scalar
 from precision_lab.probes.range_kernel import PendingRanges, pending_ranges, read_ranges
+from precision_lab.record.columns import Column, count
 
 DEFAULT_FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
@@ -35,6 +36,27 @@ class RangeCatalogue:
     def __post_init__(self) -> None:
         for name in self.formats:
             format_named(name)
+
+    @property
+    def adds(self) -> Sequence[Column]:
+        columns = [
+            Column("amax", meaning="largest magnitude"),
+            Column("amin_nonzero", meaning="smallest magnitude that is not zero"),
+            Column("min", meaning="smallest value"),
+            Column("max", meaning="largest value"),
+            Column("mean", meaning="mean of the finite values"),
+            Column("rms", meaning="root mean square of the finite values"),
+            count("num_nan", "elements that are NaN, exact"),
+            count("num_inf", "elements that are infinite, exact"),
+            count("num_zero", "elements that are zero, exact"),
+        ]
+        for name in self.formats:
+            columns += [
+                Column(f"overflow_pct_{name}", unit="%", meaning=f"values beyond the largest number of {name}"),
+                Column(f"underflow_pct_{name}", unit="%", meaning=f"non-zero values that {name} rounds to zero"),
+                Column(f"headroom_bits_{name}", unit="bits", meaning=f"log2(max of {name} / amax); higher is better"),
+            ]
+        return columns
 
     @property
     def is_lazy(self) -> bool:

@@ -54,6 +54,9 @@ _SKETCHES = (
 _OF_A_PROBE = _SEEN
 _OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES}
 
+_OTHERS_AFTER = {"sketches": "seed"}
+"""Where columns that are not leading ones are placed, if not at the end: the own settings of a pinned case."""
+
 # `order` counts observations of a generation, so that the first non-finite one is the first in the table.
 SORT_KEYS: Mapping[str, Sequence[str]] = {
     "activations": ("variant", "prompt_id", "seed", "order"),
@@ -128,7 +131,9 @@ def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     columns = dtypes(_leading(table))
     last = {} if table == "latency" else dtypes([ORDER])
     others = [name for name in frame.columns if name not in columns and name not in last]
-    frame = frame.reindex(columns=[*columns, *others, *last])
+    names = list(columns)
+    at = names.index(_OTHERS_AFTER[table]) + 1 if table in _OTHERS_AFTER else len(names)
+    frame = frame.reindex(columns=[*names[:at], *others, *names[at:], *last])
     with np.errstate(over="ignore"):  # beyond fp32 a sketch is infinite
         return frame.astype({**columns, **last})
 

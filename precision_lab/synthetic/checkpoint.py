@@ -10,7 +10,6 @@ from typing import Any
 
 from precision_lab.errors import InputError
 from precision_lab.record.files import replacing
-from precision_lab.record.files import replacing
 from precision_lab.synthetic import configs, shards, text_encoder, tokenizer, transformer, vae
 from precision_lab.synthetic.card import card
 from precision_lab.synthetic.shape import Shape

@@ -343,7 +343,7 @@ def test_interrupt(lab, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_line(lab, tmp_path, monkeypatch):
-    from precision_lab.lab import tables
+    from precision_lab.record import tables
 
     def full(*args):
         raise OSError(28, "No space left on device", "part-x.parquet")

@@ -4,8 +4,9 @@ import mlx.nn as nn
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.instrument.sites import Wrapper, select, walk
+from precision_lab.instrument.sites import Components, Wrapper, select, walk
 from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.record.glob import compile_glob
 
@@ -16,7 +17,8 @@ CONFIG = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def sites():
-    return walk({"transformer": Transformer(CONFIG), "vae": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})
+    modules = {"transformer": Transformer(CONFIG), "vae": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))}
+    return walk(Components(modules, layout(CONFIG.num_layers)))
 
 
 def paths(pattern, sites):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from precision_lab.instrument.sites import Wrapper, select, walk
+from precision_lab.instrument.sites import Components, Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.instrument.tap import ports, tapped
 from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
 
@@ -51,7 +52,7 @@ class Times(Wrapper):
 
 
 def chosen(model, *patterns):
-    return select(patterns, walk({"transformer": model}))
+    return select(patterns, walk(Components({"transformer": model}, layout(1))))
 
 
 class TestSwap:

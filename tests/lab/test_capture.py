@@ -16,10 +16,10 @@ import precision_lab
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.scope import scope
-from precision_lab.instrument.sites import Site
 from precision_lab.probes.exponents import TABLE as EXPONENTS
 from precision_lab.probes.exponents import Exponents
 from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.record.layout import Layout
 
 capture = precision_lab.capture
 
@@ -136,7 +136,7 @@ def test_a_model_of_one_module():
     ],
 )
 def test_the_block_of_a_site(path, block):
-    assert Site("model", path, nn.Identity()).block == block
+    assert Layout.of(["model"]).block_of("model", path) == block
 
 
 def test_a_convolutional_net():

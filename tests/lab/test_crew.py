@@ -12,9 +12,11 @@ from precision_lab import report
 from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.lab.crew import Crew, workers
-from precision_lab.lab.spec import REFERENCE, Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.spec import REFERENCE, LatencySpec, RunSpec, Variant
+from precision_lab.lab.subject import Case
 from precision_lab.model.weights import read_json
 from precision_lab.record.tables import read
+from tests.subjects import source
 
 VARIANTS = [Variant(REFERENCE, "float32"), *(Variant(name, "bfloat16") for name in "abc")]
 CASES = [Case(i, "a red circle", seed) for i in (0, 1) for seed in (0, 1)]
@@ -104,8 +106,8 @@ def test_an_interruption_does_not_wait_for_helpers():
 def spec(tmp_path, **changes):
     made = RunSpec(
         experiment="crew",
-        model=ModelSpec("micro", "nowhere"),
-        sampler=SamplerSpec(steps=6),
+        source=source("nowhere"),
+        settings={"steps": 6},
         prompts=["a red circle", "a green square"],
         seeds=[0, 1],
         variants=VARIANTS[1:],
@@ -121,14 +123,14 @@ def spec(tmp_path, **changes):
 def test_by_default_helpers_are_for_long_runs_of_small_models_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr("precision_lab.lab.crew.backend", lambda: "cpu")
     monkeypatch.setattr("precision_lab.lab.crew.cores", lambda: 16)
-    assert workers(spec(tmp_path), 20 << 20) == 4
-    assert workers(spec(tmp_path, sampler=SamplerSpec(steps=1)), 20 << 20) == 1
-    assert workers(spec(tmp_path), 1 << 30) == 1
-    assert workers(spec(tmp_path, workers=7), 1 << 30) == 7
+    assert workers(spec(tmp_path), 72, 20 << 20) == 4
+    assert workers(spec(tmp_path), 12, 20 << 20) == 1
+    assert workers(spec(tmp_path), 72, 1 << 30) == 1
+    assert workers(spec(tmp_path, workers=7), 72, 1 << 30) == 7
     monkeypatch.setattr("precision_lab.lab.crew.cores", lambda: 2)
-    assert workers(spec(tmp_path), 20 << 20) == 2
+    assert workers(spec(tmp_path), 72, 20 << 20) == 2
     monkeypatch.setattr("precision_lab.lab.crew.backend", lambda: "cuda")
-    assert workers(spec(tmp_path), 20 << 20) == 1
+    assert workers(spec(tmp_path), 72, 20 << 20) == 1
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "two"])

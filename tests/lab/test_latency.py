@@ -15,7 +15,8 @@ from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.lab import bench as bench_module
 from precision_lab.lab import latency
 from precision_lab.lab.bench import Bench
-from precision_lab.lab.spec import REFERENCE, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.spec import REFERENCE, LatencySpec, RunSpec, Variant
+from tests.subjects import settings, source
 
 
 class _Heavy(Wrapper):
@@ -47,8 +48,8 @@ def bench(small_checkpoint: Path, tmp_path: Path) -> Bench:
     return Bench(
         RunSpec(
             experiment="timing",
-            model=ModelSpec("small", str(small_checkpoint)),
-            sampler=SamplerSpec(steps=1, height=32, width=32),
+            source=source(small_checkpoint),
+            settings=settings(steps=1, height=32, width=32),
             prompts=["a red circle"],
             seeds=[0],
             variants=[Variant("baseline", "bfloat16"), HEAVY],
@@ -103,7 +104,7 @@ def test_weights_of_a_variant_go_with_it(bench: Bench) -> None:
         assert sample.peak_memory_bytes > before
         bench.make(heavy, case, [], lambda *_: None)
         # half of what the copies took
-        copies = 4 * 8 * bench.models(mx.bfloat16).transformer.transformer_blocks[0].img_mod[1].weight.nbytes
+        copies = 4 * 8 * bench.subject("bfloat16").pipeline.transformer.transformer_blocks[0].img_mod[1].weight.nbytes
         assert mx.get_active_memory() < before + copies / 2
         assert mx.get_cache_memory() < copies / 2
     finally:
@@ -111,6 +112,6 @@ def test_weights_of_a_variant_go_with_it(bench: Bench) -> None:
 
 
 def test_fp32_and_bf16_share_the_stored_weights(bench: Bench) -> None:
-    reference, stored = bench.models(mx.float32), bench.models(mx.bfloat16)
+    reference, stored = bench.components("float32"), bench.components("bfloat16")
     for part in ("transformer", "text_encoder", "vae"):
-        assert reference.components[part] is stored.components[part]
+        assert reference[part] is stored[part]

@@ -15,20 +15,22 @@ from precision_lab.cli.config import build_spec
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
-from precision_lab.lab import pinned, tables
+from precision_lab.lab import pinned
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, ModelSpec, PinnedCase, PinnedSpec, RunSpec, SamplerSpec, Variant
+from precision_lab.lab.spec import LatencySpec, PinnedCase, PinnedSpec, RunSpec, Variant
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
 from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.record import tables
+from tests.subjects import settings, source
 
 CONF = Path(__file__).parents[2] / "conf"
 KEY = ["variant", "case", "branch", "step", "component", "site", "port"]
 CASES = {
-    "square": PinnedCase("two red circles on a blue background", seed=0, height=48, width=48),
-    "odd": PinnedCase("a green square", seed=3, height=48, width=80),
+    "square": PinnedCase("two red circles on a blue background", seed=0, settings={"height": 48, "width": 48}),
+    "odd": PinnedCase("a green square", seed=3, settings={"height": 48, "width": 80}),
 }
 
 
@@ -38,14 +40,15 @@ def composed(*overrides):
 
 
 SITES = composed().pinned.sites
+REORDERED = composed().pinned.reordered
 
 
 @pytest.fixture
 def spec(small_checkpoint, tmp_path):
     return RunSpec(
         experiment="test",
-        model=ModelSpec("small", str(small_checkpoint)),
-        sampler=SamplerSpec(steps=1, guidance_scale=3.0, height=32, width=32),
+        source=source(small_checkpoint),
+        settings=settings(steps=1, guidance_scale=3.0, height=32, width=32),
         prompts=["a red circle"],
         seeds=[0],
         variants=[Variant("baseline", "bfloat16")],
@@ -54,7 +57,7 @@ def spec(small_checkpoint, tmp_path):
         drift_sites=["proj_out"],
         latency=LatencySpec(0, 0),
         out=tmp_path / "run",
-        pinned=PinnedSpec(CASES, SITES),
+        pinned=PinnedSpec(CASES, SITES, reordered=REORDERED),
         resolved="x: 1\n",
     )
 
@@ -77,6 +80,10 @@ class Quiet:
 
 def changed(spec, out, **changes):
     return dataclasses.replace(spec, out=out, pinned=dataclasses.replace(spec.pinned, **changes))
+
+
+def described(case):
+    return {"prompt": case.prompt, "seed": case.seed, **case.settings}
 
 
 def measured(bench, out):
@@ -118,7 +125,7 @@ def test_what_a_run_with_pinned_cases_leaves(spec):
     assert np.isfinite(table[["rms", *SKETCH_COLUMNS]]).all(axis=None)
     for (_, name), rows in table.groupby(["variant", "case"]):
         case = CASES[name]
-        for column, value in dataclasses.asdict(case).items():
+        for column, value in described(case).items():
             assert set(rows[column]) == {value}
         by_component = rows.groupby("component")
         assert set(by_component.groups) == {"transformer", "text_encoder", "vae", "pipeline"}
@@ -129,16 +136,19 @@ def test_what_a_run_with_pinned_cases_leaves(spec):
             ["cond", 1],
             ["uncond", 1],
         ]
-        assert set(velocity["shape"]) == {f"1x{case.height * case.width // 16**2}x64"}
+        assert set(velocity["shape"]) == {f"1x{case.settings['height'] * case.settings['width'] // 16**2}x64"}
         assert velocity["sigma"].nunique() == 2
         assert rows[rows["component"] == "text_encoder"]["step"].isna().all()
         assert rows[rows["component"] == "vae"][["branch", "step"]].isna().all(axis=None)
         blocks = rows[rows["block"].notna() & (rows["component"] == "transformer")]
         assert blocks.groupby("block").size().tolist() == [37 * 4] * 4
-        assert rows[rows["site"] == "to_pixels"]["shape"].item() == f"1x{case.height}x{case.width}x3"
+        assert (
+            rows[rows["site"] == "to_pixels"]["shape"].item()
+            == f"1x{case.settings['height']}x{case.settings['width']}x3"
+        )
     manifest = json.loads((spec.out / "manifest.json").read_text())["pinned"]
-    assert manifest["cases"]["odd"] == dataclasses.asdict(CASES["odd"])
-    assert (manifest["steps"], manifest["noise_floor"], manifest["sites"]) == (2, True, list(SITES))
+    assert manifest["cases"]["odd"] == described(CASES["odd"])
+    assert (manifest["case"]["steps"], manifest["noise_floor"], manifest["sites"]) == (2, True, list(SITES))
 
     equivalent = table.query("variant == 'equivalent'").assign(variant="reference")
     noise = deviations(equivalent, table.query("variant == 'reference'"))
@@ -153,7 +163,7 @@ def test_the_rows_are_those_of_the_generation_itself(spec):
     spec = dataclasses.replace(
         spec,
         prompts=[square.prompt],
-        sampler=dataclasses.replace(spec.sampler, steps=2, height=48, width=48),
+        settings={**spec.settings, "steps": 2, **square.settings},
         probes={"range": RangeCatalogue(sites=SITES, formats=())},
     )
     run(spec, Quiet())
@@ -181,20 +191,20 @@ def test_without_cases_there_is_nothing(spec):
 
 def test_the_fingerprint_is_of_what_decides_the_sketches(spec):
     def fingerprint(spec):
-        return pinned.described(spec)["fingerprint"]
+        return pinned.described(spec).fingerprint
 
-    def with_sampler(**changes):
-        return dataclasses.replace(spec, sampler=dataclasses.replace(spec.sampler, **changes))
+    def with_settings(**changes):
+        return dataclasses.replace(spec, settings={**spec.settings, **changes})
 
-    same = [changed(spec, Path("elsewhere"), noise_floor=True), with_sampler(steps=7, height=64)]
+    same = [changed(spec, Path("elsewhere"), noise_floor=True), with_settings(steps=7, height=64)]
     odd = dataclasses.replace(CASES["odd"], seed=4)
     others = [
         changed(spec, spec.out, steps=3),
         changed(spec, spec.out, sites=SITES[1:]),
         changed(spec, spec.out, cases={**CASES, "odd": odd}),
-        with_sampler(guidance_scale=2.0),
-        with_sampler(guidance_scale=1.0),
-        with_sampler(negative_prompt="blurred"),
+        with_settings(guidance_scale=2.0),
+        with_settings(guidance_scale=1.0),
+        with_settings(negative_prompt="blurred"),
     ]
     assert {fingerprint(each) for each in same} == {fingerprint(spec)}
     assert len({fingerprint(each) for each in (spec, *others)}) == 1 + len(others)
@@ -220,8 +230,8 @@ class TestNaming:
     def before(small_checkpoint, tmp_path_factory):
         spec = RunSpec(
             experiment="test",
-            model=ModelSpec("small", str(small_checkpoint)),
-            sampler=SamplerSpec(guidance_scale=3.0),
+            source=source(small_checkpoint),
+            settings=settings(guidance_scale=3.0),
             prompts=["x"],
             seeds=[0],
             variants=[Variant("baseline", "bfloat16")],
@@ -239,7 +249,7 @@ class TestNaming:
     def test_a_parameter_changed_by_a_hundredth(self, before, tmp_path, address):
         bench, reference = before
         path, _, name = address.rpartition(".")
-        (site,) = select(path, walk(bench.models(mx.float32).components))
+        (site,) = select(path, walk(bench.components("float32")))
         original = site.module[name]
         site.module[name] = 1.01 * original
         try:
@@ -266,7 +276,7 @@ class TestNaming:
                 return altered(self.inner, *args)
 
         bench, reference = before
-        components = bench.models(mx.float32).components
+        components = bench.components("float32")
         (site,) = select(path, walk(components))
         with swapped(components, {site: Altered(site.module)}):
             found = deviations(measured(bench, tmp_path / "after"), reference)
@@ -279,7 +289,7 @@ class TestNaming:
                 return mx.where(mx.arange(y.shape[1])[:, None] == 2, mx.array(float("nan")), y)
 
         bench, reference = before
-        components = bench.models(mx.float32).components
+        components = bench.components("float32")
         (site,) = select("transformer_blocks.2.txt_mlp.net.2", walk(components))
         with swapped(components, {site: Poisoned(site.module)}):
             found = deviations(measured(bench, tmp_path / "after"), reference)
@@ -325,10 +335,13 @@ class TestRefusals:
         ("changes", "message"),
         [
             (
-                {"cases": {"odd": PinnedCase("a", height=100)}},
+                {"cases": {"odd": PinnedCase("a", settings={"height": 100})}},
                 r"pinned\.cases\.odd.*multiple of 16. Nearest: 96 or 112",
             ),
             ({"cases": {"odd": PinnedCase("word " * 1100)}}, "expected at most 1024"),
+            ({"cases": {"odd": PinnedCase(" ")}}, r"pinned\.cases\.odd: .*holds ' ', expected text"),
+            ({"cases": {"odd": PinnedCase("a", settings={"size": 3})}}, r"pinned\.cases\.odd: Unknown setting 'size'"),
+            ({"cases": {"odd": PinnedCase("a", settings={"height": "tall"})}}, "height is 'tall', expected a number"),
             ({"sites": ["transformer_blokcs.*"]}, "matches nothing"),
         ],
     )
@@ -342,9 +355,9 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"cases": {"a b": PinnedCase("a")}}, "'a b': expected letters"),
-            ({"cases": {"odd": PinnedCase(" ")}}, r"pinned\.cases\.odd holds ' ', expected text"),
             ({"cases": {"odd": PinnedCase("a", seed=-1)}}, r"pinned\.cases\.odd holds -1, expected integers"),
             ({"steps": 0}, r"pinned\.steps is 0"),
+            ({"noise_floor": True}, r"pinned\.reordered is empty"),
             ({"noise_floor": "yes"}, r"pinned\.noise_floor is 'yes', expected true or false"),
             ({"sites": []}, r"pinned\.sites is empty"),
         ],
@@ -358,10 +371,7 @@ class TestRefusals:
         [
             (["pinned=3"], "pinned is 3, expected settings below it"),
             (["pinned.cases=3"], "pinned.cases is 3, expected cases by name, or null"),
-            (["pinned.cases.tall=3"], "pinned.cases.tall is 3, expected prompt, seed, height, width; or null"),
-            (["pinned.cases.tall.height=tall"], "height is 'tall', expected a number"),
-            (["+pinned.cases.tall.size=3"], "Unknown setting 'size'"),
-            (["+pinned.cases.more={seed: 3}"], "pinned.cases.more holds None, expected text"),
+            (["pinned.cases.tall=3"], "pinned.cases.tall is 3, expected prompt, seed and settings; or null"),
             (["pinned.sites=proj_out"], "sites is 'proj_out', expected a list"),
         ],
     )
@@ -377,13 +387,13 @@ class TestDefaults:
         assert composed("pinned.cases=null").pinned.cases == {}
         assert set(composed("pinned.cases.tall=null").pinned.cases) == {"wide"}
         more = composed("+pinned.cases.more={prompt: a, height: 64}", "pinned.cases.tall.seed=5").pinned.cases
-        assert more["more"] == PinnedCase("a", height=64)
+        assert more["more"] == PinnedCase("a", settings={"height": 64})
         assert more["tall"].seed == 5
 
     def test_two_cases_one_of_them_on_an_odd_grid(self, small_checkpoint):
         spec = composed()
         pipeline = Checkpoint(small_checkpoint).pipeline(mx.float32)
-        grids = [pipeline.grid(case.height, case.width) for case in spec.pinned.cases.values()]
+        grids = [pipeline.grid(case.settings["height"], case.settings["width"]) for case in spec.pinned.cases.values()]
         assert len(grids) >= 2
         assert any(grid.height % 2 and grid.width % 2 for grid in grids)
         assert any(grid.height > grid.width for grid in grids), "either half would do for rows"

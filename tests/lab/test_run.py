@@ -2,31 +2,30 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
-from precision_lab.lab.generation import generate
-from precision_lab.lab.models import Models, open_checkpoint
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
 from precision_lab.lab.recorder import ProbeRecorder, observing
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import Case, LatencySpec, ModelSpec, RunSpec, SamplerSpec, Variant
-from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.lab.spec import LatencySpec, RunSpec, Variant
+from precision_lab.lab.subject import Case
 from precision_lab.probes.ranges import RangeCatalogue
-from precision_lab.record.tables import COLUMNS, read
+from precision_lab.record.columns import ORDER
+from precision_lab.record.tables import LEADING, read
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from tests.subjects import picture, settings, source
 
 EVERYWHERE = RangeCatalogue(
     sites=("**", "text_encoder:**", "vae:decoder.**", "pipeline:**"), ports=("in", "out"), formats=("float16",)
 )
-SAMPLER = SamplerSpec(steps=2, guidance_scale=3.0, height=48, width=80)
+SETTINGS = settings(steps=2, guidance_scale=3.0, height=48, width=80)
 
 
 class Quiet:
@@ -68,8 +67,8 @@ class Broken:
 def spec(small_checkpoint, tmp_path):
     return RunSpec(
         experiment="test",
-        model=ModelSpec("small", str(small_checkpoint)),
-        sampler=SAMPLER,
+        source=source(small_checkpoint),
+        settings=SETTINGS,
         prompts=["two red circles on a blue background", "a green square"],
         seeds=[0, 7],
         variants=[Variant("baseline", "bfloat16"), Variant("scaled", "bfloat16", {"ffn_scaling": FFNScaling()})],
@@ -90,20 +89,20 @@ def small(spec, **changes):
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
 def test_with_every_probe_on_the_picture_is_bit_identical(small_checkpoint, dtype):
-    pipeline = Models(Checkpoint(small_checkpoint))(dtype)
-    grid, case = pipeline.grid(SAMPLER.height, SAMPLER.width), Case(0, "a green square", 3)
-    before = [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)]
-    plain = generate(pipeline, SAMPLER, grid, case, lambda *_: None)
+    subject = source(small_checkpoint).load(dtype)
+    case = Case(0, "a green square", 3, SETTINGS)
+    before = [(str(site), id(site.module), type(site.module)) for site in walk(subject.components)]
+    plain = picture(subject, case)
     recorder = ProbeRecorder(EVERYWHERE)
-    with observing(pipeline.components, [recorder]):
-        observed = generate(pipeline, SAMPLER, grid, case, lambda *_: None)
+    with observing(subject.components, [recorder]):
+        observed = picture(subject, case)
     assert np.array_equal(plain.view(np.uint32), observed.view(np.uint32))
-    assert [(str(site), id(site.module), type(site.module)) for site in walk(pipeline.components)] == before
+    assert [(str(site), id(site.module), type(site.module)) for site in walk(subject.components)] == before
     rows = pd.DataFrame(recorder.rows)
     assert set(rows["component"]) == {"transformer", "text_encoder", "vae", "pipeline"}
     assert set(rows["branch"].dropna()) == {"cond", "uncond"}
     blocks = rows[rows["site"].str.fullmatch(r"transformer_blocks\.\d+") & rows["port"].str.startswith("out")]
-    assert len(blocks) == 2 * 2 * 2 * len(pipeline.transformer.transformer_blocks)
+    assert len(blocks) == 2 * 2 * 2 * len(subject.components["transformer"].transformer_blocks)
     assert not rows.duplicated(["branch", "step", "component", "site", "port"]).any()
 
 
@@ -112,10 +111,10 @@ def test_what_a_run_leaves(spec):
     run(spec, progress)
     assert progress.done == pytest.approx(progress.total)
     left = {path.name for path in spec.out.iterdir()}
-    assert left == {"config.yaml", "manifest.json", "images", *(f"{table}.parquet" for table in COLUMNS)}
+    assert left == {"config.yaml", "manifest.json", "images", *(f"{table}.parquet" for table in LEADING)}
     assert len(list((spec.out / "images").glob("*.png"))) == 3 * 2 * 2
     manifest = json.loads((spec.out / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["status"] == "complete"
     assert manifest["checkpoint"]["weights"] == "synthetic"
     assert len(manifest["checkpoint"]["fingerprint"]) == 64
@@ -123,9 +122,9 @@ def test_what_a_run_leaves(spec):
     assert manifest["environment"]["switches"].keys() == {"MLX_ENABLE_TF32"}
 
     activations = read(spec.out, "activations")
-    leading = [column for column in COLUMNS["activations"] if column != "order"]
+    leading = [column.name for column in LEADING["activations"]]
     assert list(activations.columns[: len(leading)]) == leading
-    assert activations.columns[-1] == "order"
+    assert activations.columns[-1] == ORDER.name
     key = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]
     assert not activations.duplicated(key).any()
     assert set(activations["variant"]) == {"reference", "baseline", "scaled"}
@@ -178,9 +177,9 @@ def test_block_ranges_are_those_of_hooks_on_diffusers(spec):
     spec = small(spec)
     run(spec, Quiet())
     rows = read(spec.out, "activations").query("variant == 'reference' and step == 0 and component == 'transformer'")
-    pipeline = Checkpoint(Path(spec.model.path)).pipeline(mx.float32)
-    grid = pipeline.grid(SAMPLER.height, SAMPLER.width)
-    model = QwenImageTransformer2DModel.from_pretrained(spec.model.path, subfolder="transformer").float().eval()
+    pipeline = spec.source.load(mx.float32).pipeline
+    grid = pipeline.grid(SETTINGS["height"], SETTINGS["width"])
+    model = QwenImageTransformer2DModel.from_pretrained(spec.source.path, subfolder="transformer").float().eval()
     for branch, prompt in (("cond", spec.prompts[0]), ("uncond", " ")):
         seen = {}
         hooks = [
@@ -277,13 +276,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"sampler": SamplerSpec(height=100)}, "multiple of 16. Nearest: 96 or 112"),
+            ({"settings": SETTINGS | {"height": 100}}, "multiple of 16. Nearest: 96 or 112"),
             ({"drift_sites": ["transformer_blokcs.*"]}, "matches nothing"),
             ({"probes": {"range": RangeCatalogue(sites=("vae:decoder.nowhere",))}}, "matches nothing"),
             ({"variants": [Variant("baseline", "bfloat16", {"f": FFNScaling(sites=("img_mpl",))})]}, "matches nothing"),
+            ({"prompts": ["  "]}, "holds '  ', expected text"),
+            ({"settings": SETTINGS | {"hieght": 64}}, "Unknown setting 'hieght'. Did you mean height"),
             ({"prompts": ["word " * 1100]}, "expected at most 1024"),
-            ({"model": ModelSpec("x", "/nowhere/at/all")}, "neither a folder nor a Hub id"),
-            ({"model": ModelSpec("x", "synthetic://mirco")}, "unknown preset. Did you mean micro"),
+            ({"source": source("/nowhere/at/all")}, "neither a folder nor a Hub id"),
+            ({"source": source("synthetic://mirco")}, "unknown preset. Did you mean micro"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -306,9 +307,16 @@ class TestRefusals:
             run(dataclasses.replace(spec, resume=True), Quiet())
         spec.out.mkdir()
         (spec.out / "manifest.json").write_text("{")
-        with pytest.raises(InputError, match="not JSON"):
+        with pytest.raises(InputError, match="not strict JSON"):
             run(dataclasses.replace(spec, resume=True), Quiet())
         (spec.out / "manifest.json").write_text('{"status": "interrupted"}')
+        with pytest.raises(InputError, match="schema_version None, expected 2"):
+            run(dataclasses.replace(spec, resume=True), Quiet())
+        (spec.out / "manifest.json").unlink()
+        run(small(spec, variants=spec.variants[:1]), Quiet())
+        begun = json.loads((spec.out / "manifest.json").read_text())
+        begun["checkpoint"]["fingerprint"] = "0" * 64
+        (spec.out / "manifest.json").write_text(json.dumps(begun | {"status": "interrupted"}))
         (spec.out / "config.yaml").write_text("x: 2\n")
         with pytest.raises(InputError, match="differs"):
             run(dataclasses.replace(spec, resume=True), Quiet())
@@ -321,7 +329,7 @@ class TestRefusals:
         run(spec, Quiet())
         manifest = spec.out / "manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"status": "interrupted"}))
-        inflated = dataclasses.replace(spec, resume=True, model=dataclasses.replace(spec.model, inflate=4.0))
+        inflated = dataclasses.replace(spec, resume=True, source=source(spec.source.path, inflate=4.0))
         with pytest.raises(InputError, match="begun with another checkpoint"):
             run(inflated, Quiet())
 
@@ -334,7 +342,6 @@ class TestRefusals:
         "changes",
         [
             {"prompts": []},
-            {"prompts": ["  "]},
             {"prompts": [3]},
             {"seeds": []},
             {"seeds": [-1]},
@@ -352,7 +359,7 @@ class TestRefusals:
 
     def test_inflate(self):
         with pytest.raises(InputError, match="Nearest: 4 or 8"):
-            ModelSpec("x", "/nowhere", inflate=5)
+            source("/nowhere", inflate=5)
 
     @pytest.mark.parametrize("dtype", ["bf16", "float8", ""])
     def test_dtype(self, dtype):
@@ -361,12 +368,12 @@ class TestRefusals:
 
     def test_steps(self):
         with pytest.raises(InputError, match="at least 1"):
-            SamplerSpec(steps=0)
+            settings(steps=0)
 
 
 def test_models_share_weights_where_that_is_exact(small_checkpoint):
-    models = Models(Checkpoint(small_checkpoint))
-    fp32, bf16, fp16 = (models(d) for d in (mx.float32, mx.bfloat16, mx.float16))
+    models = source(small_checkpoint)
+    fp32, bf16, fp16 = (models.load(d).pipeline for d in (mx.float32, mx.bfloat16, mx.float16))
     assert fp32.transformer is bf16.transformer
     assert fp16.transformer is not bf16.transformer
     assert (fp32.dtype, bf16.dtype, fp16.dtype) == (mx.float32, mx.bfloat16, mx.float16)
@@ -374,22 +381,19 @@ def test_models_share_weights_where_that_is_exact(small_checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_pipeline_of_a_run_is_inflated(small_checkpoint, dtype):
-    spec = ModelSpec("small", str(small_checkpoint))
-    plain, inflated = (
-        Models(open_checkpoint(dataclasses.replace(spec, inflate=factor)))(getattr(mx, dtype)) for factor in (1, 64)
-    )
-    before, after = (pipeline.transformer.img_in.weight for pipeline in (plain, inflated))
+    plain, inflated = (source(small_checkpoint, inflate=factor).load(getattr(mx, dtype)) for factor in (1, 64))
+    before, after = (subject.pipeline.transformer.img_in.weight for subject in (plain, inflated))
     assert mx.array_equal(after, 64 * before)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
 def test_no_operation_leaves_the_dtype_by_accident(small_checkpoint, dtype):
     """One stray fp32 array would promote everything after it; only what is fp32 by design may differ."""
-    pipeline = Models(Checkpoint(small_checkpoint))(dtype)
+    subject = source(small_checkpoint).load(dtype)
     by_design = {"time_text_embed.time_proj", "pos_embed", "rotary_emb", "to_pixels", "embed_tokens"}
     recorder = ProbeRecorder(EVERYWHERE)
-    with observing(pipeline.components, [recorder]):
-        image = generate(pipeline, SAMPLER, pipeline.grid(48, 80), Case(0, "a", 0), lambda *_: None)
+    with observing(subject.components, [recorder]):
+        image = picture(subject, Case(0, "a", 0, SETTINGS))
     rows = pd.DataFrame(recorder.rows)
     rows = rows[rows["port"].str.startswith("out") & ~rows["site"].isin(by_design)]
     assert set(rows["dtype"]) == {str(dtype).rpartition(".")[2]}, rows[["component", "site", "dtype"]].drop_duplicates()

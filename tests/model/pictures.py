@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from diffusers import QwenImagePipeline
 
-from precision_lab.model.qwen_image.pipeline import to_uint8
+from precision_lab.lab.folder import to_uint8
 from precision_lab.model.qwen_image.sampler import noise
 from tests.model.oracle import TORCH
 

@@ -21,8 +21,9 @@ from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
+from precision_lab.lab.folder import to_uint8
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.pipeline import Pipeline, to_uint8
+from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.shapes import correct
 from tests.model.oracle import relative_l2
 from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images

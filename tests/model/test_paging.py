@@ -15,10 +15,7 @@ from precision_lab.device import page_cache
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.lab.bench import _arrays
-from precision_lab.lab.generation import generate
-from precision_lab.lab.models import Models
 from precision_lab.lab.recorder import observing, recorder_of
-from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model import weights
 from precision_lab.model.layers import LayerNorm
@@ -27,6 +24,7 @@ from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid, RotaryEmbedding
 from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.model.qwen_image.subject import TextToImage
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.synthetic import PRESETS, make
 from precision_lab.techniques.base import applied
@@ -45,10 +43,10 @@ from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.model.oracle import ours, random_inputs
+from tests.subjects import case, picture, source
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
-SAMPLER = SamplerSpec(steps=2, guidance_scale=4.0, height=48, width=32)
-CASE = Case(0, "two red circles", 3)
+CASE = case("two red circles", 3, steps=2, guidance_scale=4.0, height=48, width=32)
 LINEAR = "transformer_blocks.2.img_mlp.net.2"
 FILES = {
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
@@ -68,8 +66,7 @@ def both(folder, dtype, **settings):
 
 
 def generated(pipeline) -> np.ndarray:
-    grid = pipeline.grid(SAMPLER.height, SAMPLER.width)
-    return generate(pipeline, SAMPLER, grid, CASE, lambda *_: None)
+    return picture(TextToImage(pipeline), CASE)
 
 
 def refusal(action) -> str:
@@ -171,17 +168,17 @@ def test_local_error_is_the_same(small_checkpoint):
     """The teacher calls replicas of modules outside of their blocks, beside the reference's."""
     rows = []
     for stream in (False, True):
-        models = Models(Checkpoint(small_checkpoint, stream=stream))
-        reference, narrow = models(mx.float32), models(mx.bfloat16)
-        teacher = Teacher([LINEAR, "transformer_blocks.*.attn.attend", "transformer_blocks.*"], {0, 1})
-        grid = reference.grid(SAMPLER.height, SAMPLER.width)
-
-        def on_step(step, before, texts, teacher=teacher, grid=grid):
-            teacher.step(step, before, grid, SAMPLER.steps, SAMPLER.guidance_scale, texts)
-
-        variants = {"plain": (narrow, {}), "scaled": (narrow, {"it": FFNScaling()}), "same": (reference, {})}
-        with teacher.shadowing(variants, grid, SAMPLER.steps, CASE.prompt), teacher.watching(reference):
-            generate(reference, SAMPLER, grid, CASE, on_step)
+        models = source(small_checkpoint, stream=stream)
+        reference, narrow = models.load(mx.float32), models.load(mx.bfloat16)
+        sites = [LINEAR, "transformer_blocks.*.attn.attend", "transformer_blocks.*"]
+        teacher = Teacher(models.layout, sites, {0, 1})
+        variants = {
+            "plain": (narrow, mx.bfloat16, {}),
+            "scaled": (narrow, mx.bfloat16, {"it": FFNScaling()}),
+            "same": (reference, mx.float32, {}),
+        }
+        with teacher.shadowing(variants, CASE), teacher.watching(reference.components):
+            picture(reference, CASE, teacher.step)
         rows.append(teacher.rows)
     assert len(rows[0]) > 0
     assert str(rows[0]) == str(rows[1])
@@ -227,10 +224,10 @@ def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch
 
 
 def test_dtypes_do_not_share_what_is_not_in_memory(small_checkpoint):
-    models = Models(Checkpoint(small_checkpoint, stream=True))
-    wide, narrow = models(mx.float32), models(mx.bfloat16)
-    assert wide.transformer is not narrow.transformer
-    assert models(mx.bfloat16) is narrow
+    models = source(small_checkpoint, stream=True)
+    wide, narrow = models.load(mx.float32), models.load(mx.bfloat16)
+    assert wide.pipeline.transformer is not narrow.pipeline.transformer
+    assert models.load(mx.bfloat16) is narrow
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -293,7 +290,7 @@ def test_files_larger_than_memory_are_given_back_as_they_are_used(small_checkpoi
     np.testing.assert_array_equal(generated(streamed), expected)
     places = weights.extents(small_checkpoint / "transformer")
     of_blocks = [place for name, place in places.items() if name.startswith("transformer_blocks.")]
-    passes = 2 * SAMPLER.steps  # with and without the prompt
+    passes = 2 * CASE.settings["steps"]  # with and without the prompt
     assert sorted(given_back) == sorted(of_blocks * passes)
     first = [place for name, place in places.items() if name.startswith("transformer_blocks.0.")]
     assert set(given_back[: len(first)]) == set(first)
@@ -390,9 +387,9 @@ def test_checkpoints_are_refused_with_the_same_words(folder, part, name):
 
 def test_settings_that_need_all_weights_are_refused(small_checkpoint):
     assert "model.inflate=4" in refusal(lambda: Checkpoint(small_checkpoint, inflate=4, stream=True))
-    assert "model.inflate=0.5" in refusal(lambda: ModelSpec("x", "/nowhere", inflate=0.5, stream=True))
-    assert "expected true or false" in refusal(lambda: ModelSpec("x", "/nowhere", stream="yes"))
-    assert ModelSpec("x", "/nowhere", inflate=1, stream=True).stream
+    assert "model.inflate=0.5" in refusal(lambda: source("/nowhere", inflate=0.5, stream=True))
+    assert "expected true or false" in refusal(lambda: source("/nowhere", stream="yes"))
+    assert source("/nowhere", inflate=1, stream=True).stream
 
 
 # --- the command line

@@ -7,8 +7,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
 from diffusers.image_processor import VaeImageProcessor
 
+from precision_lab.lab.folder import to_uint8
 from precision_lab.model.qwen_image.config import VAEConfig
-from precision_lab.model.qwen_image.pipeline import to_uint8
 from precision_lab.model.qwen_image.sampler import (
     Denormalize,
     EulerStep,

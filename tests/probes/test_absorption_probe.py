@@ -25,7 +25,7 @@ def forward(model):
 
 def test_rows_join_those_of_the_output(small_checkpoint):
     model = Checkpoint(small_checkpoint).transformer(mx.bfloat16)
-    ranges, absorption = ProbeRecorder(RangeCatalogue(sites=[ADDS])), ProbeRecorder(Absorption())
+    ranges, absorption = ProbeRecorder(RangeCatalogue(sites=[ADDS])), ProbeRecorder(Absorption([ADDS]))
     with observing({"transformer": model}, [ranges, absorption]):
         forward(model)
     rows = frames_of([ranges, absorption])["activations"].to_dict("records")
@@ -41,7 +41,7 @@ def test_the_measured_share_is_that_of_the_call():
     rng = np.random.default_rng(1)
     residual = mx.array(1e4 * rng.standard_normal((2, 3, 8))).astype(mx.bfloat16)
     gate, update = mx.array(rng.standard_normal((2, 8))), mx.array(rng.standard_normal((2, 3, 8)))
-    scalars = Absorption().measure([residual, gate, update], GatedAdd()(residual, gate, update))
+    scalars = Absorption([ADDS]).measure([residual, gate, update], GatedAdd()(residual, gate, update))
     added = np.array(gate)[:, None].astype(np.float64) * np.array(update)
     stream = np.array(residual.astype(mx.float32))
     assert scalars["absorption_pct_bfloat16"] == absorption_pct(stream, added, "bfloat16")
@@ -51,4 +51,4 @@ def test_the_measured_share_is_that_of_the_call():
 
 def test_other_calls_are_refused():
     with pytest.raises(InputError, match="expected residual, gate, update"):
-        Absorption().measure([mx.ones((1, 2, 3))], mx.ones((1, 2, 3)))
+        Absorption([ADDS]).measure([mx.ones((1, 2, 3))], mx.ones((1, 2, 3)))

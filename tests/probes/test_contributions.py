@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 
 from precision_lab.instrument.observation import Observation, Position
+from precision_lab.instrument.sites import Components
 from precision_lab.lab.recorder import observing
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.contributions import Contributions
+
+SITES = ("{img_in,txt_in}", "transformer_blocks.*.{img,txt}_add{1,2}")
 
 
 def seen(site, block, output, inputs=(), order=0, stream="img"):
@@ -21,7 +25,7 @@ def test_shares_by_hand():
     middle = start + gate[:, None] * update  # [[3, 0], [0, 2]]
     back = mx.array([[[0.0, 0.0], [0.0, -1.0]]])
     final = middle + back  # [[3, 0], [0, 1]]
-    recorder = Contributions().recorder()
+    recorder = Contributions(SITES).recorder()
     recorder.observe([seen("img_in", None, start)])
     recorder.observe([seen("b.0.img_add1", 0, middle, (start, gate, update), 1)])
     recorder.observe([seen("b.0.img_add2", 0, final, (middle, mx.ones((1, 2)), back), 2)])
@@ -33,8 +37,8 @@ def test_shares_by_hand():
 def test_the_shares_of_a_model_add_up_to_one(small_checkpoint):
     model = Checkpoint(small_checkpoint).transformer(mx.float32)
     rng = np.random.default_rng(0)
-    recorder = Contributions().recorder()
-    with observing({"transformer": model}, [recorder]):
+    recorder = Contributions(SITES).recorder()
+    with observing(Components({"transformer": model}, layout(4)), [recorder]):
         for _ in range(2):
             latents, text = (mx.array(rng.standard_normal((1, n, 64)).astype(np.float32)) for n in (12, 5))
             mx.eval(model(latents, mx.array([0.5]), text, Grid(3, 4)))

@@ -5,17 +5,17 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.instrument.observation import Observation, Position
-from precision_lab.lab import tables
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.recorder import observing, recorder_of
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.exponents import Exponents
 from precision_lab.probes.ranges import RangeCatalogue
+from precision_lab.record import tables
 
 
 def test_rows_by_hand():
-    recorder = Exponents().recorder()
+    recorder = Exponents(["transformer_blocks.*"]).recorder()
     place = Position("cond", 2, 0.5, "transformer", "transformer_blocks.3", "out.0", "img", 3, 7)
     x = mx.array([0.0, 1.0, -1.5, 2.0, 6e4, float("inf"), float("nan"), 2.0**-24], mx.float16)
     recorder.observe([Observation(place, x)])
@@ -28,7 +28,10 @@ def test_rows_by_hand():
 def test_they_stand_in_a_table_of_their_own(small_checkpoint, tmp_path):
     model = Checkpoint(small_checkpoint).transformer(mx.bfloat16)
     rng = np.random.default_rng(0)
-    recorders = [recorder_of(Exponents()), recorder_of(RangeCatalogue(sites=["transformer_blocks.*"]))]
+    recorders = [
+        recorder_of(Exponents(["transformer_blocks.*"])),
+        recorder_of(RangeCatalogue(sites=["transformer_blocks.*"])),
+    ]
     with observing({"transformer": model}, recorders):
         latents, text = (mx.array(rng.standard_normal((1, n, 64)).astype(np.float32)) for n in (12, 5))
         mx.eval(model(latents.astype(mx.bfloat16), mx.array([0.5]), text.astype(mx.bfloat16), Grid(3, 4)))
@@ -54,6 +57,6 @@ def test_they_stand_in_a_table_of_their_own(small_checkpoint, tmp_path):
 
 def test_a_run_without_the_probe_has_no_such_table(tmp_path):
     tables.merge(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.parquet" for name in sorted(tables.COLUMNS)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.parquet" for name in sorted(tables.LEADING)]
     assert tables.read(tmp_path, "exponents").empty
     assert isinstance(tables.read(tmp_path, "exponents"), pd.DataFrame)

@@ -8,7 +8,7 @@ import pytest
 
 from precision_lab.probes.massive import MassiveChannels
 
-PROBE = MassiveChannels()
+PROBE = MassiveChannels(("transformer_blocks.*",))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])

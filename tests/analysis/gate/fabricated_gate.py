@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from precision_lab.lab import tables
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, sketch
+from precision_lab.record import tables
 
 SITES = ("img_in", "transformer_blocks.0", "proj_out")
 VARIANTS = {"baseline": "bfloat16", "upcast": "bfloat16"}
