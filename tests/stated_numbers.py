@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 VERDICTS = ("supported", "refuted", "inconclusive")
 
-_COMMENT = re.compile(r"<!--\s*(numbers|table|claims):\s*([^\n]*?\.json)\s*(.*?)\s*-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*(numbers|table|claims):\s*([^\n]*\.json)\s*(.*?)\s*-->", re.DOTALL)
 _SKIPPED = re.compile(r"(?:\s*<!--.*?-->)*\s*", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.,/-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?(?![\w]*[A-Za-z_])")
 _VERDICT = re.compile(rf"\b({'|'.join(VERDICTS)})\b")
