@@ -203,7 +203,7 @@ def _check_table(statement: Statement) -> tuple[list[str], list[Span]]:
                 continue
             expected = []
             for entry in filter(None, map(str.strip, column)):
-                file, _, path = entry.rpartition(" ") if entry.startswith("@") else ("", "", entry)
+                file, _, path = entry.partition(" ") if entry.startswith("@") else ("", "", entry)
                 expected += values(statement.files, f"{file} {prefix}/{path}".strip())
             wrong, compared = _check_cell(cell, expected, prefix)
             problems += wrong
