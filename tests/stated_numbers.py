@@ -10,7 +10,7 @@ A page names the source of a block (paragraph, list or table) in an HTML comment
     -->
 
 `table`: the numbers in each cell after the first are the values of its row and column, no more and no fewer. `@2` names
-the second file; a cell without a number is left out::
+the second file, before a column or a row; a cell without a number is left out::
 
     <!-- table: results/reference/cpu/findings/summary.json
     columns: latent_rel_l2 | latency/ratio; latency/ci95
@@ -190,6 +190,12 @@ def _check_cell(cell: str, expected: list[Value], where: str) -> tuple[list[str]
     return problems, [t.span() for t in (*tokens, *stated)]
 
 
+def _split_file(entry: str) -> tuple[str, str]:
+    """The `@2 ` before an entry, if any, and the rest."""
+    file, space, rest = entry.partition(" ")
+    return (f"{file} ", rest) if entry.startswith("@") and space else ("", entry)
+
+
 def _check_table(statement: Statement) -> tuple[list[str], list[Span]]:
     spec = dict(line.split(": ", 1) for line in statement.body.replace("\n  ", " ").splitlines())
     columns = [column.split(";") for column in re.split(r"\|(?! (?:median|geomean|max|min|count))", spec["columns"])]
@@ -203,8 +209,9 @@ def _check_table(statement: Statement) -> tuple[list[str], list[Span]]:
                 continue
             expected = []
             for entry in filter(None, map(str.strip, column)):
-                file, _, path = entry.partition(" ") if entry.startswith("@") else ("", "", entry)
-                expected += values(statement.files, f"{file} {prefix}/{path}".strip())
+                file, path = _split_file(entry)
+                row_file, row = _split_file(prefix)
+                expected += values(statement.files, f"{file or row_file}{row}/{path}")
             wrong, compared = _check_cell(cell, expected, prefix)
             problems += wrong
             spans += [(at + first, at + last) for first, last in compared]

@@ -56,9 +56,11 @@ def test_one_changed_digit_or_verdict_is_noticed(page, statement):
         shown = block[first:last]
         if shown in VERDICTS:
             other = VERDICTS[(VERDICTS.index(shown) + 1) % 3]
-        else:
+        elif re.fullmatch(r"[-\d,.e]+", shown):
             at = max(i for i, c in enumerate(shown.partition("e")[0]) if c.isdigit())
-            other = f"{shown[:at]}{(int(shown[at]) + 5) % 10}{shown[at + 1 :]}" if shown[at].isdigit() else shown + "x"
+            other = f"{shown[:at]}{(int(shown[at]) + 5) % 10}{shown[at + 1 :]}"
+        else:
+            other = f"{shown[:-1]}?"
         changed = Statement(
             statement.kind, statement.files, statement.body, statement.start, block[:first] + other + block[last:]
         )
