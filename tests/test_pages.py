@@ -162,6 +162,14 @@ def test_the_citation_has_the_version_of_the_package():
     assert citation["cff-version"] == "1.2.0"
 
 
+def test_the_release_workflow_finds_the_version_of_the_package():
+    pattern = r'^__version__ = "(.*)"$'
+    found = re.findall(pattern, Path(precision_lab.__file__).read_text(), flags=re.MULTILINE)
+    assert found == [precision_lab.__version__]
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert pattern.replace("(.*)", r"\(.*\)") in workflow
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=name)
 def test_a_workflow_is_valid_yaml_with_limited_permissions(file):
     workflow = yaml.safe_load(file.read_text())
