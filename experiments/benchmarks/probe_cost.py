@@ -37,7 +37,8 @@ from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
 
 from precision_lab.device.environment import environment  # noqa: E402
 from precision_lab.lab.frames import frames_of  # noqa: E402
-from precision_lab.lab.recorder import observing, recorder_of  # noqa: E402
+from precision_lab.lab.observing import observing  # noqa: E402
+from precision_lab.lab.recorder import recorder_of  # noqa: E402
 from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
 from precision_lab.record import tables  # noqa: E402
 

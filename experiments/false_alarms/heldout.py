@@ -13,7 +13,8 @@ from precision_lab.lab.generation import generate
 
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.lab.bench import Bench
-from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record.tables import read

@@ -19,7 +19,8 @@ from precision_lab.lab import latency
 from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
 from precision_lab.lab.folder import save_image
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.recorder import Observer, observing, recorder_of
+from precision_lab.lab.observing import Observer, observing
+from precision_lab.lab.recorder import recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case, Step, Subject, components_of, generation, picture_of

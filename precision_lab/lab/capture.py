@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import pandas as pd
 
 from precision_lab.errors import InputError
-from precision_lab.instrument.arrays import real
 from precision_lab.instrument.observation import Observation
 from precision_lab.instrument.sites import Site, select, walk
-from precision_lab.instrument.tap import Call, Port, ports, tapped
+from precision_lab.instrument.tap import Call, Port, tapped
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.recorder import CALL, position_of, recorder_of
-from precision_lab.probes.base import ACTIVATIONS, AnyProbe
+from precision_lab.lab.observing import Loop, Seen
+from precision_lab.lab.recorder import recorder_of
+from precision_lab.probes.base import ACTIVATIONS, AnyProbe, Recorder
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.record.glob import ROOT
 from precision_lab.record.layout import Layout
@@ -32,10 +32,6 @@ R = TypeVar("R")
 
 COMPONENT = "model"
 EVERYTHING = f"{{{ROOT},**}}"
-
-# evaluated and measured together, so that no more than this waits in memory
-_GROUP = 512
-_GROUP_BYTES = 128 << 20
 
 _LEADING = ["order", "site", "port", "call", "block"]
 # of a denoising loop; left out where no scope states them
@@ -65,15 +61,16 @@ def capture(
         probes = [RangeCatalogue(patterns or [EVERYTHING])]
     # not in `walk`: techniques replace modules in what holds them, and nothing holds the model itself
     every = [*walk({COMPONENT: model}), Site(COMPONENT, ROOT, model, Layout.of([COMPONENT]))]
-    watches = [_Watch(probe, select(probe.sites if patterns is None else patterns, every)) for probe in probes]
-    capturing = Capture([site for site in every if any(site in watch.sites for watch in watches)], watches)
+    watches = [(recorder_of(probe), select(probe.sites if patterns is None else patterns, every)) for probe in probes]
+    watched = {site for _, sites_of_one in watches for site in sites_of_one}
+    capturing = Capture([site for site in every if site in watched], watches)
     with tapped(capturing.sites, capturing._on_call):
         try:
             yield capturing
             capturing._flush()
         finally:
             capturing._ended = True
-    if not capturing._count:
+    if not capturing._loop.count:
         raise InputError(
             f"Nothing was captured: none of {len(capturing.sites)} selected modules was called in the block. A "
             f"function that was compiled before calls the modules as they were then; {_COMPILE}"
@@ -86,13 +83,11 @@ class Capture:
     sites: those that are observed, in order of definition, the model itself last.
     """
 
-    def __init__(self, sites: Sequence[Site], watches: Sequence[_Watch]):
+    def __init__(self, sites: Sequence[Site], watches: Sequence[tuple[Recorder, Sequence[Site]]]):
         self.sites = sites
-        self._watches = watches
-        self._group: list[Observation] = []
-        self._nbytes = 0
-        self._count = 0
-        self._traced: list[_Seen] | None = None
+        self._recorders = [recorder for recorder, _ in watches]
+        self._loop = Loop(watches)
+        self._traced: list[Seen] | None = None
         self._ended = False
 
     def table(self, name: str = ACTIVATIONS) -> pd.DataFrame:
@@ -102,7 +97,7 @@ class Capture:
         `precision_lab.numerics.statistics.summarize`. name: another table, of a probe that has one to itself.
         """
         self._flush()
-        tables = frames_of([watch.recorder for watch in self._watches])
+        tables = frames_of(self._recorders)
         if name not in tables:
             raise InputError(f"No probe of this capture writes a table {name!r}: there is {', '.join(sorted(tables))}")
         rows = tables[name] if len(tables[name]) else pd.DataFrame(columns=[*_LEADING, "component", "stream"])
@@ -135,7 +130,7 @@ class Capture:
         def observed(*args: P.args, **kwargs: P.kwargs) -> Any:
             outside, self._traced = self._traced, []
             try:
-                return function(*args, **kwargs), [seen.without_site() for seen in self._traced]
+                return function(*args, **kwargs), [_as_outputs(seen) for seen in self._traced]
             finally:
                 self._traced = outside
 
@@ -145,70 +140,35 @@ class Capture:
             if self._ended:
                 raise InputError("This function was compiled to be observed in a capture that has ended: compile anew")
             outputs, arrays = compiled(*args, **kwargs)
-            for path, *seen in arrays:
-                self._take(_Seen(by_path[path], *seen))
+            for path, name, stream, array, inputs in arrays:
+                self._take(Seen(by_path[path], Port(name, stream, array), tuple(inputs)))
             return outputs
 
         return call
 
     def _on_call(self, call: Call) -> None:
-        watching = [watch for watch in self._watches if call.site in watch.sites]
-        kinds = sorted({kind for watch in watching for kind in watch.kinds})  # "in" before "out"
-        whole = any(watch.calls for watch in watching)
-        inputs = [real(port.array) for port in ports(call, ["in"])] if whole else []
-        for port in ports(call, kinds):
-            given = [] if port.name.startswith("in") else inputs
-            self._take(_Seen(call.site, port.name, port.stream, real(port.array), given))
+        for seen in self._loop.wanted(call):
+            self._take(seen)
 
-    def _take(self, seen: _Seen) -> None:
+    def _take(self, seen: Seen) -> None:
         if self._traced is not None:
             self._traced.append(seen)
             return
-        position = position_of(seen.site, Port(seen.port, seen.stream, seen.array), self._count)
-        observation = Observation(position, seen.array, tuple(seen.inputs), seen.site.module)
-        if not self._group:
-            _evaluate([observation])  # says at once if this is a trace
-        self._count += 1
-        self._group.append(observation)
-        self._nbytes += sum(array.nbytes for array in (seen.array, *seen.inputs))
-        if len(self._group) >= _GROUP or self._nbytes > _GROUP_BYTES:
-            self._flush()
+        if not self._loop.waiting:  # a trace is an error at once, not at the end of a group
+            with _traces_refused([seen]):
+                mx.eval(seen.port.array, seen.inputs)
+        with _traces_refused(self._waiting(seen)):
+            self._loop.take(seen)
 
     def _flush(self) -> None:
-        group, self._group, self._nbytes = self._group, [], 0
-        if not group:
-            return
-        _evaluate(group)
-        for watch in self._watches:
-            if batch := [seen for seen in group if watch.wants(seen)]:
-                watch.recorder.observe(batch)
+        with _traces_refused(self._waiting()):
+            self._loop.finish()
 
-
-class _Seen(NamedTuple):
-    """An array that entered or left a module, before it has a position; without the site, a tree that MLX returns."""
-
-    site: Site
-    port: str
-    stream: str
-    array: mx.array
-    inputs: list[mx.array]
-
-    def without_site(self) -> list[Any]:
-        return [self.site.path, *self[1:]]
-
-
-class _Watch:
-    """What one probe wants, and what it has measured."""
-
-    def __init__(self, probe: AnyProbe, sites: Iterable[Site]):
-        self.recorder = recorder_of(probe)
-        self.sites = frozenset(sites)
-        self.calls = CALL in probe.ports
-        self.kinds = {"out" if kind == CALL else kind for kind in probe.ports}
-        self._paths = {site.path for site in self.sites}
-
-    def wants(self, seen: Observation) -> bool:
-        return seen.position.site in self._paths and seen.position.port.partition(".")[0] in self.kinds
+    def _waiting(self, *more: Seen) -> Iterator[Seen]:
+        """What is to be evaluated next, in order; read only if the evaluation failed."""
+        for site, observation in ((_site_of(self.sites, seen), seen) for seen in list(self._loop.waiting)):
+            yield Seen(site, Port("", "", observation.array), observation.inputs)
+        yield from more
 
 
 _COMPILE = (
@@ -216,17 +176,35 @@ _COMPILE = (
 )
 
 
-def _evaluate(group: Sequence[Observation]) -> None:
-    """Evaluates; raises InputError if MLX refuses since an array has no value, being part of a trace."""
+def _as_outputs(seen: Seen) -> list[Any]:
+    """A tree that MLX can return from a compiled function."""
+    return [seen.site.path, *seen.port, list(seen.inputs)]
+
+
+def _site_of(sites: Sequence[Site], observation: Observation) -> Site:
+    return next(site for site in sites if site.path == observation.position.site)
+
+
+@contextmanager
+def _traces_refused(waiting: Iterable[Seen]) -> Iterator[None]:
+    """Raises InputError, naming the first site, if MLX refuses to evaluate an array because it is part of a trace."""
     try:
-        mx.eval([array for seen in group for array in (seen.array, *seen.inputs)])
+        yield
     except (ValueError, RuntimeError) as error:
         if not any(words in str(error) for words in _OF_A_TRACE):
             raise
-        if len(group) > 1:
-            for seen in group:  # one by one, to name the first
-                _evaluate([seen])
+        guilty = next((seen for seen in waiting if _is_traced(seen)), None)
+        if guilty is None:
+            raise
         raise InputError(
-            f"Site {group[0].position.site!r} was called in a function that MLX traces (mx.compile, mx.vmap), where "
-            f"arrays have no values; {_COMPILE}"
+            f"Site {guilty.site.path!r} was called in a function that MLX traces (mx.compile, mx.vmap), where arrays "
+            f"have no values; {_COMPILE}"
         ) from error
+
+
+def _is_traced(seen: Seen) -> bool:
+    try:
+        mx.eval(seen.port.array, list(seen.inputs))
+    except (ValueError, RuntimeError):
+        return True
+    return False

@@ -29,7 +29,8 @@ from typing import Any
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, select
 from precision_lab.lab.bench import Advance, Bench
-from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.lab.spec import REFERENCE, PinnedCase, PinnedSpec, RunSpec, Variant
 from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches

@@ -20,8 +20,9 @@ from precision_lab.lab import crew, latency, pinned
 from precision_lab.lab.bench import Bench, part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
 from precision_lab.lab.folder import Identity, prepare
+from precision_lab.lab.observing import CALL
 from precision_lab.lab.process import Child, ChildError
-from precision_lab.lab.recorder import CALL, declared
+from precision_lab.lab.recorder import declared
 from precision_lab.lab.spec import REFERENCE, ProcessSpec, RunSpec, Variant, one_of
 from precision_lab.lab.subject import Case
 from precision_lab.record import manifest, tables

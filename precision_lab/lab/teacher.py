@@ -21,7 +21,7 @@ from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Components, select, walk
 from precision_lab.instrument.tap import Call, ports, tapped
 from precision_lab.lab.drift import error_of
-from precision_lab.lab.recorder import position_of
+from precision_lab.lab.observing import position_of
 from precision_lab.lab.subject import Case, Step, Subject, components_of
 from precision_lab.record.address import DEFAULT_PORT, NO_STREAM
 from precision_lab.record.layout import Layout

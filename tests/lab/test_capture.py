@@ -447,7 +447,7 @@ def test_more_calls_than_one_group_holds():
 
 
 def test_large_arrays_do_not_wait_in_memory(monkeypatch):
-    monkeypatch.setattr("precision_lab.lab.capture._GROUP_BYTES", 4 << 20)
+    monkeypatch.setattr("precision_lab.lab.observing._GROUP_BYTES", 4 << 20)
     model = nn.Sequential(nn.Identity())
     mx.reset_peak_memory()
     before = mx.get_active_memory()

@@ -14,7 +14,8 @@ import pytest
 from precision_lab.instrument.observation import Observation, Position, rows_of
 from precision_lab.lab import recorder as recorder_module
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.probes.ranges import RangeCatalogue
 
 
@@ -76,7 +77,7 @@ def model() -> Chain:
 
 @pytest.mark.parametrize("group", [1, 5, 2048])
 def test_a_lazy_probe_has_the_numbers_of_an_eager_one(model: Chain, group: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(recorder_module, "_GROUP", group)
+    monkeypatch.setattr("precision_lab.lab.observing._GROUP", group)
     probe, keeper = LazySum(), Keeper()
     lazy, ranges = ProbeRecorder(probe), ProbeRecorder(RangeCatalogue(sites=("layers.*",)))
     x = mx.random.normal((4, 8))
@@ -95,7 +96,7 @@ def test_a_lazy_probe_has_the_numbers_of_an_eager_one(model: Chain, group: int, 
 
 def test_nothing_holds_what_only_lazy_probes_see(model: Chain, monkeypatch: Any) -> None:
     """Memory stays that of a few arrays, however many were observed."""
-    monkeypatch.setattr(recorder_module, "_GROUP", 2)
+    monkeypatch.setattr("precision_lab.lab.observing._GROUP", 2)
     probe = LazySum()
     x = mx.random.normal((1 << 15, 8))
     mx.eval(x)
@@ -111,7 +112,7 @@ def test_nothing_holds_what_only_lazy_probes_see(model: Chain, monkeypatch: Any)
 
 
 def test_pending_statistics_are_read_before_there_are_too_many(model: Chain, monkeypatch: Any) -> None:
-    monkeypatch.setattr(recorder_module, "_GROUP", 1)
+    monkeypatch.setattr("precision_lab.lab.observing._GROUP", 1)
     monkeypatch.setattr(recorder_module, "_MOST_PENDING", 5)
     probe = LazySum()
     lazy = ProbeRecorder(probe)

@@ -11,7 +11,8 @@ import pytest
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
-from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import LatencySpec, RunSpec, Variant
 from precision_lab.lab.subject import Case

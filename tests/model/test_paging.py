@@ -15,7 +15,8 @@ from precision_lab.device import page_cache
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.lab.bench import _arrays
-from precision_lab.lab.recorder import observing, recorder_of
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import recorder_of
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model import weights
 from precision_lab.model.layers import LayerNorm

@@ -6,7 +6,8 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.recorder import ProbeRecorder, observing
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid

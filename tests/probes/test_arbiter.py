@@ -9,7 +9,7 @@ import pytest
 
 import precision_lab
 from precision_lab.instrument.observation import Observation, Position
-from precision_lab.lab.recorder import observing
+from precision_lab.lab.observing import observing
 from precision_lab.model.layers import Linear
 from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ import pytest
 
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.instrument.sites import Components
-from precision_lab.lab.recorder import observing
+from precision_lab.lab.observing import observing
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid

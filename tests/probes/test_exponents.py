@@ -6,7 +6,8 @@ import pandas as pd
 
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.frames import frames_of
-from precision_lab.lab.recorder import observing, recorder_of
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import recorder_of
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.probes.exponents import Exponents

@@ -16,7 +16,8 @@ from experiments.benchmarks.gpu import mlx_model
 from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs, forward_of
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
-from precision_lab.lab.recorder import observing, recorder_of
+from precision_lab.lab.observing import observing
+from precision_lab.lab.recorder import recorder_of
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.probes.ranges import RangeCatalogue
 
