@@ -159,6 +159,8 @@ class Capture:
                 mx.eval(seen.port.array, seen.inputs)
         with _traces_refused(self._waiting(seen)):
             self._loop.take(seen)
+            if not self._loop.waiting:  # a group was launched: no second one beside it in somebody else's memory
+                self._loop.finish()
 
     def _flush(self) -> None:
         with _traces_refused(self._waiting()):
