@@ -18,7 +18,8 @@ def replica(holder: T) -> T:
     names. A module with two addresses is one module in the replica too. Costs some milliseconds for 60 blocks.
     """
     copied: dict[int, Any] = {}
-    return _attributes(holder, copied) if not isinstance(holder, nn.Module) else _replica(holder, copied)
+    copy_of: T = _replica(holder, copied) if isinstance(holder, nn.Module) else _attributes(holder, copied)
+    return copy_of
 
 
 def _replica(node: Any, copied: dict[int, Any]) -> Any:
@@ -38,6 +39,8 @@ def _replica(node: Any, copied: dict[int, Any]) -> Any:
 
 
 def _attributes(node: Any, copied: dict[int, Any]) -> Any:
-    twin = copy.copy(node)
-    vars(twin).update({name: _replica(value, copied) for name, value in vars(node).items()})
-    return twin
+    """A copy of an object, once each: objects may refer to each other."""
+    if id(node) not in copied:
+        copied[id(node)] = twin = copy.copy(node)
+        vars(twin).update({name: _replica(value, copied) for name, value in vars(node).items()})
+    return copied[id(node)]

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from precision_lab.device.environment import backend, environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
-from precision_lab.lab import crew, latency, pinned
+from precision_lab.lab import crew, latency, pinned, teacher
 from precision_lab.lab.bench import Bench, part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
 from precision_lab.lab.folder import Identity, prepare
@@ -71,6 +71,8 @@ class Laboratory:
                 raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
         for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
             select(patterns, sites)
+        if spec.teacher.mode != "off":
+            teacher.check(self.bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
         pinned.check(spec, sites)
         self.errors: dict[str, str] = {}
         self.coverage: dict[str, dict[str, Coverage]] = {}

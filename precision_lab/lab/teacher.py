@@ -13,7 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
+from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.observation import Position
 from precision_lab.instrument.replica import replica
@@ -64,6 +66,38 @@ class Shadow:
         args = [_cast(value, dtypes) for value in call.args]
         kwargs = {name: _cast(value, dtypes) for name, value in call.kwargs.items()}
         return self._modules[key](*args, **kwargs)
+
+
+def check(subject: Subject, components: Components, sites: Sequence[str], case: Case) -> None:
+    """Raises InputError for a site whose module is called with something it may change, such as a cache.
+
+    Calling it once more beside the reference would change what the reference goes on with. The step is built and never
+    evaluated.
+    """
+
+    def on_call(call: Call) -> None:
+        mutable = next((x for x in _leaves((call.args, call.kwargs)) if not isinstance(x, _IMMUTABLE)), None)
+        if mutable is not None:
+            raise InputError(
+                f"drift.teacher.sites: {call.site} is called with a {type(mutable).__name__}, which it may change, so "
+                "its local error cannot be measured. Name modules inside it"
+            )
+
+    with tapped(select(sites, walk(components)), on_call):
+        subject.step(subject.start(case), 0)
+
+
+_IMMUTABLE = (mx.array, mx.Dtype, np.ndarray, np.generic, str, int, float, complex, type(None), type)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _cast(value: Any, dtypes: Iterator[mx.Dtype]) -> Any:

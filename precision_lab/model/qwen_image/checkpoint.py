@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.device import page_cache
-from precision_lab.errors import InputError
 from precision_lab.model import paging, weights
+from precision_lab.model.folder import fingerprint, located
 from precision_lab.model.qwen_image.config import (
     Config,
     SchedulerConfig,
@@ -41,10 +38,6 @@ _NEEDED = (
         for name in ("config.json", "*.safetensors*")
     ),
 )
-EMBEDDED = "package://"
-_CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SAMPLE = 1 << 20
 
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", Transformer, TextEncoder, VAE)
@@ -119,21 +112,9 @@ class Checkpoint:
 
         Inflated weights are others: the factor counts unless it is 1.
         """
-        digest = hashlib.sha256()
-        if power := exponent(self.inflate):
-            digest.update(f"inflate 2^{power}\n".encode())
-        for part in ("text_encoder", "transformer", "vae"):
-            for file in weights.shards(self.folder / part):
-                size = file.stat().st_size
-                digest.update(f"{part}/{file.name}:{size}\n".encode())
-                with file.open("rb") as stream:
-                    if size <= 64 * _SAMPLE:
-                        digest.update(stream.read())
-                    else:
-                        digest.update(stream.read(_SAMPLE))
-                        stream.seek(-_SAMPLE, 2)
-                        digest.update(stream.read())
-        return digest.hexdigest()
+        power = exponent(self.inflate)
+        parts = {part: self.folder / part for part in ("text_encoder", "transformer", "vae")}
+        return fingerprint(parts, f"inflate 2^{power}\n" if power else "")
 
     def _config(self, part: str, kind: type[C], name: str = "config.json") -> C:
         config, ignored = kind.from_dict(weights.read_json(self.folder / part / name))
@@ -176,43 +157,5 @@ class Checkpoint:
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: `source` if it is one, of an embedded one package://NAME, else a snapshot of the Hub.
-
-    Downloads only what text-to-image needs, resumes interrupted downloads, and uses the local cache alone under
-    HF_HUB_OFFLINE=1. Raises InputError for anything that is neither, and for a Hub that cannot be reached.
-    """
-    if source.startswith(EMBEDDED):
-        source = str(_CHECKPOINTS / source.removeprefix(EMBEDDED))
-    # os.path: a Path raises exceptions of its own for names that no file can have
-    folder = os.path.expanduser(source)
-    if os.path.isdir(folder):
-        if not os.path.isfile(os.path.join(folder, "model_index.json")):
-            raise InputError(f"{source} is not a checkpoint: no model_index.json in it")
-        return Path(folder)
-    if os.path.exists(folder) or not _HUB_ID.fullmatch(source):
-        raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
-    return _download(source, revision)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_NEEDED)))
-    except GatedRepoError as error:
-        raise InputError(f"model.path {repo!r}: its owner grants access on the Hub; ask there and log in") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(f"model.path {repo!r}: no such repository on the Hub, nor a folder of that name") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"model.path {repo!r}: no revision {revision!r} on the Hub") from error
-    except Exception as error:  # those of the transport share no base class and change with the Hub's library
-        raise InputError(
-            f"model.path {repo!r}: not in the local cache and cannot be fetched from the Hub ({type(error).__name__}). "
-            "Give a folder, or run once with a network"
-        ) from error
+    """The folder of a checkpoint, see `model.folder.located`; downloads only what text-to-image needs."""
+    return located(source, revision, "model_index.json", _NEEDED)
