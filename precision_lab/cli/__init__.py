@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("precision_lab.cli.compare", "compare"),
     "device": ("precision_lab.cli.device", "device"),
     "models": ("precision_lab.cli.models", "models"),
+    "prove": ("precision_lab.cli.prove", "prove"),
 }
 
 # what names the experiment that `gate` runs, or a run that was made; without, it runs the experiment `gate`

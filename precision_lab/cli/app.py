@@ -152,7 +152,7 @@ def _configuration_error(error: Exception) -> str:
 
 
 def _known_settings() -> list[str]:
-    root = OmegaConf.merge(*(OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("config", "gate")))
+    root = OmegaConf.merge(*(OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("config", "gate", "prove")))
     assert isinstance(root, DictConfig)
     names = [f"model.{key}" for key in ("path", "weights_dtype", "revision", "inflate", "stream")]
     names += ["probe.range.sites", "probe.range.ports"]

@@ -226,6 +226,14 @@ def _list(config: DictConfig, key: str) -> list[Any]:
     return value
 
 
+def whole_number(config: DictConfig, key: str, least: int) -> int:
+    """A setting that is a whole number of at least `least`. Raises InputError for anything else."""
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{key} is {value!r}, expected a whole number of at least {least}")
+    return value
+
+
 def _default_out(experiment: str) -> Path:
     """results/runs/<experiment>/<UTC time>, with a number if that second is taken (multirun)."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -12,6 +12,7 @@ precision_lab {version}: numerical precision in the Qwen-Image diffusion transfo
   python -m precision_lab gate [+exp=NAME | run=DIR]      run it (or take a run) and compare with its baseline
   python -m precision_lab report run=DIR                  figures and page again, from the tables
   python -m precision_lab compare runs=[A,B]              one run against another
+  python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
   python -m precision_lab device                          what MLX computes on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
 

@@ -1,0 +1,58 @@
+"""`prove technique=[a,b]`: whether techniques leave the function of the model what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from precision_lab.cli.config import build_spec, whole_number
+from precision_lab.cli.progress import open_console
+from precision_lab.device.environment import set_numeric_switches
+from precision_lab.errors import InputError
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Compares every technique by itself, then all together, with the plain model in fp32.
+
+    Exit code 1 if a technique that claims to preserve the function does not.
+    """
+    set_numeric_switches()
+    count, seed = whole_number(config, "draws", 1), whole_number(config, "draw_seed", 0)
+    noise_sites: Any = OmegaConf.to_container(config.noise, resolve=True)
+    if not isinstance(noise_sites, list) or not noise_sites:
+        raise InputError(f"noise is {noise_sites!r}, expected patterns of linears, noise=[PATTERN]")
+    spec = build_spec(config, command)
+    techniques = {name: t for variant in spec.variants for name, t in variant.techniques.items()}
+    if not techniques:
+        raise InputError("prove needs techniques: technique=[NAME], or +exp=NAME for those of an experiment")
+    from precision_lab.lab.equivalence import draws_of, prove
+    from precision_lab.techniques.reordered_sums import ReorderedSums
+
+    inputs = draws_of(spec.source, spec.cases, count, seed)
+    noise = {"reordered_sums": ReorderedSums(sites=noise_sites)}
+    groups = {name: {name: technique} for name, technique in techniques.items()}
+    if len(techniques) > 1 and len(spec.variants) == 1:
+        groups["together"] = techniques
+    rows, broken = [], 0
+    for name, group in groups.items():
+        proof = prove(spec.source, group, inputs, noise)
+        claims = all(technique.preserves_function for technique in group.values())
+        broken += claims and not proof.holds
+        found = "identical" if proof.identical else "holds" if proof.holds else "another function"
+        worst = max(proof.changes, key=lambda output: proof.changes[output] / (proof.floors[output] or 1))
+        rows.append((name, claims, found, worst, proof.changes[worst], proof.floors[worst]))
+    _print(rows, f"{spec.source.checkpoint.name}, {count} draws, fp32", open_console())
+    return int(broken > 0)
+
+
+def _print(rows: Sequence[tuple[str, bool, str, str, float, float]], title: str, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("technique", "claims the same function", "found", "worst output", "rel. L2 change", "noise floor"):
+        table.add_column(column, overflow="fold")
+    for name, claims, found, worst, change, floor in rows:
+        table.add_row(name, "yes" if claims else "no", found, worst, f"{change:.3g}", f"{floor:.3g}")
+    console.print(table)

@@ -1,0 +1,150 @@
+"""Language models of mlx-lm: what the subject computes is what mlx-lm computes, and drift is that of the logits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from scipy import stats
+
+from precision_lab.cli import main
+from precision_lab.errors import InputError
+from precision_lab.instrument.arrays import to_numpy
+from precision_lab.lab.subject import Case, generation
+from precision_lab.model.mlx_lm.subject import LanguageModel
+from precision_lab.numerics.metrics import kl_divergence
+from precision_lab.record.run import Run
+
+pytest.importorskip("mlx_lm")
+TOKENIZER = Path(__file__).parents[2] / "precision_lab" / "checkpoints" / "micro" / "tokenizer"
+TEXT = "two red circles on a blue background"
+QUICK = ("latency.min_rounds=0", "latency.max_rounds=0", "pinned.cases=null", "sampler.steps=4")
+
+
+def write(folder, tied=True, quantised=False):
+    """A random Qwen3 with three layers, in the layout that mlx-lm saves."""
+    from mlx_lm.models.qwen3 import Model, ModelArgs
+    from transformers import AutoTokenizer
+
+    shutil.copytree(TOKENIZER, folder)
+    config = {
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": len(AutoTokenizer.from_pretrained(folder)),
+        "max_position_embeddings": 512,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": tied,
+        "_weights": "synthetic",
+    }
+    mx.random.seed(5)
+    model = Model(ModelArgs.from_dict(config))
+    model.set_dtype(mx.bfloat16)
+    if quantised:
+        nn.quantize(model, group_size=32, bits=4)
+        config["quantization"] = {"group_size": 32, "bits": 4}
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "quantised"])
+def folder(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp("lm") / request.param
+    return write(place, tied=request.param != "untied", quantised=request.param == "quantised")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_the_logits_are_those_of_mlx_lm_on_the_whole_text(folder, steps):
+    from mlx_lm.utils import load_model
+
+    source = LanguageModel("tiny", str(folder))
+    case = Case(0, TEXT, 0, {"steps": steps})
+    tokens = source.tokens(TEXT)
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    expected = model(mx.array([tokens]))[0]
+    count = source.steps(case)
+    assert count == min(steps, len(tokens))
+    results = [step.result[0, 0] for _, step in generation(source.load(mx.float32), case, count)]
+    found = mx.stack(results)
+    assert found.dtype == mx.float32
+    np.testing.assert_allclose(np.array(found), np.array(expected[len(tokens) - count :]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_leaves_the_state_it_is_given(folder):
+    source = LanguageModel("tiny", str(folder))
+    subject, case = source.load(mx.bfloat16), Case(0, TEXT, 0, {"steps": 3})
+    state = subject.start(case)
+    first = subject.step(state, 0)
+    mx.eval(first.state)
+    second = subject.step(first.state, 1)
+    mx.eval(second.state)
+    again = subject.step(first.state, 1)
+    assert mx.array_equal(second.result, again.result)
+    assert mx.array_equal(subject.step(state, 0).result, first.result)
+
+
+def test_a_run_with_drift_local_error_and_kl(folder, tmp_path):
+    settings = ("model=mlx_lm", f"model.path={folder}", "drift.teacher.mode=sampled", f"out={tmp_path / 'run'}")
+    assert main([*settings, *QUICK]) == 0
+    run = Run.open(tmp_path / "run")
+    logits = run.drift.query("site == 'logits' and variant == 'baseline'")
+    assert set(logits["mode"]) == {"free", "teacher"}
+    assert (logits["kl"] >= 0).all()
+    assert 0 < logits["kl"].mean() < 0.1
+    assert run.drift.query("site != 'logits'")["kl"].isna().all()
+    assert set(run.activations["block"].dropna()) == {0, 1, 2}
+    assert run.layout.streams.keys() == {"residual"}
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["weights"] == "synthetic"
+    assert summary["variants"]["baseline"]["metrics"]["kl"] > 0
+    assert summary["variants"]["baseline"]["amax_final"] > 0
+
+
+def test_local_error_of_a_layer_that_writes_into_its_cache_is_refused(folder, tmp_path, capsys):
+    overrides = ("drift.teacher.mode=full", "drift.teacher.sites=['**.layers.*']", f"out={tmp_path / 'run'}")
+    assert main(["model=mlx_lm", f"model.path={folder}", *QUICK, *overrides]) == 2
+    assert "is called with a KVCache, which it may change" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_kl_is_that_of_scipy():
+    rng = np.random.default_rng(3)
+    x, ref = rng.normal(0, 4, (2, 5, 17)), rng.normal(0, 4, (2, 5, 17))
+
+    def softmax(logits):
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    expected = stats.entropy(softmax(ref), softmax(x), axis=-1).mean()
+    assert kl_divergence(x, ref) == pytest.approx(expected, rel=1e-12)
+    assert kl_divergence(ref + 3, ref) == pytest.approx(0, abs=1e-14)
+    assert np.isnan(kl_divergence(np.full_like(ref, np.nan), ref))
+
+
+def test_what_is_no_language_model(tmp_path):
+    with pytest.raises(InputError, match="neither a folder nor a Hub id"):
+        LanguageModel("x", "/nowhere/at/all").checkpoint  # noqa: B018
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
+    with pytest.raises(InputError, match="mlx-lm cannot load it"):
+        LanguageModel("x", str(tmp_path)).load(mx.float32)
+    with pytest.raises(InputError, match="model=x has no path"):
+        LanguageModel("x")
+
+
+def test_dtypes(folder):
+    source = LanguageModel("tiny", str(folder))
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        _, step = next(generation(source.load(dtype), Case(0, TEXT, 0, {"steps": 2}), 2))
+        assert step.result.dtype == dtype
+        assert np.isfinite(to_numpy(step.result).astype(np.float32)).all()
