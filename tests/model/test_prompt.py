@@ -1,6 +1,6 @@
 """Token ids against the tokenizer call of QwenImagePipeline."""
 
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from diffusers import QwenImagePipeline
+from transformers import AutoTokenizer
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.prompt import MAX_TOKENS, PREFIX_TOKENS, TEMPLATE, Tokenizer
@@ -135,19 +136,30 @@ def test_prefix_of_another_length_is_refused(folder):
     assert_refused(folder, "34")
 
 
-WITHOUT_PYTORCH = """
-import importlib.util, pathlib, sys
+IMPORTED = """
+import pathlib, sys
 from precision_lab.model.qwen_image.prompt import Tokenizer
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-Tokenizer(pathlib.Path(sys.argv[1]))
-import transformers
-print(transformers.utils.is_torch_available())
+Tokenizer(pathlib.Path(sys.argv[1]))(["a red circle"])
+print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
 
 
-def test_nothing_is_said_where_pytorch_is_missing(small_checkpoint):
-    command = [sys.executable, "-c", WITHOUT_PYTORCH, str(small_checkpoint / "tokenizer")]
-    told = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
-    done = subprocess.run(command, env=told, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("False\n", "")
+def test_reading_one_imports_neither_transformers_nor_pytorch(small_checkpoint):
+    command = [sys.executable, "-c", IMPORTED, str(small_checkpoint / "tokenizer")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["vocab and merges", "tokenizer.json"])
+def test_other_classes_are_left_to_transformers(small_checkpoint, tmp_path, converted):
+    folder = shutil.copytree(small_checkpoint / "tokenizer", tmp_path / "tokenizer")
+    expected = Tokenizer(folder)(PROMPTS)
+    if converted:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        assert (folder / "tokenizer.json").is_file()
+        assert_equal_tokens(Tokenizer(folder)(PROMPTS), expected)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["tokenizer_class"]
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert_equal_tokens(Tokenizer(folder)(PROMPTS), expected)

@@ -22,6 +22,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.scope import scope
 from precision_lab.model import weights
 from precision_lab.model.folder import fingerprint, located
+from precision_lab.model.tokenizer import Encoder, read_tokenizer
 from precision_lab.record.layout import Layout, Result, Stream
 from precision_lab.record.manifest import Checkpoint
 from precision_lab.settings import checked
@@ -169,7 +170,7 @@ class LanguageModel:
 
     def tokens(self, text: str) -> Sequence[int]:
         """Raises InputError for a text without tokens."""
-        tokens: Sequence[int] = self._tokenizer(text)["input_ids"]
+        tokens: Sequence[int] = self._tokenizer(text)
         if not tokens:
             raise InputError(f"prompts holds {text!r}, expected text")
         return tokens
@@ -182,10 +183,5 @@ class LanguageModel:
         return located(self.path, self.revision, "config.json", ("*.json", "*.safetensors", "tokenizer*", "*.txt"))
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        return transformers.AutoTokenizer.from_pretrained(
-            str(self.folder), local_files_only=True, trust_remote_code=False
-        )
+    def _tokenizer(self) -> Encoder:
+        return read_tokenizer(self.folder)

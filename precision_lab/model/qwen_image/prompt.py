@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from precision_lab.errors import InputError
+from precision_lab.model.tokenizer import read_tokenizer
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -28,15 +28,15 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint, read through transformers from its `tokenizer` folder.
+    """The tokenizer of a checkpoint, read from its `tokenizer` folder.
 
     Raises InputError for a folder that holds none, or one for which the template's prefix is not 34 tokens: the
     embeddings of the wrong tokens would be dropped.
     """
 
     def __init__(self, folder: Path):
-        self._tokenizer = _read(folder)
-        prefix = len(self._tokenizer(TEMPLATE.split("{}")[0])["input_ids"])
+        self._tokenizer = read_tokenizer(folder)
+        prefix = len(self._tokenizer(TEMPLATE.split("{}")[0]))
         if prefix != PREFIX_TOKENS:
             raise InputError(
                 f"{folder}: the template's prefix is {prefix} tokens, expected {PREFIX_TOKENS}: not a Qwen2 tokenizer?"
@@ -44,35 +44,16 @@ class Tokenizer:
 
     def __call__(self, prompts: list[str]) -> Tokens:
         """Raises InputError for a prompt of more than 1024 tokens (with what the template adds after it)."""
-        rows = [self._tokenizer(TEMPLATE.format(prompt))["input_ids"] for prompt in prompts]
+        rows = [self._tokenizer(TEMPLATE.format(prompt)) for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) - PREFIX_TOKENS > MAX_TOKENS:
                 raise InputError(
                     f"prompt {prompt[:40]!r}... has {len(row) - PREFIX_TOKENS} tokens, expected at most {MAX_TOKENS}"
                 )
         longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self._tokenizer.pad_token_id or 0, dtype=np.int32)
+        ids = np.full((len(rows), longest), self._tokenizer.pad, dtype=np.int32)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
         return Tokens(ids, mask)
-
-
-def _read(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}, expected that of a Qwen2 tokenizer")
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # that PyTorch, which no tokenizer needs, is missing
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{folder}: no tokenizer that can be read: {reason}\n"
-            "Expected vocab.json, merges.txt and tokenizer_config.json, or tokenizer.json"
-        ) from error

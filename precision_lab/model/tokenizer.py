@@ -1,0 +1,106 @@
+"""Tokenizers of checkpoints, read by the `tokenizers` library alone: transformers takes two seconds to import.
+
+What is built for a Qwen2 tokenizer is what transformers 5 builds (`models/qwen2/tokenization_qwen2.py`): byte-level
+byte-pair encoding of NFC text. Other classes of tokenizers are left to transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from precision_lab.errors import InputError
+from precision_lab.record.files import read_json
+
+_QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+
+
+class Encoder(Protocol):
+    """Text to token ids; `pad` is the id of the padding token."""
+
+    @property
+    def pad(self) -> int: ...
+
+    def __call__(self, text: str) -> list[int]: ...
+
+
+def read_tokenizer(folder: Path) -> Encoder:
+    """The tokenizer in a folder. Raises InputError for a folder that holds none that can be read."""
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}, expected that of a Qwen2 tokenizer")
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if not isinstance(config, Mapping):
+        raise InputError(f"{path}: expected an object")
+    try:
+        return _Qwen2(folder, config) if config.get("tokenizer_class") in _QWEN2 else _Other(folder)
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder}: no tokenizer that can be read: {reason}\n"
+            "Expected vocab.json, merges.txt and tokenizer_config.json, or tokenizer.json"
+        ) from error
+
+
+class _Qwen2:
+    """A Qwen2 tokenizer, from tokenizer.json or from vocab.json and merges.txt."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+        from tokenizers import Regex as SplitAt
+
+        whole = folder / "tokenizer.json"
+        if whole.is_file():
+            self._tokenizer = Tokenizer.from_file(str(whole))
+        else:
+            model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            self._tokenizer = Tokenizer(model)
+            self._tokenizer.normalizer = normalizers.NFC()
+            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(SplitAt(_SPLIT), behavior="isolated", invert=False),
+                    pre_tokenizers.ByteLevel(
+                        add_prefix_space=bool(config.get("add_prefix_space", False)), use_regex=False
+                    ),
+                ]
+            )
+        added = {int(number): entry for number, entry in dict(config.get("added_tokens_decoder") or {}).items()}
+        for number, entry in sorted(added.items()):
+            token = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in _FLAGS})
+            self._tokenizer.add_special_tokens([token]) if token.special else self._tokenizer.add_tokens([token])
+            found = self._tokenizer.token_to_id(entry["content"])
+            if found != number:
+                raise InputError(f"{folder}: token {entry['content']!r} is number {found}, expected {number}")
+        pad = config.get("pad_token") or "<|endoftext|>"
+        content = pad["content"] if isinstance(pad, Mapping) else pad
+        self.pad = self._tokenizer.token_to_id(content) or 0
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+
+class _Other:
+    """Any other tokenizer that transformers reads without code of the checkpoint's."""
+
+    def __init__(self, folder: Path):
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing, which is not needed
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        self.pad = self._tokenizer.pad_token_id or 0
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
