@@ -76,7 +76,7 @@ def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], baseline
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
+        if isinstance(entry, Mapping):
             yield from _flat(entry, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry
