@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("activation ranges").addoption(
         OPTION,
         action="store_true",
-        help="store the activation ranges that the tests see, in the place of those stored before",
+        help="store the activation ranges that the tests see, and replace those stored before",
     )
 
 
@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 class ActivationRanges:
-    """What the fixture gives: a context manager, and `check` for the plain case of one call."""
+    """The fixture's value: a context manager, and `check` for the plain case of one call."""
 
     def __init__(self, test: pytest.Item, update: bool):
         self._test = test
@@ -74,14 +74,14 @@ class ActivationRanges:
         name: str | None = None,
         margin: float = 0.5,
     ) -> Iterator[Capture]:
-        """Captures what the modules of `model` compute in the block, then fails the test if it left the stored ranges.
+        """Captures what the modules of `model` compute in the block; fails the test if that left the stored ranges.
 
         sites: patterns of modules; all of them by default, which is best: the first to deviate is named first.
         name: tells several uses in one test apart.
         margin: how far outside the stored range the largest magnitude and the rms may lie, in bits (log2).
 
-        What is stored holds for one backend (cpu, metal, cuda): on another the test fails until ranges are stored for
-        that one too. Inputs must be the same each time: seed what is random.
+        Stored ranges are those of one backend (cpu, metal, cuda): on another the test fails until ranges are stored for
+        that one too. Inputs must be the same each time: seed whatever is random.
         """
         from precision_lab.lab.capture import capture
 
@@ -107,6 +107,7 @@ class ActivationRanges:
         from importlib.metadata import version
 
         from precision_lab.analysis.gate.bands import Margin, judge, learn
+        from precision_lab.analysis.gate.rows import WITHOUT_COMPONENTS
         from precision_lab.analysis.gate.violation import Findings
         from precision_lab.analysis.stored_ranges import RangeFile, StoredRanges
         from precision_lab.device.environment import backend, device_name
@@ -114,7 +115,8 @@ class ActivationRanges:
         file = RangeFile(self._test.path.parent / FOLDER / f"{self._test.path.stem}.json")
         every, here = file.of(test), backend()
         now, stored = StoredRanges(learn(table), device_name(), version("mlx")), every.get(here)
-        findings = judge(stored.bands, table, Margin(bits=margin, spread=0.0)) if stored else Findings()
+        limits = Margin(bits=margin, spread=0.0)
+        findings = judge(stored.bands, table, limits, WITHOUT_COMPONENTS) if stored else Findings()
         if self._update:
             file.store(test, here, now)
             changed = f"{_count(findings)} sites were outside the old ranges" if stored else "none were stored before"
@@ -142,7 +144,7 @@ class ActivationRanges:
         only = f", only for {' and '.join(every)}: ranges are compared on the same backend" if every else ""
         return (
             f"No activation ranges of {test} are stored for {here}{only} ({self._shown(path)}).\n"
-            f"Store what this code computes, and commit the file: {self._command()}"
+            f"Store the ranges of this code, and commit the file: {self._command()}"
         )
 
     def _command(self) -> str:
@@ -161,7 +163,7 @@ def _count(findings: Findings) -> int:
 
 
 def _other(stored: StoredRanges, now: StoredRanges) -> str:
-    """On what the ranges were stored, if not on the same."""
+    """The device and MLX version that the ranges were stored on, where they differ."""
     parts: Sequence[tuple[str, str, str]] = (("", stored.device, now.device), ("MLX ", stored.mlx, now.mlx))
     different = [f"{what}{before}, here {after}" for what, before, after in parts if before != after]
     return f"; stored on {'; '.join(different)}" if different else ""

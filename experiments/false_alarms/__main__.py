@@ -31,13 +31,14 @@ from experiments.false_alarms.judging import fare  # noqa: E402
 from experiments.false_alarms.tables import markdown, summary  # noqa: E402
 from precision_lab.analysis.gate import sketches  # noqa: E402
 from precision_lab.analysis.gate.baseline import choose, read  # noqa: E402
-from precision_lab.analysis.gate.entry import Entry, device_of  # noqa: E402
+from precision_lab.analysis.gate.entry import Entry  # noqa: E402
 from precision_lab.analysis.gate.judge import Limits  # noqa: E402
 from precision_lab.analysis.gate.settings import require_same  # noqa: E402
 from precision_lab.cli.config import build_spec  # noqa: E402
 from precision_lab.cli.paths import conf_dir  # noqa: E402
 from precision_lab.device.environment import backend, environment, set_numeric_switches  # noqa: E402
 from precision_lab.lab.spec import RunSpec  # noqa: E402
+from precision_lab.record.manifest import Environment  # noqa: E402
 
 FACTORS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
 SITES = "transformer_blocks.{block}.{stream}_add{half}"
@@ -59,8 +60,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     set_numeric_switches()
-    here = environment()
-    choice = choose(read(arguments.baseline, backend(), "gate"), device_of(here), here["mlx"])
+    here = Environment(**environment())
+    choice = choose(read(arguments.baseline, backend(), "gate"), here.machine, str(here.mlx))
     spec = spec_of(arguments.overrides, choice.entry, str(arguments.baseline))
     arguments.to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="false-alarms-") as folder:
@@ -80,6 +81,7 @@ class Study:
 
     def __init__(self, held_out: HeldOut, entry: Entry, to: Path):
         self.held_out, self.entry, self.to = held_out, entry, to
+        self.layout = held_out.bench.layout
         self.limits = Limits()
 
     def records(self, log: str) -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ class Study:
         done = len(self.records("runs"))
         for case in list(self._draws(count, seed))[shard][done:]:
             begun = time.perf_counter()
-            judged = fare(self.entry, self.held_out.run(case), self.limits)
+            judged = fare(self.entry, self.held_out.run(case), self.limits, self.layout)
             self._log(
                 "runs",
                 prompt=case.prompt,
@@ -105,9 +107,9 @@ class Study:
     def power(self, gates: int, seed: int) -> None:
         """Every factor at a few random gates, on another held-out prompt and seed each, and on the pinned cases."""
         rng = np.random.default_rng(seed)
-        blocks = self.held_out.bench.checkpoint.transformer_config().num_layers
+        blocks, streams = self.layout.depth, list(self.layout.streams)
         sites = [
-            SITES.format(block=rng.integers(blocks), stream=rng.choice(["img", "txt"]), half=rng.integers(1, 3))
+            SITES.format(block=rng.integers(blocks), stream=rng.choice(streams), half=rng.integers(1, 3))
             for _ in range(gates)
         ]
         trials = [(site, factor) for site in sites for factor in FACTORS]
@@ -116,10 +118,10 @@ class Study:
             if index < done:
                 continue
             mistake = TimesGate([site], factor)
-            judged = fare(self.entry, self.held_out.run(case, mistake), self.limits)
-            pinned = sketches.judge(
-                self.entry.sketches, self.held_out.pinned(mistake), self.limits.tolerance, self.limits.noise_factor
-            )
+            judged = fare(self.entry, self.held_out.run(case, mistake), self.limits, self.layout)
+            tolerance, factor_of_noise = self.limits.tolerance, self.limits.noise_factor
+            table = self.held_out.pinned(mistake)
+            pinned = sketches.judge(self.entry.sketches, table, tolerance, factor_of_noise, self.layout)
             named = [v.address for v in pinned.violations]
             self._log(
                 "power",
@@ -140,13 +142,14 @@ class Study:
 
 
 def spec_of(overrides: Sequence[str], entry: Entry, baseline: str) -> RunSpec:
-    """What `python -m precision_lab gate` runs with these overrides. Raises InputError if the entry has others."""
+    """The run of `python -m precision_lab gate` with these overrides. Raises InputError if the entry has others."""
     with initialize_config_dir(str(conf_dir()), version_base=None):
         config = compose("config", list(overrides))
     given: Any = OmegaConf.to_container(config, resolve=True)
-    shared = {"sampler": given["sampler"], "image": given["image"], "probe": given["probe"], "drift": given["drift"]}
+    spec = build_spec(config, ["false_alarms"])
+    shared = {"case": spec.settings, "probe": given["probe"], "drift": given["drift"]}
     require_same(shared, {key: entry.settings[key] for key in shared}, baseline)
-    return build_spec(config, ["false_alarms"])
+    return spec
 
 
 if __name__ == "__main__":

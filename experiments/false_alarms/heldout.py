@@ -6,23 +6,24 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from precision_lab.lab.generation import generate
 
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import ProbeRecorder
-from precision_lab.lab.spec import REFERENCE, Case, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
+from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record.tables import read
 from precision_lab.shapes import all_scenes
 
 
 def draws(count: int, seed: int, learned_prompts: Sequence[str], learned_seeds: Sequence[int]) -> Iterator[Case]:
-    """Captions of random scenes, of 7 to 9 words, and random seeds, none of them among those learned from."""
+    """Captions of random scenes, of 7 to 9 words, and random seeds; no baseline was learned from any of them."""
     rng = np.random.default_rng(seed)
     captions = [scene.caption for scene in all_scenes() if scene.caption not in learned_prompts]
     for caption in rng.choice(captions, count, replace=False):
@@ -37,8 +38,8 @@ class TimesGate:
 
     sites: Sequence[str]
     factor: float
-    preserves_function: bool = False
-    composes: bool = True
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> Wrapper:
         return _TimesGate(site.module, self.factor)
@@ -64,23 +65,28 @@ class HeldOut:
         """The tables `activations` and `drift` of all variants but the reference, which `mistake` changes too."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.bench.spec = replace(self.bench.spec, prompts=[case.prompt], seeds=[case.seed])
+        (own,) = self.bench.spec.cases
         for variant in self.bench.spec.all_variants:
-            self.bench.make(_with(variant, mistake), case, [], lambda *_: None)
+            self.bench.make(_with(variant, mistake), own, [], lambda *_: None)
         tables = {name: read(self.folder, name) for name in ("activations", "drift")}
         return {name: table[table["variant"] != REFERENCE] for name, table in tables.items()}
 
     def pinned(self, mistake: TimesGate | None = None) -> pd.DataFrame:
         """The table `sketches` of the pinned cases, of a reference with `mistake`."""
-        spec, rows = self.bench.spec, []
+        spec = self.bench.spec
+        rows: list[dict[str, Any]] = []
         for name, pinned in spec.pinned.cases.items():
-            sampler = replace(spec.sampler, steps=spec.pinned.steps, height=pinned.height, width=pinned.width)
+            settings = {**spec.settings, "steps": spec.pinned.steps, **pinned.settings}
+            case = Case(0, pinned.prompt, pinned.seed, settings)
             recorder = ProbeRecorder(Sketches(spec.pinned.sites))
             with (
-                self.bench.variant(_with(Variant(REFERENCE, "float32"), mistake)) as (pipeline, _),
-                observing(pipeline.components, [recorder]),
+                self.bench.variant(_with(Variant(REFERENCE, "float32"), mistake)) as (subject, components, _),
+                observing(components, [recorder]),
             ):
-                grid = pipeline.grid(pinned.height, pinned.width)
-                generate(pipeline, sampler, grid, Case(0, pinned.prompt, pinned.seed), lambda *_: None)
+                state: Any = None
+                for _, step in generation(subject, case, self.bench.steps(case)):
+                    state = step.state
+                picture_of(subject, state)
             rows += [{"variant": REFERENCE, "case": name, **row} for row in recorder.rows]
         return pd.DataFrame(rows)
 

@@ -1,4 +1,4 @@
-"""How a run fares against an entry of a baseline: what objects to it, and how much of each margin it uses."""
+"""How a run fares against an entry of a baseline: its violations, and how much of each margin it uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.entry import Entry
 from precision_lab.analysis.gate.judge import Limits
 from precision_lab.analysis.gate.violation import Violation, by_site
+from precision_lab.record.layout import Layout
 
 Tables = Mapping[str, pd.DataFrame]
 NONE = Margin(bits=0.0, spread=0.0, headroom_bits=0.0)
@@ -39,12 +40,12 @@ class Fare(NamedTuple):
         return [line.first.address for line in by_site(self.violations)][:3]
 
 
-def fare(entry: Entry, tables: Tables, limits: Limits) -> Fare:
+def fare(entry: Entry, tables: Tables, limits: Limits, layout: Layout) -> Fare:
     """The run of `tables` against the bands of `entry`."""
-    found = bands.judge(entry.bands, tables["activations"], limits.ranges)
-    found.add(drift.judge(entry.drift, tables["drift"], limits.drift, entry.noise))
-    outside = bands.judge(entry.bands, tables["activations"], NONE).violations
-    drifted = drift.judge(entry.drift, tables["drift"], NONE, entry.noise).violations
+    found = bands.judge(entry.bands, tables["activations"], limits.ranges, layout)
+    found.add(drift.judge(entry.drift, tables["drift"], limits.drift, entry.noise, layout))
+    outside = bands.judge(entry.bands, tables["activations"], NONE, layout).violations
+    drifted = drift.judge(entry.drift, tables["drift"], NONE, entry.noise, layout).violations
     lost = limits.ranges.headroom_bits
     return Fare(
         found.violations,

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from experiments.mutation.operators import OPERATORS, Edit, Source, callee
 
-FILES = tuple(
-    f"precision_lab/model/{name}.py"
-    for name in (
-        *("text_encoder", "layers", "rope", "attention", "block", "transformer"),
-        *("scheduler", "sampler", "pipeline", "vae_blocks", "vae"),
-    )
+_FOLDER = "precision_lab/model"
+FILES = (
+    f"{_FOLDER}/qwen_image/text_encoder.py",
+    f"{_FOLDER}/layers.py",
+    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer", "scheduler")),
+    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline", "vae_blocks", "vae")),
 )
-"""Those that compute something between token ids and pixels. Left out: reading and checking of files, labels."""
+"""The files that compute something between token ids and pixels. Left out: reading and checking of files, labels."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: what stands at `line` of `file` (a path below the root), `column`, is edited."""
+    """One mistake: an edit at `line` and `column` of `file` (a path below the root)."""
 
     file: str
     line: int

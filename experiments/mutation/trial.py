@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.mutation.mutants import Mutant
+from precision_lab.record.address import split_port
 
 GATE = "gate"
 PARITY = "parity"
@@ -157,6 +158,6 @@ def _named(record: dict[str, Any]) -> str:
     """The first three sites that the gate names, each with its first metric."""
     sites: dict[str, str] = {}
     for violation in record["violations"]:
-        component = "" if violation["component"] == "transformer" else violation["component"] + ":"
-        sites.setdefault(component + violation["site"], violation["metric"])
+        site, _ = split_port(violation["address"])
+        sites.setdefault(site, violation["metric"])
     return ", ".join(f"{site} {metric}" for site, metric in list(sites.items())[:3])

@@ -1,40 +1,50 @@
 """Claims of an experiment, judged from its tables alone.
 
-A claim compares a quantity of one variant with that of another, case by case (prompt and seed) or timing round by
-round, and is judged by the interval of the ratio against a tolerance: the noise floor, measured between two variants
+A claim compares a quantity of one variant with that of another, case by case (prompt and seed) or round by round of
+timing. It is judged by the interval of the ratio against a tolerance: the noise floor, measured between two variants
 that are the same function, or a stated margin, whichever is larger. Without the data there is no verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from precision_lab.analysis.measures import METRICS
 from precision_lab.errors import InputError, nearest
 from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired_ratio
-from precision_lab.record.address import split_address
-from precision_lab.record.glob import compile_glob, spell
+from precision_lab.record.run import Run
 
 RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
 _COUNTED = ("nonzero", "zero")
-_COUNTS = ("nonfinite", "narrow_operations")
+_OPERATIONS = "narrow_operations"
+_COUNTS = ("nonfinite", _OPERATIONS)
 
 
 @dataclass(frozen=True)
 class Claim:
     """One statement of an experiment's yaml.
 
-    `metric`: amax (of the outputs at `sites`, of one `stream` if named, largest over steps), drift (rel_l2 against the
-    reference after the last step, free-running, of the outputs at `sites`; without them of the latents), latency (of a
-    step), largest_share (of one branch in the final `stream`, mean over steps), nonfinite (values at recorded outputs)
-    or narrow_operations (of a device, those that compute in less than fp32). `relation` is that of `subject` to
-    `against`, or to `bound`. `noise` names the variants that should equal `against`, or the subject where there is a
-    bound: the largest difference of one of them is the floor. `gate` makes a refuted claim an error.
+    metric:
+
+    - amax: of the outputs at `sites`, of one `stream` if named, the largest over steps;
+    - drift: rel_l2 against the reference after the last step, free-running, of the outputs at `sites`, by default of
+      the result;
+    - kl: divergence of the result from the reference's in nats, free-running, the mean over steps; only where the
+      result holds logits;
+    - latency: of a step;
+    - largest_share: of one update in the final `stream`, by default the main one, the mean over steps;
+    - nonfinite: values at recorded outputs;
+    - narrow_operations: of a device, those that compute in less than fp32.
+
+    relation: that of `subject` to `against`, or to `bound`. noise: variants that should equal `against`, or the subject
+    where there is a bound; the largest difference of one of them is the floor. gate: whether a refuted claim is an
+    error.
     """
 
     id: str
@@ -63,7 +73,7 @@ class Claim:
                 raise InputError(f"Claim {raw.get('id', '?')}: {key} is missing, expected text")
         several = {key: _names(raw, key) for key in ("sites", "noise")}
         claim = cls(**{**raw, **several})
-        for what, choices in (("metric", _METRICS), ("relation", RELATIONS)):
+        for what, choices in (("metric", METRICS), ("relation", RELATIONS)):
             value = getattr(claim, what)
             if value not in choices:
                 raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
@@ -92,7 +102,7 @@ def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """supported, refuted or inconclusive, and the numbers it rests on; `reason` where they are undefined."""
+    """supported, refuted or inconclusive, and the numbers behind it; `reason` where they are undefined."""
 
     verdict: str
     effect: float
@@ -102,27 +112,17 @@ class Verdict:
     reason: str = ""
 
 
-@dataclass
-class Tables:
-    """The tables of a run, or of a device: its `operations` have the columns op, verdict (see `device.behaviour`)."""
-
-    activations: pd.DataFrame
-    drift: pd.DataFrame
-    latency: pd.DataFrame
-    variants: frozenset[str]
-    operations: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-
-def judge(claim: Claim, tables: Tables) -> Verdict:
-    """The verdict on one claim."""
+def judge(claim: Claim, run: Run) -> Verdict:
+    """The verdict on one claim about a run."""
     named = [name for name in (claim.subject, claim.against, *claim.noise) if name]
-    absent = [name for name in named if name not in tables.variants]
+    absent = [name for name in named if name not in run.manifest.variants]
     if absent:
         return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
-    values = {name: _METRICS[claim.metric](tables, name, claim) for name in named}
+    measure = METRICS[claim.metric]
+    values = {name: measure(run, name, claim.sites, claim.stream) for name in named}
     unmeasured = [name for name in named if values[name].empty]
     if unmeasured:
-        return Verdict("inconclusive", math.nan, reason=f"nothing was measured of variant {unmeasured[0]}")
+        return _unmeasured(unmeasured[0])
     subject = values[claim.subject]
     if claim.relation in _COUNTED:
         return _judge_count(claim, subject)
@@ -142,8 +142,24 @@ def judge(claim: Claim, tables: Tables) -> Verdict:
     return Verdict(decide(claim.relation, ratio.lo, ratio.hi, tolerance), ratio.estimate, ratio.lo, ratio.hi, floor)
 
 
+def judge_operations(claim: Claim, verdicts: Sequence[str]) -> Verdict:
+    """The verdict on a claim about a device, whose operations compute in less than fp32 or do not.
+
+    verdicts: one an operation, as `precision_lab.device.behaviour.verdict` gives them: "supported" for one that
+    computes in fp32, "refuted" for one that does not, "inconclusive".
+    """
+    if claim.metric != _OPERATIONS or not verdicts:
+        return _unmeasured(claim.subject)
+    narrow = {"refuted": 1.0, "supported": 0.0}
+    return _judge_count(claim, pd.Series([narrow.get(verdict, math.nan) for verdict in verdicts]))
+
+
+def _unmeasured(variant: str) -> Verdict:
+    return Verdict("inconclusive", math.nan, reason=f"nothing was measured of variant {variant}")
+
+
 def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:
-    """What was counted decides; where nothing was, what could not be counted (NaN) leaves it open."""
+    """Decided by the count; undecided where it is 0 and something could not be counted (NaN)."""
     count, open_ones = float(counts.sum()), int(counts.isna().sum())
     if count == 0 and open_ones:
         return Verdict("inconclusive", count, reason=f"{open_ones} of {len(counts)} are undecided")
@@ -151,7 +167,10 @@ def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:
 
 
 def decide(relation: str, lo: float, hi: float, tolerance: float) -> str:
-    """What the interval [lo, hi] of a ratio says of a relation, ratios within 1 + tolerance either way being equal."""
+    """supported, refuted or inconclusive, by the interval [lo, hi] of a ratio.
+
+    Ratios from 1 / (1 + tolerance) to 1 + tolerance count as equal.
+    """
     upper = 1 + tolerance
     lower = 1 / upper
     above, below, within = lo > upper, hi < lower, lower <= lo and hi <= upper
@@ -176,102 +195,14 @@ def _ratio(claim: Claim, subject: pd.Series, against: pd.Series) -> Ratio:
     return geometric_mean_ratio(left, right)
 
 
-def noise_floor(twin: pd.Series, original: pd.Series) -> float:
+def noise_floor(equivalent: pd.Series, original: pd.Series) -> float:
     """The typical relative difference of two variants that are the same function: exp(rms of the log ratio) - 1.
 
-    Over the cases both have; NaN where a value is not positive and finite. A root mean square neither grows nor shrinks
-    with the number of cases, as a maximum or a mean would.
+    Over the cases that both have; NaN where a value is not positive and finite. A root mean square neither grows nor
+    shrinks with the number of cases, as a maximum or a mean would.
     """
-    paired = pd.concat([twin, original], axis=1, join="inner").to_numpy(float)
+    paired = pd.concat([equivalent, original], axis=1, join="inner").to_numpy(float)
     if not len(paired) or not np.all(np.isfinite(paired) & (paired > 0)):
         return math.nan
     logs = np.log(paired[:, 0] / paired[:, 1])
     return float(np.expm1(np.sqrt(np.mean(logs**2))))
-
-
-_CASE = ["prompt_id", "seed"]
-
-
-def _amax(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    """Per case, the geometric mean over sites of the largest amax over steps and branches."""
-    if not {"amax", "num_nan", "num_inf"} <= set(tables.activations):
-        return pd.Series(dtype=float)
-    rows = tables.activations[tables.activations["variant"] == variant]
-    rows = _at_sites(rows[rows["port"].str.startswith("out")], claim.sites)
-    if claim.stream is not None:
-        rows = rows[rows["stream"] == claim.stream]
-    rows = rows.assign(amax=rows["amax"].where((rows["num_nan"] + rows["num_inf"]) == 0))
-    peaks = rows.groupby([*_CASE, "component", "site", "port"])["amax"].agg(lambda a: a.max(skipna=False))
-    return np.exp(np.log(peaks).groupby(level=_CASE).agg(lambda a: a.mean(skipna=False)))
-
-
-def _at_sites(rows: pd.DataFrame, patterns: tuple[str, ...]) -> pd.DataFrame:
-    """Rows of the sites that a pattern names; a negative number counts from the last of those recorded."""
-    chosen = pd.Series(False, index=rows.index)
-    for pattern in patterns:
-        component, glob = split_address(pattern, "transformer")
-        expression = compile_glob(glob)
-        own = rows["component"] == component
-        named = {
-            site for site, spelled in spell(rows.loc[own, "site"].unique()).items() if expression.fullmatch(spelled)
-        }
-        chosen |= own & rows["site"].isin(named)
-    return rows[chosen]
-
-
-def _largest_share(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    """Per case, the share of the branch that gave most of the final stream; largest of each step, mean over steps."""
-    if "final_share" not in tables.activations:
-        return pd.Series(dtype=float)
-    rows = tables.activations[(tables.activations["variant"] == variant) & (tables.activations["branch"] != "uncond")]
-    rows = rows[rows["final_share"].notna() & (rows["stream"] == (claim.stream or "img"))]
-    return rows.groupby([*_CASE, "step"])["final_share"].max().groupby(level=_CASE).mean()
-
-
-def _drift(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    return final_drift(tables.drift, variant, claim.sites or (LATENTS,))
-
-
-LATENTS = "pipeline:euler_step"
-
-
-def final_drift(drift: pd.DataFrame, variant: str, sites: tuple[str, ...] = (LATENTS,)) -> pd.Series:
-    """Per case (prompt_id, seed), rel_l2 after the last step, free-running; of several outputs the largest.
-
-    Empty if it was not recorded, NaN for a case with a value that is not finite.
-    """
-    if "rel_l2" not in drift:
-        return pd.Series(dtype=float)
-    rows = _at_sites(drift[(drift["variant"] == variant) & (drift["mode"] == "free")], sites)
-    step = rows["step"].astype("Float64").fillna(-1)  # the pixels belong to no step
-    last = step == step.groupby([rows["component"], rows["site"]]).transform("max")
-    return rows[last].groupby(_CASE)["rel_l2"].agg(lambda errors: errors.max(skipna=False))
-
-
-def _latency(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    rows = tables.latency
-    return rows[(rows["variant"] == variant) & (rows["what"] == "step")].set_index("round")["seconds"]
-
-
-def _nonfinite(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    rows = tables.activations[tables.activations["variant"] == variant]
-    if not {"num_nan", "num_inf"} <= set(rows):
-        return pd.Series(dtype=float)
-    return (rows["num_nan"] + rows["num_inf"]).dropna().astype(float)  # rows of other probes count nothing
-
-
-def _narrow_operations(tables: Tables, variant: str, claim: Claim) -> pd.Series:
-    """1 an operation that computes in less than fp32, 0 for one that does not, NaN where that is not known."""
-    if tables.operations.empty:
-        return pd.Series(dtype=float)
-    return tables.operations["verdict"].map({"refuted": 1.0, "supported": 0.0}).astype(float)
-
-
-_METRICS: Mapping[str, Callable[[Tables, str, Claim], pd.Series]] = {
-    "amax": _amax,
-    "drift": _drift,
-    "largest_share": _largest_share,
-    "latency": _latency,
-    "narrow_operations": _narrow_operations,
-    "nonfinite": _nonfinite,
-}

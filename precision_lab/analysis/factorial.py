@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from precision_lab.analysis.claims import decide, final_drift, noise_floor
+from precision_lab.analysis.claims import Claim, decide, noise_floor
+from precision_lab.analysis.measures import final_drift
 from precision_lab.lab.factorial import SEPARATOR
 from precision_lab.numerics.intervals import geometric_mean_ratio
+from precision_lab.record.files import number_or_reason
+from precision_lab.record.run import Run
 
 HIGHEST_ORDER = 3
 """Interactions of more factors than this are not estimated: they are rarely there and cannot be read."""
@@ -122,21 +125,21 @@ def _finding(lo: float, hi: float, floor: float) -> str:
     return next(verdicts, "inconclusive")
 
 
-def records(manifest: Mapping[str, Any], drift: pd.DataFrame) -> list[dict[str, Any]]:
+def records(run: Run) -> list[dict[str, Any]]:
     """The factorials of a run as strict JSON.
 
-    The noise floor is the largest of the twins that a claim of the run names for the base.
+    The noise floor is the largest of the variants that a claim of the run names as noise of the base.
     """
     out = []
-    for design in designs(manifest["variants"]):
-        drifts = {name: final_drift(drift, name) for name in design.runs}
+    for design in designs(run.manifest.variants):
+        drifts = {name: final_drift(run, name) for name in design.runs}
         lost = [name for name, values in drifts.items() if values.empty or not np.all(values > 0)]
-        twins = _twins(manifest["claims"], design.base)
-        floors = [noise_floor(final_drift(drift, twin), drifts[design.base]) for twin in twins]
+        equivalents = _equivalents(run.manifest.claims, design.base)
+        floors = [noise_floor(final_drift(run, name), drifts[design.base]) for name in equivalents]
         floor = float(np.max(floors)) if floors else math.nan
         means = {name: None if name in lost else float(np.exp(np.log(v).mean())) for name, v in drifts.items()}
         record: dict[str, Any] = {"base": design.base, "factors": list(design.factors), "drift": means, "effects": []}
-        record |= {"noise_floor": floor} if math.isfinite(floor) else _null("noise_floor", "not measured")
+        record |= number_or_reason("noise_floor", floor, "not measured")
         if lost:
             record["effects_reason"] = f"the drift of {lost[0]} is not finite and above 0 in every case"
         else:
@@ -145,22 +148,18 @@ def records(manifest: Mapping[str, Any], drift: pd.DataFrame) -> list[dict[str, 
     return out
 
 
-def _twins(claims: Iterable[Mapping[str, Any]], base: str) -> list[str]:
-    found: list[str] = []
-    for claim in claims:
-        if claim.get("against") == base:
-            noise = claim.get("noise") or []
-            found += [noise] if isinstance(noise, str) else noise
-    return list(dict.fromkeys(found))
+def _equivalents(claims: Iterable[Mapping[str, Any]], base: str) -> list[str]:
+    """Variants that should equal `base`, according to the claims against it."""
+    noise = [claim.noise for claim in map(Claim.from_dict, claims) if claim.against == base]
+    return list(dict.fromkeys(name for names in noise for name in names))
 
 
 def _record(effect: Effect) -> dict[str, Any]:
     out: dict[str, Any] = {"factors": list(effect.factors), "aliases": list(effect.aliases), "finding": effect.finding}
     if not math.isfinite(effect.ratio):
-        return out | _null("effect", "undefined") | _null("ci95", "undefined")
+        nothing = number_or_reason("effect", math.nan, "undefined") | number_or_reason("ci95", math.nan, "undefined")
+        return out | nothing
     out["effect"] = effect.ratio
-    return out | ({"ci95": [effect.lo, effect.hi]} if math.isfinite(effect.lo) else _null("ci95", "one case"))
-
-
-def _null(key: str, reason: str) -> dict[str, Any]:
-    return {key: None, f"{key}_reason": reason}
+    if not math.isfinite(effect.lo):
+        return out | number_or_reason("ci95", math.nan, "one case")
+    return out | {"ci95": [effect.lo, effect.hi]}

@@ -19,6 +19,7 @@ import pandas as pd
 
 from precision_lab.analysis.gate.history import COLUMNS, FOLDER
 from precision_lab.errors import InputError
+from precision_lab.record.address import split_address, split_port
 
 RUN = ("time", "commit", "device", "mlx")
 ADDRESS = ("variant", "component", "site", "port")
@@ -72,7 +73,8 @@ def read(path: Path) -> History:
         table[name] = _numbers(table[name], name, path)
     moments = pd.to_datetime(table["time"], utc=True, errors="coerce", format="ISO8601")
     _refuse(moments.isna() | ~table["verdict"].isin(VERDICTS), table, path)
-    table["component"], table["site"], table["port"] = _addresses(table["site"])
+    _refuse(~table["site"].str.fullmatch("[^:]+:.+"), table, path)
+    table["component"], table["site"], table["port"] = zip(*map(_address, table["site"]), strict=True)
     table = table.assign(moment=moments).sort_values("moment", kind="stable", ignore_index=True)
     table["run"] = table.groupby(list(RUN), sort=False).ngroup()
     runs = table.drop_duplicates("run", keep="last").set_index("run")[[*RUN, "verdict"]]
@@ -204,10 +206,10 @@ def _refuse(wrong: pd.Series, table: pd.DataFrame, path: Path) -> None:
         raise InputError(f"{path}, line {at + 2}: {row[:100]!r} is not what a gate run writes. Delete that line")
 
 
-def _addresses(sites: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
-    """component, site and port of `transformer:transformer_blocks.3 (out.0)`; port `out` is not written."""
-    parts = sites.str.extract(r"^(?:([^:]+):)?(.+?)(?: \(([^)]+)\))?$")
-    return parts[0].fillna("transformer"), parts[1].fillna(""), parts[2].fillna("out")
+def _address(text: str) -> tuple[str, str, str]:
+    """component, site and port of `component:site (out.0)`; the port `out` is not written."""
+    address, port = split_port(text)
+    return *split_address(address), port
 
 
 def _execution_order(table: pd.DataFrame) -> pd.Series:

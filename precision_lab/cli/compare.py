@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from omegaconf import DictConfig, ListConfig
@@ -13,6 +14,9 @@ from rich.table import Table
 from precision_lab.cli.progress import open_console
 from precision_lab.errors import InputError
 
+if TYPE_CHECKING:
+    from precision_lab.record.layout import Layout
+
 _SHOWN = 10
 
 
@@ -21,13 +25,23 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if not isinstance(config.runs, ListConfig) or len(config.runs) != 2:
         raise InputError(f"compare needs runs=[A,B], the folders of two runs; got {config.runs}")
     from precision_lab.analysis.compare import headline, range_changes
+    from precision_lab.record.run import Run
 
-    first, second = (Path(str(run)) for run in config.runs)
+    first, second = (Run.open(Path(str(run))) for run in config.runs)
     console = open_console()
-    _print(headline(first, second), f"{first} against {second}", console)
+    _print(headline(first, second), f"{first.path} against {second.path}", console)
     changes = range_changes(first, second)
-    _print(changes.head(_SHOWN), f"Largest changes of amax, in bits ({len(changes)} addresses compared)", console)
+    largest = _with_addresses(changes.head(_SHOWN), second.layout)
+    _print(largest, f"Largest changes of amax, in bits ({len(changes)} addresses compared)", console)
     return 0
+
+
+def _with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """The changes with one column for component, site and port."""
+    place = ["component", "site", "port"]
+    shown = changes.drop(columns=place)
+    shown.insert(1, "site", [layout.address(*row) for row in changes[place].itertuples(index=False, name=None)])
+    return shown
 
 
 def _print(frame: pd.DataFrame, title: str, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""`device`: what MLX really does on this machine, op by op and dtype by dtype, and the verdict on S6."""
+"""`device`: how MLX computes on this machine, operation by operation and dtype by dtype, and the verdict on S6."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SCHEMA_VERSION = 1
 RECORD = "device.json"
 _TF32 = "MLX_ENABLE_TF32"
 _DTYPES = ("float32", "bfloat16", "float16")
-# these have a table or a figure of their own
+# properties with a table or a figure of their own
 _WIDTHS = ("input_bits", "accumulator_bits", "interior_bits", "error_growth")
 _COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-# the setting of tf32 that this process measured with: MLX reads it once
+# the setting of tf32 that this process has measured with: MLX reads it once
 _measured: list[bool | None] = []
 
 
@@ -69,15 +69,14 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 
 def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Verdicts on claims about what MLX computes in, from those on its operations, as summary.json has them."""
-    import pandas as pd
+    """Claims about the precision that MLX computes in, judged by its operations, as summary.json has them."""
+    from precision_lab.analysis.claims import Claim, judge_operations
+    from precision_lab.analysis.summary import claim_entry
+    from precision_lab.record.summary import to_json
 
-    from precision_lab.analysis.claims import Claim, Tables
-    from precision_lab.analysis.summary import claim_record
-
-    nothing = pd.DataFrame()
-    tables = Tables(nothing, nothing, nothing, frozenset({"mlx"}), pd.DataFrame(ops))
-    return [claim_record(Claim.from_dict({"id": name, **claim}), tables) for name, claim in claims.items()]
+    verdicts = [op["verdict"] for op in ops]
+    stated = [Claim.from_dict({"id": name, **claim}) for name, claim in claims.items()]
+    return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated]
 
 
 def _prepare(given: object) -> Path:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
     from precision_lab.analysis.gate.judge import Limits
     from precision_lab.analysis.gate.violation import Findings
+    from precision_lab.record.manifest import Environment
+    from precision_lab.record.run import Run
 
 SCHEMA_VERSION = 1
 _SHOWN = 20
@@ -29,7 +31,7 @@ _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 @dataclass(frozen=True)
 class Settings:
-    """What conf/gate.yaml has under `gate`."""
+    """The settings under `gate` in conf/gate.yaml."""
 
     baseline: Path | None
     update: bool
@@ -40,15 +42,18 @@ class Settings:
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Runs the experiment, or takes `run`, and judges it, or learns from it; 1 where something is not as it was."""
+    """Runs the experiment, or takes `run`, and judges it or learns from it; returns 1 where something has changed."""
+    from precision_lab.record.run import Run
+
     settings = _settings(config)
     console = open_console()
     if config.run is not None:
         if not isinstance(config.run, str) or not config.run:
             raise InputError(f"run is {config.run!r}, expected the folder of a run")
-        run, code = Path(config.run).expanduser(), 0
+        folder, code = Path(config.run).expanduser(), 0
     else:
-        run, code = _run(config, settings, command, console)
+        folder, code = _run(config, settings, command, console)
+    run = Run.open(folder)
     return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
 
 
@@ -59,8 +64,10 @@ def _run(config: DictConfig, settings: Settings, command: Sequence[str], console
 
     set_numeric_switches()
     spec = build_spec(_of_a_run(config, settings), command)
-    here = environment()
-    if not settings.update or _path(settings, here["backend"], spec.experiment).is_file():
+    from precision_lab.record.manifest import Environment
+
+    here = Environment(**environment())
+    if not settings.update or _path(settings, here.backend, spec.experiment).is_file():
         _choose(settings, here, spec.experiment)
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.lab.run import run
@@ -71,7 +78,7 @@ def _run(config: DictConfig, settings: Settings, command: Sequence[str], console
 
 
 def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
-    """The configuration without what is the gate's own; for learning, with more cases and the noise floor."""
+    """The configuration without the gate's own settings; for learning, with more cases and the noise floor."""
     config = config.copy()
     with open_dict(config):
         del config.run, config.gate
@@ -83,41 +90,37 @@ def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
     return config
 
 
-def _judge(run: Path, settings: Settings, console: Console) -> int:
+def _judge(run: Run, settings: Settings, console: Console) -> int:
     from precision_lab.analysis.gate import bands, history
-    from precision_lab.analysis.gate.entry import complete_manifest, device_of
     from precision_lab.analysis.gate.judge import judge
-    from precision_lab.record.tables import read
 
-    manifest = complete_manifest(run)
-    environment, experiment = manifest["environment"], manifest["experiment"]
-    path, choice = _choose(settings, environment, experiment)
-    log = history.path_of(environment["backend"], experiment)
+    manifest = run.completed().manifest
+    path, choice = _choose(settings, manifest.environment, manifest.experiment)
+    log = history.path_of(manifest.environment.backend, manifest.experiment)
     if settings.history:
         history.check(log)
     findings = judge(run, _config_of(run), choice, settings.limits, str(path))
-    record = _record(run, manifest, path, choice, settings.limits, findings)
-    _write(run, record, choice, findings)
+    record = _record(run, path, choice, settings.limits, findings)
+    _write(run.path, record, choice, findings)
     if settings.history:
-        now = bands.learn(read(run, "activations"))
+        now = bands.learn(run.activations)
         verdict = "passed" if record["passed"] else "failed"
-        device = device_of(environment)
-        history.append(log, history.rows(manifest, device, verdict, now, choice.entry.bands, settings.history))
-    _print(run, record, findings, console)
+        history.append(log, history.rows(manifest, verdict, now, choice.entry.bands, settings.history))
+    _print(run.path, record, findings, console)
     return int(not record["passed"])
 
 
-def _learn(run: Path, settings: Settings, console: Console) -> int:
+def _learn(run: Run, settings: Settings, console: Console) -> int:
     from precision_lab.analysis.gate import baseline
     from precision_lab.analysis.gate.changes import changes
-    from precision_lab.analysis.gate.entry import complete_manifest, learn
+    from precision_lab.analysis.gate.entry import learn
 
-    manifest = complete_manifest(run)
-    environment, experiment = manifest["environment"], manifest["experiment"]
-    path = _path(settings, environment["backend"], experiment)
-    before = _choose(settings, environment, experiment)[1] if path.is_file() else None
+    manifest = run.completed().manifest
+    backend, experiment = manifest.environment.backend, manifest.experiment
+    path = _path(settings, backend, experiment)
+    before = _choose(settings, manifest.environment, experiment)[1] if path.is_file() else None
     entry = learn(run, _config_of(run))
-    baseline.write(path, environment["backend"], experiment, entry)
+    baseline.write(path, backend, experiment, entry)
     if before is None:
         _say(console, f"a first baseline: {len(entry.bands)} bands, {len(entry.sketches)} sketches")
     else:
@@ -176,59 +179,49 @@ def _path(settings: Settings, backend: str, experiment: str) -> Path:
     return settings.baseline or path_of(backend, experiment)
 
 
-def _choose(settings: Settings, environment: Mapping[str, Any], experiment: str) -> tuple[Path, Choice]:
+def _choose(settings: Settings, environment: Environment, experiment: str) -> tuple[Path, Choice]:
     from precision_lab.analysis.gate import baseline
-    from precision_lab.analysis.gate.entry import device_of
 
-    path = _path(settings, environment["backend"], experiment)
-    entries = baseline.read(path, environment["backend"], experiment)
-    return path, baseline.choose(entries, device_of(environment), environment["mlx"])
+    path = _path(settings, environment.backend, experiment)
+    entries = baseline.read(path, environment.backend, experiment)
+    return path, baseline.choose(entries, environment.machine, str(environment.mlx))
 
 
-def _config_of(run: Path) -> Mapping[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{run} has no config.yaml, which says what was run: not the folder of a run")
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))
+def _config_of(run: Run) -> Mapping[str, Any]:
+    if not run.config:
+        raise InputError(f"{run.path} has no config.yaml, with the settings of the run: not the folder of a run")
+    config: Any = OmegaConf.to_container(OmegaConf.create(run.config))
     return config
 
 
-def _record(
-    run: Path, manifest: Mapping[str, Any], path: Path, choice: Choice, limits: Limits, findings: Findings
-) -> dict[str, Any]:
-    """gate.json: strict JSON, an infinite magnitude is null."""
-    violations = []
-    for violation in findings.violations:
-        told = asdict(violation) | {"address": violation.address}
-        if math.isinf(violation.magnitude):
-            told |= {"magnitude": None, "magnitude_reason": "no number says how much"}
-        violations.append(told)
+def _record(run: Run, path: Path, choice: Choice, limits: Limits, findings: Findings) -> dict[str, Any]:
+    """gate.json: strict JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "experiment": manifest["experiment"],
-        "backend": manifest["environment"]["backend"],
-        "run": str(run),
-        "passed": not violations,
+        "experiment": run.manifest.experiment,
+        "backend": run.manifest.environment.backend,
+        "run": str(run.path),
+        "passed": not findings.violations,
         "baseline": {"path": str(path), "device": choice.entry.device, "mlx": choice.entry.mlx, "match": choice.match},
-        "weights": manifest["checkpoint"]["weights"],
+        "weights": run.manifest.checkpoint.weights,
         "limits": asdict(limits),
         "checks": dict(findings.checks),
-        "violations": violations,
+        "violations": [violation.to_json() for violation in findings.violations],
     }
 
 
 def _write(run: Path, record: Mapping[str, Any], choice: Choice, findings: Findings) -> None:
     from precision_lab.analysis.gate import junit, markdown
-    from precision_lab.record.files import write_json
+    from precision_lab.record.files import write_json, write_text
 
     components = list(dict.fromkeys([*choice.entry.bands["component"], *choice.entry.sketches["component"]]))
     write_json(run / "gate.json", record)
-    (run / "gate.xml").write_text(junit.document(record["experiment"], findings, components))
+    write_text(run / "gate.xml", junit.document(record["experiment"], findings, components))
     page = markdown.page(record, findings.violations)
-    (run / "gate.md").write_text(page)
+    write_text(run / "gate.md", page)
     summary = os.environ.get(_STEP_SUMMARY)
     if summary:
-        with Path(summary).open("a") as file:
+        with Path(summary).open("a", encoding="utf-8") as file:
             file.write(page)
 
 

@@ -14,7 +14,7 @@ from precision_lab.errors import InputError
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Writes the report of an existing run, with the exit code of its verdicts; or that of a gate's history."""
+    """Writes the report of an existing run and returns the exit code of its verdicts; or draws a gate's history."""
     if bool(config.run) == bool(config.history):
         raise InputError("report needs run=DIR, the folder of a run, or history=FILE, the table of a gate; one of them")
     if config.run:
@@ -33,16 +33,18 @@ def judge_and_draw(run: Path, console: Console) -> int:
     from precision_lab import report
     from precision_lab.analysis.summary import exit_code, summarize
     from precision_lab.cli.summary import print_summary
+    from precision_lab.record.run import Run
 
-    summary = summarize(run)
+    judged = Run.open(run)
+    summary = summarize(judged)
     page = report.write(run)
-    print_summary(summary, console)
+    print_summary(summary, judged.layout, console)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return exit_code(run, summary)
+    return exit_code(judged, summary)
 
 
 def draw_history(path: Path, out: Path, console: Console) -> None:
-    """Page and figures of a gate's history into `out`; prints one line a commit at which ranges stepped."""
+    """Draws page and figures of a gate's history into `out`; prints a line for each commit at which ranges stepped."""
     from precision_lab.analysis.history import read, steps
     from precision_lab.report.history import changes, write
 

@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from precision_lab.report.wording import stream_scale
+from precision_lab.record.layout import Layout
+from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary, VariantSummary
 
 _WEIGHTS = {
-    "synthetic": "synthetic weights: made, not trained",
+    "synthetic": "generated, untrained weights",
     "trained": "trained micro weights, not the published ones",
     "published": "published weights",
 }
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints the variants of a summary, then its claims."""
-    weights = (_WEIGHTS.get(summary["weights"], summary["weights"]), stream_scale(summary["inflate"]))
-    title = f"{summary['experiment']} ({', '.join(filter(None, weights))})"
+def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
+    """Prints the variants of a summary, then its claims. layout: of the run, which names its result."""
+    about = (_WEIGHTS.get(summary.weights, summary.weights), *summary.notes)
+    title = f"{summary.experiment} ({', '.join(filter(None, about))})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("variant", "dtype", "amax", "latents rel_l2", "psnr dB", "non-finite, first at", "step s", "ratio"):
+    metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
+    drift = f"{layout.result.title} rel_l2"
+    for column in ("variant", "dtype", "amax", drift, "psnr dB", *metrics, "non-finite, first at", "step s", "ratio"):
         table.add_column(column, overflow="fold")
-    for name, variant in summary["variants"].items():
-        latency = variant["latency"]
+    for name, variant in summary.variants.items():
+        latency = variant.latency
         table.add_row(
             name,
-            variant["dtype"]["compute"],
-            _short(variant["amax_final"]),
-            _short(variant["latent_rel_l2"]),
-            _short(variant["psnr_db"]),
-            variant["error"] or _nonfinite(variant),
-            _short(latency and latency["median_s"]),
+            variant.dtype.compute,
+            *map(_short, (variant.amax_final, variant.latent_rel_l2, variant.psnr_db)),
+            *(_short(variant.metrics.get(metric)) for metric in metrics),
+            variant.error or _nonfinite(variant, layout),
+            _number(latency.median_s if latency else None),
             _ratio(latency),
         )
     console.print(table)
-    for claim in summary["claims"]:
-        effect = _short(claim["effect"])
-        interval = "" if claim["ci95"] is None else " [{}, {}]".format(*map(_short, claim["ci95"]))
-        line = f"{claim['verdict']:>12}  {claim['id']}: {claim['text']} (effect {effect}{interval})"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for claim in summary.claims:
+        console.print(_verdict(claim), markup=False, highlight=False, soft_wrap=True)
 
 
-def _short(value: float | None) -> str:
+def _verdict(claim: ClaimEntry) -> str:
+    effect = _short(claim.effect) + ("" if claim.ci95 is None else f" {_interval(claim.ci95, '.3g')}")
+    return f"{claim.verdict:>12}  {claim.id}: {claim.text} (effect {effect})"
+
+
+def _short(quantity: Quantity | None) -> str:
+    return _number(quantity.value if quantity else None)
+
+
+def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _nonfinite(variant: dict[str, Any]) -> str:
-    first = variant["first_nonfinite"]
+def _nonfinite(variant: VariantSummary, layout: Layout) -> str:
+    first = variant.first_nonfinite
     if first is None:
-        return _short(variant["num_nonfinite"])
-    step = "" if first["step"] is None else f" step {first['step']}"
-    return f"{variant['num_nonfinite']}, {first['site']}{step}"
+        return _short(variant.num_nonfinite)
+    step = "" if first.step is None else f" step {first.step}"
+    return f"{variant.num_nonfinite.value}, {layout.address(first.component, first.site, first.port)}{step}"
 
 
-def _ratio(latency: dict[str, Any] | None) -> str:
+def _ratio(latency: Latency | None) -> str:
     if latency is None:
         return "-"
-    if latency["ci95"] is None or latency["verdict"] == "baseline":
-        return _short(latency["ratio"])
-    lo, hi = latency["ci95"]
-    return f"{latency['ratio']:.3f} [{lo:.3f}, {hi:.3f}] {latency['verdict']}"
+    if latency.ci95 is None or latency.verdict == "baseline":
+        return _number(latency.ratio)
+    return f"{latency.ratio:.3f} {_interval(latency.ci95, '.3f')} {latency.verdict}"
+
+
+def _interval(bounds: Sequence[float], form: str) -> str:
+    return "[" + ", ".join(format(bound, form) for bound in bounds) + "]"

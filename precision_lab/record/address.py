@@ -16,6 +16,11 @@ def split_address(address: str, default: str = "") -> tuple[str, str]:
     return component or default, site
 
 
+def join_address(component: str, site: str, port: str = DEFAULT_PORT, default: str = "") -> str:
+    """The address as a pattern names it, without the component `default`, and with its port: `vae:decoder (in)`."""
+    return with_port(site if component == default else f"{component}:{site}", port)
+
+
 def with_port(address: str, port: str) -> str:
     """`transformer_blocks.3 (out.1)`; the port `out` is left out."""
     return address if port in (DEFAULT_PORT, "-") else f"{address} ({port})"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from precision_lab.record.address import NO_STREAM, split_address
+from precision_lab.record.address import DEFAULT_PORT, NO_STREAM, join_address, split_address
 from precision_lab.record.glob import compile_glob
 
 ANY_BLOCKS = "**.{transformer_blocks,layers,blocks,h,stages}.*"
@@ -113,9 +113,9 @@ class Layout:
         pattern = self._blocks.get(self.default)
         return pattern.removesuffix("*") + str(self.depth - 1) if pattern and self.depth else None
 
-    def address(self, component: str, site: str) -> str:
-        """The address as a pattern would name it: the default component is left out."""
-        return site if component == self.default else f"{component}:{site}"
+    def address(self, component: str, site: str, port: str = DEFAULT_PORT) -> str:
+        """The address as a pattern names it, with its port: the default component and the port `out` are left out."""
+        return join_address(component, site, port, self.default)
 
     def block_of(self, component: str, path: str) -> int | None:
         """Index of the block that the module is, or is part of; the outermost if blocks are nested."""

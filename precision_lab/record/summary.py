@@ -94,7 +94,7 @@ class VariantSummary:
 
     amax_final: largest magnitude of the main stream after the last block. latent_rel_l2: drift of the result after the
     last step, the median over cases. psnr_db, ssim: of the pictures, medians. latency and near_misses are None where
-    they were not measured.
+    they were not measured, with the reason. metrics: further ones that the result has, such as kl, medians over cases.
     """
 
     dtype: Dtypes
@@ -112,6 +112,8 @@ class VariantSummary:
     latency: Latency | None
     peak_memory_bytes: Quantity
     metrics: Mapping[str, Quantity] = field(default_factory=dict)
+    near_misses_reason: str = ""
+    latency_reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from precision_lab.analysis.claims import Claim, Tables, decide, judge
+from precision_lab.analysis.claims import Claim, decide, judge, judge_operations
 from precision_lab.errors import InputError
+from tests.fabricated import LANGUAGE_MODEL, PLAIN, QWEN_IMAGE, run_of
 
 BASE = {"id": "C", "text": "t", "source": "s", "subject": "a", "against": "b"}
 
@@ -51,7 +52,12 @@ def test_a_wider_tolerance_never_supports_a_difference():
 
 
 def tables(values, site="transformer_blocks.3.img_mlp", bad=0):
-    """Tables in which each variant has one amax, drift and latency a case or round."""
+    """A run in which each variant has one amax, drift and latency a case or round."""
+    return run_of(frames(values, site, bad), values)
+
+
+def frames(values, site="transformer_blocks.3.img_mlp", bad=0):
+    """The tables of such a run."""
     cases = list(itertools.product((0, 1), (0, 1)))
     activations, drift, latency = [], [], []
     for variant, per_case in values.items():
@@ -74,7 +80,8 @@ def tables(values, site="transformer_blocks.3.img_mlp", bad=0):
                 where = {"component": "pipeline", "site": "euler_step", "mode": "free", "step": step}
                 drift.append({**at, **where, "rel_l2": value * (0.1 + step)})
         latency += [{"variant": variant, "what": "step", "round": r, "seconds": v} for r, v in enumerate(per_case)]
-    return Tables(pd.DataFrame(activations), pd.DataFrame(drift), pd.DataFrame(latency), frozenset(values))
+    named = {"activations": activations, "drift": drift, "latency": latency}
+    return {name: pd.DataFrame(rows) for name, rows in named.items()}
 
 
 @pytest.mark.parametrize("metric", ["amax", "drift", "latency"])
@@ -100,10 +107,10 @@ def test_sites_of_a_claim_count_from_the_last_block_recorded(sites, found):
 
 def test_a_difference_inside_the_noise_floor_is_no_finding():
     base = np.array([1.0, 3.0, 0.2, 7.0])
-    values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "twin": base * [1.0, 0.8, 1.1, 1.0]}
+    values = {"a": 1.1 * base * [1, 1.001, 1, 0.999], "b": base, "equivalent": base * [1.0, 0.8, 1.1, 1.0]}
     claim = {**BASE, "metric": "drift", "relation": "larger"}
     assert judge(Claim.from_dict(claim), tables(values)).verdict == "supported"
-    floored = judge(Claim.from_dict({**claim, "noise": "twin"}), tables(values))
+    floored = judge(Claim.from_dict({**claim, "noise": "equivalent"}), tables(values))
     assert floored.verdict == "refuted"
     logs = np.log([0.8, 1.1])
     assert floored.noise_floor == pytest.approx(np.exp(np.sqrt((logs**2).sum() / 4)) - 1)
@@ -125,16 +132,17 @@ def test_of_several_equivalent_runs_the_furthest_is_the_floor():
 
 
 def test_without_a_noise_floor_there_is_no_verdict():
-    values = {"a": np.full(4, 1.5), "b": np.ones(4), "twin": [1.0, np.nan, 1.0, 1.0]}
-    result = judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", "noise": "twin"}), tables(values))
+    values = {"a": np.full(4, 1.5), "b": np.ones(4), "equivalent": [1.0, np.nan, 1.0, 1.0]}
+    result = judge(
+        Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", "noise": "equivalent"}), tables(values)
+    )
     assert (result.verdict, result.reason) == ("inconclusive", "the noise floor is undefined")
 
 
 @pytest.mark.parametrize("relation", ["zero", "nonzero"])
 def test_a_variant_that_failed_supports_nothing(relation):
     claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "nonfinite", "relation": relation}
-    failed = tables({"b": np.ones(4)})
-    failed.variants = frozenset("ab")
+    failed = run_of(frames({"b": np.ones(4)}), "ab")
     assert judge(Claim.from_dict(claim), failed).verdict == "inconclusive"
 
 
@@ -146,8 +154,8 @@ def test_non_finite_values_are_never_a_verdict():
 
 
 def test_one_case_is_inconclusive():
-    one = tables({"a": np.full(4, 2.0), "b": np.ones(4)})
-    one.drift = one.drift.query("prompt_id == 0 and seed == 0")
+    drift = frames({"a": np.full(4, 2.0), "b": np.ones(4)})["drift"].query("prompt_id == 0 and seed == 0")
+    one = run_of({"drift": drift}, "ab")
     assert judge(Claim.from_dict({**BASE, "metric": "drift", "relation": "larger"}), one).verdict == "inconclusive"
 
 
@@ -184,7 +192,7 @@ def test_malformed_claims(changes):
 
 
 def shares(largest):
-    """Tables of one variant with the given largest share a case, beside smaller ones and other branches."""
+    """A run of one variant with the given largest share a case, beside smaller ones and other branches."""
     rows = [
         {"variant": "a", "prompt_id": 0, "seed": seed, "branch": branch, "step": step, "stream": stream}
         | {"component": "transformer", "site": "s", "port": "out", "final_share": value}
@@ -198,7 +206,7 @@ def shares(largest):
             ("cond", "img", np.nan),
         )
     ]
-    return Tables(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), frozenset("a"))
+    return run_of({"activations": pd.DataFrame(rows)}, "a")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +216,7 @@ def shares(largest):
         ("img", [0.7, 0.72, 0.8], "refuted"),
         ("img", [0.2, 0.9, 0.4], "inconclusive"),
         ("txt", [0.2, 0.25, 0.22], "refuted"),
+        (None, [0.2, 0.25, 0.22], "supported"),
     ],
 )
 def test_a_share_is_judged_against_a_bound(stream, largest, verdict):
@@ -215,7 +224,8 @@ def test_a_share_is_judged_against_a_bound(stream, largest, verdict):
     claim |= {"relation": "smaller", "bound": 0.5, "stream": stream}
     judged = judge(Claim.from_dict(claim), shares(largest))
     assert judged.verdict == verdict
-    expected = {"img": np.exp(np.log(largest).mean()), "txt": 0.9}[stream] / 0.5
+    main = QWEN_IMAGE.main_stream
+    expected = {main: np.exp(np.log(largest).mean()), "txt": 0.9}[stream or main] / 0.5
     assert judged.effect == pytest.approx(expected)
 
 
@@ -250,7 +260,7 @@ def test_drift_is_that_of_the_last_step_at_the_named_outputs(sites, expected):
         {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "drift"}
         | {"relation": "smaller", "bound": 0.25, "sites": sites}
     )
-    judged = judge(claim, Tables(pd.DataFrame(), drift, pd.DataFrame(), frozenset("a")))
+    judged = judge(claim, run_of({"drift": drift}, "a"))
     if expected is None:
         assert judged.reason == "nothing was measured of variant a"
     else:
@@ -259,14 +269,14 @@ def test_drift_is_that_of_the_last_step_at_the_named_outputs(sites, expected):
 
 def test_a_bound_is_blurred_by_what_equals_the_subject():
     latents = np.array([0.22, 0.23, 0.22])
-    drift = pd.concat([pictures(latents, latents), pictures(latents * [1.3, 1 / 1.3, 1.3], latents, "twin")])
+    drift = pd.concat([pictures(latents, latents), pictures(latents * [1.3, 1 / 1.3, 1.3], latents, "equivalent")])
     claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "metric": "drift", "relation": "smaller"}
     sharp, blurred = (
         judge(
             Claim.from_dict({**claim, "bound": 0.25, "noise": noise}),
-            Tables(pd.DataFrame(), drift, pd.DataFrame(), frozenset({"a", "twin"})),
+            run_of({"drift": drift}, ("a", "equivalent")),
         )
-        for noise in ((), "twin")
+        for noise in ((), "equivalent")
     )
     assert sharp.verdict == "supported"
     assert blurred.verdict == "refuted"
@@ -286,15 +296,71 @@ def test_a_bound_is_blurred_by_what_equals_the_subject():
     ids=str,
 )
 def test_a_device_is_judged_by_its_operations(verdicts, verdict, effect):
-    operations = pd.DataFrame({"op": [f"op {i}" for i in range(len(verdicts))], "verdict": verdicts})
-    nothing = pd.DataFrame()
     claim = {"id": "S6", "text": "t", "source": "s", "metric": "narrow_operations", "relation": "zero"}
-    judged = judge(
-        Claim.from_dict({**claim, "subject": "mlx"}),
-        Tables(nothing, nothing, nothing, frozenset({"mlx"}), operations),
-    )
+    judged = judge_operations(Claim.from_dict({**claim, "subject": "mlx"}), verdicts)
     assert judged.verdict == verdict
     assert judged.effect == pytest.approx(effect, nan_ok=True)
+
+
+def test_runs_and_devices_measure_different_things():
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "a"}
+    operations = Claim.from_dict({**claim, "metric": "narrow_operations", "relation": "zero"})
+    values = Claim.from_dict({**claim, "metric": "nonfinite", "relation": "zero"})
+    for judged in (judge(operations, tables({"a": np.ones(4)})), judge_operations(values, ["supported"])):
+        assert (judged.verdict, judged.reason) == ("inconclusive", "nothing was measured of variant a")
+
+
+# --- other layouts ---------------------------------------------------------------------------------------------------
+
+
+def results(component, site, **columns):
+    """Rows at the result of three seeds and two steps, and larger errors elsewhere; columns: a value a step."""
+    rows = []
+    for seed in range(3):
+        for step in (0, 1):
+            place = {"variant": "a", "prompt_id": 0, "seed": seed, "mode": "free", "step": step}
+            errors = {name: (1 + seed / 10) * values[step] for name, values in columns.items()}
+            rows.append({**place, "component": component, "site": site, **errors})
+            rows.append({**place, "component": component, "site": "elsewhere", **dict.fromkeys(columns, 9.0)})
+    return pd.DataFrame(rows)
+
+
+def test_drift_is_that_of_the_result_of_the_layout():
+    run = run_of({"drift": results("net", "head", rel_l2=(0.7, 0.2))}, "a", layout=PLAIN)
+    claim = {**BASE, "against": "", "metric": "drift", "relation": "smaller", "bound": 0.5}
+    named = {**claim, "sites": "head"}
+    for given in (claim, named, {**claim, "sites": "net:head"}):
+        judged = judge(Claim.from_dict(given), run)
+        assert judged.verdict == "supported"
+        assert judged.effect == pytest.approx(np.exp(np.log([0.2, 0.22, 0.24]).mean()) / 0.5)
+
+
+def test_without_streams_and_branches_all_shares_count():
+    share = shares([0.2, 0.25, 0.22]).activations.query("branch == 'cond' and stream == 'img'")
+    share = share.assign(branch=pd.Series(pd.NA, share.index, "string"), stream="-", component="net")
+    claim = {**BASE, "against": "", "metric": "largest_share", "relation": "smaller", "bound": 0.5, "stream": "-"}
+    judged = judge(Claim.from_dict(claim), run_of({"activations": share}, "a", layout=PLAIN))
+    assert judged.effect == pytest.approx(np.exp(np.log([0.2, 0.25, 0.22]).mean()) / 0.5)
+
+
+@pytest.mark.parametrize("layout", [LANGUAGE_MODEL, PLAIN], ids=["distribution", "plain"])
+def test_divergence_is_the_mean_over_steps_of_a_result_that_holds_logits(layout):
+    drift = results("model", ".", rel_l2=(0.1, 0.1), kl=(0.02, 0.04))
+    claim = Claim.from_dict({**BASE, "against": "", "metric": "kl", "relation": "smaller", "bound": 0.1})
+    judged = judge(claim, run_of({"drift": drift}, "a", layout=layout))
+    if layout is PLAIN:
+        assert judged.reason == "nothing was measured of variant a"
+    else:
+        assert judged.effect == pytest.approx(np.exp(np.log([0.03, 0.033, 0.036]).mean()) / 0.1)
+        assert judged.verdict == "supported"
+
+
+def test_an_undefined_divergence_is_no_verdict():
+    drift = results("model", ".", rel_l2=(0.1, 0.1), kl=(0.02, 0.04))
+    drift.loc[drift["seed"] == 1, "kl"] = np.nan
+    claim = Claim.from_dict({**BASE, "against": "", "metric": "kl", "relation": "smaller", "bound": 0.1})
+    judged = judge(claim, run_of({"drift": drift}, "a", layout=LANGUAGE_MODEL))
+    assert (judged.verdict, judged.reason) == ("inconclusive", "undefined or non-finite values")
 
 
 def test_a_claim_has_an_opponent_or_a_bound():

@@ -9,6 +9,7 @@ import pytest
 
 from precision_lab.analysis.factorial import contrasts, designs, effects, records
 from precision_lab.lab.factorial import label, treatments
+from tests.fabricated import run_of
 
 CASES = list(itertools.product((0, 1), (3, 5, 8)))
 FACTORS = ("a", "b", "c")
@@ -124,9 +125,10 @@ def test_only_whole_factorials_are_found(names, count):
 
 def test_records_are_strict_json_with_the_floor_of_the_base():
     drifts = constructed(treatments(FACTORS, {}), TRUE)
-    rows = table({**drifts, "twin": drifts["base"] * 1.1})
-    manifest = {"variants": dict.fromkeys([*drifts, "twin"]), "claims": [{"against": "base", "noise": "twin"}]}
-    (record,) = records(manifest, rows)
+    rows = table({**drifts, "equivalent": drifts["base"] * 1.1})
+    claim = {"id": "C", "text": "t", "source": "s", "metric": "drift", "relation": "larger", "subject": "base+a"}
+    claims = [{**claim, "against": "base", "noise": "equivalent"}]
+    (record,) = records(run_of({"drift": rows}, [*drifts, "equivalent"], claims=claims))
     assert record["noise_floor"] == pytest.approx(0.1)
     assert len(record["effects"]) == 7
     assert record["effects"][0]["effect"] == pytest.approx(10**-0.6)
@@ -142,7 +144,7 @@ def test_a_run_without_finite_drift_leaves_no_effects(spoilt):
         rows = rows[~lost]
     else:
         rows.loc[lost & (rows["seed"] == 5), "rel_l2"] = spoilt
-    (record,) = records({"variants": dict.fromkeys(["base", "base+a", "base+b", "base+a+b"]), "claims": []}, rows)
+    (record,) = records(run_of({"drift": rows}, ["base", "base+a", "base+b", "base+a+b"]))
     assert record["effects"] == []
     assert "base+b" in record["effects_reason"]
     assert record["noise_floor"] is None

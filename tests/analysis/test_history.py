@@ -1,5 +1,6 @@
 """Steps in the history of a gate: planted ones are found at their commit, none in what does not change."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from precision_lab.analysis.gate import history as gate
 from precision_lab.analysis.history import FLOOR_BITS, _partition, change_points, read, steps
 from precision_lab.errors import InputError
+from tests.fabricated import ENVIRONMENT, manifest
 
 HEADER = ",".join(gate.COLUMNS)
 
@@ -137,10 +139,12 @@ def test_a_value_lost_is_a_step_and_a_new_site_is_none(tmp_path):
         (f"{HEADER}\n{row(1).replace('1.0', 'inf')}\n", "line 2"),
         (f"{HEADER}\n{row(1)}\n{row(2).replace('2026-01-02', 'today')}\n", "line 3"),
         (f"{HEADER}\n{row(1, verdict='maybe')}\n", "line 2"),
+        (f"{HEADER}\n{row(1)}\n{row(2, site='norm_out')}\n", "line 3"),
+        (f"{HEADER}\n{row(1)}\n{row(2, site='')}\n", "line 3"),
         (f"{HEADER}\n{row(1)}\n{row(2)},1,2\n", "no table of gate runs"),
         (b"\xff\xfe\x00\x01", "no table of gate runs"),
     ],
-    ids=["empty", "header", "other", "cut", "nan", "inf", "date", "verdict", "wide", "binary"],
+    ids=["empty", "header", "other", "cut", "nan", "inf", "date", "verdict", "component", "site", "wide", "binary"],
 )
 def test_files_that_are_no_history(tmp_path, text, said):
     path = tmp_path / "gate.csv"
@@ -168,16 +172,14 @@ def test_what_the_gate_appends_is_read(tmp_path):
     bands = {"log2_amax_min": [1.0, 2.0], "log2_amax_max": [1.5, 2.5]}
     place = {"variant": "baseline", "component": "transformer", "site": ["img_in", "transformer_blocks.0"]}
     table = pd.DataFrame({**place, "port": ["out", "out.0"], **bands})
-    manifest = {
-        "finished": "2026-01-02T03:04:05+00:00",
-        "environment": {"commit": "ab" * 20, "dirty": True, "mlx": "0.32.4"},
-    }
+    run = manifest(environment=replace(ENVIRONMENT, commit="ab" * 20, dirty=True))
     sites = ["img_in", "transformer_blocks.*"]
     path = tmp_path / "gate.csv"
     for _ in range(2):
-        gate.append(path, gate.rows(manifest, "a machine, 2 cores", "passed", table, table, sites))
+        gate.append(path, gate.rows(run, "passed", table, table, sites))
     history = read(path)
     assert list(history.rows["port"]) == ["out", "out.0"]
     assert list(history.rows["component"]) == ["transformer", "transformer"]
+    assert set(history.runs["device"]) == {"a CPU, 2 cores"}
     assert list(history.rows["deviation_bits"]) == [0.25, 0.25]
     assert history.runs["commit"].tolist() == ["ab" * 20 + "-dirty"]

@@ -1,13 +1,23 @@
-"""What the summary says of pictures and of near misses."""
-
-import json
+"""The summary of a run: pictures, near misses, and the main stream of whatever layout the run has."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from precision_lab.analysis.summary import NEAREST, _images, _near_misses
+from precision_lab.analysis.summary import NEAREST, exit_code, summarize
 from precision_lab.lab.folder import save_image
+from precision_lab.record.files import read_json
+from precision_lab.record.manifest import Checkpoint, VariantEntry
+from precision_lab.record.summary import Quantity, Summary
+from tests.fabricated import LANGUAGE_MODEL, PLAIN, QWEN_IMAGE, run_of
+
+
+def summary_of(run, name="variant"):
+    """The entry of a variant, as it is read from the file."""
+    summarize(run)
+    summary = Summary.read(run.path)
+    assert summary is not None
+    return summary.variants[name]
 
 
 @pytest.mark.parametrize("spoilt", ["variant", "reference"])
@@ -19,19 +29,23 @@ def test_a_picture_with_a_value_that_is_not_finite_has_no_psnr(tmp_path, spoilt)
             if name == spoilt and seed == 1:
                 pixels[3, 4, 1] = np.nan
             save_image(tmp_path / "images" / f"{name}__p0__s{seed}.png", pixels)
-    expected = {"psnr_db": None, "psnr_db_reason": "nonfinite", "ssim": None, "ssim_reason": "nonfinite"}
-    assert _images(tmp_path, "variant", "reference") == expected
+    variant = summary_of(run_of({}, ["variant"], tmp_path))
+    assert (variant.psnr_db, variant.ssim) == (Quantity(None, "nonfinite"),) * 2
+    entry = read_json(tmp_path / "summary.json")["variants"]["variant"]
+    assert (entry["psnr_db"], entry["psnr_db_reason"]) == (None, "nonfinite")
 
 
 def test_finite_pictures_have_one(tmp_path):
     pixels = np.full((16, 16, 3), 100.0, np.float32)
     save_image(tmp_path / "images" / "reference__p0__s0.png", pixels)
     save_image(tmp_path / "images" / "variant__p0__s0.png", pixels + 10)
-    assert _images(tmp_path, "variant", "reference")["psnr_db"] == pytest.approx(20 * np.log10(25.5))
+    assert summary_of(run_of({}, ["variant"], tmp_path)).psnr_db.value == pytest.approx(20 * np.log10(25.5))
+    without = summary_of(run_of({}, ["variant"], tmp_path, layout=PLAIN))
+    assert (without.psnr_db, without.ssim) == (Quantity(None, "no picture"),) * 2
 
 
-def test_near_misses_are_counted_and_the_nearest_described():
-    place = {"variant": "v", "prompt_id": 0, "seed": 3, "component": "transformer", "port": "out", "num_nan": 0}
+def test_near_misses_are_counted_and_the_nearest_described(tmp_path):
+    place = {"variant": "variant", "prompt_id": 0, "seed": 3, "component": "transformer", "port": "out", "num_nan": 0}
     rows = [
         place | {"site": f"s{i}", "branch": "cond", "step": 1, "dtype": "float16", "amax": amax, "num_inf": 0}
         for i, amax in enumerate([1.0, *(40000.0 + 1000 * n for n in range(NEAREST + 2))])
@@ -39,14 +53,95 @@ def test_near_misses_are_counted_and_the_nearest_described():
     rows.append(
         place | {"site": "latents", "branch": None, "step": None, "dtype": "float16", "amax": 65504.0, "num_inf": 0}
     )
-    told = _near_misses(pd.DataFrame(rows))["near_misses"]
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told["count"] == NEAREST + 3
-    assert len(told["nearest"]) == NEAREST
-    latents = {"component": "transformer", "site": "latents", "port": "out", "branch": None, "step": None}
-    latents |= {"prompt_id": 0, "seed": 3, "format": "float16", "headroom_bits": 0.0}
-    assert told["nearest"][0] == latents
-    bits = [miss["headroom_bits"] for miss in told["nearest"]]
+    found = summary_of(run_of({"activations": pd.DataFrame(rows)}, ["variant"], tmp_path)).near_misses
+    assert found.count == NEAREST + 3
+    assert len(found.nearest) == NEAREST
+    first = found.nearest[0]
+    assert (first.component, first.site, first.port, first.branch, first.step) == (
+        "transformer",
+        "latents",
+        "out",
+        None,
+        None,
+    )
+    assert (first.prompt_id, first.seed, first.format, first.headroom_bits) == (0, 3, "float16", 0.0)
+    bits = [miss.headroom_bits for miss in found.nearest]
     assert bits == sorted(bits)
-    assert told["nearest"][1]["step"] == 1
-    assert _near_misses(pd.DataFrame([rows[0]])) == {"near_misses": {"count": 0, "nearest": []}}
+    assert found.nearest[1].step == 1
+    none = summary_of(run_of({"activations": pd.DataFrame(rows[:1])}, ["variant"], tmp_path)).near_misses
+    assert (none.count, list(none.nearest)) == (0, [])
+
+
+def outputs(layout, amax, num_inf=0):
+    """Outputs of the last block with this amax, beside larger ones of other blocks, ports and components."""
+    main = layout.streams[layout.main_stream].port if layout.main_stream else "out"
+    end = layout.last_block or "end"
+    places = [(layout.default, end, main, amax), (layout.default, "elsewhere", main, 1e30), ("other", end, main, 1e30)]
+    place = {"variant": "variant", "prompt_id": 0, "seed": 0, "branch": None, "step": 0, "dtype": "float32"}
+    return pd.DataFrame(
+        [
+            {**place, "component": component, "site": site, "port": port, "order": order}
+            | {"amax": value, "num_nan": 0, "num_inf": num_inf * (value == amax)}
+            for order, (component, site, port, value) in enumerate([*places, (layout.default, end, "out.7", 1e30)])
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_inf", "expected"),
+    [
+        (QWEN_IMAGE, 0, Quantity(5.0)),
+        (QWEN_IMAGE, 2, Quantity(None, "non-finite values")),
+        (LANGUAGE_MODEL, 0, Quantity(5.0)),
+        (PLAIN, 0, Quantity(None, "no blocks")),
+    ],
+    ids=["two streams", "not finite", "one stream", "no blocks"],
+)
+def test_amax_is_that_of_the_main_stream_after_the_last_block(tmp_path, layout, num_inf, expected):
+    table = outputs(layout, 5.0, num_inf)
+    variant = summary_of(run_of({"activations": table}, ["variant"], tmp_path, layout=layout))
+    assert variant.amax_final == expected
+    assert variant.num_nonfinite == Quantity(num_inf)
+    assert (variant.first_nonfinite is None) == (num_inf == 0)
+
+
+def test_logits_have_a_divergence(tmp_path):
+    rows = [
+        {"variant": "variant", "mode": "free", "prompt_id": 0, "seed": seed, "step": step}
+        | {"component": "model", "site": ".", "rel_l2": 0.1, "kl": (seed + 1) * (step + 1)}
+        for seed in range(3)
+        for step in range(2)
+    ]
+    variant = summary_of(run_of({"drift": pd.DataFrame(rows)}, ["variant"], tmp_path, layout=LANGUAGE_MODEL))
+    assert variant.metrics == {"kl": Quantity(3.0)}, "the median over seeds of the mean over steps"
+    assert variant.latent_rel_l2 == Quantity(0.1)
+    none = summary_of(run_of({}, ["variant"], tmp_path, layout=LANGUAGE_MODEL))
+    assert none.metrics == {"kl": Quantity(None, "not measured")}
+    assert summary_of(run_of({"drift": pd.DataFrame(rows)}, ["variant"], tmp_path, layout=PLAIN)).metrics == {}
+
+
+def test_what_was_not_measured_has_its_reason(tmp_path):
+    checkpoint = Checkpoint("micro", "there", "f1", "synthetic", notes=["stream x4096"])
+    summarize(run_of({}, ["variant"], tmp_path, checkpoint=checkpoint))
+    record = read_json(tmp_path / "summary.json")
+    assert (record["weights"], record["notes"]) == ("synthetic", ["stream x4096"])
+    entry = record["variants"]["variant"]
+    undefined = ("amax_final", "latent_rel_l2", "psnr_db", "ssim", "num_nonfinite", "near_misses", "latency")
+    assert {entry[name] for name in (*undefined, "peak_memory_bytes")} == {None}
+    assert all(entry[f"{name}_reason"] for name in (*undefined, "peak_memory_bytes"))
+
+
+@pytest.mark.parametrize(
+    ("gate", "expect", "error", "code"),
+    [(False, "any", None, 0), (True, "any", None, 1), (False, "finite", None, 1), (False, "any", "it raised", 1)],
+)
+def test_exit_codes(tmp_path, gate, expect, error, code):
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "variant", "metric": "nonfinite", "relation": "zero"}
+    run = run_of(
+        {"activations": outputs(QWEN_IMAGE, 5.0, num_inf=1)},
+        {"variant": VariantEntry("bfloat16", expect=expect)},
+        tmp_path,
+        claims=[{**claim, "gate": gate}],
+        errors={"variant": error} if error else {},
+    )
+    assert exit_code(run, summarize(run)) == code

@@ -142,13 +142,13 @@ def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
     logs = np.log(ratios.to_numpy())
     interval = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
     assert claims["drift"]["ci95"] == pytest.approx(np.exp(interval))
-    floors = [np.sqrt(np.mean(np.log(ends[twin] / ends["baseline"]) ** 2)) for twin in ("reordered", "chunked")]
+    floors = [np.sqrt(np.mean(np.log(ends[name] / ends["baseline"]) ** 2)) for name in ("reordered", "chunked")]
     assert claims["drift"]["noise_floor"] == pytest.approx(np.expm1(max(floors)))
 
     pixels = free[free.site == "to_pixels"].set_index(["variant", *case]).rel_l2
     assert claims["pixels"]["effect"] == pytest.approx(geometric(pixels["ffn_scaling"]) / 0.5)
-    twin = np.log(pixels["reordered"] / pixels["ffn_scaling"])
-    assert claims["pixels"]["noise_floor"] == pytest.approx(np.expm1(np.sqrt(np.mean(twin**2))))
+    logs = np.log(pixels["reordered"] / pixels["ffn_scaling"])
+    assert claims["pixels"]["noise_floor"] == pytest.approx(np.expm1(np.sqrt(np.mean(logs**2))))
 
     seconds = latency[latency.what == "step"].set_index(["variant", "round"]).seconds
     assert claims["latency"]["effect"] == pytest.approx((seconds["ffn_scaling"] / seconds["baseline"]).median())

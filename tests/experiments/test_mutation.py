@@ -116,6 +116,7 @@ def main():
         1 / 0
     wrong = VALUE == "seen"
     named = {"variant": "reference", "component": "vae", "site": "decoder", "port": "out", "metric": "deviation"}
+    named["address"] = "vae:decoder (out.0)"
     out.mkdir()
     (out / "gate.json").write_text(json.dumps({"passed": not wrong, "violations": [named] * wrong}))
     return int(wrong)
@@ -132,14 +133,14 @@ def test_parity():
 def sandbox(tmp_path):
     """A program whose gate and parity test object to what VALUE says."""
     root = tmp_path / "root"
-    for folder in ("precision_lab/model", "precision_lab/checkpoints", "conf", "tests/model"):
+    for folder in ("precision_lab/model/qwen_image", "precision_lab/checkpoints", "conf", "tests/model"):
         (root / folder).mkdir(parents=True)
     (root / "precision_lab" / "__init__.py").touch()
     (root / "precision_lab" / "cli.py").write_text(GATE)
     (root / "precision_lab" / "report.py").touch()
     (root / "precision_lab" / "device").mkdir()
     (root / "precision_lab" / "device" / "blas.py").write_text("def preload(): pass")
-    (root / "precision_lab" / "model" / "vae.py").write_text("VALUE = 'good'\n")
+    (root / "precision_lab" / "model" / "qwen_image" / "vae.py").write_text("VALUE = 'good'\n")
     for name in ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline"):
         (root / "tests" / "model" / f"test_{name}.py").write_text(PARITY_TEST)
     (root / "pyproject.toml").write_text("")
@@ -159,7 +160,7 @@ def sandbox(tmp_path):
     ],
 )
 def test_verdicts(sandbox, value, by, evidence):
-    file = "precision_lab/model/vae.py"
+    file = "precision_lab/model/qwen_image/vae.py"
     sandbox.learn()
     sandbox.timeout = 1 if value == "slow" else 60
     verdict = sandbox.judge(Mutant(file, 1, 8, "constant", Edit(8, 14, repr(value))))
@@ -168,14 +169,14 @@ def test_verdicts(sandbox, value, by, evidence):
 
 
 def test_a_gate_that_fails_the_plain_code_judges_nothing(sandbox):
-    (sandbox.folder / "precision_lab" / "model" / "vae.py").write_text("VALUE = 'seen'\n")
+    (sandbox.folder / "precision_lab" / "model" / "qwen_image" / "vae.py").write_text("VALUE = 'seen'\n")
     with pytest.raises(RuntimeError, match="does not pass the unchanged code"):
         sandbox.learn()
 
 
 def test_the_table_counts_only_mutants_that_run():
     place = {
-        "file": "precision_lab/model/vae.py",
+        "file": "precision_lab/model/qwen_image/vae.py",
         "line": 3,
         "operator": "sign",
         "diff": "- a | b\n+ a",

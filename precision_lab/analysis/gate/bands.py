@@ -22,6 +22,7 @@ from precision_lab.analysis.gate.rows import ADDRESS, address_of, address_record
 from precision_lab.analysis.gate.violation import Findings
 from precision_lab.errors import InputError
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.record.layout import Layout
 
 NEEDED = ("site", "dtype", "amax", "rms", "num_nan", "num_inf")
 _METRICS = ("amax", "rms")
@@ -78,7 +79,7 @@ def learn(activations: pd.DataFrame) -> pd.DataFrame:
     return bands.reset_index().sort_values(["variant", "order"], kind="stable", ignore_index=True)[list(COLUMNS)]
 
 
-def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin) -> Findings:
+def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
     """What of `activations` lies outside `bands`: one violation an address and metric, the first array leading.
 
     Both must be of the same variants. A site that only one of them has is a violation. NaN is never inside a band.
@@ -87,22 +88,22 @@ def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin) -> Fin
     rows = _prepared(activations)
     seen = rows.merge(bands, on=list(ADDRESS), how="left", suffixes=("", "_band"), indicator=True)
     known = seen[seen["_merge"] == "both"]
-    findings = _sites(bands, seen)
-    for judged in (_dtypes(known), _nonfinite(known), _headroom(known, margin)):
+    findings = _sites(bands, seen, layout)
+    for judged in (_dtypes(known, layout), _nonfinite(known, layout), _headroom(known, margin, layout)):
         findings.add(judged)
     for metric in _METRICS:
-        findings.add(_range(known, metric, margin))
+        findings.add(_range(known, metric, margin, layout))
     return findings
 
 
-def to_records(bands: pd.DataFrame) -> list[dict[str, Any]]:
+def to_records(bands: pd.DataFrame, component: str) -> list[dict[str, Any]]:
     """Bands as strict JSON, one short record an address.
 
-    What is as usual is left out: `rows.USUAL`, no zeros, nothing non-finite.
+    What is as usual is left out: `component`, the port `out`, no zeros, nothing non-finite.
     """
     records = []
     for row in bands.to_dict("records"):
-        record = address_record(row) | {"order": int(row["order"]), "dtype": row["dtypes"]}
+        record = address_record(row, component) | {"order": int(row["order"]), "dtype": row["dtypes"]}
         for metric in _METRICS:
             ends = [row[f"log2_{metric}_{end}"] for end in ("min", "max")]
             record[metric] = None if math.isnan(ends[0]) else [round(end, 3) for end in ends]
@@ -114,12 +115,12 @@ def to_records(bands: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def from_records(records: Sequence[Mapping[str, Any]], component: str) -> pd.DataFrame:
     """The bands that `to_records` wrote, ranges to 1e-3 bits. Raises InputError for records of another form."""
     rows = []
     for record in records:
         try:
-            row: dict[str, Any] = {**address_of(record)}
+            row: dict[str, Any] = {**address_of(record, component)}
             row |= {"order": int(record["order"]), "dtypes": str(record["dtype"])}
             for metric in _METRICS:
                 low, high = record[metric] or (math.nan, math.nan)
@@ -153,12 +154,13 @@ def _prepared(activations: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("order", kind="stable", ignore_index=True)
 
 
-def _sites(bands: pd.DataFrame, seen: pd.DataFrame) -> Findings:
+def _sites(bands: pd.DataFrame, seen: pd.DataFrame, layout: Layout) -> Findings:
     new = seen[seen["_merge"] == "left_only"]
     found = violations_of(
         new.assign(expected="no such site", got=new["dtype"] + " (accept it with an update)", magnitude=math.inf),
         "sites",
         "new site",
+        layout,
     )
     there = pd.MultiIndex.from_frame(seen[list(ADDRESS)])
     gone = bands[~pd.MultiIndex.from_frame(bands[list(ADDRESS)]).isin(there)]
@@ -166,19 +168,19 @@ def _sites(bands: pd.DataFrame, seen: pd.DataFrame) -> Findings:
     # a site of the loop is missed at its first step
     in_loop = set(seen.loc[seen["step"].notna(), "component"])
     gone["step"] = gone["component"].map(lambda component: 0 if component in in_loop else None).astype(object)
-    found += violations_of(gone, "sites", "site gone")
+    found += violations_of(gone, "sites", "site gone", layout)
     return Findings(found, Counter(sites=len(bands)))
 
 
-def _dtypes(known: pd.DataFrame) -> Findings:
+def _dtypes(known: pd.DataFrame, layout: Layout) -> Findings:
     allowed = known["dtypes"].map({names: frozenset(names.split(",")) for names in known["dtypes"].unique()})
     other = np.array([name not in names for name, names in zip(known["dtype"], allowed, strict=True)], dtype=bool)
     bad = known[other]
     bad = bad.assign(expected=bad["dtypes"].str.replace(",", " or "), got=bad["dtype"], magnitude=math.inf)
-    return Findings(violations_of(bad, "dtypes", "dtype"), Counter(dtypes=len(known)))
+    return Findings(violations_of(bad, "dtypes", "dtype", layout), Counter(dtypes=len(known)))
 
 
-def _nonfinite(known: pd.DataFrame) -> Findings:
+def _nonfinite(known: pd.DataFrame, layout: Layout) -> Findings:
     """None where there were none; else, of the worst array of a case, between the learned counts, a bit either way."""
     worst = known.sort_values(["num_nonfinite", "order"], ascending=[False, True], kind="stable")
     worst = worst.drop_duplicates([*ADDRESS, "case"]).sort_values("order", kind="stable")
@@ -200,10 +202,10 @@ def _nonfinite(known: pd.DataFrame) -> Findings:
         shared = keyed.index.intersection(where.index)
         keyed.loc[shared, moments] = where.loc[shared, moments]
         bad = keyed.reset_index().sort_values("order", kind="stable")
-    return Findings(violations_of(bad, "nonfinite", "num_nonfinite"), Counter(nonfinite=len(known)))
+    return Findings(violations_of(bad, "nonfinite", "num_nonfinite", layout), Counter(nonfinite=len(known)))
 
 
-def _range(known: pd.DataFrame, metric: str, margin: Margin) -> Findings:
+def _range(known: pd.DataFrame, metric: str, margin: Margin, layout: Layout) -> Findings:
     """Peaks above the band, at the first array above it; and below, at the first array of the case."""
     rows = known[(known["num_nonfinite"] == 0) & ~known["empty"]]
     cases = rows.groupby([*ADDRESS, "case"], sort=False)
@@ -221,7 +223,7 @@ def _range(known: pd.DataFrame, metric: str, margin: Margin) -> Findings:
         got=[_power(value) for value in shown[outside]],
         magnitude=np.where(np.isfinite(beyond), beyond, math.inf)[outside],
     )
-    return Findings(violations_of(bad, "ranges", f"log2_{metric}"), Counter(ranges=len(rows)))
+    return Findings(violations_of(bad, "ranges", f"log2_{metric}", layout), Counter(ranges=len(rows)))
 
 
 def _band(low: float, high: float) -> str:
@@ -232,7 +234,7 @@ def _power(x: float) -> str:
     return "undefined" if math.isnan(x) else "all zero" if x == -math.inf else f"{x:.2f}"
 
 
-def _headroom(known: pd.DataFrame, margin: Margin) -> Findings:
+def _headroom(known: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
     """Bits lost to the largest number of the narrowest format that held what was learned with so many bits to spare.
 
     A site that kept at least `headroom_bits` of a format's headroom so never passes after leaving that format.
@@ -253,5 +255,5 @@ def _headroom(known: pd.DataFrame, margin: Margin) -> Findings:
             got=[f"{bits:.2f}" for bits in left],
             magnitude=least - left,
         )
-        findings.violations += violations_of(told, "headroom", f"headroom_bits_{name}")
+        findings.violations += violations_of(told, "headroom", f"headroom_bits_{name}", layout)
     return findings

@@ -1,6 +1,6 @@
 """The file of a baseline: one for each back end and experiment, entries keyed by device and MLX version.
 
-Numbers of different back ends differ by more than a gate allows: a baseline of one never judges another.
+Numbers of different back ends differ by more than a gate allows, so a baseline of one never judges another.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any
 
 from precision_lab.analysis.gate.entry import ABOUT, LISTS, Entry
 from precision_lab.errors import InputError, nearest
+from precision_lab.record.files import read_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 since entries name their default component and have the settings of a case in the terms of its model."""
+
 FOLDER = Path("results") / "baselines"
 
 _UPDATE = "learn one with gate.update=true"
@@ -22,7 +25,7 @@ _UPDATE = "learn one with gate.update=true"
 
 @dataclass(frozen=True)
 class Choice:
-    """The entry that judges a run, and why that one."""
+    """The entry that judges a run, and the reason for it."""
 
     entry: Entry
     match: str
@@ -30,7 +33,7 @@ class Choice:
 
 
 def path_of(backend: str, experiment: str) -> Path:
-    """Where the baseline of an experiment stands, under the working folder."""
+    """Where the baseline of an experiment is, under the working folder."""
     return FOLDER / backend / f"{experiment}.json"
 
 
@@ -42,13 +45,14 @@ def read(path: Path, backend: str, experiment: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(_missing(path, backend, experiment))
     try:
-        content = json.loads(path.read_text(), parse_constant=_no_constant)
-    except ValueError as error:
-        raise InputError(f"{path} is not strict JSON: {error}. Restore it, or {_UPDATE}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        found = content.get("schema_version") if isinstance(content, dict) else None
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}. Restore it, or {_UPDATE}") from error
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        convert = ", convert it with experiments/migrations/schema_2.py" if found == 1 else ""
         raise InputError(
-            f"{path} has schema_version {found}, expected {SCHEMA_VERSION}. Move it away and {_UPDATE}, "
+            f"{path} has schema_version {found}, expected {SCHEMA_VERSION}. Move it away and {_UPDATE}{convert}, "
             "or use the version of precision_lab that wrote it"
         )
     for key, expected in (("backend", backend), ("experiment", experiment)):
@@ -88,9 +92,7 @@ def write(path: Path, backend: str, experiment: str, entry: Entry) -> None:
     lines = [f"{_compact(key)}: {_compact(value)}," for key, value in head.items()]
     text = "{\n" + "\n".join(lines) + '\n"entries": [\n' + ",\n".join(map(_lines, all_entries)) + "\n]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _lines(entry: Mapping[str, Any]) -> str:
@@ -118,12 +120,8 @@ def _missing(path: Path, backend: str, experiment: str) -> str:
     return f"{said} {nearest(path.stem, names)} Or {_UPDATE}"
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}")
-
-
 def _version(text: str) -> tuple[int, ...]:
-    """0.32.4 as (0, 32, 4); what is not a number counts 0."""
+    """0.32.4 as (0, 32, 4); parts that are not numbers count 0."""
     parts = [*text.split("."), "0", "0", "0"][:3]
     return tuple(int(part) if part.isdigit() else 0 for part in parts)
 

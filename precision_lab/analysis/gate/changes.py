@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from precision_lab.analysis.gate import sketches
 from precision_lab.analysis.gate.entry import Entry
 from precision_lab.analysis.gate.rows import ADDRESS
 from precision_lab.analysis.gate.settings import differences
+from precision_lab.record.address import join_address
 
 _SHOWN = 5
 _BITS = 0.01
@@ -21,32 +22,34 @@ _BITS = 0.01
 def changes(before: Entry, after: Entry) -> list[str]:
     """Settings, sites, dtypes, the largest moves of bands, of drift and of pinned cases; empty if nothing changed."""
     lines = [f"{key}: {then} -> {now}" for key, now, then in differences(after.settings, before.settings)]
-    lines += _sites("bands", before.bands, after.bands, list(ADDRESS))
-    lines += _sites("pinned cases", before.sketches, after.sketches, list(ADDRESS))
-    lines += _dtypes(before.bands, after.bands)
+    component = after.component
+    lines += _sites("bands", before.bands, after.bands, component)
+    lines += _sites("pinned cases", before.sketches, after.sketches, component)
+    lines += _dtypes(before.bands, after.bands, component)
     for metric in ("log2_amax", "log2_rms"):
-        lines += _moves(before.bands, after.bands, metric, metric)
+        lines += _moves(before.bands, after.bands, metric, metric, component)
     for name in ("least", "largest"):
-        lines += _moves(before.drift, after.drift, name, f"log2_rel_l2 {name}")
-    return [*lines, *_pinned(before.sketches, after.sketches)]
+        lines += _moves(before.drift, after.drift, name, f"log2_rel_l2 {name}", component)
+    return [*lines, *_pinned(before.sketches, after.sketches, component)]
 
 
-def _sites(what: str, before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> Iterator[str]:
-    then, now = (dict.fromkeys(map(tuple, table[key].to_numpy())) for table in (before, after))
+def _sites(what: str, before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
+    then, now = (dict.fromkeys(map(tuple, table[list(ADDRESS)].to_numpy())) for table in (before, after))
     for word, some in (("gone", [k for k in then if k not in now]), ("added", [k for k in now if k not in then])):
         if some:
-            yield f"{what}: {len(some)} sites {word}: {_listed([_name(*k) for k in some])}"
+            yield f"{what}: {len(some)} sites {word}: {_listed([_name(k, component) for k in some])}"
 
 
-def _dtypes(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+def _dtypes(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
     both = before.merge(after, on=list(ADDRESS), suffixes=("", "_now"))
     changed = both[both["dtypes"] != both["dtypes_now"]]
     if len(changed):
-        told = [f"{_at(row)} {row['dtypes']} -> {row['dtypes_now']}" for row in changed.head(_SHOWN).to_dict("records")]
-        yield f"dtype: {len(changed)} sites: {_listed(told, len(changed))}"
+        rows = changed.head(_SHOWN).to_dict("records")
+        listed = [f"{_at(row, component)} {row['dtypes']} -> {row['dtypes_now']}" for row in rows]
+        yield f"dtype: {len(changed)} sites: {_listed(listed, len(changed))}"
 
 
-def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str) -> Iterator[str]:
+def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str, component: str) -> Iterator[str]:
     key = [name for name in (*ADDRESS, "mode") if name in before]
     both = before.merge(after, on=key, suffixes=("", "_now"))
     ends = [(both[f"{column}_{end}"], both[f"{column}_{end}_now"]) for end in ("min", "max")]
@@ -54,7 +57,7 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str) 
     moved = both[both["moved"] > _BITS].sort_values("moved", ascending=False, kind="stable")
     if len(moved):
         told = [
-            f"{_at(row)} [{row[f'{column}_min']:.2f}, {row[f'{column}_max']:.2f}] -> "
+            f"{_at(row, component)} [{row[f'{column}_min']:.2f}, {row[f'{column}_max']:.2f}] -> "
             f"[{row[f'{column}_min_now']:.2f}, {row[f'{column}_max_now']:.2f}]"
             for row in moved.head(_SHOWN).to_dict("records")
         ]
@@ -62,20 +65,21 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str) 
         yield f"{metric}: {len(moved)} bands moved by up to {most}: {_listed(told, len(moved))}"
 
 
-def _pinned(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+def _pinned(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
     moved = sketches.moved(before, after)
     moved = moved[~(moved["rel_l2"] <= sketches.TOLERANCE)]
     if len(moved):
-        told = [f"{_at(row)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
+        told = [f"{_at(row, component)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
         yield f"pinned cases: {len(moved)} sites moved, in order of execution: {_listed(told, len(moved))}"
 
 
-def _at(row: Mapping[Hashable, Any]) -> str:
-    return _name(*(row[name] for name in ADDRESS))
+def _at(row: Mapping[Hashable, Any], component: str) -> str:
+    return _name([row[name] for name in ADDRESS], component)
 
 
-def _name(variant: str, component: str, site: str, port: str) -> str:
-    return f"{variant} {component}:{site}" + ("" if port == "out" else f" ({port})")
+def _name(address: Sequence[str], default: str) -> str:
+    variant, component, site, port = address
+    return f"{variant} {join_address(component, site, port, default)}"
 
 
 def _listed(some: list[str], count: int | None = None) -> str:

@@ -1,8 +1,8 @@
-"""Drift bands: how far from its reference a variant was at each site, by its least and its largest error of a case.
+"""Drift bands: how far from its reference a variant was at each site, by the least and the largest error of a case.
 
 rel_l2 varies with the step and the prompt far more than ranges do, and some cases run away from the reference. The
-least error of a case, over its steps and branches, does not: it rises when the arithmetic gets worse everywhere. The
-largest tells of what gets worse at some steps. Both have a band over the cases, in log2, with a margin each side.
+least error of a case, over its steps and branches, varies little: it rises when the arithmetic gets worse everywhere.
+The largest shows what gets worse at some steps. Both have a band over the cases, in log2, with a margin on each side.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.rows import ADDRESS, address_of, address_record, case_labels, located, violations_of
 from precision_lab.analysis.gate.violation import Findings
 from precision_lab.errors import InputError
+from precision_lab.record.layout import Layout
 
 _KEY = (*ADDRESS, "mode")
 _ENDS = ("least", "largest")
@@ -29,9 +30,9 @@ COLUMNS = (*_KEY, "order", *(f"{name}_{end}" for name in _ENDS for end in ("min"
 def learn(drift: pd.DataFrame, noise: Mapping[tuple[str, str], float]) -> pd.DataFrame:
     """Bands of the table `drift`: one row an address and mode, with COLUMNS, in order of execution.
 
-    noise: the noise floor of (component, site), rel_l2, as pinned cases know it: an error at or below it is taken as
-    large as the floor, since rounding alone decides how small it is. `identical`: a case equalled the reference.
-    `undefined`: a case had an array without a relative error (a reference of zeros, values that are not finite).
+    noise: the noise floor of (component, site), rel_l2, from pinned cases; a smaller error counts as that large, since
+    rounding alone decides how small it is. `identical`: a case equalled the reference. `undefined`: a case had an array
+    without a relative error (a reference of zeros, values that are not finite).
     """
     rows = _prepared(drift, noise)
     cases = _per_case(rows).replace(dict.fromkeys(_ENDS, -math.inf), math.nan)
@@ -45,10 +46,16 @@ def learn(drift: pd.DataFrame, noise: Mapping[tuple[str, str], float]) -> pd.Dat
     ]
 
 
-def judge(bands: pd.DataFrame, drift: pd.DataFrame, margin: Margin, noise: Mapping[tuple[str, str], float]) -> Findings:
-    """What of the table `drift` lies outside `bands`, one violation an address and metric; NaN lies outside.
+def judge(
+    bands: pd.DataFrame,
+    drift: pd.DataFrame,
+    margin: Margin,
+    noise: Mapping[tuple[str, str], float],
+    layout: Layout,
+) -> Findings:
+    """Where the table `drift` leaves `bands`: one violation an address and metric; NaN lies outside.
 
-    Sites that only one side has are violations. `margin.headroom_bits` means nothing here.
+    Sites that only one side has are violations. `margin.headroom_bits` has no effect.
     """
     rows = _prepared(drift, noise)
     both = _per_case(rows).merge(bands, on=list(_KEY), how="outer", suffixes=("", "_band"), indicator=True)
@@ -58,7 +65,8 @@ def judge(bands: pd.DataFrame, drift: pd.DataFrame, margin: Margin, noise: Mappi
     gone, new = both[both["_merge"] == "right_only"], both[both["_merge"] == "left_only"]
     gone = gone.assign(order=gone["order_band"], case="-", expected="a drift", got="nothing", **nothing)
     new = new.assign(expected="no such drift", got="one", **nothing)
-    findings.violations += violations_of(gone, "drift", "drift gone") + violations_of(new, "drift", "new drift")
+    findings.violations += violations_of(gone, "drift", "drift gone", layout)
+    findings.violations += violations_of(new, "drift", "new drift", layout)
     for name in _ENDS:
         x, low, high = (known[column].to_numpy(float) for column in (name, f"{name}_min", f"{name}_max"))
         widened = margin.bits + margin.spread * (high - low)
@@ -76,15 +84,18 @@ def judge(bands: pd.DataFrame, drift: pd.DataFrame, margin: Margin, noise: Mappi
         bad = bad[~inside].sort_values("order", kind="stable")
         for mode in bad["mode"].unique():
             metric = f"log2_rel_l2 {name}{_MODES.get(mode, mode)}"
-            findings.violations += violations_of(bad[bad["mode"] == mode], "drift", metric)
+            findings.violations += violations_of(bad[bad["mode"] == mode], "drift", metric, layout)
     return findings
 
 
-def to_records(bands: pd.DataFrame) -> list[dict[str, Any]]:
-    """Bands as strict JSON, one short record an address and mode; `rows.USUAL` and flags that are false left out."""
+def to_records(bands: pd.DataFrame, component: str) -> list[dict[str, Any]]:
+    """Bands as strict JSON, one short record an address and mode.
+
+    The component `component`, the port `out` and flags that are false are left out.
+    """
     records = []
     for row in bands.to_dict("records"):
-        record = address_record(row, _KEY) | {"order": int(row["order"])}
+        record = address_record(row, component, _KEY) | {"order": int(row["order"])}
         for name in _ENDS:
             low, high = row[f"{name}_min"], row[f"{name}_max"]
             record[name] = None if math.isnan(low) else [round(low, 3), round(high, 3)]
@@ -92,12 +103,12 @@ def to_records(bands: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def from_records(records: Sequence[Mapping[str, Any]], component: str) -> pd.DataFrame:
     """The bands that `to_records` wrote, to 1e-3 bits. Raises InputError for records of another form."""
     rows = []
     for record in records:
         try:
-            row: dict[str, Any] = {**address_of(record, _KEY), "order": int(record["order"])}
+            row: dict[str, Any] = {**address_of(record, component, _KEY), "order": int(record["order"])}
             for name in _ENDS:
                 low, high = record[name] or (math.nan, math.nan)
                 row |= {f"{name}_min": float(low), f"{name}_max": float(high)}
@@ -108,7 +119,7 @@ def from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def noise_floors(sketches: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """The noise floor of every (component, site) of what `sketches.learn` gave, and of each module that holds some."""
+    """The noise floor of every (component, site) in the table of `sketches.learn`, and of the modules around it."""
     floors: dict[tuple[str, str], float] = {}
     for component, site, noise in sketches[["component", "site", "noise"]].drop_duplicates().itertuples(index=False):
         parts = site.split(".")
@@ -123,7 +134,7 @@ def _error(x: float, undefined: bool) -> str:
 
 
 def _per_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row an address, mode and case: its errors of _ENDS with their branch and step, and the site's own order."""
+    """One row an address, mode and case: its errors of _ENDS with their branch and step, and the order of the site."""
     key = [*_KEY, "case"]
     groups = rows.assign(identical=np.isneginf(rows["log2"]), undefined=rows["log2"].isna()).groupby(key, sort=False)
     cases = groups.agg(order=("order", "min"), identical=("identical", "any"), undefined=("undefined", "any"))

@@ -1,21 +1,19 @@
-"""One entry of a baseline: what a run of one device and MLX version taught, and what it was learned from."""
+"""One entry of a baseline: the records of a run on one device and MLX version, and what it was learned from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from precision_lab.analysis.gate import bands, cost, drift, sketches
 from precision_lab.analysis.gate.settings import settings_of
-from precision_lab.analysis.summary import read_manifest
 from precision_lab.errors import InputError
-from precision_lab.record.tables import read
+from precision_lab.record.run import Run
 
-ABOUT = ("device", "mlx", "learned_from", "settings", "cost")
+ABOUT = ("device", "mlx", "learned_from", "settings", "cost", "component")
 """The parts of an entry that are not lists of sites."""
 
 LISTS = {"bands": bands, "drift": drift, "sketches": sketches}
@@ -27,7 +25,8 @@ class Entry:
     """What the gate compares a run with.
 
     device: name and, of a CPU, its cores; learned_from: the run, in words and numbers, for people; settings: what
-    another run must share; bands, drift, sketches: as the modules of these names learn them; cost: times and memory.
+    another run must share; bands, drift, sketches: as the modules of these names learn them; cost: times and memory;
+    component: the default one of the layout, which the records of sites do not name.
     """
 
     device: str
@@ -35,6 +34,7 @@ class Entry:
     learned_from: Mapping[str, Any]
     settings: Mapping[str, Any]
     cost: Mapping[str, Any]
+    component: str
     bands: pd.DataFrame
     drift: pd.DataFrame
     sketches: pd.DataFrame
@@ -45,8 +45,9 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON; `bands`, `drift` and `sketches` are lists of one record a site."""
-        told: dict[str, Any] = {name: getattr(self, name) for name in ABOUT}
-        return told | {name: module.to_records(getattr(self, name)) for name, module in LISTS.items()}
+        about: dict[str, Any] = {name: getattr(self, name) for name in ABOUT}
+        sites = {name: module.to_records(getattr(self, name), self.component) for name, module in LISTS.items()}
+        return about | sites
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Entry:
@@ -56,79 +57,60 @@ class Entry:
             raise InputError(f"An entry of the baseline has no {missing[0]}. Learn it again with gate.update=true")
         return cls(
             **{name: raw[name] for name in ABOUT},
-            **{name: module.from_records(raw[name]) for name, module in LISTS.items()},
+            **{name: module.from_records(raw[name], str(raw["component"])) for name, module in LISTS.items()},
         )
 
 
-def device_of(environment: Mapping[str, Any]) -> str:
-    """What tells devices apart: the name, and of a CPU the number of cores, since its marketing name says little."""
-    name, cores = environment["device"], environment.get("cores")
-    return f"{name}, {cores} cores" if environment["backend"] == "cpu" else str(name)
-
-
-def complete_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run that was finished. Raises InputError for any other."""
-    manifest = read_manifest(run)
-    if manifest["status"] != "complete":
-        raise InputError(
-            f"The run in {run} is {manifest['status']}, expected a complete one. "
-            "Continue it with its own command and resume=true, or run it again"
-        )
-    return manifest
-
-
-def learn(run: Path, config: Mapping[str, Any]) -> Entry:
+def learn(run: Run, config: Mapping[str, Any]) -> Entry:
     """An entry from a finished run. config: its config.yaml.
 
     Raises InputError for a run that must not become a measure for others: unfinished, with a variant that raised or
     broke its expectation of finite values, with a reference that is not finite, or with nothing to compare.
     """
-    manifest = complete_manifest(run)
-    for variant, error in manifest["errors"].items():
-        raise InputError(f"No baseline is learned from {run}: its variant {variant} failed: {error}")
-    activations = read(run, "activations")
-    _refuse_nonfinite(run, activations, manifest)
-    reference = manifest["reference"]["variant"]
-    table = read(run, "sketches")
-    pinned = sketches.learn(table) if len(table) else sketches.from_records([])
-    environment, checkpoint = manifest["environment"], manifest["checkpoint"]
-    learned = {
-        "created": manifest["finished"],
-        "commit": environment["commit"],
-        "dirty": environment["dirty"],
-        "command": manifest["command"],
-        "os": environment["os"],
-        "blas": environment["blas"],
-        "checkpoint": {key: checkpoint[key] for key in ("name", "path", "weights")},
-        "prompts": manifest["prompts"],
-        "seeds": manifest["seeds"],
+    manifest, layout = run.completed().manifest, run.layout
+    for variant, error in manifest.errors.items():
+        raise InputError(f"No baseline is learned from {run.path}: its variant {variant} failed: {error}")
+    _refuse_nonfinite(run)
+    table = run.sketches
+    pinned = sketches.learn(table, layout) if len(table) else sketches.from_records([], layout.default)
+    environment, checkpoint = manifest.environment, manifest.checkpoint
+    learned_from = {
+        "created": manifest.finished,
+        "commit": environment.commit,
+        "dirty": environment.dirty,
+        "command": list(manifest.command),
+        "os": environment.os,
+        "blas": environment.blas,
+        "checkpoint": {"name": checkpoint.name, "path": checkpoint.path, "weights": checkpoint.weights},
+        "prompts": list(manifest.prompts),
+        "seeds": list(manifest.seeds),
         "noise_floor": bool(len(table)) and bool((table["variant"] == sketches.EQUIVALENT).any()),
     }
     # the reference has pinned cases, where it is known to the last digits
-    ranges = activations[activations["variant"] != reference]
+    ranges = run.activations[run.activations["variant"] != run.reference]
     if ranges.empty or "num_nan" not in ranges:
-        raise InputError(f"No baseline is learned from {run}: it recorded no ranges. Add probe=[range]")
+        raise InputError(f"No baseline is learned from {run.path}: it recorded no ranges. Add probe=[range]")
     return Entry(
-        device=device_of(environment),
-        mlx=environment["mlx"],
-        learned_from=learned,
+        device=environment.machine,
+        mlx=str(environment.mlx),
+        learned_from=learned_from,
         settings=settings_of(manifest, config),
-        cost=cost.measured(read(run, "latency"), manifest["baseline"]),
+        cost=cost.measured(run.latency, manifest.baseline),
+        component=layout.default,
         bands=bands.learn(ranges),
-        drift=drift.learn(read(run, "drift"), drift.noise_floors(pinned)),
+        drift=drift.learn(run.drift, drift.noise_floors(pinned)),
         sketches=pinned,
     )
 
 
-def _refuse_nonfinite(run: Path, activations: pd.DataFrame, manifest: Mapping[str, Any]) -> None:
-    if "num_nan" not in activations:
+def _refuse_nonfinite(run: Run) -> None:
+    table = run.activations
+    if "num_nan" not in table:
         return
-    strict = {name for name, variant in manifest["variants"].items() if variant["expect"] == "finite"}
-    strict.add(manifest["reference"]["variant"])
-    count = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0)
-    bad = activations[(count > 0) & activations["variant"].isin(strict)].sort_values("order")
+    strict = {name for name, variant in run.manifest.variants.items() if variant.expect == "finite"}
+    count = table["num_nan"].fillna(0) + table["num_inf"].fillna(0)
+    bad = table[(count > 0) & table["variant"].isin({*strict, run.reference})].sort_values("order")
     if len(bad):
         row = bad.iloc[0]
-        raise InputError(
-            f"No baseline is learned from {run}: {row['variant']} is not finite at {row['component']}:{row['site']}"
-        )
+        address = run.layout.address(row["component"], row["site"], row["port"])
+        raise InputError(f"No baseline is learned from {run.path}: {row['variant']} is not finite at {address}")

@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from precision_lab.errors import InputError
-from precision_lab.record.address import split_address
+from precision_lab.record.address import join_address, split_address
+from precision_lab.record.files import write_text
 from precision_lab.record.glob import compile_glob
+from precision_lab.record.manifest import Manifest
 
 FOLDER = Path("results") / "history"
 COLUMNS = ("time", "commit", "device", "mlx", "verdict", "variant", "site", "log2_amax", "deviation_bits")
@@ -24,8 +26,7 @@ def path_of(backend: str, experiment: str) -> Path:
 
 
 def rows(
-    manifest: Mapping[str, Any],
-    device: str,
+    manifest: Manifest,
     verdict: str,
     now: pd.DataFrame,
     before: pd.DataFrame,
@@ -36,16 +37,15 @@ def rows(
     `log2_amax` is the largest over the cases; `deviation_bits` its distance from the middle of the baseline's band.
     """
     both = now.merge(before, on=["variant", "component", "site", "port"], suffixes=("", "_before"))
-    environment = manifest["environment"]
-    commit = (environment["commit"] or "") + ("-dirty" if environment["dirty"] else "")
-    head = (manifest["finished"], commit, device, environment["mlx"], verdict)
+    environment, default = manifest.environment, manifest.layout.default
+    commit = (environment.commit or "") + ("-dirty" if environment.dirty else "")
+    head = (manifest.finished, commit, environment.machine, environment.mlx, verdict)
     found = []
     for row in both[both["log2_amax_max"].notna()].to_dict("records"):
-        if any(_matches(pattern, row["component"], row["site"]) for pattern in sites):
+        if any(_matches(pattern, row["component"], row["site"], default) for pattern in sites):
             middle = (row["log2_amax_min_before"] + row["log2_amax_max_before"]) / 2
-            port = "" if row["port"] == "out" else f" ({row['port']})"
             values = (round(row["log2_amax_max"], 4), round(row["log2_amax_max"] - middle, 4))
-            name = f"{row['component']}:{row['site']}{port}"
+            name = join_address(row["component"], row["site"], row["port"])
             found.append(dict(zip(COLUMNS, (*head, row["variant"], name, *values), strict=True)))
     return found
 
@@ -74,11 +74,9 @@ def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
     writer.writerows(records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
+    write_text(path, text.getvalue())
 
 
-def _matches(pattern: str, component: str, site: str) -> bool:
-    of, glob = split_address(pattern, "transformer")
+def _matches(pattern: str, component: str, site: str, default: str) -> bool:
+    of, glob = split_address(pattern, default)
     return of == component and compile_glob(glob).fullmatch(site) is not None

@@ -1,11 +1,10 @@
-"""A run against an entry of a baseline: everything the entry holds is compared, and nothing passes uncompared."""
+"""A run against an entry of a baseline: everything in the entry is compared, and nothing passes uncompared."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,11 +12,10 @@ import pandas as pd
 from precision_lab.analysis.gate import bands, cost, drift, sketches
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.baseline import Choice
-from precision_lab.analysis.gate.entry import complete_manifest
 from precision_lab.analysis.gate.settings import require_same, settings_of
 from precision_lab.analysis.gate.violation import RAISED, Findings, Violation, ordered
 from precision_lab.errors import InputError
-from precision_lab.record.tables import read
+from precision_lab.record.run import Run
 
 
 @dataclass(frozen=True)
@@ -33,27 +31,27 @@ class Limits:
     memory: float = 0.25
 
 
-def judge(run: Path, config: Mapping[str, Any], choice: Choice, limits: Limits, baseline: str) -> Findings:
-    """Violations in reading order, and the comparisons made of every kind.
+def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, baseline: str) -> Findings:
+    """Violations in reading order, and the number of comparisons of every kind.
 
     config: the run's config.yaml; baseline: the name of the file, for messages. Times and memory are compared on the
     entry's own device only. Raises InputError if the run is not finished, was made with other settings, or lacks what
     the entry holds.
     """
-    manifest = complete_manifest(run)
+    manifest = run.completed().manifest
     require_same(settings_of(manifest, config), choice.entry.settings, baseline)
-    findings = Findings(checks=Counter(variants=len(manifest["variants"])))
-    failed = manifest["errors"]
+    findings = Findings(checks=Counter(variants=len(manifest.variants)))
+    failed = manifest.errors
     findings.violations += [
         Violation(kind="variants", metric=RAISED, expected="a result", got=error, variant=name)
         for name, error in failed.items()
     ]
-    for part in _compared(run, manifest, choice, limits):
+    for part in _compared(run, choice, limits):
         findings.add(part)
     for kind in held(choice):
         if not findings.checks[kind] and not failed:  # of what failed there is a violation
             raise InputError(
-                f"The run in {run} has nothing to compare of {kind}, and the baseline has. "
+                f"The run in {run.path} has nothing to compare of {kind}, and the baseline has. "
                 "Run what the baseline was learned from, or learn it again with gate.update=true"
             )
     findings.violations = ordered(findings.violations)
@@ -72,21 +70,20 @@ def held(choice: Choice) -> list[str]:
     return kinds + (["latency", "memory"] if entry.cost and choice.same_device else [])
 
 
-def _compared(run: Path, manifest: Mapping[str, Any], choice: Choice, limits: Limits) -> list[Findings]:
-    entry, failed = choice.entry, set(manifest["errors"])
-    activations = _of_others(read(run, "activations"), {*failed, manifest["reference"]["variant"]})
+def _compared(run: Run, choice: Choice, limits: Limits) -> list[Findings]:
+    entry, layout, failed = choice.entry, run.layout, set(run.manifest.errors)
+    activations = _of_others(run.activations, {*failed, run.reference})
     found = []
     if "num_nan" in activations:
-        found.append(bands.judge(_of_others(entry.bands, failed), activations, limits.ranges))
-    pinned = read(run, "sketches")
-    if len(entry.sketches) and len(pinned):
-        found.append(sketches.judge(entry.sketches, pinned, limits.tolerance, limits.noise_factor))
-    drifts = _of_others(read(run, "drift"), failed)
+        found.append(bands.judge(_of_others(entry.bands, failed), activations, limits.ranges, layout))
+    if len(entry.sketches) and len(run.sketches):
+        found.append(sketches.judge(entry.sketches, run.sketches, limits.tolerance, limits.noise_factor, layout))
+    drifts = _of_others(run.drift, failed)
     if len(drifts):
-        found.append(drift.judge(_of_others(entry.drift, failed), drifts, limits.drift, entry.noise))
+        found.append(drift.judge(_of_others(entry.drift, failed), drifts, limits.drift, entry.noise, layout))
     if choice.same_device:
         margins = {cost.LATENCY: limits.latency, cost.RATIO: limits.latency_ratio, cost.MEMORY: limits.memory}
-        found.append(cost.judge(entry.cost, read(run, "latency"), manifest["baseline"], margins))
+        found.append(cost.judge(entry.cost, run.latency, run.manifest.baseline, margins))
     return found
 
 

@@ -9,30 +9,41 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.analysis.gate.violation import Violation
+from precision_lab.record.address import DEFAULT_PORT
+from precision_lab.record.layout import Layout
 
 ADDRESS = ("variant", "component", "site", "port")
-USUAL = {"variant": "-", "component": "transformer", "port": "out"}
-"""What the records of a baseline leave out."""
+UNKNOWN = "-"
+"""In the place of a part of an address that a table has no column for."""
+
+WITHOUT_COMPONENTS = Layout.of([UNKNOWN])
+"""The layout of tables that have no column `component`."""
 
 
-def address_record(row: Mapping[Any, Any], names: Sequence[str] = ADDRESS) -> dict[str, Any]:
-    """The address of a row, without what is USUAL."""
-    return {name: row[name] for name in names if row[name] != USUAL.get(name)}
+def address_record(row: Mapping[Any, Any], component: str, names: Sequence[str] = ADDRESS) -> dict[str, Any]:
+    """The address of a row; an unknown variant, the component `component` and the port `out` are left out."""
+    usual = _usual(component)
+    return {name: row[name] for name in names if row[name] != usual.get(name)}
 
 
-def address_of(record: Mapping[str, Any], names: Sequence[str] = ADDRESS) -> dict[str, str]:
-    """The address that `address_record` wrote."""
-    return {name: str({**USUAL, **record}[name]) for name in names}
+def address_of(record: Mapping[str, Any], component: str, names: Sequence[str] = ADDRESS) -> dict[str, str]:
+    """The address that `address_record` wrote with that component."""
+    return {name: str({**_usual(component), **record}[name]) for name in names}
+
+
+def _usual(component: str) -> dict[str, str]:
+    return {"variant": UNKNOWN, "component": component, "port": DEFAULT_PORT}
 
 
 def located(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of ADDRESS, "-" where the table lacks one, branch and step, None where they mean nothing, and order.
+    """The columns of ADDRESS, UNKNOWN where the table lacks one, branch and step, None outside of them, and order.
 
     One row for each of the table's, in its order, in plain NumPy types.
     """
     rows = pd.DataFrame(index=range(len(table)))
     for name in ADDRESS:
-        rows[name] = table[name].astype(object).where(table[name].notna(), "-").to_numpy() if name in table else "-"
+        known = name in table
+        rows[name] = table[name].astype(object).where(table[name].notna(), UNKNOWN).to_numpy() if known else UNKNOWN
     branch, step = (table[name] if name in table else [None] * len(table) for name in ("branch", "step"))
     rows["branch"] = pd.Series([None if pd.isna(name) else name for name in branch], index=rows.index, dtype=object)
     rows["step"] = steps(step, rows.index)
@@ -41,23 +52,24 @@ def located(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps(values: Iterable[Any], index: pd.Index[Any]) -> pd.Series[Any]:
-    """Numbers of steps as int, None where they mean nothing: pandas would make floats of them."""
+    """Numbers of steps as int, None outside of steps: pandas would make floats of them."""
     return pd.Series([None if pd.isna(value) else int(value) for value in values], index=index, dtype=object)
 
 
 def case_labels(table: pd.DataFrame) -> np.ndarray:
-    """What tells the generations of a table apart, for people: "prompt 0, seed 1", a case's name, or "-"."""
+    """A label of the generation of each row, for people: "prompt 0, seed 1", a case's name, or UNKNOWN."""
     if "case" in table:
         return table["case"].astype(str).to_numpy()
     if not {"prompt_id", "seed"} <= set(table):
-        return np.full(len(table), "-", dtype=object)
+        return np.full(len(table), UNKNOWN, dtype=object)
     return ("prompt " + table["prompt_id"].astype(str) + ", seed " + table["seed"].astype(str)).to_numpy()
 
 
-def violations_of(bad: pd.DataFrame, kind: str, metric: str, **told: Any) -> list[Violation]:
+def violations_of(bad: pd.DataFrame, kind: str, metric: str, layout: Layout, **further: Any) -> list[Violation]:
     """One violation an address of the deviating rows `bad`, in order of execution.
 
     bad: columns of ADDRESS, branch, step, order, case, `expected`, `got` (text) and `magnitude` (bits).
+    further: other fields of each violation.
     """
     groups = bad.groupby(list(ADDRESS), sort=False)
     counts, worst = groups.size(), groups["magnitude"].max()
@@ -73,7 +85,9 @@ def violations_of(bad: pd.DataFrame, kind: str, metric: str, **told: Any) -> lis
                 order=int(row["order"]),
                 magnitude=float(worst[address]),
                 count=int(counts[address]),
-                **told,
+                shown=layout.address(row["component"], row["site"], row["port"]),
+                early=row["component"] in layout.before,
+                **further,
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""What a run and a baseline must share to be comparable, and the refusal that names the first difference."""
+"""The settings that a run and a baseline must share to be comparable; a refusal names the first difference."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from precision_lab.errors import InputError
+from precision_lab.record.manifest import Manifest, PinnedCases
 
 
-def settings_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that decide its numbers, apart from prompts and seeds, from its manifest and config.yaml.
 
-    The checkpoint comes first: where that differs, the rest says nothing.
+    The checkpoint comes first: runs of different checkpoints have nothing to compare.
     """
-    checkpoint, pinned = manifest["checkpoint"], manifest.get("pinned") or {}
+    checkpoint, pinned = manifest.checkpoint, manifest.pinned
     described = {**(config.get("variants") or {}), "custom": {"technique": config.get("technique")}}
     variants = {
         name: {
-            **{key: variant[key] for key in ("dtype", "expect", "process")},
+            "dtype": variant.dtype,
+            "expect": variant.expect,
+            "process": dict(variant.process),
             "techniques": {
                 technique: ((described.get(name) or {}).get("technique") or {}).get(technique)
-                for technique in variant["techniques"]
+                for technique in variant.techniques
             },
         }
-        for name, variant in manifest["variants"].items()
+        for name, variant in manifest.variants.items()
     }
     return {
-        "checkpoint": {key: checkpoint[key] for key in ("fingerprint", "weights_dtype", "inflate")},
-        "sampler": {**manifest["sampler"], "negative_prompt": manifest["negative_prompt"]},
-        "image": dict(manifest["image"]),
+        "checkpoint": {
+            "fingerprint": checkpoint.fingerprint,
+            "weights_dtype": checkpoint.weights_dtype,
+            "settings": dict(checkpoint.settings),
+        },
+        "case": dict(manifest.case),
         "variants": variants,
         "factorial": config.get("factorial"),
         "probe": config.get("probe"),
         "drift": config.get("drift"),
-        "pinned": {key: value for key, value in pinned.items() if key not in ("noise_floor", "fingerprint")},
+        "pinned": {} if pinned is None else _pinned(pinned),
     }
+
+
+def _pinned(pinned: PinnedCases) -> dict[str, Any]:
+    cases = {name: dict(case) for name, case in pinned.cases.items()}
+    return {"case": dict(pinned.case), "cases": cases, "sites": list(pinned.sites)}
 
 
 def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -54,7 +65,7 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterat
 
 
 def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], baseline: str) -> None:
-    """Raises InputError with the first difference of a run's settings from those a baseline was learned with."""
+    """Raises InputError with the first difference of a run's settings from those that a baseline was learned with."""
     for key, now, then in differences(given, expected):
         what = "Another checkpoint" if key == "checkpoint.fingerprint" else f"Other settings: {key}"
         raise InputError(
@@ -65,7 +76,7 @@ def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], baseline
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
+        if isinstance(entry, Mapping):
             yield from _flat(entry, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry

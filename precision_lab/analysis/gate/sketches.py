@@ -1,9 +1,9 @@
-"""Pinned cases: the fp32 reference of a few generations against what a baseline keeps of it, array by array.
+"""Pinned cases: the fp32 reference of a few generations, compared array by array with the sketches of a baseline.
 
 On one back end the same code computes the same numbers, up to the order of sums: the deviation of an array, estimated
 from its sketch (`precision_lab.numerics.sketch`), must stay within a tolerance or a multiple of the noise floor stored
-for its site. Sites inside blocks are kept for the conditional branch: the unconditional one runs the same modules, and
-deviates at `pipeline:guidance`.
+for its site. Sites inside blocks are kept for the main branch only: the other branches run the same modules, and a
+deviation of theirs shows where the branches are joined.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from precision_lab.analysis.gate.rows import ADDRESS, address_of, address_record
 from precision_lab.analysis.gate.violation import Findings, Violation
 from precision_lab.errors import InputError
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
+from precision_lab.record.layout import Layout
 
 TOLERANCE = 1e-3
 """The relative deviation that is allowed everywhere; far above the rounding of fp32, far below a mistake."""
@@ -35,46 +36,47 @@ _MOMENT = ("case", "branch", "step")
 _COLUMNS = (*ADDRESS, *_MOMENT, "order", "dtype", "shape", "numel", "num_nonfinite", "rms", *SKETCH_COLUMNS)
 
 
-def learn(table: pd.DataFrame) -> pd.DataFrame:
-    """What a baseline keeps of the table `sketches`: the reference's rows, and `noise`, the noise floor of each site.
+def learn(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """The part of the table `sketches` that a baseline keeps: rows of the reference, with the noise floor of each site.
 
-    The noise floor is the largest deviation of the equivalent run's arrays at the site, 0 without such a run. Raises
-    InputError if an array of the reference is not finite.
+    The noise floor, `noise`, is the largest deviation of the equivalent run's arrays at the site, 0 without such a run.
+    Raises InputError if an array of the reference is not finite.
     """
-    rows = _prepared(table)
+    rows = _prepared(table, layout)
     kept = rows[rows["variant"] == REFERENCE]
     bad = kept[~np.isfinite(kept[["rms", *SKETCH_COLUMNS]].to_numpy(float)).all(axis=1)]
     if len(bad):
         row = bad.iloc[0]
+        address = layout.address(row["component"], row["site"], row["port"])
         raise InputError(
-            f"The fp32 reference of the pinned case {row['case']} is not finite at {row['component']}:{row['site']}. "
+            f"The fp32 reference of the pinned case {row['case']} is not finite at {address}. "
             "A baseline is learned from a model that works"
         )
-    twin = rows[rows["variant"] == EQUIVALENT]
-    both = kept.merge(twin, on=[*_SITE, *_MOMENT], suffixes=("", "_twin"))
-    both["noise"] = _deviation(both, "_twin", "")
+    equivalent = rows[rows["variant"] == EQUIVALENT]
+    both = kept.merge(equivalent, on=[*_SITE, *_MOMENT], suffixes=("", "_equivalent"))
+    both["noise"] = _deviation(both, "_equivalent", "")
     noise = both.groupby(list(_SITE))["noise"].agg(lambda values: values.max(skipna=False)).rename("noise")
     return kept.join(noise, on=list(_SITE)).fillna({"noise": 0.0}).reset_index(drop=True)
 
 
-def judge(learned: pd.DataFrame, table: pd.DataFrame, tolerance: float, factor: float) -> Findings:
-    """What of the table `sketches` is not what was learned: deviations, dtypes, shapes, arrays gone and new ones.
+def judge(learned: pd.DataFrame, table: pd.DataFrame, tolerance: float, factor: float, layout: Layout) -> Findings:
+    """Where the table `sketches` differs from `learned`: deviations, dtypes, shapes, arrays gone and new ones.
 
     An array may deviate by `tolerance`, or by `factor` times the noise floor of its site. NaN is never within it.
     """
-    rows = _prepared(table)
+    rows = _prepared(table, layout)
     rows = rows[rows["variant"] == REFERENCE]
     both = rows.merge(learned, on=[*_SITE, *_MOMENT], how="outer", suffixes=("", "_learned"), indicator=True)
     both = both.sort_values("order", kind="stable")
     known = both[both["_merge"] == "both"]
     findings = Findings(checks=Counter(sketches=len(known), sites=len(learned), dtypes=len(known)))
-    findings.violations += _gone_and_new(both)
-    _add(findings, known[known["dtype"] != known["dtype_learned"]], "dtypes", "dtype", "dtype")
+    findings.violations += _gone_and_new(both, layout)
+    _add(findings, known[known["dtype"] != known["dtype_learned"]], "dtypes", "dtype", layout)
     same_shape = known["shape"] == known["shape_learned"]
-    _add(findings, known[~same_shape], "sketches", "shape", "shape")
-    _add(findings, known[known["num_nonfinite"] > 0], "nonfinite", "num_nonfinite", "num_nonfinite")
+    _add(findings, known[~same_shape], "sketches", "shape", layout)
+    _add(findings, known[known["num_nonfinite"] > 0], "nonfinite", "num_nonfinite", layout)
     comparable = known[same_shape & (known["num_nonfinite"] == 0)]
-    findings.violations += _deviating(comparable, tolerance, factor)
+    findings.violations += _deviating(comparable, tolerance, factor, layout)
     findings.checks["nonfinite"] += len(known)
     return findings
 
@@ -88,7 +90,7 @@ def moved(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return sites.sort_values("order", kind="stable", ignore_index=True)
 
 
-def _deviating(rows: pd.DataFrame, tolerance: float, factor: float) -> list[Violation]:
+def _deviating(rows: pd.DataFrame, tolerance: float, factor: float, layout: Layout) -> list[Violation]:
     found = _deviation(rows, "", "_learned")
     limit = np.maximum(tolerance, factor * rows["noise"].to_numpy(float))
     outside = ~(found <= limit)
@@ -99,11 +101,11 @@ def _deviating(rows: pd.DataFrame, tolerance: float, factor: float) -> list[Viol
         got=[f"{value:.3g}" if math.isfinite(value) else "undefined" for value in found[outside]],
         magnitude=np.where(np.isfinite(beyond), beyond, math.inf)[outside],
     )
-    return violations_of(bad, "sketches", "rel_l2", pinned=True)
+    return violations_of(bad, "sketches", "rel_l2", layout, pinned=True)
 
 
 def _deviation(rows: pd.DataFrame, of: str, against: str) -> np.ndarray:
-    """rel_l2 as the sketches estimate it, and at least what the norms alone say: | |x| - |y| | <= |x - y|."""
+    """rel_l2 as the sketches estimate it, and at least what follows from the norms: | |x| - |y| | <= |x - y|."""
     columns = [[f"{name}{suffix}" for name in SKETCH_COLUMNS] for suffix in (of, against)]
     rms, reference = rows[f"rms{of}"].to_numpy(float), rows[f"rms{against}"].to_numpy(float)
     sketched = deviation(rows[columns[0]], rows[columns[1]], reference, rows[f"numel{against}"])
@@ -112,7 +114,7 @@ def _deviation(rows: pd.DataFrame, of: str, against: str) -> np.ndarray:
     return np.maximum(sketched, by_norm)
 
 
-def _gone_and_new(both: pd.DataFrame) -> list[Violation]:
+def _gone_and_new(both: pd.DataFrame, layout: Layout) -> list[Violation]:
     """Arrays that one side lacks: the site, where nothing of it is left, or one of its moments."""
     found = []
     for side, metric in (("right_only", "site gone"), ("left_only", "new site")):
@@ -123,18 +125,18 @@ def _gone_and_new(both: pd.DataFrame) -> list[Violation]:
             rows["expected"] = rows["dtype_learned"] + " " + rows["shape_learned"]
         else:
             rows = rows.assign(expected="no such array", got=rows["dtype"] + " " + rows["shape"])
-        found += violations_of(rows.sort_values("order", kind="stable"), "sites", metric, pinned=True)
+        found += violations_of(rows.sort_values("order", kind="stable"), "sites", metric, layout, pinned=True)
     return found
 
 
-def _add(findings: Findings, bad: pd.DataFrame, kind: str, metric: str, column: str) -> None:
+def _add(findings: Findings, bad: pd.DataFrame, kind: str, column: str, layout: Layout) -> None:
     learned = bad[f"{column}_learned"].astype(str)
-    told = bad.assign(expected=learned, got=bad[column].astype(str), magnitude=math.inf)
-    findings.violations += violations_of(told, kind, metric, pinned=True)
+    described = bad.assign(expected=learned, got=bad[column].astype(str), magnitude=math.inf)
+    findings.violations += violations_of(described, kind, column, layout, pinned=True)
 
 
-def to_records(learned: pd.DataFrame) -> list[dict[str, Any]]:
-    """Strict JSON, one record a site.
+def to_records(learned: pd.DataFrame, component: str) -> list[dict[str, Any]]:
+    """Strict JSON, one record a site, without the component `component` and the port `out`.
 
     `arrays` holds one list an array: case, branch, step, order, shape, rms, and the eight projections in units of 1e-5
     of the array's norm.
@@ -150,7 +152,7 @@ def to_records(learned: pd.DataFrame) -> list[dict[str, Any]]:
     ):
         record = records.get(tuple(address))
         if record is None:
-            named = address_record(dict(zip(_SITE, address, strict=True)), _SITE)
+            named = address_record(dict(zip(_SITE, address, strict=True)), component, _SITE)
             record = records[tuple(address)] = {**named, "dtype": dtype}
             if noise > 0:
                 record["noise"] = float(f"{noise:.3g}")
@@ -159,12 +161,12 @@ def to_records(learned: pd.DataFrame) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def from_records(records: Sequence[Mapping[str, Any]], component: str) -> pd.DataFrame:
     """The table that `to_records` wrote, up to rounding. Raises InputError for records of another form."""
     rows = []
     for record in records:
         try:
-            site = address_of(record, _SITE) | {"dtype": str(record["dtype"])}
+            site = address_of(record, component, _SITE) | {"dtype": str(record["dtype"])}
             for case, branch, step, order, shape, rms, *projections in record["arrays"]:
                 numel = math.prod(int(n) for n in shape.split("x")) if shape else 1
                 scale = _UNIT * rms * math.sqrt(numel)
@@ -178,7 +180,7 @@ def from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return learned.assign(step=steps(learned["step"], learned.index), branch=learned["branch"].astype(object))
 
 
-def _prepared(table: pd.DataFrame) -> pd.DataFrame:
+def _prepared(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """The rows that are compared, in order of execution."""
     rows = located(table)
     rows["case"] = table["case"].astype(object).to_numpy()
@@ -189,5 +191,5 @@ def _prepared(table: pd.DataFrame) -> pd.DataFrame:
     for name in ("rms", *SKETCH_COLUMNS):
         rows[name] = table[name].to_numpy(float, na_value=np.nan)
     inside_block = table["block"].notna().to_numpy(bool)
-    kept = ~(inside_block & (rows["branch"] == "uncond").to_numpy(bool))
+    kept = ~(inside_block & rows["branch"].isin(layout.other_branches).to_numpy(bool))
     return rows[kept].sort_values(["case", "order"], kind="stable", ignore_index=True)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from precision_lab.record.files import number_or_reason
 
 KINDS = ("variants", "sites", "sketches", "dtypes", "nonfinite", "ranges", "headroom", "drift", "latency", "memory")
 """What a gate compares, each counted by itself: a kind without comparisons has not passed."""
@@ -25,7 +28,8 @@ class Violation:
     branch, step, order, case, expected and got are those of the first array that deviates: `order` counts the
     observations of a generation, None for what belongs to no site (times). `magnitude` is the largest over all `count`
     arrays that deviate, in bits beyond the limit: log2 of got / limit, infinity where no number says how much (a dtype,
-    a site gone, NaN). pinned: seen in a pinned case, whose expected value is known to the last digits.
+    a site gone, NaN). pinned: seen in a pinned case, whose expected value is known to the last digits. shown: the site
+    as a pattern names it, with its port. early: of a component that runs before the first step.
     """
 
     kind: str
@@ -43,6 +47,8 @@ class Violation:
     magnitude: float = math.inf
     count: int = 1
     pinned: bool = False
+    shown: str = ""
+    early: bool = False
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
@@ -50,10 +56,13 @@ class Violation:
     @property
     def address(self) -> str:
         """The site as a pattern names it, with its port; `latency` and the like for what has no site."""
-        if self.site == "-":
-            return self.metric
-        prefix = "" if self.component in ("transformer", "-") else f"{self.component}:"
-        return f"{prefix}{self.site}" if self.port in ("out", "-") else f"{prefix}{self.site} ({self.port})"
+        return self.shown or self.metric
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of gate.json: strict JSON, an infinite magnitude is null."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("shown", "early", "magnitude")}
+        magnitude = number_or_reason("magnitude", self.magnitude, "no number says how much")
+        return fields | {"address": self.address} | magnitude
 
 
 @dataclass
@@ -122,4 +131,4 @@ def _phase(v: Violation) -> int:
         return 3
     if v.step is not None:
         return 1
-    return 0 if v.component == "text_encoder" else 2
+    return 0 if v.early else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ import pandas as pd
 
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, sketch
 from precision_lab.record import tables
+from precision_lab.record.manifest import PinnedCases, VariantEntry
+from precision_lab.record.run import Run
+from tests import fabricated
 
+LAYOUT = fabricated.QWEN_IMAGE
 SITES = ("img_in", "transformer_blocks.0", "proj_out")
 VARIANTS = {"baseline": "bfloat16", "upcast": "bfloat16"}
 SIZE = 48
@@ -115,42 +120,24 @@ def latency(seconds=1.0, rounds=8, rng_seed=2):
     )
 
 
+PINNED = PinnedCases(case={"steps": 2}, cases={"odd": {"seed": 1}}, sites=["**"], noise_floor=True, fingerprint="p")
+
+
 def manifest(**changed):
-    described = {"techniques": [], "expect": "any", "process": {"tf32": False}}
-    return {
-        "schema_version": 1,
-        "status": "complete",
+    """The manifest of the run; `changed` replaces some of its fields."""
+    given = {
         "experiment": "small",
+        "environment": replace(fabricated.ENVIRONMENT, commit="c0ffee", dirty=False),
+        "checkpoint": replace(fabricated.CHECKPOINT, settings={"inflate": 1}),
+        "case": {"steps": 2, "guidance_scale": 4.0, "negative_prompt": " ", "height": 32},
+        "variants": {name: VariantEntry(dtype, process={"tf32": False}) for name, dtype in VARIANTS.items()},
+        "layout": LAYOUT,
         "command": ["python"],
-        "finished": "2026-01-01T00:00:00+00:00",
-        "environment": {
-            "device": "a CPU",
-            "cores": 2,
-            "backend": "cpu",
-            "os": "an OS",
-            "mlx": "0.32.4",
-            "blas": "a BLAS",
-        }
-        | {"commit": "c0ffee", "dirty": False},
-        "checkpoint": {"name": "micro", "path": "there", "fingerprint": "f1", "weights": "trained"}
-        | {"weights_dtype": "as stored", "inflate": 1.0},
-        "model": {"num_layers": 1},
-        "reference": {"variant": "reference"},
-        "baseline": "baseline",
-        "variants": {
-            "reference": {"dtype": "float32", **described},
-            **{name: {"dtype": dtype, **described} for name, dtype in VARIANTS.items()},
-        },
-        "errors": {},
         "prompts": ["a", "b"],
-        "negative_prompt": " ",
         "seeds": [0, 1],
-        "sampler": {"steps": 2, "guidance_scale": 4.0},
-        "image": {"height": 32, "width": 32},
-        "latency": {"margin": 0.05},
-        "pinned": {"steps": 2, "cases": {"odd": {"seed": 1}}, "sites": ["**"], "noise_floor": True, "fingerprint": "p"},
-        "claims": [],
-    } | changed
+        "pinned": PINNED,
+    }
+    return fabricated.manifest(**given | changed)
 
 
 CONFIG = {
@@ -160,7 +147,7 @@ CONFIG = {
 }
 
 
-def fabricate(run: Path, **given) -> Path:
+def fabricate(run: Path, **given) -> Run:
     """Writes the run; `given` replaces tables by name, and the manifest."""
     run.mkdir(parents=True)
     made = {"activations": activations, "drift": drift, "sketches": sketches, "latency": latency}
@@ -169,6 +156,6 @@ def fabricate(run: Path, **given) -> Path:
         frame = frame() if callable(frame) else frame
         if frame is not None:
             tables._write(tables._typed(name, frame), run / f"{name}.parquet")
-    (run / "manifest.json").write_text(json.dumps(given.get("manifest", manifest())))
+    given.get("manifest", manifest()).write(run)
     (run / "config.yaml").write_text(json.dumps(CONFIG))
-    return run
+    return Run.open(run)

@@ -10,6 +10,7 @@ from experiments.false_alarms.tables import markdown, summary
 from precision_lab.analysis.gate import bands
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.judge import Limits
+from precision_lab.analysis.gate.rows import WITHOUT_COMPONENTS
 from precision_lab.shapes import parse
 
 
@@ -35,9 +36,9 @@ def test_the_share_of_a_margin_is_one_where_the_gate_begins_to_object(bits_beyon
     learned = bands.learn(pd.concat([activations(1.0), activations(2.0**0.5, seed=1)]))
     margin = Margin(bits=1.0, spread=2.0)  # of a band half a bit wide: 2 bits
     run = activations(2.0**-bits_beyond)  # downwards: no headroom is lost
-    use = most_used(bands.judge(learned, run, NONE).violations, learned, margin)
+    use = most_used(bands.judge(learned, run, NONE, WITHOUT_COMPONENTS).violations, learned, margin)
     assert (use and use.share) == (share and pytest.approx(share))
-    objects = bool(bands.judge(learned, run, margin).violations)
+    objects = bool(bands.judge(learned, run, margin, WITHOUT_COMPONENTS).violations)
     assert objects == (share is not None and share > 1)
 
 

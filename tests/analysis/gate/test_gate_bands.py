@@ -10,6 +10,7 @@ from precision_lab.analysis.gate.bands import Margin
 from precision_lab.errors import InputError
 from tests.analysis.gate import fabricated_gate as fabricated
 
+LAYOUT = fabricated.LAYOUT
 TIGHT = Margin(bits=0.5, spread=0.0, headroom_bits=100)
 
 
@@ -33,16 +34,16 @@ def test_a_band_by_hand():
 )
 def test_the_margin_in_bits(amax, outside):
     learned = bands.learn(simple([4.0, 8.0]))
-    found = bands.judge(learned, simple([amax]), TIGHT)
+    found = bands.judge(learned, simple([amax]), TIGHT, LAYOUT)
     assert len(found.violations) == outside
     assert all(v.magnitude == pytest.approx(0.01, abs=1e-6) for v in found.violations)
     wide = Margin(bits=0.5, spread=1.0)
-    assert not bands.judge(learned, simple([amax]), wide).violations, "one more width, 1 bit"
+    assert not bands.judge(learned, simple([amax]), wide, LAYOUT).violations, "one more width, 1 bit"
 
 
 def test_what_it_learned_from_is_inside_whatever_the_margin():
     table = fabricated.activations(rng_seed=3, spread=2.0)
-    found = bands.judge(bands.learn(table), table, Margin(0, 0, 0))
+    found = bands.judge(bands.learn(table), table, Margin(0, 0, 0), LAYOUT)
     assert found.violations == []
     assert set(found.checks) == {"sites", "dtypes", "nonfinite", "ranges", "headroom"}
     assert found.checks["ranges"] == 2 * len(table)
@@ -55,7 +56,7 @@ def test_the_first_array_beyond_leads_and_the_worst_gives_the_magnitude():
     broken = (changed["site"] == "transformer_blocks.0") & (changed["variant"] == "upcast")
     changed.loc[broken & (changed["branch"] == "uncond") & (changed["step"] == 0), "amax"] *= 4
     changed.loc[broken & (changed["step"] == 1) & (changed["seed"] == 1), "amax"] *= 64
-    (violation,) = bands.judge(learned, changed, TIGHT).violations
+    (violation,) = bands.judge(learned, changed, TIGHT, LAYOUT).violations
     assert (violation.variant, violation.site) == ("upcast", "transformer_blocks.0")
     assert (violation.branch, violation.step, violation.metric) == ("uncond", 0, "log2_amax")
     assert violation.magnitude == pytest.approx(6 - 0.5)
@@ -69,7 +70,7 @@ def test_nan_is_never_inside(metric):
     table = fabricated.activations()
     changed = table.copy()
     changed.loc[5, metric] = np.nan
-    found = bands.judge(bands.learn(table), changed, Margin(1e6, 1e6, 1e6)).violations
+    found = bands.judge(bands.learn(table), changed, Margin(1e6, 1e6, 1e6), LAYOUT).violations
     assert [(v.metric, v.got, v.magnitude) for v in found] == [(f"log2_{metric}", "undefined", math.inf)]
 
 
@@ -78,7 +79,7 @@ def test_no_value_may_become_nonfinite(count):
     table = fabricated.activations()
     changed = table.copy()
     changed.loc[4, [count, "amax", "rms"]] = [1, 8.0, 1.0]
-    (violation,) = bands.judge(bands.learn(table), changed, Margin(9, 9, 99)).violations
+    (violation,) = bands.judge(bands.learn(table), changed, Margin(9, 9, 99), LAYOUT).violations
     assert (violation.kind, violation.metric, violation.expected, violation.got) == (
         "nonfinite",
         "num_nonfinite",
@@ -92,7 +93,7 @@ def test_no_value_may_become_nonfinite(count):
 def test_counts_that_the_baseline_had_are_compared_with_their_spread(now, passes):
     table = simple([1.0, 1.0], num_inf=[10, 20], amax=np.nan, rms=np.nan)
     changed = simple([1.0], num_inf=[now], amax=np.nan if now else 1.0, rms=np.nan if now else 1.0)
-    found = bands.judge(bands.learn(table), changed, Margin(9, 9)).violations
+    found = bands.judge(bands.learn(table), changed, Margin(9, 9), LAYOUT).violations
     assert ("num_nonfinite" in {v.metric for v in found}) is not passes
 
 
@@ -101,7 +102,7 @@ def test_the_dtype_census():
     changed = table.copy()
     promoted = (changed["site"] == "img_in") & (changed["variant"] == "baseline") & (changed["step"] == 1)
     changed.loc[promoted, "dtype"] = "float32"
-    (violation,) = bands.judge(bands.learn(table), changed, Margin()).violations
+    (violation,) = bands.judge(bands.learn(table), changed, Margin(), LAYOUT).violations
     assert (violation.metric, violation.expected, violation.got) == ("dtype", "bfloat16", "float32")
     assert (violation.site, violation.step) == ("img_in", 1)
 
@@ -110,17 +111,17 @@ def test_a_site_gone_and_a_new_one():
     table = fabricated.activations()
     changed = table[(table["site"] != "proj_out") | (table["variant"] != "baseline")]
     learned = bands.learn(table)
-    (gone,) = bands.judge(learned, changed, Margin()).violations
+    (gone,) = bands.judge(learned, changed, Margin(), LAYOUT).violations
     assert (gone.metric, gone.variant, gone.site, gone.step) == ("site gone", "baseline", "proj_out", 0)
-    (new,) = bands.judge(bands.learn(changed), table, Margin()).violations
+    (new,) = bands.judge(bands.learn(changed), table, Margin(), LAYOUT).violations
     assert (new.metric, new.site, new.step, new.branch) == ("new site", "proj_out", 0, "cond")
 
 
 def test_headroom_is_a_limit_of_its_own():
     learned = bands.learn(simple([2.0**-4, 2.0**8]))
     wide = Margin(bits=1, spread=3, headroom_bits=4)
-    assert not bands.judge(learned, simple([2.0**11.9]), wide).violations
-    (violation,) = bands.judge(learned, simple([2.0**12.5]), wide).violations
+    assert not bands.judge(learned, simple([2.0**11.9]), wide, LAYOUT).violations
+    (violation,) = bands.judge(learned, simple([2.0**12.5]), wide, LAYOUT).violations
     assert (violation.kind, violation.metric) == ("headroom", "headroom_bits_float8_e5m2")
     assert violation.magnitude == pytest.approx(0.5)
     # the narrowest format that held it with four bits to spare: 57344 is 2^15.8
@@ -132,8 +133,8 @@ def test_zeros(learned_zero):
     zero, one = simple([0.0, 0.0], rms=0.0), simple([1.0, 1.0])
     learned = bands.learn(zero if learned_zero else one)
     same, other = (zero, one) if learned_zero else (one, zero)
-    assert not bands.judge(learned, same, TIGHT).violations
-    found = bands.judge(learned, other, Margin(99, 99)).violations
+    assert not bands.judge(learned, same, TIGHT, LAYOUT).violations
+    found = bands.judge(learned, other, Margin(99, 99), LAYOUT).violations
     assert {v.metric for v in found} == {"log2_amax", "log2_rms"}
     assert {v.expected for v in found if learned_zero} <= {"all zero"}
     assert {v.got for v in found if not learned_zero} <= {"all zero"}
@@ -147,7 +148,7 @@ def test_empty_arrays_and_rows_without_ranges_are_no_evidence():
     table = pd.concat([table, other_probe.astype(table.dtypes.to_dict() | {"num_nan": "Int64", "num_inf": "Int64"})])
     learned = bands.learn(table)
     assert "elsewhere" not in set(learned["site"])
-    assert not bands.judge(learned, table, TIGHT).violations
+    assert not bands.judge(learned, table, TIGHT, LAYOUT).violations
 
 
 def test_records_are_strict_json_and_come_back():
@@ -155,10 +156,10 @@ def test_records_are_strict_json_and_come_back():
     table.loc[3, ["amax", "num_nan"]] = [np.nan, 7]
     table.loc[table["site"] == "decoder", ["amax", "rms"]] = 0.0
     learned = bands.learn(table)
-    records = json.loads(json.dumps(bands.to_records(learned), allow_nan=False))
-    again = bands.from_records(records)
+    records = json.loads(json.dumps(bands.to_records(learned, "transformer"), allow_nan=False))
+    again = bands.from_records(records, "transformer")
     pd.testing.assert_frame_equal(again, learned, check_dtype=False, atol=5e-4, rtol=0)
-    assert not bands.judge(again, table, Margin(bits=1e-3, spread=0)).violations
+    assert not bands.judge(again, table, Margin(bits=1e-3, spread=0), LAYOUT).violations
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_records_are_strict_json_and_come_back():
 )
 def test_records_of_another_form_are_refused(record):
     with pytest.raises(InputError, match="Learn the baseline again"):
-        bands.from_records([record])
+        bands.from_records([record], "transformer")
 
 
 def test_mistakes_are_named():
@@ -181,4 +182,4 @@ def test_mistakes_are_named():
 def test_held_out_cases_of_the_same_spread_stay_inside(seed):
     learned = bands.learn(fabricated.activations(prompts=6, seeds=4, rng_seed=seed, spread=0.3))
     held_out = fabricated.activations(prompts=10, seeds=4, rng_seed=100 + seed, spread=0.3)
-    assert not bands.judge(learned, held_out, Margin()).violations
+    assert not bands.judge(learned, held_out, Margin(), LAYOUT).violations

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_the_file_is_strict_small_and_has_a_line_a_site(path):
     text = path.read_text()
     content = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert {key: content[key] for key in ("schema_version", "experiment", "backend")} == {
-        "schema_version": 1,
+        "schema_version": 2,
         "experiment": "small",
         "backend": "cpu",
     }
@@ -67,6 +68,9 @@ def test_the_file_is_strict_small_and_has_a_line_a_site(path):
         True,
     )
     assert entry["settings"]["checkpoint"]["fingerprint"] == "f1"
+    assert entry["component"] == "transformer"
+    named = {record["site"]: record.get("component") for record in entry["bands"]}
+    assert (named["img_in"], named["decoder"]) == (None, "vae")
 
 
 def test_violations_come_in_order_with_the_guilty_site_first(run, path):
@@ -107,11 +111,12 @@ def test_no_folder_of_baselines(tmp_path, monkeypatch):
     [
         ("{", "not strict JSON"),
         ('{"schema_version": NaN}', "it holds NaN"),
-        ("[]", "schema_version None, expected 1"),
-        ('{"schema_version": 2}', "schema_version 2, expected 1"),
-        ('{"schema_version": 1, "backend": "cpu", "experiment": "small", "entries": []}', "no entries"),
-        ('{"schema_version": 1, "backend": "cpu", "experiment": "small", "entries": [{}]}', "no list of entries"),
-        ('{"schema_version": 1, "backend": "cpu", "experiment": "small"}', "no list of entries"),
+        ("[]", "schema_version None, expected 2"),
+        ('{"schema_version": 1}', "schema_version 1, expected 2.*experiments/migrations/schema_2.py"),
+        ('{"schema_version": 3}', "schema_version 3, expected 2"),
+        ('{"schema_version": 2, "backend": "cpu", "experiment": "small", "entries": []}', "no entries"),
+        ('{"schema_version": 2, "backend": "cpu", "experiment": "small", "entries": [{}]}', "no list of entries"),
+        ('{"schema_version": 2, "backend": "cpu", "experiment": "small"}', "no list of entries"),
     ],
 )
 def test_files_that_are_no_baseline(tmp_path, text, said):
@@ -121,7 +126,7 @@ def test_files_that_are_no_baseline(tmp_path, text, said):
         baseline.read(path, "cpu", "small")
 
 
-@pytest.mark.parametrize("part", ["bands", "drift", "sketches", "settings"])
+@pytest.mark.parametrize("part", ["bands", "drift", "sketches", "settings", "component"])
 def test_an_entry_that_lacks_a_part(path, part):
     (entry,) = baseline.read(path, "cpu", "small")
     del entry[part]
@@ -129,29 +134,31 @@ def test_an_entry_that_lacks_a_part(path, part):
         baseline.choose([entry], *HERE)
 
 
-MANIFEST = fabricated.manifest()
+MANIFEST, PINNED = fabricated.manifest(), fabricated.PINNED
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         (
-            {"checkpoint": {**MANIFEST["checkpoint"], "fingerprint": "f2"}},
+            {"checkpoint": replace(MANIFEST.checkpoint, fingerprint="f2")},
             'Another checkpoint is "f2" here, and "f1" in',
         ),
-        ({"sampler": {"steps": 9, "guidance_scale": 4.0}}, "sampler.steps is 9 here, and 2 in"),
-        ({"image": {"height": 64, "width": 32}}, "image.height is 64 here, and 32"),
         (
-            {"variants": {**MANIFEST["variants"], "more": MANIFEST["variants"]["upcast"]}},
+            {"checkpoint": replace(MANIFEST.checkpoint, settings={"inflate": 4096})},
+            "checkpoint.settings.inflate is 4096 here, and 1 in",
+        ),
+        ({"case": {**MANIFEST.case, "steps": 9}}, "case.steps is 9 here, and 2 in"),
+        ({"case": {**MANIFEST.case, "height": 64}}, "case.height is 64 here, and 32"),
+        (
+            {"variants": {**MANIFEST.variants, "more": MANIFEST.variants["upcast"]}},
             r"variants.more.dtype is .* nothing",
         ),
-        (
-            {"pinned": {**MANIFEST["pinned"], "sites": ["**", "vae:**"]}},
-            r'pinned.sites is "vae:\*\*" here, and nothing',
-        ),
-        ({"negative_prompt": "ugly"}, "sampler.negative_prompt"),
+        ({"pinned": replace(PINNED, sites=["**", "vae:**"])}, r'pinned.sites is "vae:\*\*" here, and nothing'),
+        ({"pinned": replace(PINNED, case={"steps": 3})}, "pinned.case.steps is 3 here, and 2 in"),
+        ({"pinned": None}, "pinned.case.steps is nothing here, and 2 in"),
+        ({"case": {**MANIFEST.case, "negative_prompt": "ugly"}}, "case.negative_prompt"),
         ({"status": "interrupted"}, "is interrupted, expected a complete one"),
-        ({"schema_version": 7}, "schema_version 7"),
     ],
 )
 def test_runs_with_other_settings_are_refused(run, path, changed, said):
@@ -169,7 +176,7 @@ def test_prompts_seeds_and_the_noise_floor_may_differ(run, path):
     changed = {
         "prompts": ["c"],
         "seeds": [7],
-        "pinned": {**MANIFEST["pinned"], "noise_floor": False, "fingerprint": "q"},
+        "pinned": replace(PINNED, noise_floor=False, fingerprint="q"),
     }
     other = run("other", manifest=fabricated.manifest(**changed), sketches=fabricated.sketches(noise=0))
     assert not judged(other, path).violations
@@ -252,11 +259,11 @@ def test_an_update_replaces_its_own_entry_and_keeps_others(run, path):
     lines = "\n".join(changes(before, after))
     assert "bands: 2 sites gone: baseline vae:decoder" in lines
     assert "dtype: 2 sites: baseline text_encoder:norm bfloat16 -> float32" in lines
-    assert "log2_amax: 1 bands moved by up to 3.00 bits: upcast transformer:img_in" in lines
-    assert "pinned cases: 1 sites moved, in order of execution: reference transformer:proj_out by 1" in lines
+    assert "log2_amax: 1 bands moved by up to 3.00 bits: upcast img_in" in lines
+    assert "pinned cases: 1 sites moved, in order of execution: reference proj_out by 1" in lines
     assert changes(after, baseline.choose(baseline.read(path, "cpu", "small"), *HERE).entry) == []
 
-    environment = {**MANIFEST["environment"], "mlx": "0.33.0"}
+    environment = replace(MANIFEST.environment, mlx="0.33.0")
     newer = run("newer", manifest=fabricated.manifest(environment=environment))
     baseline.write(path, "cpu", "small", learn(newer, fabricated.CONFIG))
     assert [e["mlx"] for e in baseline.read(path, "cpu", "small")] == ["0.32.4", "0.33.0"]
@@ -274,11 +281,10 @@ def test_the_same_run_learned_twice_is_the_same_file(run, path):
 def test_nothing_is_learned_from_nan_where_values_are_finite(run, variant, expect, refused):
     table = fabricated.activations()
     table.loc[(table["variant"] == variant) & (table["order"] == 4), ["num_nan", "amax"]] = [1, np.nan]
-    variants = json.loads(json.dumps(MANIFEST["variants"]))
-    variants["upcast"]["expect"] = expect
+    variants = {**MANIFEST.variants, "upcast": replace(MANIFEST.variants["upcast"], expect=expect)}
     folder = run("nan", activations=table, manifest=fabricated.manifest(variants=variants))
     if refused:
-        with pytest.raises(InputError, match=f"{variant} is not finite at transformer:img_in"):
+        with pytest.raises(InputError, match=f"{variant} is not finite at img_in"):
             learn(folder, fabricated.CONFIG)
     else:
         assert learn(folder, fabricated.CONFIG).bands["num_nonfinite_max"].max() == 1
@@ -337,7 +343,7 @@ def test_the_page_says_what_was_compared_and_with_what(run, path):
 def test_history_grows_by_whole_runs(run, path, tmp_path):
     choice = baseline.choose(baseline.read(path, "cpu", "small"), *HERE)
     now = choice.entry.bands.assign(log2_amax_max=choice.entry.bands["log2_amax_max"] + 1)
-    rows = history.rows(MANIFEST, HERE[0], "passed", now, choice.entry.bands, ["transformer_blocks.*", "vae:**"])
+    rows = history.rows(MANIFEST, "passed", now, choice.entry.bands, ["transformer_blocks.*", "vae:**"])
     assert {(r["variant"], r["site"]) for r in rows} == {
         (v, s) for v in fabricated.VARIANTS for s in ("transformer:transformer_blocks.0", "vae:decoder")
     }

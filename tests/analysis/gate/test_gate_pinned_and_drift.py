@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,16 +11,18 @@ from precision_lab.analysis.gate.bands import Margin
 from precision_lab.errors import InputError
 from tests.analysis.gate import fabricated_gate as fabricated
 
+LAYOUT = fabricated.LAYOUT
 MARGIN = Margin(bits=1, spread=0)
 
 
 def stored(table):
-    records = json.loads(json.dumps(sketches.to_records(sketches.learn(table)), allow_nan=False))
-    return sketches.from_records(records)
+    records = json.loads(json.dumps(sketches.to_records(sketches.learn(table, LAYOUT), "transformer"), allow_nan=False))
+    return sketches.from_records(records, "transformer")
 
 
 def judged(change, tolerance=1e-3, factor=4.0, noise=1e-5):
-    return sketches.judge(stored(fabricated.sketches(noise=noise)), fabricated.sketches(change), tolerance, factor)
+    learned = stored(fabricated.sketches(noise=noise))
+    return sketches.judge(learned, fabricated.sketches(change), tolerance, factor, LAYOUT)
 
 
 def test_what_it_learned_from_passes_with_the_rounding_of_the_file():
@@ -69,6 +72,25 @@ def test_inside_blocks_the_unconditional_branch_is_not_kept():
     assert set(kept.loc[kept["site"] == "img_in", "branch"]) == {"cond", "uncond"}
 
 
+def test_without_branches_everything_inside_blocks_is_kept():
+    table = fabricated.sketches()
+    kept = sketches.learn(table, replace(LAYOUT, branches={}))
+    assert set(kept.loc[kept["site"] == "transformer_blocks.0", "branch"]) == {"cond", "uncond"}
+
+
+def test_records_leave_out_the_default_component_alone():
+    learned = sketches.learn(fabricated.sketches(), LAYOUT)
+    for default in ("transformer", "vae"):
+        records = sketches.to_records(learned, default)
+        named = {record["site"]: record.get("component") for record in records}
+        assert named["decoder"] == (None if default == "vae" else "vae")
+        assert named["img_in"] == (None if default == "transformer" else "transformer")
+        again = sketches.from_records(records, default)
+        assert set(zip(again["component"], again["site"], strict=True)) == {
+            (p["component"], p["site"]) for p in fabricated.positions()
+        }
+
+
 def test_nonfinite_dtype_and_shape():
     def change(case, position, x):
         if position["site"] == "img_in":
@@ -84,37 +106,39 @@ def test_nonfinite_dtype_and_shape():
 def test_nan_in_the_table_never_passes():
     table = fabricated.sketches()
     table.loc[3, "sketch_4"] = np.nan
-    (violation,) = sketches.judge(stored(fabricated.sketches()), table, 1e9, 1e9).violations
+    (violation,) = sketches.judge(stored(fabricated.sketches()), table, 1e9, 1e9, LAYOUT).violations
     assert violation.got == "undefined"
 
 
 def test_sites_gone_and_new():
     table = fabricated.sketches()
     without = table[table["site"] != "transformer_blocks.0"]
-    (gone,) = sketches.judge(stored(table), without, 1e-3, 4).violations
+    (gone,) = sketches.judge(stored(table), without, 1e-3, 4, LAYOUT).violations
     assert (gone.metric, gone.site, gone.step, gone.variant) == ("site gone", "transformer_blocks.0", 0, "reference")
-    (new,) = sketches.judge(stored(without), table, 1e-3, 4).violations
+    (new,) = sketches.judge(stored(without), table, 1e-3, 4, LAYOUT).violations
     assert (new.metric, new.site) == ("new site", "transformer_blocks.0")
 
 
 def test_a_reference_that_is_not_finite_is_no_baseline():
     with pytest.raises(InputError, match=r"square is not finite at vae:decoder"):
         sketches.learn(
-            fabricated.sketches(lambda case, p, x: x * np.nan if (case, p["site"]) == ("square", "decoder") else x)
+            fabricated.sketches(lambda case, p, x: x * np.nan if (case, p["site"]) == ("square", "decoder") else x),
+            LAYOUT,
         )
 
 
 @pytest.mark.parametrize("records", [[{"site": "a"}], [{"site": "a", "dtype": "x", "arrays": [[1, 2]]}], [3]])
 def test_sketches_of_another_form_are_refused(records):
     with pytest.raises(InputError, match="Learn the baseline again"):
-        sketches.from_records(records)
+        sketches.from_records(records, "transformer")
 
 
 # --- drift -----------------------------------------------------------------------------------------------------------
 
 
 def drifts(table):
-    return drift.from_records(json.loads(json.dumps(drift.to_records(drift.learn(table, {})), allow_nan=False)))
+    records = json.loads(json.dumps(drift.to_records(drift.learn(table, {}), "transformer"), allow_nan=False))
+    return drift.from_records(records, "transformer")
 
 
 def test_drift_bands_by_hand():
@@ -122,8 +146,8 @@ def test_drift_bands_by_hand():
     table = table.assign(rel_l2=[2.0**-8, 2.0**-7, 2.0**-3, 2.0**-2, 2.0**-9, 2.0**-7, 2.0**-4, 2.0**-4])
     (band,) = drifts(table).to_dict("records")
     assert [band[k] for k in ("least_min", "least_max", "largest_min", "largest_max")] == [-9, -8, -4, -2]
-    assert not drift.judge(drifts(table), table.assign(rel_l2=2 * table["rel_l2"]), MARGIN, {}).violations
-    worse = drift.judge(drifts(table), table.assign(rel_l2=4.1 * table["rel_l2"]), MARGIN, {}).violations
+    assert not drift.judge(drifts(table), table.assign(rel_l2=2 * table["rel_l2"]), MARGIN, {}, LAYOUT).violations
+    worse = drift.judge(drifts(table), table.assign(rel_l2=4.1 * table["rel_l2"]), MARGIN, {}, LAYOUT).violations
     assert {v.metric for v in worse} == {"log2_rel_l2 least", "log2_rel_l2 largest"}
     (least,) = [v for v in worse if v.metric.endswith("least")]
     assert (least.expected, least.step, least.branch) == ("-10.00 to -7.00", 0, "cond")
@@ -133,10 +157,10 @@ def test_an_error_that_is_worse_everywhere_names_the_first_site():
     table = fabricated.drift()
     worse = table.copy()
     worse.loc[worse["site"].isin(["transformer_blocks.0", "proj_out", "decoder"]), "rel_l2"] *= 16
-    found = drift.judge(drifts(table), worse, MARGIN, {}).violations
+    found = drift.judge(drifts(table), worse, MARGIN, {}, LAYOUT).violations
     first = min(found, key=lambda v: (v.step is None, v.step, v.order))
     assert first.site == "transformer_blocks.0"
-    assert drift.judge(drifts(table), table, MARGIN, {}).checks == {
+    assert drift.judge(drifts(table), table, MARGIN, {}, LAYOUT).checks == {
         "drift": 2 * len(table.groupby(["variant", "site", "prompt_id", "seed"]))
     }
 
@@ -146,9 +170,9 @@ def test_undefined_and_vanished_drift(value, said):
     table = fabricated.drift()
     changed = table.copy()
     changed.loc[changed.index[3], "rel_l2"] = value
-    found = drift.judge(drifts(table), changed, Margin(99, 99), {}).violations
+    found = drift.judge(drifts(table), changed, Margin(99, 99), {}, LAYOUT).violations
     assert {v.got for v in found} == {said}
-    assert not drift.judge(drifts(changed), changed, Margin(0.01, 0), {}).violations
+    assert not drift.judge(drifts(changed), changed, Margin(0.01, 0), {}, LAYOUT).violations
 
 
 def test_drift_below_the_noise_floor_is_as_large_as_the_floor():
@@ -156,8 +180,8 @@ def test_drift_below_the_noise_floor_is_as_large_as_the_floor():
     tiny = table.assign(rel_l2=1e-7 * np.random.default_rng(0).random(len(table)))
     floors = dict.fromkeys(zip(table["component"], table["site"], strict=True), 1e-6)
     learned = drift.learn(tiny, floors)
-    assert not drift.judge(learned, tiny.assign(rel_l2=9e-7), Margin(0, 0), floors).violations
-    assert drift.judge(learned, tiny.assign(rel_l2=9e-6), Margin(0, 0), floors).violations
+    assert not drift.judge(learned, tiny.assign(rel_l2=9e-7), Margin(0, 0), floors, LAYOUT).violations
+    assert drift.judge(learned, tiny.assign(rel_l2=9e-6), Margin(0, 0), floors, LAYOUT).violations
 
 
 def test_a_module_has_the_largest_floor_of_what_it_holds():
@@ -169,8 +193,8 @@ def test_a_module_has_the_largest_floor_of_what_it_holds():
 def test_drift_gone_and_new():
     table = fabricated.drift()
     without = table[table["site"] != "img_in"]
-    assert {v.metric for v in drift.judge(drifts(table), without, MARGIN, {}).violations} == {"drift gone"}
-    assert {v.metric for v in drift.judge(drifts(without), table, MARGIN, {}).violations} == {"new drift"}
+    assert {v.metric for v in drift.judge(drifts(table), without, MARGIN, {}, LAYOUT).violations} == {"drift gone"}
+    assert {v.metric for v in drift.judge(drifts(without), table, MARGIN, {}, LAYOUT).violations} == {"new drift"}
 
 
 # --- time and memory -------------------------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
 import math
 
+import pandas as pd
 import pytest
 
 from precision_lab.analysis.gate.markdown import table, text_table
+from precision_lab.analysis.gate.rows import violations_of
 from precision_lab.analysis.gate.violation import RAISED, Violation, by_site, ordered
+from tests.fabricated import QWEN_IMAGE
 
 
 def at(site, step=0, order=0, component="transformer", magnitude=1.0, **other):
     told = {"kind": "ranges", "metric": "log2_amax", "expected": "0 to 1", "got": "2", **other}
+    told |= {"shown": site, "early": component == "text_encoder"}
     return Violation(site=site, component=component, port="out", step=step, order=order, magnitude=magnitude, **told)
 
 
@@ -54,5 +58,26 @@ def test_tables_name_everything_and_say_what_they_leave_out():
     [("transformer", "out", "a"), ("vae", "out", "vae:a"), ("transformer", "out.1", "a (out.1)")],
 )
 def test_addresses_are_patterns_that_select_the_site(component, port, address):
-    given = {"kind": "sites", "metric": "new site", "expected": "", "got": ""}
-    assert Violation(site="a", component=component, port=port, **given).address == address
+    row = {"variant": "v", "component": component, "site": "a", "port": port, "branch": None, "step": 0, "order": 0}
+    bad = pd.DataFrame([{**row, "case": "-", "expected": "1", "got": "2", "magnitude": math.inf}])
+    (violation,) = violations_of(bad, "sites", "new site", QWEN_IMAGE)
+    assert violation.address == address
+    record = violation.to_json()
+    assert (record["address"], record["magnitude"], record["magnitude_reason"]) == (
+        address,
+        None,
+        "no number says how much",
+    )
+
+
+@pytest.mark.parametrize(("component", "early"), [("text_encoder", True), ("transformer", False), ("vae", False)])
+def test_components_before_the_loop_are_those_of_the_layout(component, early):
+    row = {"variant": "v", "component": component, "site": "a", "port": "out", "branch": None, "step": None, "order": 0}
+    bad = pd.DataFrame([{**row, "case": "-", "expected": "1", "got": "2", "magnitude": 1.0}])
+    (violation,) = violations_of(bad, "ranges", "log2_amax", QWEN_IMAGE)
+    assert violation.early is early
+
+
+def test_times_have_no_site():
+    timed = Violation(kind="latency", metric="step_seconds", expected="", got="")
+    assert timed.address == timed.to_json()["address"] == "step_seconds"

@@ -1,0 +1,118 @@
+"""What a claim's metric measures of one variant of a run, from its tables alone: a value for each case or round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from precision_lab.record.address import split_address
+from precision_lab.record.glob import compile_glob, spell
+from precision_lab.record.run import Run
+
+CASE = ["prompt_id", "seed"]
+_COUNTS = ("num_nan", "num_inf")
+
+
+def final_drift(run: Run, variant: str, sites: Sequence[str] = ()) -> pd.Series:
+    """Per case (prompt_id, seed), rel_l2 after the last step, free-running; the largest of several outputs.
+
+    sites: patterns of the outputs, by default the result of a step. Empty if it was not recorded, NaN for a case with a
+    value that is not finite.
+    """
+    if "rel_l2" not in run.drift:
+        return pd.Series(dtype=float)
+    rows = _at_sites(run, _free(run, variant), sites or (run.layout.result.address,))
+    step = rows["step"].astype("Float64").fillna(-1)  # a picture belongs to no step
+    last = step == step.groupby([rows["component"], rows["site"]]).transform("max")
+    return rows[last].groupby(CASE)["rel_l2"].agg(lambda errors: errors.max(skipna=False))
+
+
+def divergence(run: Run, variant: str) -> pd.Series:
+    """Per case, the mean over steps of the Kullback-Leibler divergence of the result, free-running, in nats.
+
+    Empty where the result holds no logits or was not recorded, NaN for a case with a value that is not finite.
+    """
+    if not run.layout.result.distribution or "kl" not in run.drift:
+        return pd.Series(dtype=float)
+    rows = _at_sites(run, _free(run, variant), (run.layout.result.address,))
+    return rows.groupby(CASE)["kl"].agg(lambda steps: steps.mean(skipna=False))
+
+
+def _free(run: Run, variant: str) -> pd.DataFrame:
+    return run.drift[(run.drift["variant"] == variant) & (run.drift["mode"] == "free")]
+
+
+def _at_sites(run: Run, rows: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:
+    """Rows of the sites that a pattern names; a negative number counts from the last of those recorded."""
+    chosen = pd.Series(False, index=rows.index)
+    for pattern in patterns:
+        component, glob = split_address(pattern, run.layout.default)
+        expression = compile_glob(glob)
+        own = rows["component"] == component
+        named = {
+            site for site, spelled in spell(rows.loc[own, "site"].unique()).items() if expression.fullmatch(spelled)
+        }
+        chosen |= own & rows["site"].isin(named)
+    return rows[chosen]
+
+
+def amax(run: Run, variant: str, sites: Sequence[str], stream: str | None) -> pd.Series:
+    """Per case, the geometric mean over sites of the largest amax over steps and branches."""
+    table = run.activations
+    if not {"amax", *_COUNTS} <= set(table):
+        return pd.Series(dtype=float)
+    rows = table[table["variant"] == variant]
+    rows = _at_sites(run, rows[rows["port"].str.startswith("out")], sites)
+    if stream is not None:
+        rows = rows[rows["stream"] == stream]
+    rows = rows.assign(amax=rows["amax"].where((rows["num_nan"] + rows["num_inf"]) == 0))
+    peaks = rows.groupby([*CASE, "component", "site", "port"])["amax"].agg(lambda a: a.max(skipna=False))
+    return np.exp(np.log(peaks).groupby(level=CASE).agg(lambda a: a.mean(skipna=False)))
+
+
+def largest_share(run: Run, variant: str, stream: str | None) -> pd.Series:
+    """Per case, the share of the update that gave most of the final stream, on the main branch.
+
+    The largest of each step, the mean over steps. stream: by default the main one.
+    """
+    table = run.activations
+    if "final_share" not in table:
+        return pd.Series(dtype=float)
+    rows = table[(table["variant"] == variant) & ~table["branch"].isin(run.layout.other_branches)]
+    rows = rows[rows["final_share"].notna() & (rows["stream"] == (stream or run.layout.main_stream))]
+    return rows.groupby([*CASE, "step"])["final_share"].max().groupby(level=CASE).mean()
+
+
+def step_seconds(run: Run, variant: str) -> pd.Series:
+    """Seconds of a step by round of timing."""
+    rows = run.latency
+    return rows[(rows["variant"] == variant) & (rows["what"] == "step")].set_index("round")["seconds"]
+
+
+def nonfinite(run: Run, variant: str) -> pd.Series:
+    """Values that are NaN or infinite, for each recorded array."""
+    rows = run.activations[run.activations["variant"] == variant]
+    if not set(_COUNTS) <= set(rows):
+        return pd.Series(dtype=float)
+    return (rows["num_nan"] + rows["num_inf"]).dropna().astype(float)  # rows of other probes have no counts
+
+
+def _nothing(run: Run, variant: str, sites: Sequence[str], stream: str | None) -> pd.Series:
+    return pd.Series(dtype=float)  # a device has operations, a run has none
+
+
+Measure = Callable[[Run, str, Sequence[str], str | None], pd.Series]
+"""From run, variant, patterns of sites and stream: values by case or round, empty where nothing was measured."""
+
+METRICS: Mapping[str, Measure] = {
+    "amax": amax,
+    "drift": lambda run, variant, sites, stream: final_drift(run, variant, sites),
+    "kl": lambda run, variant, sites, stream: divergence(run, variant),
+    "largest_share": lambda run, variant, sites, stream: largest_share(run, variant, stream),
+    "latency": lambda run, variant, sites, stream: step_seconds(run, variant),
+    "narrow_operations": _nothing,
+    "nonfinite": lambda run, variant, sites, stream: nonfinite(run, variant),
+}
+"""By the name that a claim has for it."""
