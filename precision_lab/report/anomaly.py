@@ -1,28 +1,29 @@
-"""How a generation failed, or nearly did: the arrays recorded before the first that is not finite, and near misses.
+"""How a generation failed or nearly failed: the arrays before the first that is not finite, and near misses.
 
-In the manner of DebugUnderflowOverflow of transformers: the frames before the failure say whether values grew into it
-or jumped.
+Like DebugUnderflowOverflow of transformers: the frames before the failure show whether values grew into it or jumped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from precision_lab.analysis.near_misses import near_misses
 from precision_lab.numerics.formats import FORMATS
-from precision_lab.record.tables import read
-from precision_lab.report.tables import Run
-from precision_lab.report.wording import address
+from precision_lab.record.layout import Layout
+from precision_lab.report.view import View
+from precision_lab.report.wording import address, place
 
 FRAMES = 8
 MOST_SITES = 10
+_MOMENT = ("step", "branch", "prompt_id", "seed")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One recorded array. bits: log2(max / amax) of the variant's format; with amax, None for one not finite."""
+    """One recorded array. bits: log2(max / amax) in the variant's format. Both are None for one that is not finite."""
 
     address: str
     branch: str
@@ -42,28 +43,27 @@ class Anomaly:
     frames: tuple[Frame, ...]
 
 
-def first(run: Run) -> list[Anomaly]:
-    """One for each variant with values that are not finite, in the order of `run.variants`."""
-    if run.activations is None or "order" not in run.activations:
+def first(view: View) -> list[Anomaly]:
+    """One for each variant with values that are not finite, in the order of `view.variants`."""
+    if view.activations is None:
         return []
     found = []
-    for name in run.variants:
-        rows = run.activations[run.activations["variant"] == name]
+    for name in view.variants:
+        rows = view.activations[view.activations["variant"] == name]
         bad = rows[rows["nonfinite"]]
         if len(bad):
             row = bad.sort_values(["order", "prompt_id", "seed"], kind="stable").iloc[0]
             case = rows[(rows["prompt_id"] == row["prompt_id"]) & (rows["seed"] == row["seed"])]
             frames = case[case["order"] <= row["order"]].sort_values("order", kind="stable").tail(FRAMES + 1)
-            stated = run.entry(name).get("dtype") or ""  # a summary says what weights are stored in too
-            dtype = str(stated["compute"] if isinstance(stated, dict) else stated)
-            listed = tuple(_frame(frame, dtype) for _, frame in frames.iterrows())
+            dtype = view.entry(name).dtype.compute
+            listed = tuple(_frame(frame, dtype, view.layout) for _, frame in frames.iterrows())
             found.append(Anomaly(name, dtype, int(row["prompt_id"]), int(row["seed"]), listed))
     return found
 
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A site that came near overflow in `near` of the `seen` arrays; address, dtype, amax, bits are of the nearest."""
+    """A site that came near overflow in `near` of its `seen` arrays; the other fields describe the nearest of these."""
 
     address: str
     dtype: str
@@ -75,25 +75,24 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class NearMisses:
-    """Of one variant, the nearest of its `count` sites."""
+    """The nearest of the `count` sites where a variant came near overflow."""
 
     variant: str
     sites: tuple[NearMiss, ...]
     count: int
 
 
-def near(run: Run) -> list[NearMisses]:
-    """One for each variant with near misses, in the order of `run.variants`."""
-    found = near_misses(read(run.path, "activations"))
+def near(view: View) -> list[NearMisses]:
+    """One for each variant with near misses, in the order of `view.variants`."""
+    found = near_misses(view.run.activations)
     groups = dict(list(found.groupby("variant")))
-    return [_near(name, groups[name]) for name in run.variants if name in groups]
+    return [_near(name, groups[name], view.layout) for name in view.variants if name in groups]
 
 
-def _near(variant: str, rows: pd.DataFrame) -> NearMisses:
-    place = ("component", "site", "port", "step", "branch", "prompt_id", "seed")
+def _near(variant: str, rows: pd.DataFrame, layout: Layout) -> NearMisses:
     listed = tuple(
         NearMiss(
-            address({key: None if pd.isna(row[key]) else row[key] for key in place}),
+            place(layout, row["component"], row["site"], row["port"], *(_known(row[key]) for key in _MOMENT)),
             str(row["dtype"]),
             float(row["amax"]),
             float(row["bits"]),
@@ -105,11 +104,15 @@ def _near(variant: str, rows: pd.DataFrame) -> NearMisses:
     return NearMisses(variant, listed, len(rows))
 
 
-def _frame(row: pd.Series, dtype: str) -> Frame:
+def _known(value: Any) -> Any:
+    return None if pd.isna(value) else value
+
+
+def _frame(row: pd.Series, dtype: str, layout: Layout) -> Frame:
     column = f"headroom_bits_{dtype}" if dtype in FORMATS else ""
     finite = not row["nonfinite"]
     return Frame(
-        address({key: row[key] for key in ("component", "site", "port")}),
+        address(layout, row["component"], row["site"], row["port"]),
         str(row["branch"]),
         None if pd.isna(row["step"]) else int(row["step"]),
         float(row["amax"]) if finite else None,

@@ -1,4 +1,4 @@
-"""Where a variant comes nearest to the end of a format: its sites with the least headroom."""
+"""The sites of each variant with the least headroom."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from precision_lab.report.tables import HEADROOM, Run
+from precision_lab.record.layout import Layout
+from precision_lab.report.view import HEADROOM, View
 from precision_lab.report.wording import address
 
 MOST_SITES = 10
@@ -14,12 +15,15 @@ MOST_SITES = 10
 
 @dataclass(frozen=True)
 class Site:
-    """The worst moment of one site: greatest finite amax over steps, branches, prompts and seeds."""
+    """The worst moment of one site: greatest finite amax over steps, branches, prompts and seeds.
+
+    bits: log2(format max / amax), in the order of HEADROOM; negative for values beyond the format.
+    """
 
     address: str
     step: int | None
     amax: float
-    bits: tuple[float, ...]  # log2(format max / amax), in the order of HEADROOM; negative: values beyond the format
+    bits: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,26 @@ class Headroom:
     recorded: int
 
 
-def worst(run: Run) -> list[Headroom]:
-    """A table a variant, in the order of `run.variants`; empty where no activations were recorded."""
-    if run.activations is None:
+def worst(view: View) -> list[Headroom]:
+    """A table for each variant, in the order of `view.variants`; empty where no activations were recorded."""
+    if view.activations is None:
         return []
-    groups = dict(list(run.activations.groupby("variant")))
-    return [_of(name, groups[name]) for name in run.variants if name in groups]
+    groups = dict(list(view.activations.groupby("variant")))
+    return [_of(name, groups[name], view.layout) for name in view.variants if name in groups]
 
 
-def _of(variant: str, rows: pd.DataFrame) -> Headroom:
+def _of(variant: str, rows: pd.DataFrame, layout: Layout) -> Headroom:
     key = ["component", "site", "port"]
     sites = rows.groupby(key)["nonfinite"].any()
     peaks = rows.dropna(subset=["amax"]).sort_values("amax", ascending=False, kind="stable").drop_duplicates(key)
-    listed = tuple(_site(row) for _, row in peaks.head(MOST_SITES).iterrows())
+    listed = tuple(_site(row, layout) for _, row in peaks.head(MOST_SITES).iterrows())
     return Headroom(variant, listed, int(sites.sum()), len(sites))
 
 
-def _site(row: pd.Series) -> Site:
+def _site(row: pd.Series, layout: Layout) -> Site:
     step = None if pd.isna(row["step"]) else int(row["step"])
     return Site(
-        address({key: row[key] for key in ("component", "site", "port")}),
+        address(layout, row["component"], row["site"], row["port"]),
         step,
         row["amax"],
         tuple(row[column] for column in HEADROOM),

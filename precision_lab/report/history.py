@@ -14,7 +14,7 @@ from markupsafe import Markup
 from precision_lab.analysis.history import FLOOR_BITS, History
 from precision_lab.report import wording
 from precision_lab.report.figures import history_lines, history_map, style
-from precision_lab.report.figures.history_map import address_of, short
+from precision_lab.report.figures.history_map import address_of, main_component, short
 from precision_lab.report.figures.style import Absent, Drawing
 
 MOST_SITES = 12  # listed for a commit; the .csv has all
@@ -62,17 +62,17 @@ def changes(history: History, steps: pd.DataFrame) -> list[Change]:
             environment=f"{runs[after]['device']}, MLX {runs[after]['mlx']}",
             passed=runs[after]["verdict"] == "passed",
             count=len(group),
-            sites=_listed(group),
+            sites=_listed(group, main_component(history)),
         )
     return [found[key] for key in sorted(found, reverse=True)]
 
 
-def _listed(steps: pd.DataFrame) -> list[dict[str, Any]]:
+def _listed(steps: pd.DataFrame, main: str) -> list[dict[str, Any]]:
     """Where it stepped most, the largest first; sites that lost their values before all."""
     largest = steps.iloc[(-steps["bits"].abs().to_numpy()).argsort(kind="stable")[:MOST_SITES]]
     return [
         {
-            "address": address_of(row["component"], row["site"], row["port"]),
+            "address": address_of(row["component"], row["site"], row["port"], main),
             "step": history_lines.step_size(row["bits"], row["before"]),
             **{key: row[key] for key in ("variant", "before", "after")},
         }

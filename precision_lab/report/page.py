@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
-from precision_lab.report import anomaly, headroom, wording
+from precision_lab.record.manifest import Checkpoint
+from precision_lab.report import anomaly, headline, headroom, wording
 from precision_lab.report.figures import (
     claim_forest,
     contributions,
@@ -30,36 +30,40 @@ from precision_lab.report.figures import (
     variant_forest,
 )
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.tables import MOST_VARIANTS, Run, load
+from precision_lab.report.view import MOST_VARIANTS, View
 
-# one that gives None does not belong on the page of this run
-FIGURES: tuple[Callable[[Run], Drawing | Absent | None], ...] = (
+FIGURES: tuple[Callable[[View], Drawing | Absent | None], ...] = (
     growth.draw,
     surface.draw,
     exponents.draw,
     contributions.draw,
     drift.draw_steps,
+    drift.draw_divergence,
     drift.draw_blocks,
     drift_surface.draw,
     factorial.draw,
     latency.draw,
     images.draw,
 )
-# what a run with many variants is read from first, and one with few last
-FORESTS: tuple[Callable[[Run], Drawing | None], ...] = (claim_forest.draw, variant_forest.draw)
+"""A figure that is None does not belong on the page of a run."""
+
+FORESTS: tuple[Callable[[View], Drawing | None], ...] = (claim_forest.draw, variant_forest.draw)
+"""A reader looks at these first where there are many variants, and last where there are few."""
+
 WEIGHTS = {
     "trained": ("Trained weights", "a checkpoint trained for this study, not the published model"),
     "synthetic": (
         "Synthetic weights",
-        "made, not trained; growth of activations follows the published end points; pictures carry no meaning",
+        "generated, untrained weights, whose results carry no meaning",
     ),
-    "published": ("Published weights", "read from the given path or Hub id, not made by this package"),
+    "published": ("Published weights", "read from the given path or Hub ID"),
 }
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
     "interrupted": "This run was interrupted: the page shows what it had left until then.",
     "failed": "This run failed: the page shows what it had left until then.",
 }
+FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting")
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 
@@ -75,18 +79,18 @@ class Figure:
 def write(run: Path) -> Path:
     """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the run folder `run`; returns the page's path.
 
-    Reads only the files of that folder, so a report can be made again at any time; the same files give the same bytes.
-    Raises InputError where `run` is no run folder or of an unknown schema_version.
+    It reads only the files of that folder, so a report can be made again at any time; the same files give the same
+    bytes. Raises InputError where `run` is no run folder, or holds a file that cannot be read.
     """
-    content = load(run)
+    view = View.open(run)
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     with style.theme():
-        many = len(content.variants) > MOST_VARIANTS
-        drawn = (draw(content) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
+        many = len(view.variants) > MOST_VARIANTS
+        drawn = (draw(view) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
         figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
     page = run / "report.html"
-    page.write_text(_render(content, figures), encoding="utf-8")
+    page.write_text(_render(view, figures), encoding="utf-8")
     return page
 
 
@@ -99,57 +103,37 @@ def _figure(drawing: Drawing | Absent, folder: Path) -> Figure:
     return Figure(drawing.title, drawing.caption, f"data:{MEDIA[drawing.inline]};base64,{data}")
 
 
-def _render(run: Run, figures: list[Figure]) -> str:
+def _render(view: View, figures: list[Figure]) -> str:
     loader = PackageLoader("precision_lab.report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        name: getattr(wording, name) for name in ("number", "fixed", "interval", "size", "moment", "breakable")
-    }
-    environment.globals |= {"reason": wording.reason, "address": wording.address, "dtype": wording.dtype}
-    manifest = run.manifest
-    status = str(manifest.get("status"))
+    environment.filters |= {name: getattr(wording, name) for name in FILTERS}
+    manifest = view.manifest
+    status = manifest.status
     page = environment.get_template("page.html")
     return page.render(
         css=Markup(environment.get_template("page.css").render()),
-        experiment=manifest.get("experiment") or run.summary.get("experiment") or run.path.name,
-        banner=None if status == "complete" else STATUS.get(status, f"The status of this run is {status!r}."),
+        banner=None if status == "complete" else STATUS[status],
         manifest=manifest,
-        environment=manifest.get("environment") or {},
-        weights=run.weights,
-        weights_text=_weights(run),
-        stream_scale=wording.stream_scale(run.inflate),
-        variants=[_variant(run, name) for name in run.variants],
-        reference=run.reference,
-        baseline=run.baseline,
-        claims=run.summary.get("claims", []),
+        layout=view.layout,
+        weights_text=_weights(manifest.checkpoint),
+        columns=headline.columns(view),
+        variants=headline.rows(view),
+        reference=view.reference,
+        baseline=view.baseline,
+        claims=view.run.summary.claims if view.run.summary else (),
         figures=figures,
         formats=[fmt.name for fmt in REDUCED_FORMATS],
-        factorials=factorial.tables(run),
-        headroom=headroom.worst(run),
-        anomalies=anomaly.first(run),
-        near_misses=anomaly.near(run),
+        factorials=factorial.tables(view),
+        headroom=headroom.worst(view),
+        anomalies=anomaly.first(view),
+        near_misses=anomaly.near(view),
         near_bits=NEAR_BITS,
-        command=shlex.join(map(str, manifest.get("command", []))),
-        config=run.config,
+        command=shlex.join(manifest.command),
+        config=view.run.config,
     )
 
 
-def _weights(run: Run) -> str:
-    """What the run says of its weights, and of a factor on their residual streams."""
-    kind, about = WEIGHTS.get(run.weights or "", ("Weights", "the run does not say where they come from"))
-    return f"{', '.join(filter(None, (kind, wording.stream_scale(run.inflate))))}: {about}"
-
-
-def _variant(run: Run, name: str) -> dict[str, Any]:
-    """A row of the headline table: the run's entry, its name and its colour in the figures."""
-    look = style.looks(run.by_colour, run.reference)[name]
-    sites = (run.manifest.get("sites") or {}).get(name, {})
-    described = (run.manifest.get("variants") or {}).get(name, {})
-    return {
-        "name": name,
-        "colour": look.colour if name in run.shown else None,
-        "sites": sites,
-        "entry": run.entry(name),
-        "stored": described.get("linear_weights", {}).get("transformer"),
-        "switches": described.get("switches"),
-    }
+def _weights(checkpoint: Checkpoint) -> str:
+    """Where the weights come from, with the notes of their source."""
+    kind, about = WEIGHTS.get(checkpoint.weights, ("Weights", "the run does not say where they come from"))
+    return f"{', '.join((kind, *checkpoint.notes))}: {about}"

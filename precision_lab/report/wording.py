@@ -1,13 +1,17 @@
-"""Numbers as a page shows them: three significant digits, units, and the reason beside a missing one."""
+"""Words and numbers as a page shows them: three significant digits, units, dtypes, addresses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from precision_lab.record.address import with_port
+from precision_lab.record.layout import Layout
+from precision_lab.record.summary import Dtypes
 
 MISSING = "—"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -16,7 +20,7 @@ NARROW_SPACE = "\u202f"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """`value` with `digits` significant digits: 0.0163, 54.2, 3 020, 5.68×10⁷; text as it is, None as a dash."""
+    """`value` with `digits` significant digits: 0.0163, 54.2, 3 020, 5.68×10⁷; text stays as it is, None is a dash."""
     if value is None:
         return MISSING
     if isinstance(value, bool | str):
@@ -35,7 +39,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def _grouped(digits: str) -> str:
-    """Thousands apart by a narrow space, a true minus sign."""
+    """The digits with narrow spaces between thousands, and a true minus sign."""
     return digits.replace(",", NARROW_SPACE).replace("-", MINUS)
 
 
@@ -47,16 +51,11 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def interval(bounds: Sequence[float] | None, decimals: int | None = None) -> str:
-    """`[low, high]` with three significant digits or as many decimals as stated, or a dash."""
+    """`[low, high]` with three significant digits, or with a number of decimals; a dash for no bounds."""
     if not bounds:
         return MISSING
     low, high = (number(b) if decimals is None else fixed(b, decimals) for b in bounds)
     return f"[{low}, {high}]"
-
-
-def reason(entry: Mapping[str, Any], key: str) -> str:
-    """Why `entry[key]` is null, as the summary says it: `identical`, `nonfinite`; empty where it is a number."""
-    return str(entry.get(f"{key}_reason") or "") if entry.get(key) is None else ""
 
 
 def size(count: int | None) -> str:
@@ -67,28 +66,29 @@ def size(count: int | None) -> str:
     return f"{number(count / 1024**exponent)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[exponent]}"
 
 
-def dtype(value: Any) -> tuple[str, str]:
-    """The dtype a variant computes in, and that of its weights where it is another (else empty)."""
-    if not isinstance(value, Mapping):
-        return (str(value) if value else MISSING), ""
-    compute, weights = str(value.get("compute")), str(value.get("weights"))
-    return compute, "" if weights == compute else f"weights {weights}"
+def dtype(value: Dtypes) -> tuple[str, str]:
+    """The dtype that a variant computes in, and that of its weights where it is another (else empty)."""
+    return value.compute or MISSING, "" if value.weights == value.compute else f"weights {value.weights}"
 
 
-def stream_scale(factor: float) -> str:
-    """`stream x4096`, for a power of two by which the residual streams are multiplied; empty for 1."""
-    if factor == 1:
-        return ""
-    return f"stream x{factor:.0f}" if 1 < factor < 1e7 else f"stream x2^{math.log2(factor):.0f}"
+def setting(value: Any) -> str:
+    """The value of a setting as a configuration file writes it; a blank text and an absent value in words."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "none"
+    return str(value).strip() or "blank"
 
 
 def breakable(name: str) -> Markup:
-    """`name` for HTML, with leave to break a line after an underscore."""
+    """`name` for HTML; a line may break after each underscore."""
     return Markup(escape(name).replace("_", Markup("_<wbr>")))
 
 
 def moment(stamp: str | None) -> str:
-    """An ISO 8601 time to the minute: `2026-03-02 09:14 UTC`; as it is where it is none."""
+    """An ISO 8601 time to the minute: `2026-03-02 09:14 UTC`; text that is no such time stays as it is."""
     try:
         time = datetime.fromisoformat(stamp or "")
     except ValueError:
@@ -96,15 +96,23 @@ def moment(stamp: str | None) -> str:
     return f"{time.astimezone(UTC) if time.tzinfo else time:%Y-%m-%d %H:%M}{' UTC' if time.tzinfo else ''}"
 
 
-def address(site: Mapping[str, Any]) -> str:
-    """A place in a run: `transformer_blocks.37 out.0, step 0, cond, prompt 1, seed 7`."""
-    component = site.get("component", "transformer")
-    prefix = "" if component == "transformer" else f"{component}:"
-    port = "" if site.get("port") in (None, "out") else f" {site['port']}"
-    parts = [f"{prefix}{site['site']}{port}"]
-    parts += [f"step {site['step']}"] if site.get("step") is not None else []
-    parts += [str(site["branch"])] if site.get("branch") else []
-    parts += [
-        f"{name} {site[key]}" for name, key in (("prompt", "prompt_id"), ("seed", "seed")) if site.get(key) is not None
-    ]
-    return ", ".join(parts)
+def address(layout: Layout, component: str, site: str, port: str) -> str:
+    """An array of a run: `transformer_blocks.37 (out.0)`."""
+    return with_port(layout.address(component, site), port)
+
+
+def place(
+    layout: Layout,
+    component: str,
+    site: str,
+    port: str,
+    step: int | None = None,
+    branch: str | None = None,
+    prompt_id: int | None = None,
+    seed: int | None = None,
+) -> str:
+    """An array at one moment of a run: `transformer_blocks.37 (out.0), step 0, cond, prompt 1, seed 7`."""
+    numbers = {"step": step, "prompt": prompt_id, "seed": seed}
+    said = {name: f"{name} {value}" for name, value in numbers.items() if value is not None}
+    parts = (address(layout, component, site, port), said.get("step"), branch, said.get("prompt"), said.get("seed"))
+    return ", ".join(filter(None, parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from precision_lab.analysis.claims import Claim
+from precision_lab.record.layout import Layout
+from precision_lab.record.summary import ClaimEntry
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
-from precision_lab.report.tables import Run
+from precision_lab.report.view import View
 from precision_lab.report.wording import interval, number
 
 TITLE = "The claims at a glance"
@@ -50,9 +53,9 @@ class Row:
     counted: bool
 
 
-def draw(run: Run) -> Drawing | None:
+def draw(view: View) -> Drawing | None:
     """None for a run without judged claims; those on variants that were not run are left to the table."""
-    groups = _groups(run)
+    groups = _groups(view)
     if not groups:
         return None
     heights = [sum(forest.height(row.text) for row in rows) for rows in groups.values()]
@@ -78,62 +81,75 @@ def draw(run: Run) -> Drawing | None:
     return Drawing("claims", TITLE, figure, CAPTION)
 
 
-def _groups(run: Run) -> dict[str, list[Row]]:
+@dataclass(frozen=True)
+class Judged:
+    """A claim as the experiment states it, and its verdict."""
+
+    stated: Claim
+    entry: ClaimEntry
+
+    @property
+    def counted(self) -> bool:
+        return self.entry.relation in COUNTED
+
+    @property
+    def other(self) -> str:
+        """What the subject is compared with."""
+        return self.entry.against or number(self.entry.bound, digits=2)
+
+
+def _groups(view: View) -> dict[str, list[Row]]:
     """The judged claims by what they measure, then by what they compare with; counts last."""
-    stated = {raw.get("id"): raw for raw in run.manifest.get("claims") or []}
-    claims = [claim | {"stated": stated.get(claim["id"], {})} for claim in run.summary.get("claims") or []]
-    claims = [claim for claim in claims if claim.get("metric") and not _not_run(claim)]
-    titles = list(dict.fromkeys(_quantity(claim) for claim in claims))
-    others = list(dict.fromkeys(_other(claim) for claim in claims))
-    claims.sort(key=lambda c: (c["relation"] in COUNTED, titles.index(_quantity(c)), others.index(_other(c))))
+    stated = {claim.id: claim for claim in map(Claim.from_dict, view.manifest.claims)}
+    entries = view.run.summary.claims if view.run.summary else ()
+    claims = [Judged(stated[entry.id], entry) for entry in entries if entry.id in stated and not _not_run(entry)]
+    quantities = {claim.entry.id: _quantity(claim.stated, view.layout) for claim in claims}
+    titles = list(dict.fromkeys(quantities.values()))
+    others = list(dict.fromkeys(claim.other for claim in claims))
+    claims.sort(key=lambda c: (c.counted, titles.index(quantities[c.entry.id]), others.index(c.other)))
     groups: dict[str, list[Row]] = {}
     for claim in claims:
-        groups.setdefault(_quantity(claim), []).append(_row(claim))
+        groups.setdefault(quantities[claim.entry.id], []).append(_row(claim))
     return groups
 
 
-def _not_run(claim: Mapping[str, Any]) -> bool:
-    return claim.get("effect") is None and str(claim.get("effect_reason", "")).endswith("was not run")
+def _not_run(entry: ClaimEntry) -> bool:
+    return entry.effect.value is None and entry.effect.reason.endswith("was not run")
 
 
-def _other(claim: Mapping[str, Any]) -> str:
-    """What the subject is compared with."""
-    return str(claim.get("against") or number(claim.get("bound"), digits=2))
-
-
-def _quantity(claim: Mapping[str, Any]) -> str:
+def _quantity(claim: Claim, layout: Layout) -> str:
     """What the claim measures, as the title of its group."""
-    named = claim["stated"].get("sites") or []
-    sites = style.shorten(", ".join([named] if isinstance(named, str) else named), 44)
-    if claim["metric"] == "drift":
-        known = {"": "Drift of the latents", "pipeline:to_pixels": "Drift of the picture"}
+    sites = style.shorten(", ".join(claim.sites), 44)
+    if claim.metric == "drift":
+        result = f"Drift of the {layout.result.title}"
+        known = {"": result, layout.result.address: result, layout.picture: "Drift of the picture"}
         return known.get(sites, f"Drift at {sites}")
-    stream = {"img": " of the image stream", "txt": " of the text stream"}.get(claim["stated"].get("stream") or "", "")
+    own = layout.streams.get(claim.stream or "")
+    stream = f" of the {own.title}" if own else ""
     titles = {
         "amax": f"Largest magnitude{stream}" + (f" at {sites}" if sites else ""),
         "latency": "Time of a step",
-        "largest_share": f"Largest share of one branch{stream}",
+        "largest_share": f"Largest share of one contribution{stream}",
         "nonfinite": "Values that are not finite",
     }
-    return titles.get(claim["metric"], str(claim["metric"]).replace("_", " "))
+    return titles.get(claim.metric, claim.metric.replace("_", " "))
 
 
-def _row(claim: Mapping[str, Any]) -> Row:
-    counted = claim["relation"] in COUNTED
-    effect, bounds = claim.get("effect"), claim.get("ci95")
-    found = str(claim.get("effect_reason") or "") if effect is None else number(effect)
-    if bounds:
-        found += f" {interval(bounds)}"
-    relation = COUNTED.get(claim["relation"]) or f"{RELATIONS[claim['relation']]} {_other(claim)}"
-    lo, hi = bounds or (math.nan, math.nan)
+def _row(claim: Judged) -> Row:
+    entry, effect = claim.entry, claim.entry.effect.value
+    found = entry.effect.reason if effect is None else number(effect)
+    if entry.ci95:
+        found += f" {interval(entry.ci95)}"
+    relation = COUNTED.get(entry.relation) or f"{RELATIONS[entry.relation]} {claim.other}"
+    lo, hi = entry.ci95 or (math.nan, math.nan)
     return Row(
-        text=forest.wrap(str(claim["text"]), CHARACTERS),
+        text=forest.wrap(entry.text, CHARACTERS),
         claimed=style.wrap(relation, 16),
         found=forest.wrap(found, 26, lines=2),
-        verdict=str(claim["verdict"]),
+        verdict=entry.verdict,
         effect=(math.nan if effect is None else float(effect), lo, hi),
-        tolerance=max(claim.get("noise_floor") or 0.0, claim["stated"].get("margin") or 0.0),
-        counted=counted,
+        tolerance=max(entry.noise_floor.value or 0.0, claim.stated.margin),
+        counted=claim.counted,
     )
 
 

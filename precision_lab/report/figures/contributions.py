@@ -1,4 +1,4 @@
-"""Which blocks the final residual streams come from: the share of every attention and feed-forward."""
+"""Which blocks the final residual streams come from: the share of every part that a block adds."""
 
 from __future__ import annotations
 
@@ -6,43 +6,50 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from precision_lab.record.address import split_address
+from precision_lab.record.glob import compile_glob
+from precision_lab.record.layout import Layout
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Drawing
-from precision_lab.report.tables import Run, contributions
+from precision_lab.report.view import View, heading
 
 TITLE = "Where the final stream comes from"
-BRANCHES = {"add1": "attention", "add2": "feed-forward"}
-STREAMS = {"img": "Image stream", "txt": "Text stream"}
 CAPTION = (
-    "Share of each branch's contribution in the stream after the last block: its projection on the final stream, "
-    "relative to it, in {variant}; conditional branch, median over steps, prompts and seeds; the two bars of a block "
-    "stand side by side. All shares of a stream add up to 1 (line: running sum); a negative share was taken back later."
+    "Share of each contribution in the stream after the last block: its projection on the final stream, relative to "
+    "it, in {variant}{branch}; median over steps, prompts and seeds; the bars of a block are drawn side by side. All "
+    "shares of a stream add up to 1 (line: running sum); a negative share points against the final stream."
 )
 
 
-def draw(run: Run) -> Drawing | None:
-    """None for a run without the contributions probe."""
-    table = contributions(run.path)
+def draw(view: View) -> Drawing | None:
+    """None for a run without the contributions probe, and for a subject without streams."""
+    table = view.contributions
     if table is None:
         return None
-    variant = run.reference if (table["variant"] == run.reference).any() else str(table["variant"].iloc[0])
-    rows = table[table["variant"] == variant]
+    variant = view.reference if (table["variant"] == view.reference).any() else str(table["variant"].iloc[0])
+    rows = table[(table["variant"] == variant) & (table["component"] == view.layout.default)]
+    by_stream = {name: rows[rows["stream"] == name] for name in view.layout.streams}
+    streams = {name: own for name, own in by_stream.items() if own["block"].notna().any()}
+    if not streams:
+        return None
     figure = style.new_figure(3.2, wspace=0.04)
-    for axes, (stream, title) in zip(figure.subplots(1, 2), STREAMS.items(), strict=True):
-        _draw_stream(axes, rows[rows["site"].str.contains(rf"(?:^|[._]){stream}_")])
-        axes.set_title(title)
-    axes.legend(loc="upper left")
+    for axes, (name, own) in zip(figure.subplots(1, len(streams), squeeze=False)[0], streams.items(), strict=True):
+        _draw_stream(axes, own, view.layout)
+        axes.set_title(heading(view.layout.streams[name]))
+    figure.axes[-1].legend(loc="upper left")
     figure.axes[0].set_ylabel("share of the final stream")
-    return Drawing("contributions", TITLE, figure, CAPTION.format(variant=variant))
+    return Drawing("contributions", TITLE, figure, CAPTION.format(variant=variant, branch=view.in_branch))
 
 
-def _draw_stream(axes: Axes, rows: pd.DataFrame) -> None:
+def _draw_stream(axes: Axes, rows: pd.DataFrame, layout: Layout) -> None:
     medians = rows.groupby("site").agg(share=("final_share", "median"), block=("block", "first")).reset_index()
-    medians["branch"] = medians["site"].str.extract(r"_(add\d)$", expand=False)
     blocks = np.arange(int(medians["block"].max()) + 1)
-    for shift, colour, (key, name) in zip((-0.2, 0.2), style.PALETTE, BRANCHES.items(), strict=False):
-        own = medians[medians["branch"] == key].set_index("block")["share"].reindex(blocks, fill_value=0.0)
-        axes.bar(blocks + shift, own.to_numpy(), 0.4, color=colour, label=name)
+    width = 0.8 / max(len(layout.adds), 1)
+    for at, (title, pattern) in enumerate(layout.adds.items()):
+        own = medians[_named_by(medians["site"], pattern, layout)].groupby("block")["share"].sum()
+        shift = (at - (len(layout.adds) - 1) / 2) * width
+        colour = style.PALETTE[at % len(style.PALETTE)]
+        axes.bar(blocks + shift, own.reindex(blocks, fill_value=0.0).to_numpy(), width, color=colour, label=title)
     start = medians.loc[medians["block"].isna(), "share"].sum()
     sums = start + medians.groupby("block")["share"].sum().reindex(blocks, fill_value=0.0).cumsum()
     axes.plot(blocks, sums.to_numpy(), color=style.MUTED, linewidth=1, label="running sum")
@@ -50,3 +57,9 @@ def _draw_stream(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xlabel("block")
     axes.set_xlim(-1, len(blocks))
     style.index_axis(axes.xaxis, blocks[-1])
+
+
+def _named_by(sites: pd.Series, pattern: str, layout: Layout) -> pd.Series:
+    component, glob = split_address(pattern, layout.default)
+    expression = compile_glob(glob)
+    return sites.map(lambda site: component == layout.default and expression.fullmatch(site) is not None).astype(bool)

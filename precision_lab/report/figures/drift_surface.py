@@ -1,4 +1,4 @@
-"""Error surfaces: accumulated and local drift of both streams over timestep and block, one row of panels a variant."""
+"""Drift as surfaces: accumulated and local drift of each stream over step and block, a row of panels a variant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.tables import Run, block_outputs, conditional
+from precision_lab.report.view import View, block_outputs, main_branch
 
 TITLE = "Where error accumulates and where it is made"
 MOST_VARIANTS = 4
@@ -27,7 +27,6 @@ LOST: dict[str, Any] = {"hatch": "/////", "facecolor": "#f4f4f4", "edgecolor": "
 IDENTICAL = "#d5dde6"
 UNSEEN = "#ffffff"
 MODES = {"free": "Accumulated", "teacher": "Local"}
-STREAMS = {"img": "image stream", "txt": "text stream"}
 
 Column = tuple[str, str]  # mode and stream
 Cells = npt.NDArray[np.float64]
@@ -46,25 +45,26 @@ class Surface(NamedTuple):
         return values[values > 0]
 
 
-def draw(run: Run) -> Drawing | Absent | None:
-    """None for a run that compared no block with a reference."""
-    if run.drift is None:
+def draw(view: View) -> Drawing | Absent | None:
+    """None for a run that compared no block with a reference, and for a subject without residual streams."""
+    if view.drift is None or not view.layout.streams:
         return None
-    rows = conditional(run.drift[(run.drift["reference"] == run.reference) & (run.drift["variant"] != run.reference)])
-    streams = {stream: block_outputs(rows, stream) for stream in STREAMS}
+    against = (view.drift["reference"] == view.reference) & (view.drift["variant"] != view.reference)
+    rows = main_branch(view.drift[against], view.layout)
+    streams = {stream: block_outputs(rows, view.layout, stream) for stream in view.layout.streams}
     columns = [(m, s) for m in MODES for s, own in streams.items() if (own["mode"] == m).any()]
     if not columns:
         return None
     rows = pd.concat([own.assign(stream=stream) for stream, own in streams.items()])
     steps = {mode: np.unique(rows.loc[rows["mode"] == mode, "step"]).astype(int) for mode in MODES}
     blocks = np.unique(rows["block"]).astype(int)
-    recorded = [name for name in run.variants if (rows["variant"] == name).any()]
+    recorded = [name for name in view.variants if (rows["variant"] == name).any()]
     surfaces = {
         (name, column): _surface(rows[rows["variant"] == name], column, steps[column[0]], blocks)
         for name in recorded
         for column in columns
     }
-    shown = _telling(recorded, run.baseline, {name: surfaces[name, columns[0]] for name in recorded})
+    shown = _telling(recorded, view.baseline, {name: surfaces[name, columns[0]] for name in recorded})
     drawn = {key: surface for key, surface in surfaces.items() if key[0] in shown}
     positive = np.concatenate([surface.positive for surface in drawn.values()])
     if not positive.size and not any(surface.lost.any() for surface in drawn.values()):
@@ -73,7 +73,7 @@ def draw(run: Run) -> Drawing | Absent | None:
 
     figure = style.new_figure(1.0 + 1.45 * len(shown), wspace=0.02, hspace=0.03)
     grid = figure.subplots(len(shown), len(columns), squeeze=False)
-    styles = style.looks(run.by_colour, run.reference)
+    styles = style.looks(view.by_colour, view.reference)
     for line, name in zip(grid, shown, strict=True):
         for axes, column in zip(line, columns, strict=True):
             _draw_cells(axes, drawn[name, column], norm)
@@ -95,29 +95,31 @@ def draw(run: Run) -> Drawing | Absent | None:
             "xytext": (-38, 0),
         }
         line[0].annotate(style.wrap(name, 16), **left, **look)
-    _label(grid, columns, steps, blocks, run.sigmas)
+    _label(grid, columns, steps, blocks, view)
     if positive.size:
         extend = "min" if positive.min() < (norm.vmin or 0) else "neither"
         bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=32, pad=0.015, extend=extend)
         bar.set_label("rel. L2, lower is better")
         bar.outline.set_visible(False)
     _legend(figure, list(drawn.values()))
-    return Drawing("drift_surface", TITLE, figure, _caption(shown, recorded))
+    return Drawing("drift_surface", TITLE, figure, _caption(view, [stream for _, stream in columns], shown, recorded))
 
 
-def _caption(shown: Sequence[str], recorded: Sequence[str]) -> str:
+def _caption(view: View, streams: Sequence[str], shown: Sequence[str], recorded: Sequence[str]) -> str:
+    titles = " and the ".join(view.layout.streams[stream].title for stream in dict.fromkeys(streams))
+    level = f", {view.layout.level} on the right" if view.levels else ""
     some = (
-        f" Of {len(recorded)} variants: the baseline, those with the least and the greatest accumulated drift, and one "
-        "that is not finite, where there are such."
+        f" Drawn of {len(recorded)} variants: the baseline, those with the least and the greatest accumulated drift, "
+        "and one that is not finite, as far as there are such."
         if len(shown) < len(recorded)
         else ""
     )
     return (
-        "Relative L2 distance of both residual streams from the reference's as they leave each block (horizontal) at "
-        "each step (downwards, noise level σ on the right); log colour scale, one for all panels, lower is better; "
-        "conditional branch, median over prompts and seeds. Accumulated: free-running, each block is fed what all "
-        "before it got wrong. Local: teacher-forced, each block is fed the reference's inputs, which leaves the error "
-        f"made in it. White lines: steps, or blocks, left out between.{some}"
+        f"Relative L2 distance of the {titles} from the reference's after each block (horizontal) at each step "
+        f"(downwards{level}); log colour scale, one for all panels, lower is better{view.in_branch}; median over "
+        "prompts and seeds. Accumulated: free-running, each block receives the errors of all before it. Local: teacher-"
+        "forced, each block receives the reference's inputs, which leaves the error made in it. White lines: "
+        f"steps or blocks in between were left out.{some}"
     )
 
 
@@ -174,13 +176,14 @@ def _label(
     columns: Sequence[Column],
     steps: Mapping[str, npt.NDArray[np.int_]],
     blocks: npt.NDArray[np.int_],
-    sigmas: Mapping[int, float],
+    view: View,
 ) -> None:
+    levels = view.levels
     for at, (mode, stream) in enumerate(columns):
         own = steps[mode]
         is_first = at == 0 or columns[at - 1][0] != mode
         is_last = at + 1 == len(columns) or columns[at + 1][0] != mode
-        grid[0, at].set_title(f"{MODES[mode]}\n{STREAMS[stream]}")
+        grid[0, at].set_title(f"{MODES[mode]}\n{view.layout.streams[stream].title}")
         grid[-1, at].set_xlabel("block")
         for axes in grid[:, at]:
             style.index_axis(axes.xaxis, len(blocks) - 1, ticks=5)
@@ -190,22 +193,22 @@ def _label(
             style.index_axis(axes.yaxis, len(own) - 1, ticks=5)
             ticks = [int(tick) for tick in axes.yaxis.get_major_locator()()]
             axes.set_yticks(ticks, [f"{own[tick]}" for tick in ticks] if is_first else [""] * len(ticks))
-            if is_last and sigmas:
-                _label_sigmas(axes, {tick: sigmas[own[tick]] for tick in ticks if own[tick] in sigmas})
+            if is_last and levels:
+                _label_levels(axes, {tick: levels[own[tick]] for tick in ticks if own[tick] in levels}, view.symbol)
             if is_first:
                 axes.set_ylabel("step")
 
 
-def _label_sigmas(axes: Axes, levels: Mapping[int, float]) -> None:
+def _label_levels(axes: Axes, levels: Mapping[int, float], symbol: str) -> None:
     right = axes.secondary_yaxis("right")
-    right.set_yticks(list(levels), [f"{sigma:.2f}" for sigma in levels.values()])
+    right.set_yticks(list(levels), [f"{level:.2f}" for level in levels.values()])
     right.tick_params(length=0, labelcolor=style.MUTED, pad=1)
     right.spines["right"].set_visible(False)
-    right.set_ylabel("σ", color=style.MUTED, rotation=0, labelpad=6)
+    right.set_ylabel(symbol, color=style.MUTED, rotation=0, labelpad=6)
 
 
 def _legend(figure: Figure, surfaces: Sequence[Surface]) -> None:
-    """What is no colour of the scale, where it occurs."""
+    """Entries for cells that have no colour of the scale, where there are such cells."""
     entries = []
     if any(surface.lost.any() for surface in surfaces):
         entries.append(Patch(label="not finite in at least one generation", **LOST))

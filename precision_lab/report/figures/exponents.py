@@ -9,35 +9,33 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
-from precision_lab.record.tables import read
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Drawing
-from precision_lab.report.tables import Run, block_outputs, conditional
+from precision_lab.report.view import View, block_outputs, heading, main_branch
 
 TITLE = "Where the values lie: exponents over the blocks"
-STREAMS = {"img": "Image stream", "txt": "Text stream"}
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 COLOURS = "viridis"
 LEAST_SHARE = 1e-5
 CAPTION = (
     "Share of a residual stream's non-zero finite values in each binade 2^e to 2^(e+1) (vertical) as it leaves each "
-    "block (horizontal), in {variant}; conditional branch, all steps, prompts and seeds counted together, log colour "
-    "scale. Lines: the largest number (solid) and the smallest subnormal (dashed) of a format; what lies beyond them "
-    "overflows or becomes zero.{beyond}"
+    "block (horizontal), in {variant}{branch}; all steps, prompts and seeds counted together, log colour scale. "
+    "Lines: the largest number (solid) and the smallest subnormal (dashed) of a format; values beyond them overflow or "
+    "become zero.{beyond}"
 )
 
 
-def draw(run: Run) -> Drawing | None:
-    """None for a run without the exponents probe at block outputs; of the reference, or of the first variant."""
-    table = read(run.path, "exponents")
+def draw(view: View) -> Drawing | None:
+    """The exponents of the reference, or of the first variant with any; None where no block output was counted."""
+    table = view.run.tables["exponents"]
     if table.empty:
         return None
-    table["branch"] = table["branch"].fillna("")
-    rows = conditional(table)
-    streams = {name: own for name in STREAMS if len(own := block_outputs(rows, name))}
+    layout = view.layout
+    rows = main_branch(table.assign(branch=table["branch"].fillna("")), layout)
+    streams = {name: own for name in layout.streams if len(own := block_outputs(rows, layout, name))}
     if not streams:
         return None
-    variant = next(name for name in run.variants if any((own["variant"] == name).any() for own in streams.values()))
+    variant = next(name for name in view.variants if any((own["variant"] == name).any() for own in streams.values()))
     shares = {name: _shares(own[own["variant"] == variant]) for name, own in streams.items()}
     lowest = min(share.index.min() for share in shares.values())
     highest = max(share.index.max() for share in shares.values()) + 1
@@ -50,7 +48,7 @@ def draw(run: Run) -> Drawing | None:
     shown = [(name, at) for name, at in lines if lowest - 4 <= at <= highest + 4]
     for axes, (name, share) in zip(grid, shares.items(), strict=True):
         _draw_share(axes, share, norm)
-        axes.set_title(STREAMS[name])
+        axes.set_title(heading(layout.streams[name]))
         low, high = (min([lowest, *(at for _, at in shown)]) - 1, max([highest, *(at for _, at in shown)]) + 1)
         axes.set_ylim(low, high)
         _mark(axes, shown)
@@ -58,7 +56,7 @@ def draw(run: Run) -> Drawing | None:
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label="share of values")
     bar.outline.set_visible(False)
     note = f" Off the axis: {', '.join(beyond)}." if beyond else ""
-    return Drawing("exponents", TITLE, figure, CAPTION.format(variant=variant, beyond=note))
+    return Drawing("exponents", TITLE, figure, CAPTION.format(variant=variant, branch=view.in_branch, beyond=note))
 
 
 def _shares(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.tables import Run
+from precision_lab.report.view import View
 
 TITLE = "Main effects and interactions"
 CAPTION = (
-    "Each effect as a factor on the relative L2 drift of the final latents, log scale, with its 95 % interval over "
+    "Each effect as a factor on the relative L2 drift of the final {result}, log scale, with its 95 % interval over "
     "prompts and seeds; left of 1 is less drift. A main effect compares all runs with the technique with all without; "
     "an interaction (x) is away from 1 where its techniques do not act independently. Grey band: noise floor of a "
     "single run. Crosses: not estimated."
@@ -47,8 +47,9 @@ class Table:
     reason: str
 
 
-def tables(run: Run) -> list[Table]:
+def tables(view: View) -> list[Table]:
     """One a factorial of the run."""
+    summary = view.run.summary
     return [
         Table(
             record["base"],
@@ -56,13 +57,13 @@ def tables(run: Run) -> list[Table]:
             tuple(_row(effect) for effect in record["effects"]),
             record.get("effects_reason", ""),
         )
-        for record in run.summary.get("factorials", [])
+        for record in (summary.factorials if summary else ())
     ]
 
 
-def draw(run: Run) -> Drawing | Absent | None:
+def draw(view: View) -> Drawing | Absent | None:
     """None for a run without a factorial."""
-    found = tables(run)
+    found = tables(view)
     drawn = [table for table in found if table.rows]
     if not drawn:
         return Absent(TITLE, found[0].reason) if found else None
@@ -70,8 +71,8 @@ def draw(run: Run) -> Drawing | Absent | None:
     figure = style.new_figure(0.8 + 0.24 * sum(heights) + 0.5 * len(drawn), hspace=0.05)
     grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(grid, drawn, strict=True):
-        _draw(axes, table)
-    return Drawing("factorial", TITLE, figure, CAPTION)
+        _draw(axes, table, view.layout.result.title)
+    return Drawing("factorial", TITLE, figure, CAPTION.format(result=view.layout.result.title))
 
 
 def _row(effect: Mapping[str, Any]) -> Row:
@@ -86,7 +87,7 @@ def _row(effect: Mapping[str, Any]) -> Row:
     )
 
 
-def _draw(axes: Axes, table: Table) -> None:
+def _draw(axes: Axes, table: Table, result: str) -> None:
     ends = [1.0]
     for at, row in enumerate(table.rows):
         colour = COLOURS.get(row.finding, style.MUTED)
@@ -114,5 +115,5 @@ def _draw(axes: Axes, table: Table) -> None:
     axes.set_ylim(len(table.rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_title(f"On {table.base}")
-    axes.set_xlabel("factor on the drift of the latents, lower is better")
+    axes.set_xlabel(f"factor on the drift of the {result}, lower is better")
     axes.grid(axis="x")

@@ -1,4 +1,4 @@
-"""Growth of activations with depth: amax of both residual streams over the block index."""
+"""Growth of activations with depth: amax of each residual stream over the block index."""
 
 from __future__ import annotations
 
@@ -10,54 +10,70 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.record.layout import Layout
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing, Look
-from precision_lab.report.tables import Run, block_outputs, conditional, end_point, first_failure, spread
+from precision_lab.report.view import View, block_outputs, first_failure, heading, main_branch, outputs, spread
 
 TITLE = "Growth of activations over the blocks"
-STREAMS = {"img": "Image stream", "txt": "Text stream"}
 CAPTION = (
-    "Largest magnitude (amax) of each residual stream as it leaves a block, log scale; conditional branch. Lines: "
+    "Largest magnitude (amax) of each residual stream as it leaves a block, log scale{branch}. Lines: "
     "median over steps, prompts and seeds; bands: least to greatest; both of finite values only, so a variant that "
-    "fails shows the steps before. Below: amax divided by the reference's at the same block, step, prompt and seed "
-    "(1 = unchanged). Crosses: blocks that are not finite in the first step in which a generation fails. Limits of "
-    "formats are lines or, beyond the axis, stated above it. Points beside the blocks: img_in on the left, "
-    "norm_out and proj_out on the right."
+    "fails is drawn over the steps before its failure. Below: amax divided by the reference's at the same block, "
+    "step, prompt and seed (1 = unchanged). Crosses: blocks that are not finite in the first step in which a generation fails. Limits of "
+    "formats are lines or, beyond the axis, stated above it.{beside}"
 )
 
 
-def draw(run: Run) -> Drawing | Absent:
-    if run.activations is None:
+def draw(view: View) -> Drawing | Absent:
+    layout = view.layout
+    if not layout.streams:
+        return Absent(TITLE, "The layout of this subject names no residual streams.")
+    if view.activations is None:
         return Absent(TITLE, "This run recorded no activations.")
-    table = conditional(run.activations[run.activations["variant"].isin(run.shown)])
-    streams = {name: rows for name in STREAMS if len(rows := block_outputs(table, name))}
+    table = main_branch(view.activations[view.activations["variant"].isin(view.shown)], layout)
+    streams = {name: rows for name in layout.streams if len(rows := block_outputs(table, layout, name))}
     if not streams:
         return Absent(TITLE, "This run recorded no block outputs.")
-    styles = style.looks(run.by_colour, run.reference)
+    styles = style.looks(view.by_colour, view.reference)
     figure = style.new_figure(4.9)
-    shape = {"height_ratios": [3.4, 1], "width_ratios": [1.25, 1][: len(streams)]}
+    shape = {"height_ratios": [3.4, 1], "width_ratios": [1.25, *[1] * (len(streams) - 1)]}
     grid = figure.subplots(2, len(streams), sharex="col", squeeze=False, gridspec_kw=shape)
     for column, (stream, rows) in enumerate(streams.items()):
         upper, lower = grid[:, column]
-        _draw_amax(upper, rows, styles, _end_points(table) if stream == "img" else {})
-        upper.set_title(STREAMS[stream])
-        _draw_ratio(lower, rows, run.reference, styles)
+        _draw_amax(upper, rows, styles, _beside(table, view) if stream == layout.main_stream else {})
+        upper.set_title(heading(layout.streams[stream]))
+        _draw_ratio(lower, rows, view.reference, styles)
         style.index_axis(lower.xaxis, rows["block"].max())
         lower.set_xlabel("block")
     grid[0, 0].set_ylabel("amax of block output")
     grid[1, 0].set_ylabel("ratio to\nreference")
     notes = {name: "not finite" for name, own in table.groupby("variant") if own["nonfinite"].any()}
-    style.legend(figure, run.shown, styles, {str(name): note for name, note in notes.items()})
-    return Drawing("growth", TITLE, figure, CAPTION + run.left_out)
+    style.legend(figure, view.shown, styles, {str(name): note for name, note in notes.items()})
+    return Drawing("growth", TITLE, figure, _caption(view) + view.left_out)
 
 
-def _end_points(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {site: rows for site in ("img_in", "norm_out", "proj_out") if len(rows := end_point(table, site))}
+def _caption(view: View) -> str:
+    layout = view.layout
+    sides = [([_entry(layout)], "on the left"), (layout.exits, "on the right")]
+    beside = " and ".join(f"{', '.join(filter(None, sites))} {side}" for sites, side in sides if any(sites))
+    return CAPTION.format(branch=view.in_branch, beside=f" Points beside the blocks: {beside}." if beside else "")
 
 
-def _draw_amax(
-    axes: Axes, rows: pd.DataFrame, styles: Mapping[str, Look], end_points: Mapping[str, pd.DataFrame]
-) -> None:
+def _entry(layout: Layout) -> str | None:
+    """The module that the main stream begins with."""
+    return layout.streams[layout.main_stream].entry if layout.main_stream else None
+
+
+def _beside(table: pd.DataFrame, view: View) -> dict[int, pd.DataFrame]:
+    """The outputs to draw beside the blocks, by their place: -1 for the entry, 1, 2, ... for the exits."""
+    places = {-1: _entry(view.layout), **dict(enumerate(view.layout.exits, start=1))}
+    found = {place: outputs(table, view.layout, site) for place, site in places.items() if site}
+    return {place: rows for place, rows in found.items() if len(rows)}
+
+
+def _draw_amax(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, Look], beside: Mapping[int, pd.DataFrame]) -> None:
+    """beside: as `_beside` gives it."""
     for name, own in rows.groupby("variant"):
         summary = spread(own, "block", "amax").dropna()
         if len(summary):
@@ -67,16 +83,15 @@ def _draw_amax(
     style.mark_nonfinite(axes, crosses, styles)
     limit = FORMATS["float16"].max
     near = [limit] if rows["amax"].max() > limit / 30 else []
-    values = [rows["amax"], near, *(points["amax"] for points in end_points.values())]
+    values = [rows["amax"], near, *(points["amax"] for points in beside.values())]
     low, high = style.log_range(values, rows_of_crosses=len(crosses))
     style.log_axis(axes, low, high)
     last = rows["block"].max()
     pad = max(1.0, 0.05 * last)
-    for site, points in end_points.items():
-        _draw_end_point(
-            axes, {"img_in": -pad, "norm_out": last + pad, "proj_out": last + 2 * pad}[site], points, styles
-        )
-    axes.set_xlim(-pad * (1.6 if end_points else 0.5), last + pad * (2.6 if end_points else 0.5))
+    for place, points in beside.items():
+        _draw_end_point(axes, -pad if place < 0 else last + place * pad, points, styles)
+    ends = (1.6, max(0, *beside) + 0.6) if beside else (0.5, 0.5)
+    axes.set_xlim(-pad * ends[0], last + pad * ends[1])
     _draw_limits(axes, high)
 
 

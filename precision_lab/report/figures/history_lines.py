@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from precision_lab.analysis.history import SERIES, History
 from precision_lab.report.figures import style
-from precision_lab.report.figures.history_map import address_of, label_runs, short
+from precision_lab.report.figures.history_map import address_of, label_runs, main_component, short
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.wording import fixed
 
@@ -42,8 +42,9 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing | Absent:
         axes.set_axis_off()
     series = {key: rows for key, rows in history.rows.groupby(list(SERIES), sort=False) if key in chosen}
     stepped = dict(list(steps.groupby(list(SERIES), sort=False)))
+    main = main_component(history)
     for axes, key in zip(grid.flat, chosen, strict=False):
-        _draw_site(axes, series[key], stepped[key], history.runs, style.WIDTH / columns * 0.8)
+        _draw_site(axes, series[key], stepped[key], history.runs, style.WIDTH / columns * 0.8, main)
     for axes in grid[:, 0]:
         axes.set_ylabel("log2 amax")
     _legend(figure)
@@ -68,7 +69,9 @@ def _telling(steps: pd.DataFrame) -> list[tuple[Any, ...]]:
     return list(chosen.values())[:MOST_SITES]
 
 
-def _draw_site(axes: Axes, rows: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, width: float) -> None:
+def _draw_site(
+    axes: Axes, rows: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, width: float, main: str
+) -> None:
     at = np.arange(len(rows))
     values = rows["log2_amax"].to_numpy(float)
     middle = values - rows["deviation_bits"].to_numpy(float)
@@ -91,7 +94,8 @@ def _draw_site(axes: Axes, rows: pd.DataFrame, steps: pd.DataFrame, runs: pd.Dat
     axes.grid(axis="y")
     label_runs(axes, own, cuts, width)
     first = rows.iloc[0]
-    axes.set_title(style.shorten(address_of(first["component"], first["site"], first["port"]), 52), pad=12)
+    address = address_of(first["component"], first["site"], first["port"], main)
+    axes.set_title(style.shorten(address, 52), pad=12)
     under = style.shorten(f"{first['variant']}, {first['device']}, MLX {first['mlx']}", 70)
     words: dict[str, Any] = {"fontsize": 8, "color": style.MUTED, "va": "bottom"}
     axes.text(0, 1.012, under, transform=axes.transAxes, **words)

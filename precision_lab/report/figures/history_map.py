@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from precision_lab.analysis.history import SERIES, History
+from precision_lab.record.address import with_port
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Drawing
-from precision_lab.report.wording import address
 
 TITLE = "Drift of ranges over commits"
 MOST_VARIANTS = 3
@@ -28,20 +28,23 @@ MOST_ROWS = 320
 LABELLED_ROWS = 40  # so many rows have a name each
 COLOURS = "RdBu_r"
 ABSENT = "#6f6f6f"
-SECTIONS = {"text_encoder": "text encoder", "vae": "VAE", "transformer": "transformer blocks"}
 _PLACE = ["component", "site", "port"]
 
 Cells = npt.NDArray[np.float64]
 
 
 class Rows(NamedTuple):
-    """The rows of the map. of: number by (component, site, port); names, blocks, sections: of each; each: its kind."""
+    """The rows of the map. of: number by (component, site, port); names, blocks, sections: of each; each: its kind.
+
+    main: the title of the section of the main component.
+    """
 
     of: pd.Series
     names: Sequence[str]
     blocks: Sequence[str]
     sections: Sequence[str]
     each: str
+    main: str
 
 
 def draw(history: History, steps: pd.DataFrame) -> Drawing:
@@ -50,7 +53,8 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing:
     counts = steps["variant"].value_counts()
     most = sorted(variants, key=lambda name: -counts.get(name, 0))[:MOST_VARIANTS]
     shown = [name for name in variants if name in most]
-    rows = _rows(history.rows[history.rows["variant"].isin(shown)])
+    main = main_component(history)
+    rows = _rows(history.rows[history.rows["variant"].isin(shown)], main)
     columns = in_groups(history.runs)
     maps = {name: _cells(history.rows[history.rows["variant"] == name], rows, columns) for name in shown}
     norm = _norm(list(maps.values()))
@@ -105,9 +109,15 @@ def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: floa
     axes.tick_params(axis="x", length=2)
 
 
-def address_of(component: str, site: str, port: str) -> str:
-    """`transformer_blocks.3 out.0`, as the other pages name a site."""
-    return address({"component": component, "site": site, "port": port})
+def main_component(history: History) -> str:
+    """The component with the most addresses, which other pages leave out of an address."""
+    places = history.rows[_PLACE].drop_duplicates()
+    return str(places["component"].value_counts().idxmax()) if len(places) else ""
+
+
+def address_of(component: str, site: str, port: str, main: str) -> str:
+    """`transformer_blocks.3 (out.0)`, as the other pages name a site; main: as `main_component` gives it."""
+    return with_port(site if component in ("", main) else f"{component}:{site}", port)
 
 
 def short(commit: str) -> str:
@@ -126,7 +136,7 @@ def _caption(each: str, shown: int, variants: int) -> str:
     )
 
 
-def _rows(rows: pd.DataFrame) -> Rows:
+def _rows(rows: pd.DataFrame, main: str) -> Rows:
     """One row a site if they are few, else a kind of operation of a block, else a block."""
     order = rows.groupby(_PLACE)["order"].min().sort_values(kind="stable")
     places = order.index.to_frame(index=False)
@@ -142,10 +152,12 @@ def _rows(rows: pd.DataFrame) -> Rows:
     number = numbers[each]
     firsts = places[~number.duplicated()]
     if each == "one site each":
-        names = [address_of(*place) for place in firsts[_PLACE].itertuples(index=False, name=None)]
+        places_of = firsts[_PLACE].itertuples(index=False, name=None)
+        names = [address_of(component, site, port, main) for component, site, port in places_of]
     else:
         names = list(firsts["block"])
-    return Rows(pd.Series(number.to_numpy(), order.index), names, list(firsts["block"]), _sections(firsts), each)
+    of, sections = pd.Series(number.to_numpy(), order.index), _sections(firsts, main)
+    return Rows(of, names, list(firsts["block"]), sections, each, _title(main, main))
 
 
 def _block_and_kind(site: str) -> tuple[str, str]:
@@ -159,10 +171,16 @@ def _block_and_kind(site: str) -> tuple[str, str]:
     return ".".join(segments[: at + 1]), kind
 
 
-def _sections(places: pd.DataFrame) -> list[str]:
+def _title(component: str, main: str) -> str:
+    """`text encoder`; `transformer blocks` of the main component, whose blocks are numbered."""
+    name = component.replace("_", " ")
+    return f"{name} blocks".strip() if component == main else name
+
+
+def _sections(places: pd.DataFrame, main: str) -> list[str]:
     """Which part of the model each row belongs to; empty for single sites around them."""
-    blocks = places["block"].str.contains(r"\.\d+$") | (places["component"] != "transformer")
-    return list(places["component"].map(SECTIONS).where(blocks).fillna(""))
+    blocks = places["block"].str.contains(r"\.\d+$") | (places["component"] != main)
+    return list(places["component"].map(lambda component: _title(component, main)).where(blocks, ""))
 
 
 def _cells(rows: pd.DataFrame, places: Rows, columns: Sequence[int]) -> Cells:
@@ -253,7 +271,7 @@ def _label_rows(axes: Axes, places: Rows) -> None:
             left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             look: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
             axes.annotate(section, (0, (start + end - 1) / 2), (-32, 0), **left, **look)
-        if section == SECTIONS["transformer"]:
+        if section == places.main:
             ticks |= _block_ticks(places.blocks[start:end], start)
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from precision_lab.numerics.metrics import psnr_db
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing, Look
-from precision_lab.report.tables import Run, latents
+from precision_lab.report.view import View, results
 
 TITLE = "Pictures"
 MOST_ROWS = 6  # (prompt, seed) pairs in the figure
@@ -27,27 +27,31 @@ GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Pixels = npt.NDArray[np.uint8]
 Generation = tuple[int, int]  # prompt_id, seed
-Pictures = Mapping[tuple[str, Generation], Pixels | None]  # None: the latents are not finite
+Pictures = Mapping[tuple[str, Generation], Pixels | None]  # None: the result is not finite
 
 
-def draw(run: Run) -> Drawing | Absent:
-    paths = {path.stem: path for path in sorted((run.path / "images").glob("*.png"))}
+def draw(view: View) -> Drawing | Absent | None:
+    """None for a subject without a picture."""
+    if view.layout.picture is None:
+        return None
+    paths = {path.stem: path for path in sorted((view.run.path / "images").glob("*.png"))}
     if not paths:
         return Absent(TITLE, "This run made no pictures.")
     every = _generations(paths)
     shown = every[:MOST_ROWS]
-    names = [name for name in run.shown if any(_stem(name, at) in paths for at in shown)]
+    names = [name for name in view.shown if any(_stem(name, at) in paths for at in shown)]
     if not names:
         return Absent(TITLE, "The pictures of this run belong to none of its variants.")
-    broken = _broken(run)
+    broken = _broken(view)
     pictures = {
         (name, at): None if (name, at) in broken else _read(paths[_stem(name, at)])
         for name in names
         for at in shown
         if _stem(name, at) in paths
     }
-    figure = _draw_grid(names, shown, pictures, run.reference, style.looks(run.by_colour, run.reference))
-    return Drawing("images", TITLE, figure, _caption(len(shown), len(every)) + run.selection, inline="png")
+    figure = _draw_grid(names, shown, pictures, view.reference, style.looks(view.by_colour, view.reference))
+    caption = _caption(len(shown), len(every), view.layout.result.title) + view.selection
+    return Drawing("images", TITLE, figure, caption, inline="png")
 
 
 def _draw_grid(
@@ -82,12 +86,12 @@ def _draw_grid(
     return figure
 
 
-def _caption(rows: int, of_rows: int) -> str:
+def _caption(rows: int, of_rows: int, result: str) -> str:
     some = f" The first {rows} of {of_rows} pairs of prompt and seed are shown." if rows < of_rows else ""
     return (
         "Pictures of each prompt and seed, and |Δ| = |variant - reference| of 8-bit pixels, amplified by the gain "
         "above each column so that the pattern can be seen; gains differ between variants. Beneath: PSNR in dB (higher "
-        f"is better). Black squares: the latents are not finite, so there is no picture.{some}"
+        f"is better). Black squares: non-finite {result}, so there is no picture.{some}"
     )
 
 
@@ -115,10 +119,10 @@ def _generations(stems: Iterable[str]) -> list[Generation]:
     return sorted(found)
 
 
-def _broken(run: Run) -> set[tuple[str, Generation]]:
-    """Generations whose latents became non-finite, by either table."""
-    drift = None if run.drift is None else run.drift[run.drift["mode"] == "free"]
-    tables = [latents(table) for table in (run.activations, drift) if table is not None]
+def _broken(view: View) -> set[tuple[str, Generation]]:
+    """Generations whose result became non-finite, by either table."""
+    drift = None if view.drift is None else view.drift[view.drift["mode"] == "free"]
+    tables = [results(table, view.layout) for table in (view.activations, drift) if table is not None]
     bad = [table.loc[table["nonfinite"], ["variant", "prompt_id", "seed"]].drop_duplicates() for table in tables]
     return {(str(v), (int(p), int(s))) for table in bad for v, p, s in table.itertuples(index=False)}
 

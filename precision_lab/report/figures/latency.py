@@ -9,30 +9,31 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from precision_lab.record.summary import Latency
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing, Look
-from precision_lab.report.tables import Run
+from precision_lab.report.view import View
 
 TITLE = "Latency"
 UNITS = {"step": "one step", "generation": "one generation", "component": "one component"}
 
 
-def draw(run: Run) -> Drawing | Absent:
-    if run.latency is None:
+def draw(view: View) -> Drawing | Absent:
+    if view.latency is None:
         return Absent(TITLE, "This run measured no latency.")
-    names = [name for name in run.variants if (run.latency["variant"] == name).any()]
-    kinds = [kind for kind in UNITS if (run.latency["what"] == kind).any()]
-    baseline = run.baseline
-    margin = (run.manifest.get("latency") or {}).get("margin")
-    ratios = {name: run.entry(name).get("latency") or {} for name in names}
-    styles = style.looks(run.by_colour, run.reference)
+    names = [name for name in view.variants if (view.latency["variant"] == name).any()]
+    kinds = [kind for kind in UNITS if (view.latency["what"] == kind).any()]
+    baseline = view.baseline
+    margin = view.manifest.latency_margin
+    ratios = {name: view.entry(name).latency for name in names}
+    styles = style.looks(view.by_colour, view.reference)
     figure = style.new_figure(1.1 + 0.42 * len(names))
     forest, *strips = figure.subplots(
         1, 1 + len(kinds), sharey=True, width_ratios=[1.15] + [1 / len(kinds)] * len(kinds)
     )
-    _draw_forest(forest, names, ratios, styles, run.reference, baseline, margin)
+    _draw_forest(forest, names, ratios, styles, view.reference, baseline, margin)
     for axes, kind in zip(strips, kinds, strict=True):
-        _draw_samples(axes, run.latency[run.latency["what"] == kind], names, styles)
+        _draw_samples(axes, view.latency[view.latency["what"] == kind], names, styles)
         axes.set_title(f"Samples of {UNITS[kind]}")
     forest.set_yticks(range(len(names)), [style.wrap(name, 26) for name in names])
     for tick, name in zip(forest.get_yticklabels(), names, strict=True):
@@ -41,27 +42,26 @@ def draw(run: Run) -> Drawing | Absent:
     return Drawing("latency", TITLE, figure, _caption(ratios, baseline, margin))
 
 
-def _caption(ratios: Mapping[str, Mapping[str, Any]], baseline: Any, margin: float | None) -> str:
+def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float) -> str:
     text = (
         f"Left: ratio of the time to that of {baseline} in the same round (1 = as fast, lower is better), median over "
         "rounds, with its simultaneous 95\u00a0% bootstrap interval; an arrow stands for a ratio beyond the axis. "
         "Right: every sample in milliseconds (lower is better), in the order taken from top to bottom in a variant; "
         "the vertical tick is the median."
     )
-    if margin is not None:
-        text += f" Grey: the margin of ±{100 * margin:g}\u00a0% inside which a difference does not matter."
-    smallest = smallest_slowdown(ratios, baseline, margin or 0.0)
+    text += f" Grey: the margin of ±{100 * margin:g}\u00a0% inside which a difference does not matter."
+    smallest = smallest_slowdown(ratios, baseline, margin)
     if smallest is not None:
         text += f" The smallest slowdown that all these intervals could have resolved is a ratio of {smallest:.3f}."
     return text
 
 
-def smallest_slowdown(ratios: Mapping[str, Mapping[str, Any]], baseline: Any, margin: float) -> float | None:
+def smallest_slowdown(ratios: Mapping[str, Latency | None], baseline: str, margin: float) -> float | None:
     """The least ratio at which every variant would have been called slower: 1 + margin + widest half-width.
 
     "Slower" asks that the lower bound exceed 1 + margin, so the ratio has to exceed it by half the interval.
     """
-    intervals = [entry["ci95"] for name, entry in ratios.items() if name != baseline and entry.get("ci95")]
+    intervals = [entry.ci95 for name, entry in ratios.items() if name != baseline and entry and entry.ci95]
     half_widths = [(high - low) / 2 for low, high in intervals]
     return 1 + margin + max(half_widths) if half_widths else None
 
@@ -69,19 +69,19 @@ def smallest_slowdown(ratios: Mapping[str, Mapping[str, Any]], baseline: Any, ma
 def _draw_forest(
     axes: Axes,
     names: list[str],
-    ratios: Mapping[str, Mapping[str, Any]],
+    ratios: Mapping[str, Latency | None],
     styles: Mapping[str, Look],
     reference: str,
-    baseline: Any,
-    margin: float | None,
+    baseline: str,
+    margin: float,
 ) -> None:
-    if margin is not None:
-        axes.axvspan(1 - margin, 1 + margin, color="#ededed", linewidth=0, zorder=0)
+    axes.axvspan(1 - margin, 1 + margin, color="#ededed", linewidth=0, zorder=0)
     axes.axvline(1, color=style.MUTED, linewidth=0.8, zorder=1)
-    left, right = _focus(ratios, reference, margin or 0.0)
+    left, right = _focus(ratios, reference, margin)
     axes.set_xlim(left, right)
     for row, name in enumerate(names):
-        ratio, interval = ratios[name].get("ratio"), ratios[name].get("ci95")
+        entry = ratios[name]
+        ratio, interval = (entry.ratio, entry.ci95) if entry else (None, None)
         colour = styles[name].colour
         if ratio is not None and left <= ratio <= right:
             axes.plot(ratio, row, "o", color=colour, markersize=5, zorder=3)
@@ -90,31 +90,30 @@ def _draw_forest(
         if ratio is not None and interval:
             axes.hlines(row, *interval, color=colour, linewidth=2, zorder=2)
         words: dict[str, Any] = {"fontsize": 9, "va": "center", "color": style.INK}
-        axes.annotate(_words(ratios[name], name == baseline), (1.03, row), xycoords=axes.get_yaxis_transform(), **words)
+        axes.annotate(_words(entry, name == baseline), (1.03, row), xycoords=axes.get_yaxis_transform(), **words)
     axes.set_xlabel("ratio to baseline (lower is better)")
     axes.set_title("Ratio, 95 % interval")
     axes.ticklabel_format(axis="x", useOffset=False)
     _bare_rows(axes)
 
 
-def _focus(ratios: Mapping[str, Mapping[str, Any]], reference: str, margin: float) -> tuple[float, float]:
+def _focus(ratios: Mapping[str, Latency | None], reference: str, margin: float) -> tuple[float, float]:
     """Limits of the ratio axis: all variants and the margin, but not the reference, which is often far slower."""
     values = [1 - margin, 1 + margin]
     for name, entry in ratios.items():
-        if name != reference and entry.get("ratio") is not None:
-            values += [entry["ratio"], *(entry.get("ci95") or ())]
+        if name != reference and entry is not None:
+            values += [entry.ratio, *(entry.ci95 or ())]
     pad = max(0.08 * (max(values) - min(values)), 0.005)
     return min(values) - pad, max(values) + pad
 
 
-def _words(entry: Mapping[str, Any], is_baseline: bool) -> str:
-    ratio, interval = entry.get("ratio"), entry.get("ci95")
+def _words(entry: Latency | None, is_baseline: bool) -> str:
     if is_baseline:
         return "baseline"
-    if ratio is None:
-        return str(entry.get("ratio_reason", "no ratio"))
-    bounds = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    return f"{ratio:.3f}{bounds}\n{entry.get('verdict') or ''}".rstrip()
+    if entry is None:
+        return "no ratio"
+    bounds = f" [{entry.ci95[0]:.3f}, {entry.ci95[1]:.3f}]" if entry.ci95 else ""
+    return f"{entry.ratio:.3f}{bounds}\n{entry.verdict}".rstrip()
 
 
 def _draw_samples(axes: Axes, samples: pd.DataFrame, names: list[str], styles: Mapping[str, Look]) -> None:

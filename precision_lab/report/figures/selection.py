@@ -1,4 +1,4 @@
-"""Which variants a crowded figure draws: those that differ most from each other."""
+"""The choice of variants for a crowded figure: those that differ most from each other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 
-def drift_profiles(latents: pd.DataFrame) -> pd.DataFrame:
-    """log10 of the drift of the latents, variants down and steps across; rows of `tables.latents`, free-running.
+def drift_profiles(rows: pd.DataFrame) -> pd.DataFrame:
+    """log10 of the drift of the result, variants down and steps across. rows: of `view.results`, free-running.
 
-    Median over prompts and seeds. What is not finite stands a decade above the greatest, an error of zero a decade
-    below the least.
+    Median over prompts and seeds. A value that is not finite counts as a decade above the greatest, an error of zero
+    as a decade below the least.
     """
-    worst = latents.assign(rel_l2=latents["rel_l2"].fillna(np.inf))
+    worst = rows.assign(rel_l2=rows["rel_l2"].fillna(np.inf))
     medians = worst.pivot_table(index="variant", columns="step", values="rel_l2", aggfunc="median", sort=False)
     positive = medians.to_numpy()[(medians > 0) & np.isfinite(medians)]
     least, greatest = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
@@ -22,7 +22,7 @@ def drift_profiles(latents: pd.DataFrame) -> pd.DataFrame:
 def farthest_first(profiles: pd.DataFrame, first: str, count: int) -> list[str]:
     """`first` and up to `count` - 1 other rows, each the farthest from all before it (mean absolute difference).
 
-    Gonzalez 1985, Clustering to minimize the maximum intercluster distance; of equals the one that stands first.
+    Gonzalez 1985, Clustering to minimize the maximum intercluster distance; of equals the one that comes first.
     """
     values = profiles.to_numpy(float)
     chosen = [list(profiles.index).index(first)]

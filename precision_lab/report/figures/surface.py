@@ -1,4 +1,4 @@
-"""Error surfaces of magnitude: log10 amax over timestep and block, one panel a variant."""
+"""Magnitude as a surface: log10 amax of the main stream over step and block, one panel for each variant."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from matplotlib.patches import Rectangle
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.tables import Run, block_outputs, conditional
+from precision_lab.report.view import View, block_outputs, main_branch
 
-TITLE = "Magnitude over timestep and block"
+TITLE = "Magnitude over step and block"
 COLOURS = "viridis"
 CAPTION = (
-    "log10 of the largest magnitude of the image stream as it leaves each block (horizontal) at each step (downwards, "
-    "with the noise level σ on the right); conditional branch, greatest over prompts and seeds, one colour scale for "
+    "log10 of the largest magnitude of the {stream} as it leaves each block (horizontal) at each step "
+    "(downwards{level}){branch}; greatest over prompts and seeds, one colour scale for "
     "all panels. White line: the fp16 limit 65504. Hatched: not finite in at least one generation."
 )
 LIMIT = float(np.log10(FORMATS["float16"].max))
 
 
-def draw(run: Run) -> Drawing | Absent:
-    if run.activations is None:
+def draw(view: View) -> Drawing | Absent | None:
+    """None for a subject without residual streams."""
+    stream = view.layout.main_stream
+    if stream is None:
+        return None
+    if view.activations is None:
         return Absent(TITLE, "This run recorded no activations.")
-    rows = block_outputs(conditional(run.activations), "img")
-    shown = [name for name in run.shown if (rows["variant"] == name).any()]
+    rows = block_outputs(main_branch(view.activations, view.layout), view.layout, stream)
+    shown = [name for name in view.shown if (rows["variant"] == name).any()]
     if not shown:
-        return Absent(TITLE, "This run recorded no block outputs of the image stream.")
+        return Absent(TITLE, f"This run recorded no block outputs of the {view.layout.streams[stream].title}.")
     surfaces = {name: _surface(rows[rows["variant"] == name]) for name in shown}
     finite = np.concatenate([surface.to_numpy().ravel() for surface in surfaces.values()])
     finite = finite[np.isfinite(finite)]
@@ -42,18 +46,20 @@ def draw(run: Run) -> Drawing | Absent:
     lines = -(-len(shown) // columns)
     figure = style.new_figure(0.5 + 1.95 * lines, wspace=0.03)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    styles = style.looks(run.by_colour, run.reference)
+    styles = style.looks(view.by_colour, view.reference)
     for axes, (name, surface) in zip(grid.flat, surfaces.items(), strict=False):
         _draw_surface(axes, surface, norm)
         axes.set_title(style.shorten(name, 40), color=styles[name].colour)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
-    _label(grid, rows, run.sigmas)
+    _label(grid, rows, view)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label=r"$\log_{10}$ amax")
     bar.outline.set_visible(False)
     if norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax:
         bar.ax.axhline(LIMIT, color="white", linewidth=1.4)
-    return Drawing("surface", TITLE, figure, CAPTION + run.selection)
+    level = f", {view.layout.level} on the right" if view.levels else ""
+    caption = CAPTION.format(stream=view.layout.streams[stream].title, level=level, branch=view.in_branch)
+    return Drawing("surface", TITLE, figure, caption + view.selection)
 
 
 def _surface(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +87,7 @@ def _draw_surface(axes: Axes, surface: pd.DataFrame, norm: Normalize) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _label(grid: np.ndarray, rows: pd.DataFrame, sigmas: dict[int, float]) -> None:
+def _label(grid: np.ndarray, rows: pd.DataFrame, view: View) -> None:
     last = rows["step"].max()
     style.index_axis(grid[0, 0].xaxis, rows["block"].max())
     style.index_axis(grid[0, 0].yaxis, last, ticks=5)
@@ -89,10 +95,13 @@ def _label(grid: np.ndarray, rows: pd.DataFrame, sigmas: dict[int, float]) -> No
         axes.set_ylabel("step")
     for axes in grid[-1, :]:
         axes.set_xlabel("block")
-    ticks = [int(t) for t in grid[0, 0].yaxis.get_major_locator()() if int(t) in sigmas]
+    levels = view.levels
+    ticks = [int(t) for t in grid[0, 0].yaxis.get_major_locator()() if int(t) in levels]
+    if not ticks:
+        return
     for axes in (axes for axes in grid[:, -1] if axes.axison):
         labels = axes.secondary_yaxis("right")
-        labels.set_yticks(ticks, [f"{sigmas[t]:.2f}" for t in ticks])
+        labels.set_yticks(ticks, [f"{levels[t]:.2f}" for t in ticks])
         labels.tick_params(length=0)
         labels.spines["right"].set_visible(False)
-        labels.set_ylabel("σ")
+        labels.set_ylabel(view.symbol)

@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from precision_lab.analysis.claims import final_drift
+from precision_lab.analysis.claims import Claim
 from precision_lab.numerics.intervals import geometric_mean_ratio
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
-from precision_lab.report.tables import MOST_VARIANTS, Run
-from precision_lab.report.wording import dtype, interval, number
+from precision_lab.report.view import MOST_VARIANTS, View
+from precision_lab.report.wording import interval, number
 
-TITLE = "All variants: error of the latents"
 COLOUR = style.PALETTE[0]
 BASELINE = style.PALETTE[1]
 CROSS: Mapping[str, Any] = {"markersize": 5, "markeredgewidth": 1.2}
@@ -54,15 +53,15 @@ class Row:
         return number(value) + (f" {interval((lo, hi))}" if math.isfinite(lo) else "")
 
 
-def draw(run: Run) -> Drawing | None:
-    """None for a run with few variants, whose figures show them all, or without drift of the latents."""
-    if run.drift is None or len(run.variants) <= MOST_VARIANTS:
+def draw(view: View) -> Drawing | None:
+    """None for a run with few variants, whose figures show them all, or without drift of the result."""
+    if view.drift is None or len(view.variants) <= MOST_VARIANTS:
         return None
-    groups = _groups(run)
+    groups = _groups(view)
     if not groups:
         return None
     every = [row for rows in groups.values() for row in rows]
-    floor = _noise_floor(run)
+    floor = _noise_floor(view)
     heights = [forest.height("") * len(rows) for rows in groups.values()]
     figure = style.new_figure(1.2 + sum(heights) + 0.33 * len(groups), wspace=0.02)
     grid = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, width_ratios=(1.35, 1))
@@ -83,34 +82,35 @@ def draw(run: Run) -> Drawing | None:
             right.axvspan(1 / (1 + floor), 1 + floor, color=forest.BAND, linewidth=0, zorder=0.3)
         for row, y in zip(rows, centres, strict=True):
             _draw_row(left, right, row, y)
-    grid[-1, 0].set_xlabel("relative L2 error of the final latents (lower is better)")
-    grid[-1, 1].set_xlabel(f"ratio to {run.baseline} (left of 1 is better)")
+    result = view.layout.result.title
+    grid[-1, 0].set_xlabel(f"relative L2 error of the final {result} (lower is better)")
+    grid[-1, 1].set_xlabel(f"ratio to {view.baseline} (left of 1 is better)")
     forest.head(grid[0, 1], WORDS, "ratio [95 % interval]")
-    _legend(figure, str(run.baseline), math.isfinite(floor), any(row.lost for row in every))
-    return Drawing("variants", TITLE, figure, _caption(run, len(every[0].errors), floor))
+    _legend(figure, view.baseline, math.isfinite(floor), any(row.lost for row in every))
+    title = f"All variants: error of the {result}"
+    return Drawing("variants", title, figure, _caption(view, len(every[0].errors), floor))
 
 
-def _caption(run: Run, cases: int, floor: float) -> str:
+def _caption(view: View, cases: int, floor: float) -> str:
     text = (
-        "Relative L2 distance of the latents from the reference's after the last step, free-running, log scale. Left: "
-        f"each of the {cases} cases (prompt and seed), and their geometric mean with its 95 % interval, which is wide "
-        f"where cases differ; the line is {run.baseline}. Right: the ratio to {run.baseline} within each case, which "
+        f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, free-"
+        f"running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with its 95 % "
+        f"interval, which is wide where cases differ; the line is {view.baseline}. Right: the ratio to {view.baseline} within each case, which "
         "leaves that out. Triangles: beyond the axis."
     )
     if math.isfinite(floor):
-        text += f" Shaded: the noise floor, what equivalent runs of {run.baseline} differ by."
+        text += f" Shaded: the noise floor, what equivalent runs of {view.baseline} differ by."
     return text
 
 
-def _groups(run: Run) -> dict[str, list[Row]]:
+def _groups(view: View) -> dict[str, list[Row]]:
     """Variants by the dtype they compute in, the least error first, those that are not finite last."""
-    assert run.drift is not None
-    found = {name: final_drift(run.drift, name) for name in run.variants if name != run.reference}
-    base = found.get(run.baseline or "", pd.Series(dtype=float))
+    found = {name: view.final_errors(name) for name in view.variants if name != view.reference}
+    base = found.get(view.baseline, pd.Series(dtype=float))
     groups: dict[str, list[Row]] = {}
     for name, errors in found.items():
         if len(errors):
-            groups.setdefault(dtype(run.entry(name).get("dtype"))[0], []).append(_row(name, errors, base))
+            groups.setdefault(view.entry(name).dtype.compute, []).append(_row(name, errors, base))
     for rows in groups.values():
         rows.sort(key=lambda row: (row.lost > 0, row.lost, row.mean[0] if math.isfinite(row.mean[0]) else 0.0))
     return groups
@@ -127,12 +127,15 @@ def _row(name: str, errors: pd.Series, base: pd.Series) -> Row:
     )
 
 
-def _noise_floor(run: Run) -> float:
-    """The largest noise floor that a claim on the drift of the latents states for the baseline; NaN if none does."""
+def _noise_floor(view: View) -> float:
+    """The largest noise floor that a claim on the drift of the result states for the baseline; NaN if none does."""
+    stated = {claim.id: claim for claim in map(Claim.from_dict, view.manifest.claims)}
+    entries = view.run.summary.claims if view.run.summary else ()
     measured = [
-        claim["noise_floor"]
-        for claim, stated in zip(run.summary.get("claims") or [], run.manifest.get("claims") or [], strict=False)
-        if claim.get("metric") == "drift" and claim.get("against") == run.baseline and not stated.get("sites")
+        entry.noise_floor.value
+        for entry in entries
+        if entry.metric == "drift" and entry.against == view.baseline and entry.id in stated
+        if not stated[entry.id].sites
     ]
     return max((float(floor) for floor in measured if floor is not None), default=math.nan)
 
