@@ -95,7 +95,8 @@ def _new_settings(settings: dict[str, Any], paged: bool) -> dict[str, Any]:
         "case": case,
         **settings,
         "pinned": {
-            "case": case | {"steps": pinned["steps"]},
+            # height and width are those of each pinned case
+            "case": {key: pinned[key] for key in _SAMPLER},
             **{key: pinned[key] for key in ("cases", "sites")},
         },
     }
@@ -109,7 +110,7 @@ def _old_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "sampler": {key: case[key] for key in _SAMPLER},
         "image": {key: case[key] for key in _IMAGE},
         **settings,
-        "pinned": {key: of_pinned[key] for key in _SAMPLER} | pinned,
+        "pinned": of_pinned | pinned,
     }
 
 

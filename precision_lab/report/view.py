@@ -223,9 +223,10 @@ def main_branch(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 
 
 def block_outputs(table: pd.DataFrame, layout: Layout, stream: str) -> pd.DataFrame:
-    """Rows of a residual stream as it leaves each block of the default component."""
+    """Rows of a residual stream as it leaves each block of the default component, inside steps."""
     port = layout.streams[stream].port
-    rows = table[(table["component"] == layout.default) & (table["port"] == port) & table["block"].notna()]
+    inside = table["block"].notna() & table["step"].notna()
+    rows = table[(table["component"] == layout.default) & (table["port"] == port) & inside]
     blocks = [site for site in rows["site"].unique() if layout.is_block(layout.default, site)]
     return rows[rows["site"].isin(blocks)]
 
