@@ -91,6 +91,21 @@ def test_they_stay_so_whatever_it_is_combined_with(models, other, first):
     }
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("others", [(), ("fp32_modulation",), ("fp32_norms", "fp32_gates")], ids="-".join)
+def test_norm_out_in_fp32_rounds_once_wherever_the_stream_ends(models, dtype, others):
+    """Its first input is fp32 where both apply; the result is due in the dtype of the computation in either order."""
+    pairs = permutations(["fp32_residual", "fp32_norm_out"])
+    runs = [observed(models(dtype), ["norm_out", "norm_out.norm"], named(*pair, *others)) for pair in pairs]
+    for _, seen in runs:
+        assert {(site, kind) for site, _, kind, _ in seen} == {("norm_out", dtype), ("norm_out.norm", mx.float32)}
+    for name, array in runs[0][0].items():
+        assert np.array_equal(array, runs[1][0][name]), name
+    alone, seen = observed(models(dtype), ["norm_out", "norm_out.norm"], named("fp32_norm_out"))
+    assert {kind for site, _, kind, _ in seen if site == "norm_out"} == {dtype}
+    assert not np.array_equal(alone["velocity"], runs[0][0]["velocity"])
+
+
 def test_fp32_modulation_keeps_the_vectors_wide_and_the_tokens_narrow(models):
     techniques = named("fp32_modulation")
     pipeline = models(mx.bfloat16)
