@@ -23,7 +23,7 @@ _COMPUTE_DTYPE = "compute_dtype"
 
 
 class _Block(Wrapper):
-    """Upcasts the streams, and tells the branches inside the dtype of the computation, which is that of temb."""
+    """Upcasts the streams, and publishes the dtype of the computation, that of temb, to the branches inside."""
 
     def __call__(self, x: Streams, temb: mx.array, *args: Any) -> Any:
         with scope(**{_COMPUTE_DTYPE: temb.dtype}):

@@ -29,11 +29,11 @@ INSTRUCTION = 16
 """Number of keys in one matrix instruction (m16n8k16)."""
 
 
-def check_accumulator(what: str, name: str) -> None:
-    """Raises InputError unless `name` is one of ACCUMULATORS."""
+def check_accumulator(setting: str, name: str) -> None:
+    """Raises InputError unless `name` is one of ACCUMULATORS; the message names `setting`."""
     if name not in ACCUMULATORS:
         raise InputError(
-            f"{what} is {name!r}, expected one of {', '.join(ACCUMULATORS)}. {nearest(str(name), ACCUMULATORS)}"
+            f"{setting} is {name!r}, expected one of {', '.join(ACCUMULATORS)}. {nearest(str(name), ACCUMULATORS)}"
         )
 
 

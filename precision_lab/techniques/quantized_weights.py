@@ -33,7 +33,7 @@ class Rule:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Rule:
-        """Bits and group size default to the mode's, the mode to affine.
+        """Reads a rule. The mode defaults to affine; bits and group size default to those of the mode.
 
         Raises InputError for unknown entries, or values that the mode does not have.
         """
@@ -72,7 +72,7 @@ class QuantizedWeights:
 
     @cached_property
     def _by_pattern(self) -> Mapping[str, Quantization | None]:
-        """Of a pattern in several rules the first counts."""
+        """The quantisation for each pattern; the first rule with a pattern decides."""
         return {pattern: rule.quantization for rule in reversed(self._rules) for pattern in rule.sites}
 
     @property

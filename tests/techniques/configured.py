@@ -1,4 +1,4 @@
-"""Techniques as conf/technique names them."""
+"""The techniques of conf/technique, by name."""
 
 from functools import cache
 from pathlib import Path
@@ -10,12 +10,12 @@ CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(file.stem for file in (CONF / "technique").glob("*.yaml"))
 _GROUPS = OmegaConf.create({"sites": OmegaConf.load(CONF / "sites" / "qwen_image.yaml")})
 SITES = OmegaConf.to_container(_GROUPS, resolve=True)["sites"]
-"""The groups of conf/sites/qwen_image.yaml: a pattern or a list of patterns each."""
+"""The groups of conf/sites/qwen_image.yaml, each a pattern or a list of patterns."""
 
 
 @cache
 def described(name):
-    """Hydra's composition of one file with its defaults, without the third of a second it takes."""
+    """Composes one file with its defaults as Hydra does, but without the third of a second that Hydra takes."""
     node = OmegaConf.load(CONF / "technique" / f"{name}.yaml")
     found = {}
     for part in node.pop("defaults", []):

@@ -1,4 +1,4 @@
-"""A small synthetic pipeline to try techniques on."""
+"""A small synthetic pipeline for tests of techniques."""
 
 import mlx.core as mx
 import pytest
@@ -9,7 +9,7 @@ from precision_lab.model.qwen_image.checkpoint import Checkpoint
 
 @pytest.fixture(scope="session")
 def models(small_checkpoint):
-    """Four blocks, width 64; biases of the size that the synthetic weights give them."""
+    """Four blocks of width 64, with biases as large as the synthetic weights have them."""
     return Models(Checkpoint(small_checkpoint))
 
 

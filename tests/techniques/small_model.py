@@ -31,7 +31,7 @@ def forward(model, dtype=mx.float32, seed=0, masked=False):
 
 
 def rewritten(model, *techniques, dtype=mx.float32, **kwargs):
-    """The output of the model with the techniques, in the order given."""
+    """The output of the model with the techniques applied in this order."""
     with applied({"transformer": model}, {f"t{i}": t for i, t in enumerate(techniques)}):
         return forward(model, dtype, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Scale-equivalence: every claim of conf/technique is proven, and what changes the function is named."""
+"""Scale-equivalence: every claim of conf/technique is proven, and the causes of a changed function are located."""
 
 from types import SimpleNamespace
 

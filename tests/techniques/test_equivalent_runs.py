@@ -1,4 +1,4 @@
-"""Runs that are the same function computed in another way: the members of the noise floor."""
+"""Runs that compute the same function in another way: the members of the noise floor."""
 
 import shutil
 

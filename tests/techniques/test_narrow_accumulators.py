@@ -1,4 +1,4 @@
-"""Narrow accumulators: bit for bit those of a scalar loop, and what they do to a sum."""
+"""Narrow accumulators equal those of a scalar loop bit for bit, and their effect on a sum is as expected."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_rounding_after_every_product_is_that_of_a_scalar_loop(dtype, accumulato
 
 @pytest.mark.parametrize(("block", "accumulator"), [*itertools.product((2, 5, 16, 37, 64), ("float16", "bfloat16"))])
 def test_rounding_after_blocks_is_that_of_a_scalar_loop(block, accumulator):
-    """Whole numbers: the sum of a block is exact in fp32, whatever its order."""
+    """With whole numbers the sum of a block is exact in fp32 in any order."""
     a, b = inputs(2, "float16", whole=True)
     a = a * 13
     for block_sums in ("float32", accumulator):
@@ -58,7 +58,7 @@ def test_rounding_after_blocks_is_that_of_a_scalar_loop(block, accumulator):
 
 
 def test_by_hand():
-    """In fp16 2048 + 1 is 2048: one at a time the ones are lost, two at a time they are not."""
+    """In fp16 2048 + 1 is 2048: ones added one at a time are lost, ones added two at a time are not."""
     row, column = mx.array([[2048.0, 1, 1, 1, 1, 1, 1]]), mx.ones((7, 1))
     assert narrow_matmul(row, column, 1, mx.float16).item() == 2048
     assert narrow_matmul(row[:, ::-1], column, 1, mx.float16).item() == 2054

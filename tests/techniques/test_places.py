@@ -1,4 +1,4 @@
-"""What techniques share: places and their rewrites, the protocol, and which of them know a model."""
+"""Properties that techniques share: places and their rewrites, the protocol, and independence of a model."""
 
 import ast
 import dataclasses

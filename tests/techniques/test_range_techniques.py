@@ -1,4 +1,4 @@
-"""fp32 placements, clipping and scaling: what each keeps in which dtype, what it cures, and how they compose."""
+"""fp32 placements, clipping and scaling: the dtypes that each keeps, the failures it cures, and compositions."""
 
 from itertools import pairwise, permutations
 
@@ -31,18 +31,18 @@ MODELS = ("qwen_image", "edit", "edit_2509", "2512")
 
 @pytest.fixture(scope="module")
 def beyond_float16(small_checkpoint):
-    """Streams that grow past float16 in four blocks: the same function, 2^11 times the size."""
+    """The same function with streams 2^11 times as large, which exceed float16 within four blocks."""
     return Models(Checkpoint(small_checkpoint, inflate=2.0**11))
 
 
 @pytest.fixture(scope="module")
 def micro():
-    """The embedded default: 60 blocks, trained."""
+    """The embedded default checkpoint: 60 blocks, trained."""
     return Models(Checkpoint(checkpoints_dir() / "micro"))
 
 
 def observed(pipeline, patterns, techniques):
-    """Outputs, and (site, stream, dtype, finite) of every real array that leaves the sites."""
+    """Returns outputs, and (site, stream, dtype, finite) for every real array that leaves the sites."""
     seen = []
 
     def note(call):
@@ -166,11 +166,11 @@ def test_a_narrow_set_rounds_there_and_nowhere_else(models):
     }
 
 
-# --- what float16 needs ----------------------------------------------------------------------------------------------
+# --- float16 ---------------------------------------------------------------------------------------------------------
 
 
 def test_plain_float16_overflows_and_clipping_does_not_cure_it(beyond_float16):
-    """The add after attention overflows inside a block: NaN in the next LayerNorm, before the clip at the end."""
+    """The add after attention overflows inside a block, so the next LayerNorm gives NaN before the clip at the end."""
     clip = named("block_end_clip")
     _, plain = observed(beyond_float16(mx.float16), None, {})
     found, clipped = observed(beyond_float16(mx.float16), None, clip)
@@ -213,7 +213,7 @@ def test_plain_float16_fails_on_the_default_model_with_and_without_the_clip(micr
 
 
 def test_streams_in_fp32_alone_do_not_carry_float16(micro):
-    """A feed-forward of the text stream overflows at the first step: in block 38 without a prompt, later with one."""
+    """A text feed-forward overflows at the first step, in block 38 without a prompt later with one."""
     draw = Draw(0, (1.0, 0.9), "a green square on a white background", Grid(8, 8))
     found = evaluate(micro(mx.float16), draw, named("fp32_residual"))
     assert not np.isfinite(found["velocity"]).all()

@@ -67,7 +67,7 @@ def _linear(x: mx.array, weight: np.ndarray, bias: np.ndarray | None) -> mx.arra
         most = _OUTPUTS if x.dtype == mx.float32 else _BFLOAT16_OUTPUTS
         in_pieces(partial(_piece, values, weight, bias, y), outputs, _between(most, share, 64))
         return result
-    with np.errstate(invalid="ignore"):  # a NaN in float16
+    with np.errstate(invalid="ignore"):  # caused by a NaN in float16
         values = values.astype(np.float32, copy=False)
     in_pieces(partial(_widened_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
     return result
@@ -199,7 +199,7 @@ def _contiguous(x: mx.array) -> np.ndarray:
 
 
 def _float32(x: mx.array) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a NaN in float16
+    with np.errstate(invalid="ignore"):  # caused by a NaN in float16
         return _contiguous(x).astype(np.float32, copy=False)
 
 
@@ -237,6 +237,5 @@ class FastCPU:
 
     def rewrite(self, site: Site) -> nn.Module:
         fast = replacement(site.module)
-        return (
-            site.module if fast is None else fast
-        )  # not `or`: a module without parameters is an empty dict, thus false
+        # not `fast or site.module`: a module without parameters is an empty dict, and therefore false
+        return site.module if fast is None else fast

@@ -82,7 +82,7 @@ def gated_add_norm_modulate(
     scale: int,
     eps: float,
 ) -> tuple[mx.array, mx.array]:
-    """`gated_add`, rounded, and `norm_modulate` of it."""
+    """Returns `gated_add`, rounded to the dtype of the residual, and `norm_modulate` of that sum."""
     batch, length, dim = residual.shape
     threads = cuda.vectors(residual)
     if not cuda.takes(residual, product) or threads > cuda.LARGEST_BLOCK:
@@ -104,7 +104,7 @@ def gated_add_norm_modulate(
 
 
 def gelu(product: mx.array, bias: mx.array) -> mx.array:
-    """The tanh form of GELU of `product + bias`; product: (B, L, D), bias: (D,)."""
+    """GELU in its tanh form of `product + bias`; product: (B, L, D), bias: (D,)."""
     if not cuda.takes(product):
         return _gelu(product, bias)
     batch, length, dim = product.shape
@@ -149,7 +149,7 @@ def joint_qkv(txt: Projected, img: Projected, head_dim: int, eps: float) -> tupl
 
 
 def _chunk(mods: mx.array, index: int) -> mx.array:
-    """(B, 1, D) of the modulations, in fp32."""
+    """One vector of the modulations, (B, 1, D) in fp32."""
     dim = mods.shape[-1] // 6
     return mods[:, None, index * dim : (index + 1) * dim].astype(mx.float32)
 

@@ -7,7 +7,7 @@ from precision_lab.instrument.sites import Site
 
 
 def expect_kind(technique: str, site: Site, *kinds: type) -> None:
-    """Raises InputError unless the module at `site` is an instance of one of `kinds`; `technique` names the asker."""
+    """Raises InputError unless the module at `site` is an instance of one of `kinds`; the message names `technique`."""
     if not isinstance(site.module, kinds):
         *others, last = (kind.__name__ for kind in kinds)
         expected = f"{', '.join(others)} or {last}" if others else last

@@ -14,17 +14,17 @@ from precision_lab.errors import InputError, nearest
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
-def dtype_named(what: str, name: str) -> mx.Dtype:
-    """The floating-point dtype called `name`. Raises InputError for an unknown name; `what` names the setting in it."""
+def dtype_named(setting: str, name: str) -> mx.Dtype:
+    """The floating-point dtype called `name`. Raises InputError for an unknown one; the message names `setting`."""
     if name not in DTYPES:
-        raise InputError(f"{what} is {name!r}, expected one of {', '.join(DTYPES)}. {nearest(str(name), DTYPES)}")
+        raise InputError(f"{setting} is {name!r}, expected one of {', '.join(DTYPES)}. {nearest(str(name), DTYPES)}")
     return DTYPES[name]
 
 
-def check_block(what: str, block: int) -> None:
-    """Raises InputError unless `block` is a positive whole number; `what` names the setting in it."""
+def check_block(setting: str, block: int) -> None:
+    """Raises InputError unless `block` is a positive whole number; the message names `setting`."""
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise InputError(f"{what} is {block!r}, expected a whole number of at least 1")
+        raise InputError(f"{setting} is {block!r}, expected a whole number of at least 1")
 
 
 def rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
