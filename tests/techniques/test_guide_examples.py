@@ -21,9 +21,10 @@ def test_a_technique_takes_one_short_file_and_a_yaml_of_four_lines(tmp_path, mon
     source, yaml = blocks("extending.md", "python")[0], blocks("extending.md", "yaml")[0]
     assert len(source.splitlines()) <= 40
     assert len(yaml.splitlines()) <= 4
-    (tmp_path / "their_package.py").write_text(source)
+    # an imported module stays in the process, where other tests have a package of the printed name
+    (tmp_path / "package_of_the_guide.py").write_text(source)
     (tmp_path / "technique").mkdir()
-    (tmp_path / "technique" / "clip.yaml").write_text(yaml)
+    (tmp_path / "technique" / "clip.yaml").write_text(yaml.replace("their_package", "package_of_the_guide"))
     monkeypatch.syspath_prepend(str(tmp_path))
     with initialize_config_dir(str(CONF), version_base=None):
         searched = [f"hydra.searchpath=[file://{tmp_path}]", "technique=[clip]", "++technique.clip.limit=2.0"]
@@ -38,7 +39,7 @@ def test_a_technique_takes_one_short_file_and_a_yaml_of_four_lines(tmp_path, mon
 
 
 def test_a_technique_of_several_places_maps_patterns_to_rewrites():
-    names = {"__name__": "their_package"}
+    names = {"__name__": "example"}
     exec(blocks("techniques.md", "python")[0], names)
     technique = names["SmallValues"]()
     assert isinstance(technique, Technique)
