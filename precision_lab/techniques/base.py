@@ -1,10 +1,12 @@
-"""What a technique is, and how several are applied to a model for the length of a run."""
+"""The protocol of a technique, and the application of several techniques to a model for the length of a run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import mlx.nn as nn
@@ -15,13 +17,17 @@ from precision_lab.instrument.swap import swapped
 
 log = logging.getLogger(__name__)
 
+Places = Mapping[str, Callable[[Site], nn.Module]]
+"""Pattern -> rewrite of the sites that it names."""
+
 
 @runtime_checkable
 class Technique(Protocol):
-    """A numerical technique: where (`sites`) and what (`rewrite`).
+    """A numerical technique: the modules it rewrites (`sites`) and their replacements (`rewrite`).
 
-    Usually a frozen dataclass in a file of its own whose docstring says what it does, why, at what cost, and who
-    published it. Anything with these members works, from any package.
+    It is usually a frozen dataclass in a file of its own, whose docstring says what the technique does, why, at what
+    cost, and who published it. `preserves_function` and `composes` are usually class variables. Any object with these
+    members works, from any package. `ByPlace` helps where different places are rewritten differently.
     """
 
     @property
@@ -30,18 +36,53 @@ class Technique(Protocol):
 
     @property
     def preserves_function(self) -> bool:
-        """Whether the rewritten model claims to be the same function in exact arithmetic."""
+        """Whether the technique claims that the rewritten model is the same function in exact arithmetic."""
 
     @property
     def composes(self) -> bool:
-        """Whether it may share a site with any other technique, in the order given."""
+        """Whether the technique may share a site with any other; they apply in the order listed."""
 
     def rewrite(self, site: Site) -> nn.Module:
-        """The module to put at the site (the one there: leave it). Raises InputError for a kind it cannot rewrite."""
+        """Returns the replacement of the site's module, or that module itself to leave it alone.
+
+        Raises InputError for a class of module that the technique cannot rewrite.
+        """
+
+
+class ByPlace(ABC):
+    """Base class of a technique that rewrites different places differently; a subclass defines `places`."""
+
+    @property
+    @abstractmethod
+    def places(self) -> Places:
+        """The rewrite of every place. The first pattern that names a site decides how the site is rewritten."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """The patterns of all places."""
+        return tuple(self.places)
+
+    def rewrite(self, site: Site) -> nn.Module:
+        """Applies the rewrite of the first place that names the site. Raises InputError if none does."""
+        places = self.places
+        pattern = first_naming(places, site)
+        if pattern is None:
+            raise InputError(f"{type(self).__name__}: {site} is at none of its places, which are {', '.join(places)}")
+        return places[pattern](site)
+
+
+def first_naming(patterns: Sequence[str] | Mapping[str, object], site: Site) -> str | None:
+    """The first of `patterns` that names `site`, or None.
+
+    As in `select`, a pattern without a component may also mean the model's only component.
+    """
+    exact = (pattern for pattern in patterns if site.named_by(pattern))
+    unqualified = (p for p in patterns if ":" not in p and site.named_by(f"{site.component}:{p}"))
+    return next(chain(exact, unqualified), None)
 
 
 class Coverage(NamedTuple):
-    """How many modules a technique rewrote, of how many the components it names have."""
+    """The number of modules that a technique rewrote, and the number of modules in the components that it names."""
 
     matched: int
     of: int
@@ -49,25 +90,25 @@ class Coverage(NamedTuple):
 
 @contextmanager
 def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Technique]) -> Iterator[dict[str, Coverage]]:
-    """The model with the techniques, one after another; the plain model again afterwards.
+    """Applies the techniques in order for the length of the block; afterwards the model is plain again.
 
-    Raises InputError if a pattern matches nothing, or two techniques meet at a site and neither composes.
+    Raises InputError if a pattern matches nothing, or if two techniques rewrite one site and neither composes.
     """
     owners: dict[Site, str] = {}
     coverage = {}
     with ExitStack() as stack:
         for name, technique in techniques.items():
             sites = walk(components)
-            chosen = select(technique.sites, sites)
-            for site in chosen:
+            selected = select(technique.sites, sites)
+            for site in selected:
                 owner = owners.get(site)
                 if owner and not (technique.composes or techniques[owner].composes):
                     raise InputError(f"Techniques {owner} and {name} both rewrite {site}, and neither composes")
                 owners[site] = name
-            rewritten = {site: technique.rewrite(site) for site in chosen}
+            rewritten = {site: technique.rewrite(site) for site in selected}
             changed = {site: module for site, module in rewritten.items() if module is not site.module}
             stack.enter_context(swapped(components, changed))
-            named = {site.component for site in chosen}
+            named = {site.component for site in selected}
             coverage[name] = Coverage(len(changed), sum(site.component in named for site in sites))
             log.info("%s: rewrote %d of %d modules", name, *coverage[name])
         yield coverage

@@ -1,14 +1,15 @@
-"""The same row twice in a batch, and the first of the results: what batch layout does to rounding.
+"""Each module on a batch that repeats the same rows, keeping the first copy: the effect of batch layout on rounding.
 
-Libraries choose their kernels, and so the order of their sums, by the number of rows. The function is the same, so what
-differs belongs to the noise floor. Applied operation by operation, so that every array outside keeps its shape. Cost:
-twice the arithmetic.
+Libraries choose their kernels, and with them the order of their sums, by the number of rows. The function is the same,
+so any difference belongs to the noise floor. The batch is repeated operation by operation, so every array outside
+keeps its shape. Cost: `copies` times the arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +17,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.techniques.fused_attention import ATTEND
-from precision_lab.techniques.narrow_accumulators import BLOCK_LINEARS
+from precision_lab.techniques.parts.kinds import expect_kind
 
 
 class _Repeated(Wrapper):
@@ -33,18 +33,18 @@ class _Repeated(Wrapper):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """`copies` of the batch through each linear and attention, of which the first is kept."""
+    """Each linear or attention runs on `copies` copies of the batch; the first copy of the result is kept."""
 
-    sites: Sequence[str] = (*BLOCK_LINEARS, *ATTEND)
+    sites: Sequence[str]
     copies: int = 2
-    preserves_function: bool = True
-    composes: bool = True
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.copies, int) or self.copies < 1:
             raise InputError(f"batch_layout.copies is {self.copies!r}, expected a whole number of at least 1")
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, nn.Linear | nn.QuantizedLinear | Attend):
-            raise InputError(f"batch_layout: {site} is {type(site.module).__name__}, expected Linear or Attend")
+        if not isinstance(site.module, nn.QuantizedLinear):
+            expect_kind("batch_layout", site, nn.Linear, Attend)
         return _Repeated(site.module, self.copies)

@@ -1,15 +1,16 @@
 """Both streams clipped to the range of float16 at the end of each block, as diffusers does in float16.
 
-(QwenImageTransformerBlock, diffusers 0.42.1; ComfyUI issue 10751 tries the same and calls it lossy.) Two ways to fail:
-where a stream needs more than 65504 it is another function, and an infinity made inside the block, by the add after
-attention, is NaN in the LayerNorm that follows, before the clip is reached. Cost: one element-wise pass a stream.
+(QwenImageTransformerBlock, diffusers 0.42.1; ComfyUI issue 10751 tries the same and calls it lossy.) It fails in two
+ways. Where a stream needs more than 65504, the clipped model is a different function. Where the add after attention
+overflows inside the block, the LayerNorm after it turns the infinity into NaN before the clip is reached. Cost: one
+element-wise pass a stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,12 +31,12 @@ class _Clipped(Wrapper):
 
 @dataclass(frozen=True)
 class BlockEndClip:
-    """In every dtype, so that what clipping costs can be told from what float16 costs."""
+    """Clips to +-`limit` in every dtype, which separates the cost of clipping from the cost of float16."""
 
     sites: Sequence[str] = ("transformer_blocks.*",)
     limit: float = 65504.0
-    preserves_function: bool = False
-    composes: bool = True
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
         return _Clipped(site.module, self.limit)

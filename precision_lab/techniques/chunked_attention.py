@@ -1,23 +1,25 @@
-"""Attention computed in chunks of queries and keys, with the softmax carried along: another order of the same sums.
+"""Attention computed in chunks of queries and keys with an online softmax: another order of the same sums.
 
-What FlashAttention (Dao et al., arXiv:2205.14135) and every implementation that saves memory does; all in fp32, rounded
-once like the plain model. In exact arithmetic the same function, so what differs belongs to the noise floor. Cost: on
-a CPU more, smaller operations.
+FlashAttention (Dao et al., arXiv:2205.14135) and every memory-saving implementation compute attention like this. Here
+everything is in fp32 and rounded once, as in the plain model. In exact arithmetic it is the same function, so any
+difference belongs to the noise floor. Cost: more and smaller operations on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.techniques.fused_attention import ATTEND, expect_attend
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block
 from precision_lab.techniques.parts.online_softmax import MASKED, OnlineSoftmax
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 
 class _ChunkedAttend(Attend):
@@ -49,18 +51,18 @@ def _split(x: mx.array, length: int) -> list[mx.array]:
 
 @dataclass(frozen=True)
 class ChunkedAttention:
-    """Chunks of `queries` queries and `keys` keys; the last of each may be shorter."""
+    """Chunks of `queries` queries and `keys` keys; the last chunk of each may be shorter."""
 
     sites: Sequence[str] = ATTEND
     queries: int = 32
     keys: int = 32
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_block("chunked_attention.queries", self.queries)
         check_block("chunked_attention.keys", self.keys)
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_attend("chunked_attention", site)
+        expect_kind("chunked_attention", site, Attend)
         return _ChunkedAttend(self.queries, self.keys)

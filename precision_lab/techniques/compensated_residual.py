@@ -1,31 +1,32 @@
-"""Residual adds that keep what rounding took away and add it to the next update: compensated summation.
+"""Residual adds that carry their rounding error into the next update: compensated summation.
 
-Kahan, Communications of the ACM 8 (1965): the stream is an unevaluated sum of the 16-bit array that the rest of the
-model reads and a correction, in bf16 (a pair of bf16, some 16 bits together) or fp32. Layers read the stream rounded
-once, instead of the sum of up to 120 roundings. A research arm. Cost: the correction doubles (bf16) or triples the
-memory traffic of the residual adds, and its store.
+After Kahan, Communications of the ACM 8 (1965). The stream is an unevaluated sum of the 16-bit array that the rest of
+the model reads and a correction in bf16 (a pair of bf16 holds some 16 bits) or fp32. Layers read a stream that was
+rounded once, instead of the sum of up to 120 roundings. This is a research arm. Cost: the correction doubles (bf16) or
+triples (fp32) the memory and the memory traffic of the residual adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import dtype_named
-from precision_lab.techniques.stochastic_residual import RESIDUAL_ADDS
+from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS
 
 
 class _Carry:
-    """The correction of each stream, and the array that it belongs to: no other takes it up.
+    """The correction of each stream, and the array that it belongs to; no other array receives it.
 
-    A forward begins with another array, and so does whatever follows a module that replaced the stream: both start
-    without a correction.
+    A new forward begins with another array, and so does the stream after a module that replaced it. Both start without
+    a correction.
     """
 
     def __init__(self) -> None:
@@ -59,18 +60,17 @@ class _CompensatedAdd(GatedAdd):
 
 @dataclass(frozen=True)
 class CompensatedResidual:
-    """`correction` is the dtype of what is carried along: bfloat16, float16 or float32."""
+    """`correction` is the dtype of the rounding error carried along: bfloat16, float16 or float32."""
 
     sites: Sequence[str] = RESIDUAL_ADDS
     correction: str = "float32"
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
     _carry: _Carry = field(default_factory=_Carry, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         dtype_named("compensated_residual.correction", self.correction)
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, GatedAdd):
-            raise InputError(f"compensated_residual: {site} is {type(site.module).__name__}, expected GatedAdd")
+        expect_kind("compensated_residual", site, GatedAdd)
         return _CompensatedAdd(self._carry, site.stream, dtype_named("correction", self.correction))

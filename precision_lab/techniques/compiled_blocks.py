@@ -1,15 +1,15 @@
 """Transformer blocks compiled by `mx.compile`, which fuses element-wise chains.
 
-The function is the same, and temporaries keep their dtype, so what differs from eager belongs to the noise floor. What
-is inside a compiled block cannot be observed: its values are no outputs. Needs a C++ compiler on a CPU, where it is
-slower than eager; the first call after a change compiles and takes longer.
+The function is the same and temporaries keep their dtype, so any difference from eager execution belongs to the noise
+floor. The inside of a compiled block cannot be observed, because its values are not outputs. On a CPU it needs a C++
+compiler and is slower than eager execution. The first call after a change compiles and takes longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,10 +18,11 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.techniques.parts.kinds import expect_kind
 
 
 class _Compiled(Wrapper):
-    """Compiles the block anew whenever a module in it was replaced since: MLX would go on calling the old one."""
+    """Compiles the block again whenever a module in it has been replaced: MLX would go on calling the old one."""
 
     def __init__(self, inner: nn.Module, address: str):
         super().__init__(inner)
@@ -36,7 +37,7 @@ class _Compiled(Wrapper):
             if any(self._original.get(key, kind) is not kind for key, kind in anatomy.items()):
                 raise InputError(
                     f"compiled_blocks: a module inside {self._address} is observed, which a compiled block does not "
-                    "allow; observe transformer_blocks.* and what is outside of them (probe.range.sites, drift.sites)"
+                    "allow; observe transformer_blocks.* and modules outside of them (probe.range.sites, drift.sites)"
                 )
             self._compiled, self._compiled_anatomy = mx.compile(_flat(self.inner)), anatomy
         masks = () if mask is None else (mask,)
@@ -45,12 +46,12 @@ class _Compiled(Wrapper):
 
 
 def _anatomy(module: nn.Module) -> dict[int, type]:
-    """The modules inside by identity, and their classes: a tap changes a class, a swap the module."""
+    """The identities and classes of the modules inside: a tap changes a class, a swap replaces a module."""
     return {id(inner): type(inner) for inner in module.modules()}
 
 
 def _flat(block: nn.Module) -> Callable[..., tuple[mx.array, mx.array]]:
-    """The block as a function of arrays alone, which is what MLX compiles."""
+    """The block as a function of arrays alone, the only kind that MLX compiles."""
 
     def call(
         img: mx.array, txt: mx.array, temb: mx.array, img_rotation: mx.array, txt_rotation: mx.array, *mask: mx.array
@@ -66,10 +67,9 @@ class CompiledBlocks:
     """Each block as one compiled function."""
 
     sites: Sequence[str] = ("transformer_blocks.*",)
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, TransformerBlock):
-            raise InputError(f"compiled_blocks: {site} is {type(site.module).__name__}, expected TransformerBlock")
+        expect_kind("compiled_blocks", site, TransformerBlock)
         return _Compiled(site.module, str(site))

@@ -1,14 +1,15 @@
-"""The input of a feed-forward times a factor, its output times another: 0.25 and 4 as published.
+"""The input of a feed-forward times one factor and its output times another: 0.25 and 4 as published.
 
 MIXED_PRECISION_OPTIMIZATION (S3) tried it against large activations, found the values LARGER, and reverted it. It is a
-different function even in exact arithmetic: GELU is not homogeneous, and neither linear's bias is scaled with the
-input, so that the second bias comes out multiplied by the output factor. Cost: two element-wise passes.
+different function even in exact arithmetic: GELU is not homogeneous, and the biases of the linears are not scaled with
+the input, so the second bias comes out multiplied by the output factor. Cost: two element-wise passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,8 +34,8 @@ class FFNScaling:
     sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_mlp",)
     input_scale: float = 0.25
     output_scale: float = 4.0
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
         return _Scaled(site.module, self.input_scale, self.output_scale)

@@ -1,31 +1,29 @@
-"""Shift, scale and gate of every block in fp32, from the linear that makes them to where they are used.
+"""Shift, scale and gate of every block in fp32, from the linear that computes them to the operations that use them.
 
-Quantisers leave these layers wide (Nunchaku keeps img_mod and txt_mod at 16 bits, vLLM-Omni 2728 and mflux 517 img_mod
-alone): one vector a step decides the size of every channel. Draw Things' fp16 build upcasts the vectors it computes.
-Here the linear, too, runs in fp32. Cost: two casts of the tokens at each of eight places of a block.
+Quantisers keep these layers wide (Nunchaku keeps img_mod and txt_mod at 16 bits, vLLM-Omni 2728 and mflux 517 only
+img_mod), because one vector a step sets the size of every channel. Draw Things' fp16 build upcasts the vectors after
+computing them. Here the linear runs in fp32 too. Cost: two casts of the tokens at each of eight places in a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import mlx.nn as nn
-
-from precision_lab.instrument.sites import Site
+from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.float32 import InFloat32
 
 
 @dataclass(frozen=True)
-class Float32Modulation:
-    """`{img,txt}_mod` keep their fp32 output; modulations and gated adds take it and round to their own dtype."""
+class Float32Modulation(ByPlace):
+    """`{img,txt}_mod` keep their fp32 output; modulations and gated adds read it and round to the tokens' dtype."""
 
-    sites: Sequence[str] = (
-        "transformer_blocks.*.{img,txt}_mod",
-        "transformer_blocks.*.{img,txt}_{modulate1,modulate2,add1,add2}",
-    )
-    preserves_function: bool = True
-    composes: bool = True
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
 
-    def rewrite(self, site: Site) -> nn.Module:
-        return InFloat32(site.module, rounds=not site.path.endswith("_mod"))
+    @property
+    def places(self) -> Places:
+        return {
+            "transformer_blocks.*.{img,txt}_mod": lambda site: InFloat32(site.module, rounds=False),
+            "transformer_blocks.*.{img,txt}_{modulate1,modulate2,add1,add2}": lambda site: InFloat32(site.module),
+        }

@@ -1,31 +1,29 @@
-"""Both residual streams in fp32 between and inside the blocks, branches in the dtype of the computation.
+"""Both residual streams in fp32 between and inside the blocks; branches stay in the dtype of the computation.
 
-Draw Things' fp16 build of Qwen-Image does so (draw-things-community, QwenImage.swift: `.to(.Float32)` before the first
-block, every LayerNorm and every gated add on fp32): the streams reach 5e7 where float16 ends at 65504, and where one
-unit in the last place of bfloat16 is 262144, so that updates are absorbed. Cost: streams twice as wide, and LayerNorm,
-modulation and gated adds on them in fp32; all matrix products stay narrow.
+Draw Things' fp16 build of Qwen-Image does this (draw-things-community, QwenImage.swift: `.to(.Float32)` before the
+first block, every LayerNorm and every gated add on fp32). The streams reach 5e7, whereas float16 ends at 65504; at that
+size one unit in the last place of bfloat16 is 262144, so updates are absorbed. Cost: streams twice as wide, with
+LayerNorm, modulation and gated adds on them in fp32. All matrix products stay narrow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope, scope
-from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.instrument.sites import Wrapper
 from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.parts.casting import cast
 
 _COMPUTE_DTYPE = "compute_dtype"
 
 
 class _Block(Wrapper):
-    """Upcasts the streams, and states for the branches inside what the dtype of the computation is: that of temb."""
+    """Upcasts the streams, and publishes the dtype of the computation, that of temb, to the branches inside."""
 
     def __call__(self, x: Streams, temb: mx.array, *args: Any) -> Any:
         with scope(**{_COMPUTE_DTYPE: temb.dtype}):
@@ -33,44 +31,41 @@ class _Block(Wrapper):
 
 
 class _Branch(Wrapper):
-    """Attention or feed-forward: what it reads is rounded to the dtype of the computation."""
+    """Attention or feed-forward: rounds its inputs to the dtype of the computation."""
 
     def __call__(self, *args: Any) -> Any:
         return self.inner(*cast(args, current_scope()[_COMPUTE_DTYPE]))
 
 
 class _Add(Wrapper):
-    """`residual + gate * update` in fp32, product included: it is the update that is too large for float16."""
+    """`residual + gate * update` in fp32, the product included: the update itself is too large for float16."""
 
     def __call__(self, *args: mx.array) -> Any:
         return self.inner(*cast(args, mx.float32))
 
 
 class _End(Wrapper):
-    """norm_out reads the fp32 stream; what follows is in the dtype of the computation again."""
+    """The final LayerNorm reads the fp32 stream; its result is in the dtype of the computation again."""
+
+    def result_dtype(self, x: mx.array, temb: mx.array) -> mx.Dtype:
+        return temb.dtype
 
     def __call__(self, x: mx.array, temb: mx.array) -> Any:
-        return cast(self.inner(x, temb), temb.dtype)
-
-
-_PARTS = {"attn": _Branch, "mlp": _Branch, "add1": _Add, "add2": _Add, "out": _End}
+        return cast(self.inner(x, temb), self.result_dtype(x, temb))
 
 
 @dataclass(frozen=True)
-class Float32Residual:
+class Float32Residual(ByPlace):
     """fp32 from the entry of the first block to the final LayerNorm, in the image and the text stream."""
 
-    sites: Sequence[str] = (
-        "transformer_blocks.*",
-        "transformer_blocks.*.{attn,img_mlp,txt_mlp,img_add1,txt_add1,img_add2,txt_add2}",
-        "norm_out",
-    )
-    preserves_function: bool = True
-    composes: bool = True
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
 
-    def rewrite(self, site: Site) -> nn.Module:
-        last = site.path.rpartition(".")[2]
-        part = _Block if last.isdigit() else _PARTS.get(last.rpartition("_")[2])
-        if part is None:
-            raise InputError(f"fp32_residual: {site} is none of its places; leave `sites` as they are")
-        return part(site.module)
+    @property
+    def places(self) -> Places:
+        return {
+            "transformer_blocks.*": lambda site: _Block(site.module),
+            "transformer_blocks.*.{attn,img_mlp,txt_mlp}": lambda site: _Branch(site.module),
+            "transformer_blocks.*.{img,txt}_{add1,add2}": lambda site: _Add(site.module),
+            "norm_out": lambda site: _End(site.module),
+        }

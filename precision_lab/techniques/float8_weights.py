@@ -1,15 +1,17 @@
-"""Linear weights, and if asked their inputs, in float8 e4m3: with no scale, one a tensor, or one an output channel.
+"""Linear weights, and optionally their inputs, in float8 e4m3: without a scale, or with one a tensor or output channel.
 
-vLLM-Omni quantises online like this (one scale for a weight, one for each token of the input); everywhere it breaks
-Qwen-Image (issue 2728); without img_mlp LPIPS is 0.39, without timestep MLP and img_mod instead 0.17 (pull
-request 2795). Checkpoints in plain float8 (ComfyUI's fp8_e4m3fn) have no scale: weights below 2^-10 become zero.
-A scale maps the largest magnitude to 448. Products are summed in fp32. Storage: 8 bits a weight and the scales.
+vLLM-Omni quantises online like this, with one scale for a weight and one for each token of the input. Applied to every
+linear it breaks Qwen-Image (issue 2728). Leaving out img_mlp gives an LPIPS of 0.39; leaving out the timestep MLP and
+img_mod instead gives 0.17 (pull request 2795). Checkpoints in plain float8 (ComfyUI's fp8_e4m3fn) have no scale, so
+weights below 2^-10 become zero. A scale maps the largest magnitude to 448. Products are summed in fp32. Storage: 8 bits
+a weight, and the scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +19,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
 from precision_lab.numerics.formats import FORMATS
-from precision_lab.techniques.narrow_accumulators import BLOCK_LINEARS
+from precision_lab.techniques.parts.kinds import expect_kind
 
 SCALES = ("none", "tensor", "channel")
 _LARGEST = FORMATS["float8_e4m3fn"].max
@@ -46,20 +48,29 @@ class Float8Linear(nn.Module):
 
 
 def _scale(x: mx.array, axes: Sequence[int]) -> mx.array:
-    """Largest magnitude over `axes` (kept) / 448; 1 where all is zero. Not finite where x is not: the codes hide it."""
+    """Largest magnitude over `axes` (kept) / 448, and 1 where all values are zero.
+
+    It is not finite where x is not, because the float8 codes would hide that.
+    """
     scale = mx.abs(x).max(axis=axes, keepdims=True) / _LARGEST
     return mx.where(scale == 0, 1, scale)
 
 
 @dataclass(frozen=True)
 class Float8Weights:
-    """`scale`: none (values beyond 448 saturate), tensor or channel. `quantize_input`: inputs too, a scale a token."""
+    """The linears of the blocks in e4m3. `scale`: none (values beyond 448 saturate), tensor or channel.
 
-    sites: Sequence[str] = BLOCK_LINEARS
+    `quantize_input` quantises the inputs too, with one scale a token.
+    """
+
+    sites: Sequence[str] = (
+        "transformer_blocks.*.{img,txt}_{mod.1,mlp.net.{0.proj,2}}",
+        "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}",
+    )
     scale: str = "tensor"
     quantize_input: bool = False
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -69,6 +80,5 @@ class Float8Weights:
             )
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, nn.Linear):
-            raise InputError(f"float8_weights: {site} is {type(site.module).__name__}, expected Linear")
+        expect_kind("float8_weights", site, nn.Linear)
         return Float8Linear(site.module, self.scale, self.quantize_input)

@@ -1,20 +1,20 @@
 """The scales of stable-diffusion.cpp for Qwen-Image: products of small numbers, restored at once in fp32.
 
 (qwen_image.hpp: `Linear(..., scale = 1 / 32)` for both output projections of attention, "to prevent NaN issues", 1/128
-for the second linear of the feed-forward, 1/128 in attention.) ggml keeps activations in fp32 and rounds to 16 bits
-what enters a product: x * scale is multiplied by the weight, the result divided by the scale, the bias added. In
-attention k and v are multiplied by the scale, the softmax scale and the result divided by it. Cost: two element-wise
-passes at each of these products.
+for the second linear of the feed-forward, 1/128 in attention.) ggml keeps activations in fp32 and rounds the factors of
+a product to 16 bits: x * scale is multiplied by the weight, the result is divided by the scale, and the bias is added.
+In attention k and v are multiplied by the scale; the softmax scale and the result are divided by it. Cost: two
+element-wise passes at each of these products.
 
-An update restored in fp32 may be beyond float16: with fp32_residual it stays what it is, as in ggml, where the streams
-are fp32; without, it is added in fp32 and the sum rounded.
+An update restored in fp32 may exceed the range of float16. With fp32_residual it stays in fp32, as in ggml, whose
+streams are fp32. Without, it is added in fp32 and the sum is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,11 +23,13 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.layers import scaled_dot_product_attention
 from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.techniques.base import ByPlace, Places
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd
 
 
 class _Product(Wrapper):
-    """`(x * scale) @ weight.T / scale + bias`, fp32 behind the product."""
+    """`(x * scale) @ weight.T / scale + bias`, in fp32 after the product."""
 
     def __init__(self, site: Site, scale: float):
         super().__init__(site.module)
@@ -54,25 +56,24 @@ class _Attend(nn.Module):
 
 
 @dataclass(frozen=True)
-class GGMLScales:
-    """Factors, not divisors, as they are published."""
+class GGMLScales(ByPlace):
+    """The scales multiply, as in the published code."""
 
     attention_out: float = 1 / 32
     feed_forward_out: float = 1 / 128
     attention: float = 1 / 128
-    sites: Sequence[str] = (
-        "transformer_blocks.*.attn.{to_out.0,to_add_out,attend}",
-        "transformer_blocks.*.{img,txt}_mlp.net.2",
-        "transformer_blocks.*.{img,txt}_{add1,add2}",
-    )
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
-    def rewrite(self, site: Site) -> nn.Module:
-        if site.path.endswith("attend"):
-            if not isinstance(site.module, Attend):
-                raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected Attend")
-            return _Attend(self.attention)
-        if site.path.endswith(("_add1", "_add2")):
-            return ScaledGatedAdd(site.module, 1.0)
-        return _Product(site, self.feed_forward_out if site.path.endswith("net.2") else self.attention_out)
+    @property
+    def places(self) -> Places:
+        return {
+            "transformer_blocks.*.attn.attend": self._attend,
+            "transformer_blocks.*.attn.{to_out.0,to_add_out}": lambda site: _Product(site, self.attention_out),
+            "transformer_blocks.*.{img,txt}_mlp.net.2": lambda site: _Product(site, self.feed_forward_out),
+            "transformer_blocks.*.{img,txt}_{add1,add2}": lambda site: ScaledGatedAdd(site.module, 1.0),
+        }
+
+    def _attend(self, site: Site) -> nn.Module:
+        expect_kind("ggml_scales", site, Attend)
+        return _Attend(self.attention)

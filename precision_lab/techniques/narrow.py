@@ -1,8 +1,8 @@
-"""Chosen modules in a narrower format than the rest of the model.
+"""Modules in a narrower format than the rest of the model.
 
-ComfyUI's pull request 12522 runs on chips without bfloat16 in fp32, with a "safe set" in float16: image k and v, text q
-and v, and the joint attention (V100, 512x512: 41 -> 23 s). Cost: a cast of inputs and outputs at each site; the gain is
-that of the narrow product.
+On chips without bfloat16, ComfyUI's pull request 12522 runs in fp32 with a "safe set" in float16: image k and v, text q
+and v, and the joint attention (V100, 512x512: 41 -> 23 s). Cost: a cast of inputs and outputs at each site. The gain is
+the speed of the narrow product.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,13 +22,13 @@ from precision_lab.techniques.parts.narrow_sums import dtype_named
 
 
 class _Narrow(Wrapper):
-    """The inner module on inputs, and with parameters of its own, rounded to `dtype`; outputs as they would be."""
+    """The inner module with its inputs and parameters rounded to `dtype`; outputs keep the dtype of the first input."""
 
     def __init__(self, inner: nn.Module, dtype: mx.Dtype):
         super().__init__(inner)
         self._dtype = dtype
         self._narrow = copy(inner)
-        for name in inner:  # and not items(), which shows only what is in memory
+        for name in inner:  # not items(), which lists only parameters in memory
             value = inner[name]
             if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
                 self._narrow[name] = value.astype(dtype)
@@ -40,22 +40,24 @@ class _Narrow(Wrapper):
 
 @dataclass(frozen=True)
 class Narrow:
-    """`dtype` inside each site, which holds no other module; its surroundings keep the dtype of the computation."""
+    """Each site, which must not hold other modules, computes in `dtype`; everything around it keeps its own dtype."""
 
     sites: Sequence[str]
     dtype: str = "float16"
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         dtype_named("narrow.dtype", self.dtype)
 
     @property
     def unrounded(self) -> Narrow:
-        """The same without the rounding that it is for: what a proof of its function looks at."""
+        """The same without its intended rounding; a proof of the function uses this."""
         return replace(self, dtype="float32")
 
     def rewrite(self, site: Site) -> nn.Module:
         if site.module.children():
-            raise InputError(f"narrow: {site} holds other modules, name those inside it")
+            raise InputError(
+                f"narrow: {site} holds other modules, expected a module without any; name the modules inside it"
+            )
         return _Narrow(site.module, dtype_named("narrow.dtype", self.dtype))

@@ -1,30 +1,25 @@
 """Linear layers whose inner products are accumulated in fp16 or bf16, as on an engine without an fp32 accumulator.
 
-cuBLAS offers it as CUBLAS_COMPUTE_16F, and consumer GPUs run it twice as fast. In Draw Things' FP16 build of this model
-fp16 accumulation in the first feed-forward linear was removed because it hurt realism.
-DeepSeek-V3 (arXiv:2412.19437, section 3.3.2) found the few bits of Hopper's FP8 accumulator to cost accuracy, and adds
-the sums of short blocks in fp32: `block_sums: float16, accumulator: float32` is such a promotion, at its best.
-Emulated: several times slower than a plain linear.
+cuBLAS offers it as CUBLAS_COMPUTE_16F, and consumer GPUs run it twice as fast. Draw Things' FP16 build of this model
+stopped using fp16 accumulation in the first feed-forward linear because it hurt realism.
+DeepSeek-V3 (arXiv:2412.19437, section 3.3.2) found that the few bits of Hopper's FP8 accumulator cost accuracy, and
+adds the sums of short blocks in fp32. `block_sums: float16, accumulator: float32` is the best case of that promotion.
+It is emulated, several times slower than a plain linear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
 from precision_lab.model.layers import Linear
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block, dtype_named, narrow_matmul
-
-BLOCK_LINEARS = (
-    "transformer_blocks.*.{img_mod.1,txt_mod.1,img_mlp.net.0.proj,img_mlp.net.2,txt_mlp.net.0.proj,txt_mlp.net.2}",
-    "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}",
-)
-"""All linears of the transformer blocks."""
 
 
 class _NarrowLinear(Linear):
@@ -44,16 +39,16 @@ class _NarrowLinear(Linear):
 class NarrowAccumulators:
     """The products of `block` channels are summed in fp32, rounded to `block_sums`, and added to an `accumulator`.
 
-    With block 1 the running sum is rounded after every product. The bias is added in fp32 and the result rounded once
-    to the dtype of the input. In exact arithmetic the function is the same; overflow of the accumulator is not.
+    With block 1 the running sum is rounded after every product. The bias is added in fp32 and the result is rounded
+    once to the dtype of the input. In exact arithmetic, and unless the accumulator overflows, it is the same function.
     """
 
-    sites: Sequence[str] = BLOCK_LINEARS
+    sites: Sequence[str]
     accumulator: str = "float16"
     block: int = 16
     block_sums: str = "float32"
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         dtype_named("narrow_accumulators.accumulator", self.accumulator)
@@ -62,11 +57,10 @@ class NarrowAccumulators:
 
     @property
     def unrounded(self) -> NarrowAccumulators:
-        """The same order of sums all in fp32: what a proof of its function looks at."""
+        """The same order of sums, all in fp32; a proof of the function uses this."""
         return replace(self, accumulator="float32", block_sums="float32")
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, nn.Linear):
-            raise InputError(f"narrow_accumulators: {site} is {type(site.module).__name__}, expected Linear")
+        expect_kind("narrow_accumulators", site, nn.Linear)
         accumulator = dtype_named("accumulator", self.accumulator)
         return _NarrowLinear(site.module, self.block, accumulator, dtype_named("block_sums", self.block_sums))

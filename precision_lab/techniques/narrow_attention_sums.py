@@ -1,15 +1,16 @@
-"""How P V of attention is summed: SageAttention's three accumulators, for quantised and plain scores.
+"""The sum of P V in attention with SageAttention's three accumulators, for quantised and plain scores.
 
-`float16`: the running sum is fp16 throughout, rounded after every 16 keys (one matrix instruction) and after every
-rescaling of the online softmax. `float16+float32`: fp16 within a block of keys, whose sum is added in fp32.
-`float32`: fp32 throughout. P, not yet normalised and so at most 1, and V are fp16 in all three; values of V beyond
-65504 become infinite, and an fp16 sum over many keys may too. Source: pv_accum_dtype in SageAttention's core.py.
+`float16`: the running sum is fp16 throughout; it is rounded after every 16 keys (one matrix instruction) and after
+every rescaling of the online softmax. `float16+float32`: fp16 within a block of keys, whose sum is added in fp32.
+`float32`: fp32 throughout. In all three, P (not yet normalised, so at most 1) and V are fp16. Values of V beyond 65504
+become infinite, and so may an fp16 sum over many keys. Source: pv_accum_dtype in SageAttention's core.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,27 +19,28 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.techniques.chunked_attention import ChunkedAttention
-from precision_lab.techniques.fused_attention import ATTEND, expect_attend
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block, narrow_matmul, rounded
 from precision_lab.techniques.parts.online_softmax import MASKED, OnlineSoftmax
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 ACCUMULATORS = ("float16", "float16+float32", "float32")
 INSTRUCTION = 16
-"""Keys that one matrix instruction takes (m16n8k16)."""
+"""Number of keys in one matrix instruction (m16n8k16)."""
 
 
-def check_accumulator(what: str, name: str) -> None:
-    """Raises InputError unless `name` is one of ACCUMULATORS."""
+def check_accumulator(setting: str, name: str) -> None:
+    """Raises InputError unless `name` is one of ACCUMULATORS; the message names `setting`."""
     if name not in ACCUMULATORS:
         raise InputError(
-            f"{what} is {name!r}, expected one of {', '.join(ACCUMULATORS)}. {nearest(str(name), ACCUMULATORS)}"
+            f"{setting} is {name!r}, expected one of {', '.join(ACCUMULATORS)}. {nearest(str(name), ACCUMULATORS)}"
         )
 
 
 def sum_values(scores: mx.array, v: mx.array, accumulator: str, block: int, step: int = INSTRUCTION) -> mx.array:
     """softmax(scores) v, `block` keys at a time; scores: (B, H, M, N) fp32, v: (B, H, N, C); returns fp32.
 
-    The sum is divided by the fp32 denominator in fp32; the caller rounds.
+    The sum is divided by the fp32 denominator in fp32. The caller rounds.
     """
 
     def accumulate(total: mx.array, p: mx.array, v: mx.array) -> mx.array:
@@ -74,15 +76,15 @@ class _NarrowSums(Attend):
 class NarrowAttentionSums:
     """Attention with fp32 scores and softmax, and P V summed in `accumulator` over blocks of `block` keys.
 
-    `step` keys are summed in fp32 before the fp16 sum is rounded: 16 as in the kernels, 1 for one rounding a key.
+    `step` keys are summed in fp32 before the fp16 sum is rounded: 16 as in the kernels, 1 to round after every key.
     """
 
     sites: Sequence[str] = ATTEND
     accumulator: str = "float16"
     block: int = 64
     step: int = INSTRUCTION
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_accumulator("narrow_attention_sums.accumulator", self.accumulator)
@@ -91,9 +93,9 @@ class NarrowAttentionSums:
 
     @property
     def unrounded(self) -> ChunkedAttention:
-        """The same order of operations all in fp32: what a proof of its function looks at."""
+        """The same order of operations, all in fp32; a proof of the function uses this."""
         return ChunkedAttention(self.sites, keys=self.block)
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_attend("narrow_attention_sums", site)
+        expect_kind("narrow_attention_sums", site, Attend)
         return _NarrowSums(self.accumulator, self.block, self.step)

@@ -1,21 +1,23 @@
 """The softmax scale applied to Q and K before their product instead of to the scores.
 
-MIXED_PRECISION_OPTIMIZATION (S2) splits 1/sqrt(D) evenly, Q and K each times D^-1/4, and reverted it: MLX keeps the
-scores in fp32 anyway. Cost: two more element-wise passes over Q and K, and one rounding of each.
+MIXED_PRECISION_OPTIMIZATION (S2) split 1/sqrt(D) evenly, with Q and K each times D^-1/4, and reverted it because MLX
+keeps the scores in fp32 anyway. Cost: two more element-wise passes over Q and K, and one rounding of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
 from precision_lab.model.layers import scaled_dot_product_attention
 from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 
 class _PreScaledAttend(nn.Module):
@@ -32,14 +34,13 @@ class _PreScaledAttend(nn.Module):
 
 @dataclass(frozen=True)
 class PreAttentionScaling:
-    """`q_share` is the part of the scale's exponent that Q takes: 0.5 gives Q and K D^-1/4 each, 1 all to Q."""
+    """`q_share` is Q's share of the scale's exponent: with 0.5 Q and K get D^-1/4 each, with 1 Q gets all of it."""
 
-    sites: Sequence[str] = ("transformer_blocks.*.attn.attend",)
+    sites: Sequence[str] = ATTEND
     q_share: float = 0.5
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, Attend):
-            raise InputError(f"pre_attention_scaling: {site} is {type(site.module).__name__}, expected Attend")
+        expect_kind("pre_attention_scaling", site, Attend)
         return _PreScaledAttend(self.q_share)

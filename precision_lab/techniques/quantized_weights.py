@@ -1,8 +1,8 @@
-"""Linear weights quantised by MLX, with rules that say which site gets how many bits.
+"""Linear weights quantised by MLX, with rules that assign bits to sites.
 
-Modes, and how the products are computed, stand in `model.quantized`. Recipes for this model differ in what they leave
-out: img_mod at 8 bits in mflux (issues 484, 517), modulation and embedders in Draw Things' packs, boundary modules in
-NF4 checkpoints.
+`model.quantized` describes the modes and the computation of the products. Recipes for Qwen-Image differ in the layers
+that they spare: mflux keeps img_mod at 8 bits (issues 484, 517), Draw Things' packs spare modulation and embedders, NF4
+checkpoints the first and last modules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.nn as nn
 
@@ -18,44 +18,49 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
 from precision_lab.model.quantized import MODES as MODES
 from precision_lab.model.quantized import Quantization, QuantizedLinear
+from precision_lab.techniques.base import first_naming
+from precision_lab.techniques.parts.kinds import expect_kind
 
 _ENTRIES = ("sites", "bits", "mode", "group_size", "keep")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens at the sites of one pattern: quantised so, or kept (None)."""
+    """The quantisation at the sites of some patterns, or None to keep their weights."""
 
-    sites: str
+    sites: tuple[str, ...]
     quantization: Quantization | None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Rule:
-        """Bits and group size default to the mode's, the mode to affine.
+        """Reads a rule. The mode defaults to affine; bits and group size default to those of the mode.
 
         Raises InputError for unknown entries, or values that the mode does not have.
         """
         for key in raw:
             if key not in _ENTRIES:
                 raise InputError(f"Quantisation rule: unknown entry {key!r}. {nearest(str(key), _ENTRIES)}")
-        if not isinstance(raw.get("sites"), str):
-            raise InputError(f"Quantisation rule {dict(raw)}: sites is missing, expected a pattern")
-        what = f"Quantisation rule for {raw['sites']}"
+        sites = (raw["sites"],) if isinstance(raw.get("sites"), str) else tuple(raw.get("sites") or ())
+        if not sites or not all(isinstance(pattern, str) for pattern in sites):
+            raise InputError(
+                f"Quantisation rule {dict(raw)}: sites is missing, expected a pattern or a list of patterns"
+            )
+        what = f"Quantisation rule for {', '.join(sites)}"
         quantization = Quantization.checked(what, raw.get("mode", "affine"), raw.get("bits"), raw.get("group_size"))
-        return cls(raw["sites"], None if raw.get("keep") else quantization)
+        return cls(sites, None if raw.get("keep") else quantization)
 
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """Each site is treated by the first of `rules` whose pattern names it; linears that none names stay as they are.
+    """The first of `rules` that names a site decides about it; linears that no rule names stay as they are.
 
-    A rule is a mapping with sites, bits, mode, group_size and keep, like `{sites: img_in, bits: 8}` or
-    `{sites: img_in, keep: true}`.
+    A rule is a mapping with sites (a pattern or several), bits, mode, group_size and keep, such as
+    `{sites: img_in, bits: 8}` or `{sites: [norm_out.linear, proj_out], keep: true}`.
     """
 
     rules: Sequence[Mapping[str, Any]]
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self._rules:
@@ -65,23 +70,30 @@ class QuantizedWeights:
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(Rule.from_dict(raw) for raw in self.rules)
 
+    @cached_property
+    def _by_pattern(self) -> Mapping[str, Quantization | None]:
+        """The quantisation for each pattern; the first rule with a pattern decides."""
+        return {pattern: rule.quantization for rule in reversed(self._rules) for pattern in rule.sites}
+
     @property
     def sites(self) -> Sequence[str]:
-        """Patterns of all rules, those that keep too: a pattern that names nothing is an error in either."""
-        return tuple(rule.sites for rule in self._rules)
+        """The patterns of all rules, in order. Those that keep are included, so that they must match something too."""
+        return tuple(pattern for rule in self._rules for pattern in rule.sites)
 
     def rewrite(self, site: Site) -> nn.Module:
-        quantization = next(rule.quantization for rule in self._rules if site.named_by(rule.sites))
+        pattern = first_naming(self.sites, site)
+        if pattern is None:
+            raise InputError(f"quantized_weights: no rule names {site}, expected one of {', '.join(self.sites)}")
+        quantization = self._by_pattern[pattern]
         if quantization is None:
             return site.module
         if isinstance(site.module, nn.QuantizedLinear):
             raise InputError(f"quantized_weights: {site} is quantised already, expected Linear; keep it")
-        if not isinstance(site.module, nn.Linear):
-            raise InputError(f"quantized_weights: {site} is {type(site.module).__name__}, expected Linear")
+        expect_kind("quantized_weights", site, nn.Linear)
         channels = site.module.weight.shape[1]
         if channels % quantization.group_size:
             raise InputError(
                 f"quantized_weights: {site} has {channels} input channels, which groups of {quantization.group_size} "
-                "do not divide; keep it, or choose a smaller group_size"
+                "do not divide; keep it, or give a smaller group_size"
             )
         return QuantizedLinear.from_linear(site.module, **quantization._asdict())

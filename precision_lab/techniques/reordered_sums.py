@@ -1,7 +1,7 @@
-"""The same linears with their inner products summed in another order: the measure of what rounding alone does.
+"""The same linears with their inner products summed in another order: a measure of the effect of rounding alone.
 
 Permuting the input channels of a linear together with the columns of its weight changes nothing in exact arithmetic.
-What differs afterwards is noise, and a drift smaller than it is no finding.
+The difference that remains is noise, and a drift smaller than this noise is no finding. Cost: a gather of the input.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.techniques.parts.kinds import expect_kind
 
 
 class _Reordered(Wrapper):
@@ -35,11 +36,10 @@ class ReorderedSums:
 
     sites: Sequence[str] = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.net.2,txt_mlp.net.2}",)
     seed: int = 0
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, nn.Linear):
-            raise InputError(f"reordered_sums: {site} is {type(site.module).__name__}, expected Linear")
+        expect_kind("reordered_sums", site, nn.Linear)
         channels = site.module.weight.shape[1]
         return _Reordered(site.module, mx.array(np.random.default_rng(self.seed).permutation(channels)))

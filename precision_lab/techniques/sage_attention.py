@@ -1,44 +1,45 @@
-"""SageAttention: scores from int8 queries and keys, one scale for each block of tokens, P V in fp16.
+"""SageAttention: scores from int8 queries and keys with one scale for each block of tokens; P V in fp16.
 
 Zhang et al., arXiv:2410.02367, and the authors' kernels (thu-ml/SageAttention: quant_per_block, 128 queries and 64 keys
-a block, symmetric, scale amax / 127, ties away from zero). On Qwen-Image it gives NaN with the fp16 accumulator, which
-the fp32 accumulator cures. The published kernels smooth the keys first: list `smoothed_keys` after this. Another
-function than the plain one, by the quantisation. Emulated: no faster here.
+a block, symmetric, scale amax / 127, ties away from zero). On Qwen-Image the fp16 accumulator gives NaN, and the fp32
+accumulator cures it. The published kernels smooth the keys first: list `smoothed_keys` after this technique. The
+quantisation makes it a different function from the plain one. It is emulated, so it is no faster here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.techniques.fused_attention import ATTEND, expect_attend
 from precision_lab.techniques.narrow_attention_sums import check_accumulator, sum_values
+from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block
 from precision_lab.techniques.parts.online_softmax import MASKED
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 
 class Int8Blocks(NamedTuple):
-    """Whole numbers in -127..127 as fp32 (B, H, N, C), and the scale of each token's block (B, H, N, 1)."""
+    """Whole numbers in -127..127 stored as fp32 (B, H, N, C), and the scale of each token's block (B, H, N, 1)."""
 
     values: mx.array
     scale: mx.array
 
 
 def quantize_blocks(x: mx.array, block: int) -> Int8Blocks:
-    """x: (B, H, N, C), quantised symmetrically with one scale for `block` tokens of a head; 0 for a block of zeros."""
+    """Quantises x (B, H, N, C) symmetrically, with one scale for every `block` tokens of a head; 0 for all zeros."""
     x = x.astype(mx.float32)
     tokens = x.shape[2]
     padded = mx.pad(x, [(0, 0), (0, 0), (0, -tokens % block), (0, 0)])
     blocks = padded.reshape(*x.shape[:2], -1, block, x.shape[3])
     scale = mx.abs(blocks).max(axis=(-2, -1), keepdims=True) / 127
     ratio = blocks / mx.where(scale == 0, 1, scale)
-    # towards zero after half a unit: ties go away from zero, as the conversion in the published kernel does
+    # adds half a unit, then truncates: ties go away from zero, as in the published kernel
     values = mx.sign(ratio) * mx.floor(mx.abs(ratio) + 0.5)
     scale = mx.broadcast_to(scale, (*blocks.shape[:-1], 1))
     return Int8Blocks(*(a.reshape(*x.shape[:2], -1, a.shape[-1])[:, :, :tokens] for a in (values, scale)))
@@ -54,7 +55,7 @@ class _SageAttend(Attend):
         q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
         queries = quantize_blocks(q.astype(mx.float32) * q.shape[-1] ** -0.5, self.query_block)
         keys = quantize_blocks(k, self.key_block)
-        # sums of at most 127^2 C: whole numbers that fp32 holds, whatever the order, for every C up to 1040
+        # sums of at most 127^2 C: for C up to 1040 these are whole numbers that fp32 holds exactly, in any order
         products = queries.values @ keys.values.swapaxes(-1, -2)
         scores = products * queries.scale * keys.scale.swapaxes(-1, -2)
         if mask is not None:
@@ -70,8 +71,8 @@ class SageAttention:
     accumulator: str = "float16"
     query_block: int = 128
     key_block: int = 64
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_accumulator("sage_attention.accumulator", self.accumulator)
@@ -79,5 +80,5 @@ class SageAttention:
         check_block("sage_attention.key_block", self.key_block)
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_attend("sage_attention", site)
+        expect_kind("sage_attention", site, Attend)
         return _SageAttend(self.accumulator, self.query_block, self.key_block)

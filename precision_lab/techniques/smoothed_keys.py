@@ -1,21 +1,24 @@
-"""Keys less their mean over the tokens before they meet the queries: SageAttention's K smoothing.
+"""Keys minus their mean over the tokens, before they meet the queries: SageAttention's K smoothing.
 
-Softmax does not change when all scores of a query shift by one number, and q . mean(k) is that number: the same
-function in exact arithmetic. Keys share a large component per channel, so what is left is smaller and survives a
-narrow format better (Zhang et al., SageAttention, arXiv:2410.02367, section 4.2). Listed after the attention it is to
-serve: `technique=[sage_attention, smoothed_keys]`. Cost: one pass over the keys and its mean.
+Softmax does not change when all scores of a query shift by one number, here q . mean(k), so it is the same function in
+exact arithmetic. Keys share a large component in each channel; without it they are smaller and survive a narrow format
+better (Zhang et al., SageAttention, arXiv:2410.02367, section 4.2). List it after the attention that it serves:
+`technique=[sage_attention, smoothed_keys]`. Cost: one pass over the keys and the computation of their mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.techniques.fused_attention import ATTEND, expect_attend
+from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 
 class _SmoothedKeys(Wrapper):
@@ -27,15 +30,15 @@ class _SmoothedKeys(Wrapper):
 
 @dataclass(frozen=True)
 class SmoothedKeys:
-    """The mean key of each head, over all tokens, taken off in fp32; the difference rounded to the dtype of the keys.
+    """Subtracts each head's mean key over all tokens in fp32, and rounds the difference to the dtype of the keys.
 
-    Padding is part of the mean, which changes nothing: any vector may be subtracted.
+    Padding is part of the mean. That is harmless, because any vector may be subtracted.
     """
 
     sites: Sequence[str] = ATTEND
-    preserves_function: bool = True
-    composes: bool = True
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_attend("smoothed_keys", site)
+        expect_kind("smoothed_keys", site, Attend)
         return _SmoothedKeys(site.module)

@@ -1,9 +1,9 @@
 """Residual adds rounded to bfloat16 up or down at random, with odds that make the result right on average.
 
-Round-to-nearest loses every update below half an ulp of a stream that has grown large; stochastic rounding keeps the
-expectation, at the price of variance (Gupta et al., arXiv:1502.02551; Croci et al., R. Soc. Open Sci. 9:211631, 2022).
-The random bits are a function of seed, site, step and branch alone (counter-based Threefry, Salmon et al., SC 2011):
-the same run gives the same bits. A research arm. Cost: 16 random bits a value, and a pass over the sum.
+Round-to-nearest loses every update below half an ulp of a stream that has grown large. Stochastic rounding keeps the
+expectation at the price of variance (Gupta et al., arXiv:1502.02551; Croci et al., R. Soc. Open Sci. 9:211631, 2022).
+The random bits depend only on seed, site, step and branch (counter-based Threefry, Salmon et al., SC 2011), so the same
+run gives the same bits. This is a research arm. Cost: 16 random bits a value, and a pass over the sum.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,18 +20,17 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.block import GatedAdd
-
-RESIDUAL_ADDS = ("transformer_blocks.*.{img,txt}_{add1,add2}",)
-"""The additions to both residual streams."""
+from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS
 
 
 def stochastic_bfloat16(x: mx.array, key: mx.array) -> mx.array:
-    """fp32 x as bfloat16, one of the two values around it, each with the odds of its nearness; exact values stay.
+    """Rounds fp32 x to one of its two bfloat16 neighbours, the nearer one with the higher odds; exact values stay.
 
-    Non-finite values stay what they are; a magnitude above the largest bfloat16 may round to infinity.
+    Non-finite values stay too. A magnitude above the largest bfloat16 may round to infinity.
     """
     bits = x.view(mx.uint32)
-    # a carry out of the 16 bits that are dropped rounds away from zero
+    # a carry out of the 16 dropped bits rounds away from zero
     dither = mx.random.randint(0, 1 << 16, x.shape, dtype=mx.uint32, key=key)
     rounded = ((bits + dither) & mx.array(0xFFFF0000, mx.uint32)).view(mx.float32)
     return mx.where(mx.isfinite(x), rounded, x).astype(mx.bfloat16)
@@ -60,17 +60,16 @@ class _StochasticAdd(GatedAdd):
 
 @dataclass(frozen=True)
 class StochasticResidual:
-    """The gated update is rounded as in the plain model, only the sum stochastically; in fp32 nothing changes.
+    """The gated update is rounded as in the plain model, and only the sum stochastically; in fp32 nothing changes.
 
     Raises InputError at the first call if the stream is float16.
     """
 
     sites: Sequence[str] = RESIDUAL_ADDS
     seed: int = 0
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, GatedAdd):
-            raise InputError(f"stochastic_residual: {site} is {type(site.module).__name__}, expected GatedAdd")
+        expect_kind("stochastic_residual", site, GatedAdd)
         return _StochasticAdd(self.seed, str(site))

@@ -1,22 +1,24 @@
-"""Attention as separate operations, each result rounded to the dtype of the activations.
+"""Attention as separate operations, each of whose results is rounded to the dtype of the activations.
 
-The "math" path of PyTorch and the fallback of MLX: q * scale, scores, probabilities and output are each rounded; only
-the sums of the two products are fp32 inside, as in every matmul library. The softmax is `mx.softmax`: with
-`precise: true` its exponentials and their sum are fp32 and the result is rounded once (`softmax(dtype=float32)` in
-PyTorch code), without it the sum too is kept in the storage dtype. Cost on a GPU: the scores go through memory twice.
+This is the "math" path of PyTorch and the fallback of MLX: q * scale, scores, probabilities and output are each
+rounded; only the sums of the two products are fp32 inside, as in every matmul library. The softmax is `mx.softmax`.
+With `precise: true` its exponentials and their sum are fp32 and the result is rounded once (`softmax(dtype=float32)` in
+PyTorch code); otherwise the sum is kept in the storage dtype too. Cost on a GPU: the scores pass through memory twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
 from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.techniques.fused_attention import ATTEND, expect_attend
+from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.techniques.parts.qwen_image import ATTEND
 
 
 class _UnfusedAttend(Attend):
@@ -33,7 +35,7 @@ class _UnfusedAttend(Attend):
 
 
 def _matmul(a: mx.array, b: mx.array) -> mx.array:
-    """a @ b summed in fp32 and rounded once: upcast, since MLX's 16-bit loops on CPUs are slow."""
+    """a @ b summed in fp32 and rounded once. Upcast because MLX's 16-bit loops on CPUs are slow."""
     return (a.astype(mx.float32) @ b.astype(mx.float32)).astype(a.dtype)
 
 
@@ -43,9 +45,9 @@ class UnfusedAttention:
 
     sites: Sequence[str] = ATTEND
     precise: bool = True
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_attend("unfused_attention", site)
+        expect_kind("unfused_attention", site, Attend)
         return _UnfusedAttend(self.precise)

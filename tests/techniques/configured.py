@@ -1,4 +1,4 @@
-"""Techniques as conf/technique names them."""
+"""The techniques of conf/technique, by name."""
 
 from functools import cache
 from pathlib import Path
@@ -8,18 +8,27 @@ from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(file.stem for file in (CONF / "technique").glob("*.yaml"))
+_GROUPS = OmegaConf.create({"sites": OmegaConf.load(CONF / "sites" / "qwen_image.yaml")})
+SITES = OmegaConf.to_container(_GROUPS, resolve=True)["sites"]
+"""The groups of conf/sites/qwen_image.yaml, each a pattern or a list of patterns."""
 
 
 @cache
-def _one(name):
-    """Hydra's composition of one file, without the third of a second it takes."""
+def described(name):
+    """Composes one file with its defaults as Hydra does, but without the third of a second that Hydra takes."""
     node = OmegaConf.load(CONF / "technique" / f"{name}.yaml")
     found = {}
     for part in node.pop("defaults", []):
-        found |= _one(part)
-    return found | {key: instantiate(value, _convert_="all") for key, value in node.items()}
+        found |= described(part)
+    resolved = OmegaConf.to_container(OmegaConf.merge(_GROUPS, node), resolve=True)
+    return found | {key: value for key, value in resolved.items() if key != "sites"}
+
+
+@cache
+def _built(name):
+    return {key: instantiate(value, _convert_="all") for key, value in described(name).items()}
 
 
 def named(*names):
     """The techniques of `technique=[names]`, in order."""
-    return {key: technique for name in names for key, technique in _one(name).items()}
+    return {key: technique for name in names for key, technique in _built(name).items()}

@@ -1,16 +1,21 @@
-"""A small synthetic pipeline to try techniques on."""
+"""A small synthetic pipeline for tests of techniques."""
 
 import mlx.core as mx
 import pytest
 
-from precision_lab.lab.models import Models
-from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from tests.subjects import source
+from tests.techniques.evaluation import pipelines
 
 
 @pytest.fixture(scope="session")
-def models(small_checkpoint):
-    """Four blocks, width 64; biases of the size that the synthetic weights give them."""
-    return Models(Checkpoint(small_checkpoint))
+def small(small_checkpoint):
+    """Four blocks of width 64, with biases as large as the synthetic weights have them."""
+    return source(small_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def models(small):
+    return pipelines(small)
 
 
 @pytest.fixture

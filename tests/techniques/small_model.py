@@ -4,8 +4,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from precision_lab.instrument.sites import walk
+from precision_lab.instrument.sites import Components, walk
 from precision_lab.model.qwen_image.config import TransformerConfig
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import applied
@@ -22,6 +23,10 @@ def small_model(seed=11):
     return model
 
 
+def components(model):
+    return Components({"transformer": model}, layout(len(model.transformer_blocks)))
+
+
 def forward(model, dtype=mx.float32, seed=0, masked=False):
     rng = np.random.default_rng(seed)
     shapes = ((2, 15, 64), (2, 6, 40))
@@ -31,13 +36,13 @@ def forward(model, dtype=mx.float32, seed=0, masked=False):
 
 
 def rewritten(model, *techniques, dtype=mx.float32, **kwargs):
-    """The output of the model with the techniques, in the order given."""
-    with applied({"transformer": model}, {f"t{i}": t for i, t in enumerate(techniques)}):
+    """The output of the model with the techniques applied in this order."""
+    with applied(components(model), {f"t{i}": t for i, t in enumerate(techniques)}):
         return forward(model, dtype, **kwargs)
 
 
 def site(model, path):
-    return next(s for s in walk({"transformer": model}) if s.path == path)
+    return next(s for s in walk(components(model)) if s.path == path)
 
 
 def rel_l2(x, reference):

@@ -1,4 +1,4 @@
-"""Attention variants: each against attention written out in NumPy float64, or a scalar loop."""
+"""Attention variants, each compared with attention written out in NumPy float64 or as a scalar loop."""
 
 import math
 
@@ -29,7 +29,7 @@ ALL = [*EXACT, NarrowAttentionSums(), SageAttention(), SageAttention(accumulator
 
 
 def attend(technique, q, k, v, mask=None, model=None):
-    """What the technique puts in place of attention, on arrays of its own."""
+    """Calls the technique's replacement of attention on these arrays."""
     address = site(model or small_model(), "transformer_blocks.0.attn.attend")
     return technique.rewrite(address)(q, k, v, mask)
 
@@ -73,7 +73,7 @@ def test_a_whole_chunk_may_be_masked():
 
 
 def test_fewer_roundings_are_closer():
-    """bf16, mean over seeds: the storage-dtype softmax is worst, rounding in between worse than once at the end."""
+    """In bf16, averaged over seeds: a softmax in the storage dtype is worst; one rounding at the end is best."""
     errors = {}
     for name, technique in {
         "plain": None,
@@ -91,7 +91,7 @@ def test_fewer_roundings_are_closer():
 
 
 def test_smoothing_takes_off_what_all_keys_share():
-    """A common offset of the keys drowns int8; smoothed, the quantised scores are as good as without it."""
+    """A common offset of the keys overwhelms int8; with smoothing the scores are as good as without the offset."""
     q, k, v = qkv(3, tokens=64)
     offset = k + 50 * mx.array(np.random.default_rng(4).standard_normal((1, 1, 2, 32), dtype=np.float32))
     model = small_model()
@@ -157,7 +157,7 @@ def loop_attention(scores, v, accumulator, block, step):
 @pytest.mark.parametrize(("block", "step"), [(8, 1), (8, 4), (5, 1), (64, 16)])
 def test_fp16_sums_are_those_of_a_scalar_loop(accumulator, block, step):
     rng = np.random.default_rng(6)
-    # whole multiples of 1/8: sums of a step are then exact in fp32, whatever the order
+    # whole multiples of 1/8, so that the sums of a step are exact in fp32 in any order
     v = (rng.integers(-40, 40, (21, 3)) / 8).astype(np.float32)
     scores = rng.standard_normal(21).astype(np.float32) if step == 1 else rng.integers(-6, 1, 21).astype(np.float32)
     ours = sum_values(mx.array(scores)[None, None, None], mx.array(v)[None, None], accumulator, block, step)

@@ -1,4 +1,4 @@
-"""The guide's tables are those of conf/technique."""
+"""The guide's tables list the files of conf/technique."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Runs that are the same function computed in another way: the members of the noise floor."""
+"""Runs that compute the same function in another way: the members of the noise floor."""
 
 import shutil
 
@@ -15,12 +15,18 @@ from precision_lab.techniques.compiled_blocks import CompiledBlocks
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.sage_attention import SageAttention
+from tests.techniques.configured import SITES
 from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
 needs_a_compiler = pytest.mark.skipif(
     mx.default_device().type == mx.DeviceType.cpu and not shutil.which("g++"), reason="MLX compiles with g++ on CPUs"
 )
-EQUIVALENT = [BatchLayout(), BatchLayout(copies=5), pytest.param(CompiledBlocks(), marks=needs_a_compiler)]
+OPERATIONS = (*SITES["block_linears"], SITES["attend"])
+EQUIVALENT = [
+    BatchLayout(OPERATIONS),
+    BatchLayout(OPERATIONS, copies=5),
+    pytest.param(CompiledBlocks(), marks=needs_a_compiler),
+]
 
 
 @pytest.mark.parametrize("technique", EQUIVALENT, ids=repr)
@@ -43,7 +49,7 @@ def test_batch_layout_repeats_inside_and_keeps_the_shapes_outside():
     plain = walk({"transformer": model})
     linears = [s for s in plain if s.path.endswith("to_q")]
     with (
-        applied({"transformer": model}, {"t": BatchLayout(copies=3)}),
+        applied({"transformer": model}, {"t": BatchLayout(OPERATIONS, copies=3)}),
         tapped(linears, lambda call: inside.append(call.output.shape)),
         tapped(
             [s for s in walk({"transformer": model}) if s.path.endswith("to_q")],
@@ -58,7 +64,7 @@ def test_batch_layout_repeats_inside_and_keeps_the_shapes_outside():
 def test_batch_layout_goes_around_what_other_techniques_left():
     model = small_model()
     others = (SageAttention(), QuantizedWeights([{"sites": "transformer_blocks.*.attn.to_q", "bits": 4}]))
-    together = rewritten(model, *others, BatchLayout())
+    together = rewritten(model, *others, BatchLayout(OPERATIONS))
     assert rel_l2(together, rewritten(model, *others)) < 1e-3
 
 
@@ -109,4 +115,4 @@ def test_other_sites_are_refused(technique, expected):
 
 def test_no_copies_are_refused():
     with pytest.raises(InputError, match="copies is 0, expected"):
-        BatchLayout(copies=0)
+        BatchLayout(OPERATIONS, copies=0)

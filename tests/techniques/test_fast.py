@@ -1,4 +1,4 @@
-"""The fused blocks: the same function, less often rounded; on a CPU by the operations that stand for the kernels."""
+"""The fused blocks are the same function with fewer roundings; on a CPU, MLX operations replace the kernels."""
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,7 @@ from precision_lab.techniques.ffn_scaling import FFNScaling
 from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
 DTYPES = {mx.float32: 2e-6, mx.float16: 6e-4, mx.bfloat16: 5e-3}
-"""Half an ulp on average and some: one rounding of each element."""
+"""A little more than half an ulp on average: one rounding of each element."""
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -49,7 +49,7 @@ def test_the_model_is_the_plain_one_again_afterwards():
 
 
 def test_packing_takes_no_memory():
-    """q, k and v become views of the packed matrix: 20 B weights leave no room for a copy of theirs."""
+    """q, k and v become views of the packed matrix: a model of 20 B weights leaves no room for a copy."""
     model = small_model()
     mx.eval(model.parameters())
     mx.clear_cache()
@@ -57,7 +57,7 @@ def test_packing_takes_no_memory():
     with applied({"transformer": model}, {"fast": FusedBlocks()}):
         grown = mx.get_active_memory() - before
     matrix = model.transformer_blocks[0].attn.to_q.weight.nbytes
-    assert grown < matrix  # of 18 that were packed
+    assert grown < matrix  # 18 were packed
 
 
 def test_a_timestep_is_modulated_once_however_often_it_comes():
@@ -67,7 +67,7 @@ def test_a_timestep_is_modulated_once_however_often_it_comes():
         block = model.transformer_blocks[0].inner
         modulate = block.img_mod
         block["img_mod"] = lambda temb: calls.append(temb.shape) or modulate(temb)
-        model.transformer_blocks[0]._parts = []  # which would notice
+        model.transformer_blocks[0]._parts = []  # would notice it
         first, again = forward(model), forward(model)
         block["img_mod"] = modulate
     assert np.array_equal(first, again)
@@ -104,7 +104,10 @@ def test_inside_a_block_observing_is_an_error_and_not_silence(pattern):
     model = small_model()
     with applied({"transformer": model}, {"fast": FusedBlocks()}):
         sites = select(pattern, walk({"transformer": model}))
-        with tapped(sites, lambda call: None), pytest.raises(InputError, match=r"observed or rewritten.*what is out"):
+        with (
+            tapped(sites, lambda call: None),
+            pytest.raises(InputError, match=r"observed or rewritten.*modules outside"),
+        ):
             forward(model)
         forward(model)
 
@@ -174,7 +177,7 @@ def test_each_operation_rounds_once(dtype, width):
     h, y = fused.gated_add_norm_modulate(x, p, bias, mods, Chunk.GATE_1, Chunk.SHIFT_2, Chunk.SCALE_2, 1e-6)
     assert rel_l2(_exact(h), added) < close
     expected = _layer_norm(_exact(h), 1e-6) * (1 + _chunk(mods, 4)) + _chunk(mods, 3)
-    assert rel_l2(_exact(y), expected) < close  # of the sum as it was rounded
+    assert rel_l2(_exact(y), expected) < close  # relative to the rounded sum
 
     z = _exact(p) + _exact(bias)
     expected = 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))

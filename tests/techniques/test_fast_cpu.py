@@ -1,4 +1,4 @@
-"""The CPU's fast twins: the plain module's function, no less exact, the same bits every time."""
+"""The fast replacements on a CPU: the plain module's function, no less exact, the same bits every time."""
 
 import math
 
@@ -22,7 +22,7 @@ from tests.techniques.small_model import CONFIG, forward, rel_l2, rewritten, sma
 pytestmark = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="for CPUs")
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
-# norms and rotations of few tokens are MLX's, of 300 NumPy's
+# MLX computes norms and rotations of few tokens, NumPy those of 300
 TOKENS = pytest.mark.parametrize("tokens", [1, 7, 65, 300])
 HEADS, CHANNELS = 3, 32
 
@@ -89,7 +89,7 @@ KINDS = pytest.mark.parametrize("kind", [Linears, GELUs, LayerNorms, Attends, Ro
 
 
 def case(kind, dtype, tokens, seed=0, massive=False):
-    """The case, the twin, and arguments of both."""
+    """The case, the replacement, and arguments for both."""
     one = kind(dtype)
     x = np.random.default_rng(seed).standard_normal([tokens if d == -1 else d for d in one.shape], dtype=np.float32)
     if massive:
@@ -198,7 +198,7 @@ def test_addresses_and_parameters_stay():
 
 
 @pytest.mark.parametrize("module", [SiLU(), RMSNorm(8)])
-def test_modules_without_a_twin(module):
+def test_modules_without_a_replacement(module):
     assert replacement(module) is None
 
 
@@ -208,5 +208,5 @@ def test_what_a_technique_put_there_stays():
         scaled = {s.path: s.module for s in walk({"transformer": model}) if s.path.endswith("img_mlp")}
         with applied({"transformer": model}, {"fast": FastCPU(sites=("transformer_blocks.*.attn.*",))}):
             assert all(s.module is scaled[s.path] for s in walk({"transformer": model}) if s.path in scaled)
-    twin = replacement(Linear(4, 4))
-    assert replacement(twin) is None
+    fast = replacement(Linear(4, 4))
+    assert replacement(fast) is None

@@ -1,4 +1,4 @@
-"""Narrow accumulators: bit for bit those of a scalar loop, and what they do to a sum."""
+"""Narrow accumulators equal those of a scalar loop bit for bit, and their effect on a sum is as expected."""
 
 import itertools
 
@@ -10,8 +10,10 @@ import pytest
 from precision_lab.errors import InputError
 from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
 from precision_lab.techniques.parts.narrow_sums import DTYPES, narrow_matmul
+from tests.techniques.configured import SITES
 from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
+LINEARS = SITES["block_linears"]
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
@@ -47,7 +49,7 @@ def test_rounding_after_every_product_is_that_of_a_scalar_loop(dtype, accumulato
 
 @pytest.mark.parametrize(("block", "accumulator"), [*itertools.product((2, 5, 16, 37, 64), ("float16", "bfloat16"))])
 def test_rounding_after_blocks_is_that_of_a_scalar_loop(block, accumulator):
-    """Whole numbers: the sum of a block is exact in fp32, whatever its order."""
+    """With whole numbers the sum of a block is exact in fp32 in any order."""
     a, b = inputs(2, "float16", whole=True)
     a = a * 13
     for block_sums in ("float32", accumulator):
@@ -56,7 +58,7 @@ def test_rounding_after_blocks_is_that_of_a_scalar_loop(block, accumulator):
 
 
 def test_by_hand():
-    """In fp16 2048 + 1 is 2048: one at a time the ones are lost, two at a time they are not."""
+    """In fp16 2048 + 1 is 2048: ones added one at a time are lost, ones added two at a time are not."""
     row, column = mx.array([[2048.0, 1, 1, 1, 1, 1, 1]]), mx.ones((7, 1))
     assert narrow_matmul(row, column, 1, mx.float16).item() == 2048
     assert narrow_matmul(row[:, ::-1], column, 1, mx.float16).item() == 2054
@@ -73,9 +75,9 @@ def test_an_intermediate_overflow_stays():
 
 @pytest.mark.parametrize("block", [1, 16, 100])
 def test_with_wide_sums_it_is_the_same_function(block):
-    model, technique = small_model(), NarrowAccumulators(block=block)
+    model, technique = small_model(), NarrowAccumulators(LINEARS, block=block)
     assert technique.preserves_function
-    assert technique.unrounded == NarrowAccumulators(accumulator="float32", block=block)
+    assert technique.unrounded == NarrowAccumulators(LINEARS, accumulator="float32", block=block)
     assert rel_l2(rewritten(model, technique.unrounded), forward(model)) < 2e-6
 
 
@@ -84,7 +86,7 @@ def test_the_model_loses_more_the_narrower_and_the_more_often_it_rounds():
     plain = forward(model)
 
     def error(**settings):
-        return rel_l2(rewritten(model, NarrowAccumulators(**settings)), plain)
+        return rel_l2(rewritten(model, NarrowAccumulators(LINEARS, **settings)), plain)
 
     fp16, bf16 = error(block=16), error(accumulator="bfloat16", block=16)
     assert error(accumulator="float32", block_sums="float16", block=16) < error(block=1)
@@ -107,6 +109,6 @@ def test_other_sites_and_settings_are_refused():
     with pytest.raises(InputError, match="norm_out is AdaLayerNormContinuous, expected Linear"):
         rewritten(small_model(), NarrowAccumulators(sites=("norm_out",)))
     with pytest.raises(InputError, match="accumulator is 'fp16', expected one of float16"):
-        NarrowAccumulators(accumulator="fp16")
+        NarrowAccumulators(LINEARS, accumulator="fp16")
     with pytest.raises(InputError, match="block is 0, expected"):
-        NarrowAccumulators(block=0)
+        NarrowAccumulators(LINEARS, block=0)

@@ -1,4 +1,4 @@
-"""fp32 placements, clipping and scaling: what each keeps in which dtype, what it cures, and how they compose."""
+"""fp32 placements, clipping and scaling: the dtypes that each keeps, the failures it cures, and compositions."""
 
 from itertools import pairwise, permutations
 
@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import ports, tapped
-from precision_lab.lab.equivalence import Draw, draws, evaluate
-from precision_lab.lab.models import Models
-from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import TimestepProjection
 from precision_lab.techniques.base import applied
@@ -23,7 +19,9 @@ from precision_lab.techniques.narrow import Narrow
 from precision_lab.techniques.parts.scaled_parts import at_block
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
+from tests.subjects import source
 from tests.techniques.configured import CONF, named
+from tests.techniques.evaluation import Draw, draws, evaluate, pipelines
 
 DRAW = draws(1)[0]
 MODELS = ("qwen_image", "edit", "edit_2509", "2512")
@@ -31,18 +29,18 @@ MODELS = ("qwen_image", "edit", "edit_2509", "2512")
 
 @pytest.fixture(scope="module")
 def beyond_float16(small_checkpoint):
-    """Streams that grow past float16 in four blocks: the same function, 2^11 times the size."""
-    return Models(Checkpoint(small_checkpoint, inflate=2.0**11))
+    """The same function with streams 2^11 times as large, which exceed float16 within four blocks."""
+    return pipelines(source(small_checkpoint, inflate=2.0**11))
 
 
 @pytest.fixture(scope="module")
 def micro():
-    """The embedded default: 60 blocks, trained."""
-    return Models(Checkpoint(checkpoints_dir() / "micro"))
+    """The embedded default checkpoint: 60 blocks, trained."""
+    return pipelines(source("package://micro"))
 
 
 def observed(pipeline, patterns, techniques):
-    """Outputs, and (site, stream, dtype, finite) of every real array that leaves the sites."""
+    """Returns outputs, and (site, stream, dtype, finite) for every real array that leaves the sites."""
     seen = []
 
     def note(call):
@@ -89,6 +87,21 @@ def test_they_stay_so_whatever_it_is_combined_with(models, other, first):
     assert dtypes(models(mx.float16), ["transformer_blocks.*.attn.{to_q,attend}", "proj_out"], techniques) == {
         mx.float16
     }
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("others", [(), ("fp32_modulation",), ("fp32_norms", "fp32_gates")], ids="-".join)
+def test_norm_out_in_fp32_rounds_once_wherever_the_stream_ends(models, dtype, others):
+    """Its first input is fp32 where both apply; the result is due in the dtype of the computation in either order."""
+    pairs = permutations(["fp32_residual", "fp32_norm_out"])
+    runs = [observed(models(dtype), ["norm_out", "norm_out.norm"], named(*pair, *others)) for pair in pairs]
+    for _, seen in runs:
+        assert {(site, kind) for site, _, kind, _ in seen} == {("norm_out", dtype), ("norm_out.norm", mx.float32)}
+    for name, array in runs[0][0].items():
+        assert np.array_equal(array, runs[1][0][name]), name
+    alone, seen = observed(models(dtype), ["norm_out", "norm_out.norm"], named("fp32_norm_out"))
+    assert {kind for site, _, kind, _ in seen if site == "norm_out"} == {dtype}
+    assert not np.array_equal(alone["velocity"], runs[0][0]["velocity"])
 
 
 def test_fp32_modulation_keeps_the_vectors_wide_and_the_tokens_narrow(models):
@@ -151,11 +164,11 @@ def test_a_narrow_set_rounds_there_and_nowhere_else(models):
     }
 
 
-# --- what float16 needs ----------------------------------------------------------------------------------------------
+# --- float16 ---------------------------------------------------------------------------------------------------------
 
 
 def test_plain_float16_overflows_and_clipping_does_not_cure_it(beyond_float16):
-    """The add after attention overflows inside a block: NaN in the next LayerNorm, before the clip at the end."""
+    """The add after attention overflows inside a block, so the next LayerNorm gives NaN before the clip at the end."""
     clip = named("block_end_clip")
     _, plain = observed(beyond_float16(mx.float16), None, {})
     found, clipped = observed(beyond_float16(mx.float16), None, clip)
@@ -198,7 +211,7 @@ def test_plain_float16_fails_on_the_default_model_with_and_without_the_clip(micr
 
 
 def test_streams_in_fp32_alone_do_not_carry_float16(micro):
-    """A feed-forward of the text stream overflows at the first step: in block 38 without a prompt, later with one."""
+    """A text feed-forward overflows at the first step, in block 38 without a prompt later with one."""
     draw = Draw(0, (1.0, 0.9), "a green square on a white background", Grid(8, 8))
     found = evaluate(micro(mx.float16), draw, named("fp32_residual"))
     assert not np.isfinite(found["velocity"]).all()

@@ -68,7 +68,7 @@ def rewrite(technique, path=ADD):
 
 
 def test_updates_below_half_an_ulp_are_lost_kept_on_average_or_kept():
-    """256 in bf16 has an ulp of 2: updates up to 0.5 never arrive in plain adds."""
+    """256 in bf16 has an ulp of 2, so plain adds lose updates of up to 0.5."""
     updates, exact = small_updates()
     assert np.all(long_sum(GatedAdd(), updates) == 256)
     stochastic = long_sum(rewrite(StochasticResidual()), updates)
@@ -80,7 +80,7 @@ def test_updates_below_half_an_ulp_are_lost_kept_on_average_or_kept():
 
 
 def test_compensation_survives_updates_larger_than_the_stream():
-    """What Kahan's form in one precision loses: 1, 256 and -256 leave 1."""
+    """Kahan's form in one precision loses this: 1 + 1000 - 1000 is 1."""
     add = rewrite(CompensatedResidual())
     stream = mx.full((1, 1, 64), 1.0, dtype=mx.bfloat16)
     for value in (1000.0, -1000.0):
@@ -89,7 +89,7 @@ def test_compensation_survives_updates_larger_than_the_stream():
 
 
 def test_a_correction_goes_with_its_array_only():
-    """Another stream at the same site, a second forward for one, starts without the correction of the first."""
+    """Another stream at the same site, as in a second forward, starts without the correction of the first."""
     add = rewrite(CompensatedResidual())
     first = mx.full((1, 1, 64), 256.0, dtype=mx.bfloat16)
     update = mx.full((1, 1, 64), 0.75, dtype=mx.bfloat16)

@@ -1,4 +1,4 @@
-"""The configurations of the techniques of weights, sums and attention apply to a model as deep as the published one."""
+"""The shipped techniques of weights, sums and attention apply to a model as deep as the published one."""
 
 import mlx.core as mx
 import pytest
@@ -45,7 +45,7 @@ BITS = {
     "fp8": 8.0,
     "fp8_channel": 8.45,
 }
-"""Mean over all linears of the transformer, where the group scales of a row count."""
+"""Mean bits a weight over all linears of the transformer, group scales included."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)

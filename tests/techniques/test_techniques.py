@@ -1,4 +1,4 @@
-"""Techniques: what each does to the function, and how several compose."""
+"""The effect of each technique on the function, and the composition of several."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ NORM_OUT = Float32(sites=("norm_out",))
 def model():
     mx.random.seed(11)
     model = Transformer(CONFIG)
-    # biases of ordinary size: the default initialisation is too small to show what scaling does to them
+    # biases of ordinary size: those of the default initialisation are too small to show the effect of scaling
     model.update(tree_map(lambda p: p if p.ndim > 1 else p + 0.3 * mx.random.normal(p.shape), model.parameters()))
     return model
 
@@ -77,7 +77,7 @@ def test_ffn_scaling_claims_nothing_and_changes_the_function(model):
 
 @pytest.mark.parametrize(("x_scale", "y_scale"), [(0.25, 4.0), (2.0, 0.5), (1.0, 3.0)])
 def test_ffn_scaling_is_what_it_says(model, x_scale, y_scale):
-    """Against the feed-forward written out, with both factors as parameters."""
+    """Compares with the feed-forward written out, with both factors as parameters."""
     technique = FFNScaling(sites=("transformer_blocks.0.img_mlp",), input_scale=x_scale, output_scale=y_scale)
     seen = {}
     with applied({"transformer": model}, {"t": technique}):

@@ -1,4 +1,4 @@
-"""Quantised weights: which site gets what, what is stored, and how far the values are from the originals."""
+"""Quantised weights: the bits of each site, the storage, and the distance of the values from the originals."""
 
 import itertools
 
@@ -22,7 +22,7 @@ ALL_BLOCKS = {"sites": "transformer_blocks.*.{img,txt}_{mod.1,mlp.net.{0.proj,2}
 
 
 def quantized(path=TO_Q, dtype=mx.bfloat16, **rule):
-    """The linear and what a rule puts in its place."""
+    """The linear and its replacement by a rule."""
     model = small_model()
     model.set_dtype(dtype)
     address = site(model, path)
@@ -30,7 +30,7 @@ def quantized(path=TO_Q, dtype=mx.bfloat16, **rule):
 
 
 def decoded(module):
-    """The matrix a layer multiplies with: what it does to the unit vectors, its bias taken off."""
+    """The matrix that a layer multiplies with: its results on the unit vectors, minus its bias."""
     eye = mx.eye(64)
     return np.array(module(eye) - module(mx.zeros((1, 64)))).T
 
@@ -38,7 +38,7 @@ def decoded(module):
 @pytest.mark.parametrize("bits", MODES["affine"].bits)
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_affine_values_are_a_quarter_of_a_step_off(bits, group_size):
-    """As even values rounded to a grid are on average; a group's ends, where the grid may stop short, up to a step."""
+    """As for uniform values rounded to a grid; at the ends of a group, where the grid may stop short, up to a step."""
     linear, layer = quantized(dtype=mx.float32, bits=bits, group_size=group_size)
     weight = np.array(linear.weight).reshape(64, -1, group_size)
     step = (weight.max(axis=-1, keepdims=True) - weight.min(axis=-1, keepdims=True)) / (2**bits - 1)
@@ -113,7 +113,7 @@ def test_the_model_comes_closer_with_the_bits():
 
 
 def test_products_are_summed_in_fp32():
-    """Against float64 with the same decoded weights: nothing but the rounding of the output is left."""
+    """Against float64 with the same decoded weights only the rounding of the output remains."""
     _, layer = quantized(bits=4)
     x = mx.random.normal((5, 64), key=mx.random.key(1)).astype(mx.bfloat16)
     weight = mx.dequantize(layer.weight, layer.scales, layer.biases).astype(mx.float32)  # rounded to bf16, as x is
@@ -173,7 +173,7 @@ def test_float8_weights_are_those_of_ml_dtypes(scale, axes):
 
 
 def test_what_a_scale_is_for():
-    """Small weights vanish without one; one large channel takes the others' precision with one for the tensor."""
+    """Without a scale small weights vanish; with one for the tensor a large channel costs the others precision."""
     small = np.random.default_rng(7).standard_normal((64, 64)).astype(np.float32) * 1e-4
     assert not decoded(float8("none", weight=small)[1]).any()
     assert rel_l2(decoded(float8("tensor", weight=small)[1]), small) < 0.04

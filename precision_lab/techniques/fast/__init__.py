@@ -1,4 +1,4 @@
-"""`technique=fast`: the same function of the plain model in fewer operations."""
+"""`technique=fast`: the function of the plain model in fewer operations."""
 
 from precision_lab.techniques.fast.technique import Fast as Fast
 

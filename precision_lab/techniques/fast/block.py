@@ -1,8 +1,8 @@
 """A transformer block as a few fused operations, compiled once for all blocks of a model.
 
-The function is the plain block's. What is different: products of linears are read with their bias by the operation that
-follows, normalisation, modulation, gates, GELU, RMSNorm and rotation work in fp32 and round once, and a modulation is
-computed once for each conditioning vector instead of at each call: it depends on nothing else.
+The function is that of the plain block, with three differences. The operation after a linear adds the bias to its
+product. Normalisation, modulation, gates, GELU, RMSNorm and rotation work in fp32 and round once. A modulation depends
+on the conditioning vector alone, so it is computed once for each vector instead of at each call.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from precision_lab.techniques.fast import kernels as fused
 from precision_lab.techniques.fast.kernels import Chunk, Projected
 
 IN_FLIGHT = 2
-"""Blocks that wait for the device while the next is built."""
+"""Number of blocks that wait for the device while the next is built."""
 
 REMEMBERED = 64
-"""Timesteps whose modulations are kept: of schedules up to so many steps nothing is computed twice."""
+"""Number of timesteps whose modulations are kept: schedules of up to this many steps compute none of them twice."""
 
 
 class _Weights(NamedTuple):
-    """What a stream's half of a block multiplies with, under the names of the image stream; matrices (in, out)."""
+    """The weights of a stream's half of a block, under the names of the image stream; matrices are (in, out)."""
 
     qkv: mx.array
     qkv_bias: mx.array
@@ -66,7 +66,7 @@ class _Weights(NamedTuple):
 
     @classmethod
     def streams(cls, block: TransformerBlock) -> tuple[_Weights, _Weights]:
-        """Of the image and of the text stream."""
+        """The weights of the image stream and of the text stream."""
         attn: JointAttention = block.attn
         img = (attn.to_q, attn.to_k, attn.to_v)
         txt = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
@@ -77,9 +77,9 @@ class _Weights(NamedTuple):
 
 
 def _packed(linears: Sequence[nn.Linear], name: str) -> mx.array:
-    """The parameters of that name one below the other, of which those of the linears become views.
+    """Concatenates the linears' parameters of that name, and turns their own into views of the result.
 
-    Their values stay what they are, and so does the memory that they take: 6.8 GB more would not fit beside 20 B.
+    Values and memory stay the same; a copy would add 6.8 GB, which do not fit beside a model of 20 B parameters.
     """
     packed = mx.concatenate([linear[name] for linear in linears])
     for linear, part in zip(linears, mx.split(packed, len(linears)), strict=True):
@@ -89,7 +89,7 @@ def _packed(linears: Sequence[nn.Linear], name: str) -> mx.array:
 
 
 class _Constants(NamedTuple):
-    """What a compiled block is specialised to."""
+    """The constants to which a compiled block is specialised."""
 
     head_dim: int
     norm1_eps: float
@@ -100,16 +100,16 @@ class _Constants(NamedTuple):
 class Pace:
     """Starts every block as soon as it is built, and builds at most IN_FLIGHT blocks ahead of the device.
 
-    Evaluated all at the end, the device would wait for the last block to be built (10 ms of 127 at 1024 x 1024 on an
-    H100), and MLX, which builds several times faster than the device computes, would hold the temporaries of dozens of
-    blocks (12 GB).
+    If all blocks were evaluated at the end, the device would wait until the last one is built (10 ms of 127 at
+    1024 x 1024 on an H100). MLX builds several times faster than the device computes, so it would also hold the
+    temporaries of dozens of blocks (12 GB).
     """
 
     def __init__(self) -> None:
         self._launched: deque[mx.array] = deque()
 
     def launch(self, *outputs: mx.array) -> None:
-        """Of one block."""
+        """Starts the computation of one block's outputs."""
         mx.async_eval(*outputs)
         self._launched.append(outputs[0])
         if len(self._launched) > IN_FLIGHT:
@@ -117,9 +117,9 @@ class Pace:
 
 
 class FastBlock(Wrapper):
-    """Stands for a plain TransformerBlock. Raises InputError for one with rewritten modules, and when one is observed.
+    """Replaces a plain TransformerBlock. Raises InputError if a module inside is rewritten or observed.
 
-    Neither could have an effect: the block does not call its modules, but for img_mod and txt_mod.
+    Neither could have an effect, because of its modules the block calls only img_mod and txt_mod.
     """
 
     def __init__(self, inner: TransformerBlock, address: str, pace: Pace):
@@ -147,9 +147,9 @@ class FastBlock(Wrapper):
         return Streams(img=img, txt=txt)
 
     def _modulation(self, temb: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, 6 D) of the image and the text stream."""
+        """The modulations of the image and the text stream, (B, 6 D) each."""
         if id(temb) not in self._modulations:
-            # temb is kept with them: its id is another array's as soon as it is gone
+            # temb is kept with them because another array could get its id once it is freed
             self._modulations[id(temb)] = temb, self.inner.img_mod(temb), self.inner.txt_mod(temb)
             if len(self._modulations) > REMEMBERED:
                 self._modulations.popitem(last=False)
@@ -161,7 +161,7 @@ class FastBlock(Wrapper):
             if holder[key] is not module or type(module) is not kind:
                 raise InputError(
                     f"fast: {self._address} is observed or rewritten inside, where a fast block calls nothing; observe "
-                    "transformer_blocks.* and what is outside of them (probe.range.sites, drift.sites)"
+                    "transformer_blocks.* and modules outside of them (probe.range.sites, drift.sites)"
                 )
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -169,7 +169,7 @@ class FastBlock(Wrapper):
 
 
 def _parts(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, type]]:
-    """Every module below, with its holder, its name there and its class."""
+    """Every module below `module`, with its holder, its name in the holder and its class."""
     found = []
     for key, child in module.items():
         if isinstance(child, nn.Module):
@@ -179,13 +179,13 @@ def _parts(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, type]]:
 
 @lru_cache
 def _plain_classes() -> dict[str, type]:
-    """Of all modules of a plain block, by path."""
+    """The classes of all modules of a plain block, by path."""
     return {site.path: type(site.module) for site in walk({"block": TransformerBlock(8, 2)})}
 
 
 @lru_cache
 def _compiled(constants: _Constants) -> Callable[..., tuple[mx.array, mx.array]]:
-    """The block as a function of arrays; one for all blocks, so that MLX traces it once a shape."""
+    """The block as a function of arrays, shared by all blocks so that MLX traces it once a shape."""
     call = partial(_block, constants)
     return call if on_cpu() else mx.compile(call)
 
@@ -202,7 +202,7 @@ def _block(
     txt_weights: Sequence[mx.array],
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """img: (B, L, D), txt: (B, T, D) and what belongs to each; mask: (B, 1, 1, T + L) or None."""
+    """img: (B, L, D), txt: (B, T, D), with the modulations (B, 6 D) and rotations of each; mask: (B, 1, 1, T + L)."""
     wi, wt = _Weights(*img_weights), _Weights(*txt_weights)
     img_in = fused.norm_modulate(img, img_mods, Chunk.SHIFT_1, Chunk.SCALE_1, constants.norm1_eps)
     txt_in = fused.norm_modulate(txt, txt_mods, Chunk.SHIFT_1, Chunk.SCALE_1, constants.norm1_eps)

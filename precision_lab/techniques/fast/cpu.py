@@ -1,15 +1,15 @@
-"""Twins of the plain modules that are fast on a CPU: the same parameters, the same roundings, another loop.
+"""Fast replacements of plain modules on a CPU: the same parameters, the same roundings, different loops.
 
 MLX's CPU kernels are single-threaded, and its exp and tanh take some 18 ns an element where NumPy's take 0.5 (measured,
-MLX 0.32.4 and NumPy 2.4 on one core of Zen 4). A twin reads the evaluated buffers of its inputs through NumPy, works
-in pieces that stay in a core's cache, on all cores, and writes into the buffer of an array of MLX. Everything inside is
-fp32 and rounded where the plain module rounds, so against float64 it errs no more; products are oneDNN's where there is
-one (`device.onednn`), which takes subnormal numbers of bfloat16 for zero. The pieces depend on shapes and the number of
-cores alone: the same input gives the same bits.
+MLX 0.32.4 and NumPy 2.4 on one core of Zen 4). A replacement reads the evaluated buffers of its inputs through NumPy,
+works on all cores in pieces that stay in a core's cache, and writes into the buffer of an MLX array. Everything inside
+is fp32 and is rounded where the plain module rounds, so the error against float64 is no larger. Products use oneDNN
+where it is available (`device.onednn`); it treats subnormal bfloat16 numbers as zero. The pieces depend only on shapes
+and the number of cores, so the same input gives the same bits.
 
-Cost: every twin waits for its inputs and for its result, so small norms, rotations and products stay MLX's; it does not
-pay below some 256 tokens of 64 channels. For sgemm 16-bit weights are widened at each use, piece by piece, at 0.1 ns
-each where 1024 tokens take 20 ns in the product; fp32 copies kept would triple the memory of the weights.
+Cost: a replacement waits for its inputs and for its result, so small norms, rotations and products stay with MLX. Below
+some 256 tokens of 64 channels it does not pay. For sgemm 16-bit weights are widened piece by piece at each use, at
+0.1 ns each where the product of 1024 tokens takes 20 ns; permanent fp32 copies would triple the memory of the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,21 +33,21 @@ from precision_lab.model.paging import class_of, recast
 from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.model.qwen_image.rope import Rotary
 
-# elements of a piece of an element-wise loop: 256 KiB in fp32, with one temporary half of a core's second cache
+# elements in a piece of an element-wise loop: 256 KiB in fp32; with one temporary, half of a core's L2 cache
 _PIECE = 1 << 16
-# waiting for the results of smaller products, norms and rotations costs more than they gain
+# for smaller products, norms and rotations the wait for their results costs more than the gain
 _FEW_WEIGHTS = 1 << 18
 _FEW_ELEMENTS = 1 << 15
-# sgemm copies the other operand once a piece, which narrower ones do not pay for
+# sgemm copies the other operand once a piece, which does not pay for narrower pieces
 _OUTPUTS = (128, 512)
 _BFLOAT16_OUTPUTS = (256, 1024)
-# scores of a piece of attention: 1 MiB
+# scores in a piece of attention: 1 MiB
 _SCORES = 1 << 18
 _QUERIES = (32, 256)
 
 
 class _FastLinear(Linear):
-    """Pieces of output channels: product and bias in fp32, rounded once. Small ones are left to MLX."""
+    """Pieces of output channels: product and bias in fp32, rounded once. MLX computes small linears."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size < _FEW_WEIGHTS:
@@ -67,7 +67,7 @@ def _linear(x: mx.array, weight: np.ndarray, bias: np.ndarray | None) -> mx.arra
         most = _OUTPUTS if x.dtype == mx.float32 else _BFLOAT16_OUTPUTS
         in_pieces(partial(_piece, values, weight, bias, y), outputs, _between(most, share, 64))
         return result
-    with np.errstate(invalid="ignore"):  # a NaN in float16
+    with np.errstate(invalid="ignore"):  # caused by a NaN in float16
         values = values.astype(np.float32, copy=False)
     in_pieces(partial(_widened_piece, values, weight, bias, y), outputs, _between(_OUTPUTS, share, 64))
     return result
@@ -88,7 +88,7 @@ def _widened_piece(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y
 
 
 class _FastAttend(Attend):
-    """Pieces of queries of a head: their scores, softmax and product with v before the next."""
+    """Pieces of a head's queries: scores, softmax and product with v of one piece before the next."""
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
         batch, queries, heads, channels = q.shape
@@ -105,7 +105,7 @@ class _FastAttend(Attend):
                 pair, tile = divmod(index, tiles)
                 b, h = divmod(pair, heads)
                 rows, kv = slice(tile * step, (tile + 1) * step), h * kv_heads // heads
-                # scaled before the product, as in MLX: products may overflow where scaled ones do not
+                # scaled before the product, as in MLX: unscaled products may overflow
                 query = q32[b, rows, h] * np.float32(channels**-0.5)
                 scores = np.empty((len(query), keys), np.float32)
                 sgemm(query, k32[b, :, kv].T, scores)
@@ -147,7 +147,7 @@ class _FastGELUTanh(GELUTanh):
 
 
 class _FastLayerNorm(LayerNorm):
-    """Variance of the centred row; MLX's kernel errs by 1e-5 where some channels are massive."""
+    """Uses the variance of the centred row; MLX's kernel errs by 1e-5 where some channels are massive."""
 
     def __init__(self, plain: LayerNorm):
         super().__init__(plain.eps)
@@ -171,7 +171,7 @@ class _FastLayerNorm(LayerNorm):
 
 
 class _FastRotary(Rotary):
-    """The plain product of complex numbers, by pieces of tokens."""
+    """The plain product of complex numbers, in pieces of tokens."""
 
     def __call__(self, x: mx.array, rotation: mx.array) -> mx.array:
         if x.size < _FEW_ELEMENTS:
@@ -189,7 +189,7 @@ class _FastRotary(Rotary):
 
 
 def _empty(shape: Sequence[int], dtype: mx.Dtype) -> tuple[mx.array, np.ndarray]:
-    """An array of MLX that nobody else holds yet, and its buffer to write to."""
+    """A new MLX array, and its buffer to write to."""
     result = mx.zeros(shape, dtype)
     return result, to_numpy(result)
 
@@ -199,17 +199,17 @@ def _contiguous(x: mx.array) -> np.ndarray:
 
 
 def _float32(x: mx.array) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a NaN in float16
+    with np.errstate(invalid="ignore"):  # caused by a NaN in float16
         return _contiguous(x).astype(np.float32, copy=False)
 
 
 def _between(bounds: tuple[int, int], wanted: int, multiple: int) -> int:
-    """The multiple at or above `wanted`, within bounds."""
+    """`wanted` rounded up to a multiple of `multiple`, within `bounds`."""
     least, most = bounds
     return min(max(-(-wanted // multiple) * multiple, least), most)
 
 
-_TWINS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+_REPLACEMENTS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     Attend: lambda _: _FastAttend(),
     GELUTanh: lambda _: _FastGELUTanh(),
     LayerNorm: _FastLayerNorm,
@@ -219,22 +219,23 @@ _TWINS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def replacement(module: nn.Module) -> nn.Module | None:
-    """The fast twin of a plain module for the CPU, sharing its parameters; None for classes without one.
+    """The fast replacement of a plain module, which shares its parameters; None for a class without one.
 
-    Only the plain classes themselves have twins: what a technique put in their place computes something else.
+    Only the plain classes themselves have replacements: the module of another technique computes something else.
     """
-    twin = _TWINS.get(class_of(module))
-    return twin(module) if twin else None
+    create = _REPLACEMENTS.get(class_of(module))
+    return create(module) if create else None
 
 
 @dataclass(frozen=True)
 class FastCPU:
-    """Twins wherever there are some among the sites; the other modules stay."""
+    """Replaces every module that has a fast replacement; the others stay."""
 
     sites: Sequence[str] = ("**",)
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        twin = replacement(site.module)
-        return site.module if twin is None else twin  # a module without parameters is an empty dict, and false
+        fast = replacement(site.module)
+        # not `fast or site.module`: a module without parameters is an empty dict, and therefore false
+        return site.module if fast is None else fast

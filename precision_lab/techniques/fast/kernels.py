@@ -1,11 +1,11 @@
 """Fused operations of a transformer block: one pass over memory each, fp32 inside, one rounding at the end.
 
-On CUDA they are kernels of our own (`cuda`), elsewhere, and for widths that a kernel does not take,
-operations of MLX with the same result up to rounding. A bias is added by whoever reads the product of a linear: the
-epilogue that MLX's addmm asks cuBLASLt for takes longer than the addition does here.
+On CUDA they are kernels of this package (`cuda`). Elsewhere, and for widths that a kernel does not support, they are
+operations of MLX with the same result up to rounding. The operation that reads the product of a linear adds the bias:
+the epilogue that MLX's addmm requests from cuBLASLt takes longer than the addition does here.
 
 B batch, L tokens, D width, H heads, C channels a head; modulations are (B, 6 D): shift, scale and gate of attention,
-then shift, scale and gate of the feed-forward, as `img_mod` and `txt_mod` give them.
+then shift, scale and gate of the feed-forward, in the order of `img_mod` and `txt_mod`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from precision_lab.techniques.fast import cuda
 
 
 class Chunk:
-    """Where a modulation's vectors stand, in units of D."""
+    """Offsets of a modulation's vectors, in units of D."""
 
     SHIFT_1, SCALE_1, GATE_1, SHIFT_2, SCALE_2, GATE_2 = range(6)
 
 
 class Projected(NamedTuple):
-    """What one stream brings to attention: the products of q, k and v side by side (B, L, 3 D), their biases (3 D,),
+    """One stream's input to attention.
 
-    the scales of the norms (C,) and the rotation (L, C / 2) complex64.
+    qkv: the products of q, k and v side by side (B, L, 3 D); bias: their biases (3 D,); q_norm, k_norm: the scales of
+    the norms (C,); rotation: (L, C / 2) complex64.
     """
 
     qkv: mx.array
@@ -43,7 +44,7 @@ def norm_modulate(x: mx.array, mods: mx.array, shift: int, scale: int, eps: floa
     threads = cuda.vectors(x)
     if not cuda.takes(x) or threads > cuda.LARGEST_BLOCK:
         return _norm_modulate(x, mods, shift, scale, eps)
-    (out,) = cuda.kernel("norm_modulate", ("x", "mods"), ("y",), cuda.NORM_MODULATE)(
+    (out,) = cuda.kernel("norm_modulate", ("x", "mods"), ("y",))(
         inputs=[x, mods],
         template=[("T", x.dtype), ("D", dim), ("SHIFT", shift), ("SCALE", scale), ("NANO", cuda.nano(eps))],
         grid=(threads * batch * length, 1, 1),
@@ -60,7 +61,7 @@ def gated_add(residual: mx.array, product: mx.array, bias: mx.array, mods: mx.ar
         return _gated_add(residual, product, bias, mods, gate)
     batch, length, dim = residual.shape
     columns = cuda.vectors(residual)
-    (out,) = cuda.kernel("gated_add", ("residual", "product", "bias", "mods"), ("h",), cuda.GATED_ADD)(
+    (out,) = cuda.kernel("gated_add", ("residual", "product", "bias", "mods"), ("h",))(
         inputs=[residual, product, bias, mods],
         template=[("T", residual.dtype), ("D", dim), ("GATE", gate), ("ROWS", cuda.ROWS)],
         grid=(columns, -(-batch * length // cuda.ROWS), 1),
@@ -81,14 +82,14 @@ def gated_add_norm_modulate(
     scale: int,
     eps: float,
 ) -> tuple[mx.array, mx.array]:
-    """`gated_add`, rounded, and `norm_modulate` of it."""
+    """Returns `gated_add`, rounded to the dtype of the residual, and `norm_modulate` of that sum."""
     batch, length, dim = residual.shape
     threads = cuda.vectors(residual)
     if not cuda.takes(residual, product) or threads > cuda.LARGEST_BLOCK:
         h = _gated_add(residual, product, bias, mods, gate)
         return h, _norm_modulate(h, mods, shift, scale, eps)
     inputs = ("residual", "product", "bias", "mods")
-    h, y = cuda.kernel("gated_add_norm_modulate", inputs, ("h", "y"), cuda.GATED_ADD_NORM_MODULATE)(
+    h, y = cuda.kernel("gated_add_norm_modulate", inputs, ("h", "y"))(
         inputs=[residual, product, bias, mods],
         template=[
             *(("T", residual.dtype), ("D", dim), ("GATE", gate)),
@@ -103,12 +104,12 @@ def gated_add_norm_modulate(
 
 
 def gelu(product: mx.array, bias: mx.array) -> mx.array:
-    """The tanh form of GELU of `product + bias`; product: (B, L, D), bias: (D,)."""
+    """GELU in its tanh form of `product + bias`; product: (B, L, D), bias: (D,)."""
     if not cuda.takes(product):
         return _gelu(product, bias)
     batch, length, dim = product.shape
     columns = cuda.vectors(product)
-    (out,) = cuda.kernel("gelu", ("x", "bias"), ("y",), cuda.GELU)(
+    (out,) = cuda.kernel("gelu", ("x", "bias"), ("y",))(
         inputs=[product, bias],
         template=[("T", product.dtype), ("D", dim), ("ROWS", cuda.ROWS)],
         grid=(columns, -(-batch * length // cuda.ROWS), 1),
@@ -133,7 +134,7 @@ def joint_qkv(txt: Projected, img: Projected, head_dim: int, eps: float) -> tupl
     total = txt.qkv.shape[1] + length
     names = tuple(f"{stream}_{field}" for stream in ("txt", "img") for field in Projected._fields)
     arrays = [a.view(mx.float32) if a.dtype == mx.complex64 else a for a in (*txt, *img)]
-    q, k, v = cuda.kernel("joint_qkv", names, ("q", "k", "v"), cuda.JOINT_QKV)(
+    q, k, v = cuda.kernel("joint_qkv", names, ("q", "k", "v"))(
         inputs=arrays,
         template=[("T", img.qkv.dtype), ("D", dim), ("C", head_dim), ("NANO", cuda.nano(eps))],
         grid=(threads * batch * total, 1, 1),
@@ -148,7 +149,7 @@ def joint_qkv(txt: Projected, img: Projected, head_dim: int, eps: float) -> tupl
 
 
 def _chunk(mods: mx.array, index: int) -> mx.array:
-    """(B, 1, D) of the modulations, in fp32."""
+    """One vector of the modulations, (B, 1, D) in fp32."""
     dim = mods.shape[-1] // 6
     return mods[:, None, index * dim : (index + 1) * dim].astype(mx.float32)
 

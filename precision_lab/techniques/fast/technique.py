@@ -1,9 +1,9 @@
 """The same function, faster: fused blocks on a GPU, faster modules on a CPU.
 
-On a GPU each block is a handful of fused kernels around its products, compiled once for all blocks, and modulations,
-which depend on the timestep alone, are computed once a timestep instead of in every forward (`block`). On a CPU
-the modules that MLX computes slowly are replaced one by one (`cpu`). Rounding differs from the plain model, mostly
-towards fewer roundings; what that changes is measured like any technique's drift.
+On a GPU each block is a handful of fused kernels around its products, compiled once for all blocks. Modulations depend
+on the timestep alone and are computed once a timestep instead of in every forward (`block`). On a CPU the modules that
+MLX computes slowly are replaced one by one (`cpu`). Rounding differs from the plain model, mostly with fewer roundings;
+the effect is measured like any technique's drift.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +23,7 @@ from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.layers import on_cpu
 from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.transformer import TimeTextEmbedding
-from precision_lab.techniques.base import Technique
+from precision_lab.techniques.base import ByPlace, Places, Technique
 from precision_lab.techniques.fast.block import REMEMBERED, FastBlock, Pace
 from precision_lab.techniques.fast.cpu import FastCPU
 
@@ -31,8 +32,8 @@ from precision_lab.techniques.fast.cpu import FastCPU
 class Fast:
     """`FusedBlocks` where the default device is a GPU, `FastCPU` where it is the CPU."""
 
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     @cached_property
     def _here(self) -> Technique:
@@ -48,29 +49,38 @@ class Fast:
 
 
 @dataclass(frozen=True)
-class FusedBlocks:
-    """Transformer blocks as fused operations. What is inside one is not called: it can be neither seen nor changed."""
+class FusedBlocks(ByPlace):
+    """Transformer blocks as fused operations, which call no module inside: none can be observed or rewritten."""
 
-    sites: Sequence[str] = ("time_text_embed", "transformer_blocks.*")
-    preserves_function: bool = True
-    composes: bool = False
+    preserves_function: ClassVar[bool] = True
+    composes: ClassVar[bool] = False
 
     @cached_property
     def _pace(self) -> Pace:
         return Pace()
 
-    def rewrite(self, site: Site) -> nn.Module:
-        if type(site.module) is TimeTextEmbedding:
-            return _RememberedEmbedding(site.module)
-        if type(site.module) is TransformerBlock:
-            return FastBlock(site.module, str(site), self._pace)
-        raise InputError(f"fast: {site} is {type(site.module).__name__}, expected the plain model's TransformerBlock")
+    @property
+    def places(self) -> Places:
+        return {"time_text_embed": self._embedding, "transformer_blocks.*": self._block}
+
+    def _embedding(self, site: Site) -> nn.Module:
+        _expect_plain(site, TimeTextEmbedding)
+        return _RememberedEmbedding(site.module)
+
+    def _block(self, site: Site) -> nn.Module:
+        _expect_plain(site, TransformerBlock)
+        return FastBlock(site.module, str(site), self._pace)
+
+
+def _expect_plain(site: Site, kind: type) -> None:
+    if type(site.module) is not kind:
+        raise InputError(f"fast: {site} is {type(site.module).__name__}, expected the plain model's {kind.__name__}")
 
 
 class _RememberedEmbedding(Wrapper):
-    """Gives the same array for the same timesteps, by which blocks know that they have its modulations."""
+    """Returns the same array for the same timesteps, by which blocks recognise that they have its modulations."""
 
-    def __init__(self, inner: TimeTextEmbedding):
+    def __init__(self, inner: nn.Module):
         super().__init__(inner)
         self._plain = _anatomy(inner)
         self._embeddings: OrderedDict[tuple[object, ...], mx.array] = OrderedDict()

@@ -1,6 +1,6 @@
-"""Parts taken out of the measured model, to see what a technique's change of function rests on.
+"""Ablations of the measured model, which locate the cause of a technique's change of function.
 
-Not techniques anybody proposes: each changes the model, and is applied to both sides of a comparison.
+Nobody proposes them as techniques. Each changes the model, and is applied to both sides of a comparison.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -32,8 +32,8 @@ class WithoutBias:
     """Linears without their biases."""
 
     sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_mlp.{net.0.proj,net.2}",)
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
         if "bias" not in site.module:
@@ -43,11 +43,11 @@ class WithoutBias:
 
 @dataclass(frozen=True)
 class HomogeneousActivation:
-    """ReLU in place of GELU: relu(s x) = s relu(x) for every s > 0, as GELU does not."""
+    """ReLU in place of GELU: relu(s x) = s relu(x) for every s > 0, which does not hold for GELU."""
 
     sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_mlp.net.0.gelu",)
-    preserves_function: bool = False
-    composes: bool = False
+    preserves_function: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
         return nn.ReLU()

@@ -1,8 +1,8 @@
-"""Matrix products whose running sum is narrower than fp32, emulated exactly: what several techniques are made of.
+"""Exact emulation of matrix products whose running sum is narrower than fp32, shared by several techniques.
 
 An engine without an fp32 accumulator adds the products of a few channels at a time (16 in the matrix instructions of
 NVIDIA GPUs and of SageAttention's fp16 kernels) and rounds the running sum after each addition. Products of 16-bit
-numbers are exact in fp32, and so is the rounding of an fp32 sum to the narrow dtype; all rows go together.
+numbers are exact in fp32, and so is the rounding of an fp32 sum to the narrow dtype. All rows are computed together.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from precision_lab.errors import InputError, nearest
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
-def dtype_named(what: str, name: str) -> mx.Dtype:
-    """The floating dtype called `name`. Raises InputError for any other; `what` names the setting in it."""
+def dtype_named(setting: str, name: str) -> mx.Dtype:
+    """The floating-point dtype called `name`. Raises InputError for an unknown one; the message names `setting`."""
     if name not in DTYPES:
-        raise InputError(f"{what} is {name!r}, expected one of {', '.join(DTYPES)}. {nearest(str(name), DTYPES)}")
+        raise InputError(f"{setting} is {name!r}, expected one of {', '.join(DTYPES)}. {nearest(str(name), DTYPES)}")
     return DTYPES[name]
 
 
-def check_block(what: str, block: int) -> None:
-    """Raises InputError unless `block` is a positive whole number; `what` names the setting."""
+def check_block(setting: str, block: int) -> None:
+    """Raises InputError unless `block` is a positive whole number; the message names `setting`."""
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise InputError(f"{what} is {block!r}, expected a whole number of at least 1")
+        raise InputError(f"{setting} is {block!r}, expected a whole number of at least 1")
 
 
 def rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
-    """fp32 x rounded to the values of `dtype`, and still fp32; beyond its range infinite."""
+    """fp32 x rounded to the values of `dtype`, returned as fp32; infinite beyond its range."""
     return x if dtype == mx.float32 else x.astype(dtype).astype(mx.float32)
 
 
@@ -42,9 +42,9 @@ def narrow_matmul(
 ) -> mx.array:
     """`start + a @ b`, `block` channels at a time; a: (..., M, K), b: (..., K, N), result (..., M, N) in fp32.
 
-    A block's products are summed in fp32 and the sum rounded to `block_sums`; the running sum, which begins at `start`
-    or zero, is added to in fp32 and rounded to `accumulator`. The last block may be shorter. Overflow gives infinities,
-    as it does in the engine.
+    A block's products are summed in fp32 and the sum is rounded to `block_sums`. This is added in fp32 to the running
+    sum, which begins at `start` or zero and is rounded to `accumulator`. The last block may be shorter. Overflow gives
+    infinities, as it does in the engine.
     """
     a, b = a.astype(mx.float32), b.astype(mx.float32)
     total = start

@@ -1,10 +1,10 @@
-"""The pieces of an exact activation scaling, shared by the recipes that place them differently.
+"""The parts of an exact activation scaling, shared by recipes that place them differently.
 
-A branch ends in a linear map whose result is multiplied by a gate and added to the residual stream. Dividing what the
-linear reads, and its bias, by s divides its result by s; the gate takes the factor back in fp32. In exact arithmetic
-nothing has changed. With s a power of two, as all published ones are, nothing has in floating point either, until a
-number leaves the format; others are refused, for they would round the biases (1e-3 of the output with biases stored in
-bfloat16).
+A branch ends in a linear whose result is multiplied by a gate and added to the residual stream. Dividing the linear's
+input and bias by s divides its result by s, and the gate restores the factor in fp32. In exact arithmetic the function
+is the same. All published scales are powers of two, with which floating-point results are the same too until a number
+leaves the format. Other scales are rejected, because they would round the biases (1e-3 of the output with biases stored
+in bfloat16).
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 
 PerBlock = float | Mapping[int, float]
-"""One figure for all blocks, or {first block: figure}, each valid up to the next.
+"""One scale for all blocks, or {first block: scale}, where each scale is valid up to the next entry.
 
-Blocks are counted from the front. A shallower model takes the figures of the blocks it has, a deeper one goes on with
-the last figure.
+Blocks are counted from the front. A shallower model uses the scales of its own blocks; a deeper one repeats the last.
 """
 
 
 def at_block(table: PerBlock, site: Site) -> float:
-    """The figure for the block of a site. Raises InputError where there is none, or it is no power of two."""
+    """The scale for the block of a site. Raises InputError if there is none or it is not a power of two."""
     if isinstance(table, Mapping):
         starts = sorted(table)
         index = bisect_right(starts, -1 if site.block is None else site.block) - 1
         if index < 0:
-            raise InputError(f"{site}: no scale for it in {dict(table)}, expected one from block 0 on")
+            raise InputError(f"{site}: no scale for its block in {dict(table)}, expected one from block 0 on")
         value = table[starts[index]]
     else:
         value = table
     if not (isinstance(value, int | float) and value > 0 and frexp(value)[0] == 0.5):
-        raise InputError(f"{site}: scale {value!r}, expected a power of two like 8 or 0.25: others are not exact")
+        raise InputError(f"{site}: scale {value!r}, expected a power of two like 8 or 0.25, since others are not exact")
     return value
 
 
 class ScaledLinear(Wrapper):
     """A linear that reads x / `input_scale` and has its bias divided by `bias_scale`; its weight is untouched.
 
-    Raises InputError for a module without a bias of its own, as one that another technique has put there.
+    Raises InputError for a module without a bias of its own, such as one that another technique has put there.
     """
 
     def __init__(self, site: Site, input_scale: float, bias_scale: float):
@@ -55,7 +54,7 @@ class ScaledLinear(Wrapper):
         if "bias" not in site.module:
             raise InputError(
                 f"{site} is {type(site.module).__name__}, expected a linear with a bias: "
-                "name techniques that replace linears after those that scale them"
+                "list techniques that replace linears after those that scale them"
             )
         self.input_scale = input_scale
         self._linear = copy(site.module)
@@ -67,7 +66,7 @@ class ScaledLinear(Wrapper):
 
 
 class ScaledModulate(Wrapper):
-    """A modulation in fp32 whose result is divided by `scale`: the factor folded into shift and 1 + scale."""
+    """A modulation in fp32 whose result is divided by `scale`, which folds the factor into shift and 1 + scale."""
 
     def __init__(self, inner: nn.Module, scale: float):
         super().__init__(inner)
@@ -91,7 +90,7 @@ class ScaledGatedAdd(Wrapper):
 
 
 class ScaledRMSNorm(Wrapper):
-    """A norm of x / `scale` that gives that of x: its eps is divided by scale^2."""
+    """A norm that returns norm(x) when it reads x / `scale`: its eps is divided by scale^2."""
 
     def __init__(self, site: Site, scale: float):
         super().__init__(site.module)

@@ -1,4 +1,4 @@
-"""How many bits a model's linear weights take as they stand, scales included: what quantisation saves."""
+"""The storage of a model's linear weights in bits, scales included, which shows the saving of quantisation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from precision_lab.techniques.float8_weights import Float8Linear
 
 
 class WeightStorage(NamedTuple):
-    """Weights of linears, without biases, and the bits that store them."""
+    """The number of weights of linears, without biases, and the bits that store them."""
 
     weights: int
     bits: int
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean over all weights; 0 of none."""
+        """The mean over all weights, or 0 without weights."""
         return self.bits / self.weights if self.weights else 0.0
 
 
 def storage(module: nn.Module) -> WeightStorage:
-    """Of one module, itself only; what is no linear stores nothing."""
+    """The storage of one module without its children; only linears have any."""
     while isinstance(module, Wrapper):
         module = module.inner
     if isinstance(module, nn.QuantizedLinear):
@@ -38,7 +38,7 @@ def storage(module: nn.Module) -> WeightStorage:
 
 
 def weight_storage(components: Mapping[str, nn.Module]) -> dict[str, WeightStorage]:
-    """Of every component, with the techniques that are applied to it at the moment."""
+    """The storage of every component, with the techniques that are applied at the moment."""
     totals = {component: WeightStorage(0, 0) for component in components}
     for site in walk(components):
         totals[site.component] = _sum(totals[site.component], site)

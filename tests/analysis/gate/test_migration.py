@@ -50,7 +50,7 @@ def test_settings_keep_every_value(committed):
 
     _, text = committed
     (then,), (now,) = (json.loads(version)["entries"] for version in (old(text), text))
-    added = [("stream", "false"), ("height", "128"), ("width", "128")]  # of the source, and of the pinned cases
+    added = [("stream", "false")]  # of the source
     assert sorted(leaves(now["settings"])) == sorted([*leaves(then["settings"]), *added])
 
 
