@@ -72,7 +72,7 @@ def test_settings_and_declared_columns_are_listed_as_they_are(page):
 def test_metrics_are_columns_of_the_table_of_variants(page):
     layout, _, html = page
     text = text_of(html)
-    assert ("final KL divergence<small>nats, lower is better</small>" in text) == layout.result.distribution
+    assert ("KL divergence<small>nats, mean over steps; lower is better</small>" in text) == layout.result.distribution
     assert ("perplexity ratio" in text) == ("one token" in text) == layout.result.distribution
 
 
