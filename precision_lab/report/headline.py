@@ -12,7 +12,7 @@ from precision_lab.report import wording
 from precision_lab.report.figures import style
 from precision_lab.report.view import View
 
-METRICS = {"kl": ("final KL divergence", "nats, lower is better")}
+METRICS = {"kl": ("KL divergence", "nats, mean over steps; lower is better")}
 """Titles of the metrics that the laboratory itself takes; others go by their name."""
 
 _NOTHING = Quantity(None)

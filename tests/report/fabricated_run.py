@@ -1,4 +1,4 @@
-"""A plausible run folder made from formulas: no model, no measurement.
+"""A plausible run folder of Qwen-Image, written from formulas: no model, no measurement.
 
 Growth ends near the published 5.7e7; `float16` overflows at block 37 of the first step and everything after it is
 NaN, as in a free-running generation.
@@ -6,14 +6,26 @@ NaN, as in a free-running generation.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from precision_lab.model.qwen_image.layout import layout
+from precision_lab.record.manifest import Checkpoint, Coverage, Environment, Manifest, VariantEntry
+from precision_lab.record.summary import (
+    ClaimEntry,
+    Dtypes,
+    FirstNonfinite,
+    Latency,
+    Quantity,
+    Summary,
+    VariantSummary,
+)
+from precision_lab.record.tables import part_path, write_part
 
 FORMAT_MAX = {"float16": 65504.0, "bfloat16": 3.3895e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 COMPUTE = {"reference": "float32", "baseline": "bfloat16", "ffn_scaling": "bfloat16", "float16": "float16"}
@@ -40,19 +52,24 @@ def fabricate(
     (run / "config.yaml").write_text(f"exp: fabricated\nsampler:\n  steps: {steps}\nseeds: {list(seeds)}\n")
     runs = [(p, s) for p in range(len(prompts)) for s in seeds]
     activations = pd.DataFrame(_activations(rng, variants, overflowing, blocks, steps, runs))
-    activations.to_parquet(run / "activations.parquet")
+    write_table(run, "activations", activations)
     drift = pd.DataFrame(_drift(rng, variants, overflowing, blocks, steps, runs, teacher))
-    drift.to_parquet(run / "drift.parquet")
+    write_table(run, "drift", drift)
     latency = pd.DataFrame(_latency(rng, variants))
-    latency.to_parquet(run / "latency.parquet")
+    write_table(run, "latency", latency)
     _images(rng, run / "images", variants, overflowing, runs, side)
-    _write_json(run / "manifest.json", _manifest(variants, prompts, seeds))
-    _write_json(run / "summary.json", _summary(variants, overflowing, activations, drift, latency))
+    _manifest(variants, prompts, seeds, steps, blocks).write(run)
+    _summary(variants, overflowing, activations, drift, latency).write(run)
     return run
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False))
+def write_table(run: Path, table: str, frame: pd.DataFrame) -> None:
+    """A table as a complete run has it: in the dtypes of the record, one file. Rows keep their order."""
+    if table != "latency" and "order" not in frame:
+        frame = frame.assign(order=np.arange(len(frame)))
+    write_part(run, table, "0", frame)
+    part_path(run, table, "0").rename(run / f"{table}.parquet")
+    (run / table).rmdir()
 
 
 def _compute(variant: str) -> str:
@@ -164,29 +181,49 @@ def _images(rng, folder, variants, overflowing, runs, side):
             Image.fromarray(np.round(pixels * 255).astype(np.uint8)).save(folder / name)
 
 
-def _manifest(variants, prompts, seeds):
-    switches = {"tf32": False, "MLX_ENABLE_TF32": "0"}
-    environment = {"device": "Apple M4 Max", "backend": "metal", "os": "macOS 26.1", "mlx": "0.32.4"}
-    environment |= {"python": "3.12.4", "packages": {"numpy": "2.4.0", "scipy": "1.17"}, "switches": switches}
-    environment |= {"commit": "4f1c9d2ab8e07c55d1e6f6b1c0a7d2f3e4b5a697", "dirty": True}
-    checkpoint = {"name": "full_synthetic", "path": "models/full_synthetic", "fingerprint": "sha256:9ab3fe21"}
-    counts = {v: ({"ffn_scaling": {"matched": 120, "of": 120}} if v == "ffn_scaling" else {}) for v in variants}
-    return {
-        "schema_version": 1,
-        "status": "complete",
-        "experiment": "ffn_scaling",
-        "command": ["python", "-m", "precision_lab", "+exp=ffn_scaling", "model=full_synthetic", "seeds=[0, 1]"],
-        "started": "2026-03-02T09:14:07Z",
-        "finished": "2026-03-02T09:51:40Z",
-        "environment": environment,
-        "checkpoint": checkpoint | {"weights": "synthetic"},
-        "sites": counts,
-        "prompts": list(prompts),
-        "negative_prompt": " ",
-        "seeds": list(seeds),
-        "baseline": variants[min(1, len(variants) - 1)],
-        "latency": {"margin": 0.05},
-    }
+def environment() -> Environment:
+    return Environment(
+        device="Apple M4 Max",
+        backend="metal",
+        os="macOS 26.1",
+        mlx="0.32.4",
+        python="3.12.4",
+        packages={"numpy": "2.4.0", "scipy": "1.17"},
+        switches={"tf32": None, "MLX_ENABLE_TF32": "0"},
+        commit="4f1c9d2ab8e07c55d1e6f6b1c0a7d2f3e4b5a697",
+        dirty=True,
+    )
+
+
+def _manifest(variants, prompts, seeds, steps, blocks):
+    return Manifest(
+        status="complete",
+        experiment="ffn_scaling",
+        environment=environment(),
+        checkpoint=Checkpoint("full_synthetic", "models/full_synthetic", "sha256:9ab3fe21", "synthetic"),
+        layout=layout(blocks),
+        case={"steps": steps, "guidance_scale": 4.0, "negative_prompt": " ", "height": 128, "width": 192},
+        baseline=variants[min(1, len(variants) - 1)],
+        variants={
+            name: VariantEntry(_compute(name), ["ffn_scaling"] if name == "ffn_scaling" else []) for name in variants
+        },
+        prompts=list(prompts),
+        seeds=list(seeds),
+        latency_margin=0.05,
+        command=["python", "-m", "precision_lab", "+exp=ffn_scaling", "model=full_synthetic", "seeds=[0, 1]"],
+        started="2026-03-02T09:14:07Z",
+        finished="2026-03-02T09:51:40Z",
+        sites={name: {"ffn_scaling": Coverage(120, 120)} if name == "ffn_scaling" else {} for name in variants},
+        claims=[claim_of(entry) for entry in _claims()],
+    )
+
+
+def claim_of(entry: ClaimEntry, **changes: Any) -> dict[str, Any]:
+    """What an experiment states so that `entry` is its verdict."""
+    keys = ("id", "text", "source", "metric", "relation", "subject", "against", "bound")
+    stated = {key: getattr(entry, key) for key in keys}
+    stated |= {"sites": ["transformer_blocks.*"]} if entry.metric == "amax" else {}
+    return {key: value for key, value in stated.items() if value is not None} | changes
 
 
 def _summary(variants, overflowing, activations, drift, latency):
@@ -198,59 +235,43 @@ def _summary(variants, overflowing, activations, drift, latency):
         own = activations[(activations["variant"] == variant) & (activations["component"] == "transformer")]
         last = own[own["port"] == "out.0"]["amax"].max()
         latents = drift[(drift["variant"] == variant) & (drift["site"] == "euler_step")] if len(drift) else drift
-        entry: dict[str, Any] = {"dtype": {"weights": "bfloat16", "compute": _compute(variant)}}
-        entry["techniques"] = ["ffn_scaling"] if variant == "ffn_scaling" else []
-        _set(entry, "amax_final", None if failed else float(last), "nonfinite")
-        if variant == reference:
-            reason = values = None
-            entry |= {"latent_rel_l2": 0.0, "psnr_db": None, "psnr_db_reason": "identical", "ssim": 1.0}
-        else:
-            reason = "nonfinite"
-            values = None if failed else float(latents["rel_l2"].iloc[-1])
-            _set(entry, "latent_rel_l2", values, reason)
-            _set(entry, "psnr_db", None if failed else float(-20 * np.log10(values)), reason)
-            _set(entry, "ssim", None if failed else 1 - values, reason)
-        entry["num_nonfinite"] = 4096 * 37 * failed
-        site = {"site": "transformer_blocks.37", "port": "out.0", "step": 0, "branch": "cond"}
-        entry["first_nonfinite"] = site if failed else None
+        error = 0.0 if variant == reference else np.nan if failed else float(latents["rel_l2"].iloc[-1])
         ratio = float(median[variant] / median[baseline])
         verdict = "slower" if ratio > 1.07 else "faster" if ratio < 0.94 else "equivalent"
-        interval = [1.0, 1.0] if variant == baseline else [ratio - 0.012, ratio + 0.014]
-        entry["latency"] = {"median_s": float(median[variant]), "ratio": ratio, "ci95": interval, "verdict": verdict}
-        entry["peak_memory_bytes"] = int(1.2e9 * (2 if variant == reference else 1))
-        entries[variant] = entry
-    return {
-        "schema_version": 1,
-        "experiment": "ffn_scaling",
-        "reference": reference,
-        "variants": entries,
-        "claims": _claims(),
-        "weights": "synthetic",
-    }
+        interval = (1.0, 1.0) if variant == baseline else (ratio - 0.012, ratio + 0.014)
+        entries[variant] = VariantSummary(
+            dtype=Dtypes("bfloat16", _compute(variant)),
+            techniques=["ffn_scaling"] if variant == "ffn_scaling" else [],
+            error=None,
+            expect="any",
+            expectation_met=True,
+            amax_final=Quantity.of(np.nan if failed else last, "nonfinite"),
+            latent_rel_l2=Quantity.of(error, "nonfinite"),
+            psnr_db=Quantity(None, "identical") if error == 0 else Quantity.of(-20 * np.log10(error), "nonfinite"),
+            ssim=Quantity.of(1 - error, "nonfinite"),
+            num_nonfinite=Quantity(4096 * 37 * failed),
+            first_nonfinite=FirstNonfinite("transformer", "transformer_blocks.37", "out.0", 0, "cond")
+            if failed
+            else None,
+            near_misses=None,
+            latency=Latency(float(median[variant]), ratio, verdict, interval),
+            peak_memory_bytes=Quantity(int(1.2e9 * (2 if variant == reference else 1))),
+        )
+    return Summary("ffn_scaling", reference, entries, _claims(), weights="synthetic")
 
 
-def _set(entry, key, value, reason):
-    entry[key] = value
-    if value is None:
-        entry[f"{key}_reason"] = reason
-
-
-def _claims():
-    source = "MIXED_PRECISION_OPTIMIZATION, finding S3"
-    larger = {
-        "id": "S3-amax",
-        "text": "4·FFN(x/4) makes the residual stream larger than the baseline",
-        "source": source,
-    }
-    larger |= {"verdict": "supported", "effect": 2.21, "ci95": [2.17, 2.26], "noise_floor": 0.004}
-    faster = {"id": "S3-latency", "text": "FFN scaling is about 3 % faster", "source": source}
-    faster |= {"verdict": "inconclusive", "effect": 0.985, "ci95": [0.973, 0.999], "noise_floor": 0.02}
-    same = {"id": "S3-equal", "text": "4·FFN(x/4) preserves the function of the block", "source": source}
-    same |= {"verdict": "refuted", "effect": 0.19, "ci95": [0.15, 0.24], "noise_floor": 0.0011}
-    return [larger, faster, same]
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(fabricate(Path(sys.argv[1])))  # noqa: T201
+def _claims() -> list[ClaimEntry]:
+    source, compared = "MIXED_PRECISION_OPTIMIZATION, finding S3", ("ffn_scaling", "baseline", None)
+    larger = "4·FFN(x/4) makes the residual stream larger than the baseline"
+    faster, same = "FFN scaling is about 3 % faster", "4·FFN(x/4) preserves the function of the block"
+    rows = [
+        ("S3-amax", larger, "supported", "amax", "larger", 2.21, 0.004, (2.17, 2.26)),
+        ("S3-latency", faster, "inconclusive", "latency", "smaller", 0.985, 0.02, (0.973, 0.999)),
+        ("S3-equal", same, "refuted", "drift", "equal", 0.19, 0.0011, (0.15, 0.24)),
+    ]
+    return [
+        ClaimEntry(
+            name, text, source, verdict, metric, relation, *compared, Quantity(effect), Quantity(floor), interval
+        )
+        for name, text, verdict, metric, relation, effect, floor, interval in rows
+    ]

@@ -7,14 +7,14 @@ from matplotlib.colors import to_rgba
 
 from precision_lab.report.figures import drift_surface, style
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.tables import load
+from precision_lab.report.view import View
 
 
 def rewritten(run, change):
-    """The run as loaded after `change` of its drift table."""
+    """The run as it is after `change` of its drift table."""
     path = run / "drift.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
-    return load(run)
+    return View.open(run)
 
 
 def with_text(drift, factor=3.0):
@@ -107,7 +107,7 @@ def test_many_variants_are_the_telling_ones(small_run):
     drawing, drawn = panels(run)
     shown = [axes.texts[-1].get_text() for axes in drawn[:: len(drawn) // 4]]
     assert shown[1:] == ["ffn_scaling", "b", "float16"]
-    assert "Of 6 variants" in drawing.caption
+    assert "of 6 variants" in drawing.caption
 
 
 def test_nothing_to_draw(small_run):

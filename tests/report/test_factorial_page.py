@@ -1,15 +1,15 @@
 """The section on a factorial: every effect with its interval, and the reason where there are none."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
+from precision_lab.record.summary import Summary
 from precision_lab.report import write
 
 
 def with_factorials(run, *factorials):
-    path = run / "summary.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "factorials": factorials}))
+    replace(Summary.read(run), factorials=factorials).write(run)
     return run
 
 

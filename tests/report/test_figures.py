@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
-from precision_lab.report import anomaly, headroom, tables, wording
+from precision_lab.record.summary import Dtypes, Latency
+from precision_lab.report import anomaly, headroom, view, wording
 from precision_lab.report.figures import contributions, drift, images, latency, style, surface
+from precision_lab.report.view import View
+from tests.report.fabricated_run import write_table
 
 POSITIVE = st.floats(1e-30, 1e30)
 NAMES = st.text("abcdefgh_0123456789-", min_size=1, max_size=80)
 
 
 def test_failures_are_located_in_the_step_where_they_begin(small_run):
-    run = tables.load(small_run(blocks=60, steps=2, seeds=(0,)))
-    rows = tables.block_outputs(tables.conditional(run.activations), "img")
-    bad = tables.first_failure(rows)
+    run = View.open(small_run(blocks=60, steps=2, seeds=(0,)))
+    rows = view.block_outputs(view.main_branch(run.activations, run.layout), run.layout, "img")
+    bad = view.first_failure(rows)
     assert set(bad["variant"]) == {"float16"}
     assert set(bad["step"]) == {0}
     assert sorted(bad["block"].unique()) == list(range(37, 60))
@@ -33,7 +36,7 @@ def test_no_finite_statistic_sees_a_non_finite_tensor(small_run):
     raw = pd.read_parquet(folder / "activations.parquet")
     raw.loc[raw["num_nan"] > 0, "amax"] = np.inf  # a probe may store either
     raw.to_parquet(folder / "activations.parquet")
-    run = tables.load(folder)
+    run = View.open(folder)
     assert run.activations["nonfinite"].sum() == (raw["num_nan"] > 0).sum() > 0
     assert np.isfinite(run.activations.loc[~run.activations["nonfinite"], "amax"]).all()
     assert run.activations.loc[run.activations["nonfinite"], "amax"].isna().all()
@@ -41,15 +44,16 @@ def test_no_finite_statistic_sees_a_non_finite_tensor(small_run):
 
 def test_typed_columns_with_missing_text_read_like_plain_ones(small_run):
     folder = small_run()
-    plain = tables.load(folder)
+    plain = View.open(folder)
     for name in ("activations", "drift"):
         frame = pd.read_parquet(folder / f"{name}.parquet")
         types = {c: "string" for c in ("branch", "site", "port") if c in frame} | {"block": "Int64", "seed": "Int64"}
         frame.astype(types).to_parquet(folder / f"{name}.parquet")
-    typed = tables.load(folder)
+    typed = View.open(folder)
     for name in ("activations", "drift"):
         pd.testing.assert_frame_equal(getattr(plain, name), getattr(typed, name), check_dtype=False)
-    assert len(tables.conditional(tables.latents(typed.drift))) == len(tables.latents(plain.drift)) > 0
+    rows = view.results(typed.drift, typed.layout)
+    assert len(view.main_branch(rows, typed.layout)) == len(view.results(plain.drift, plain.layout)) > 0
 
 
 def test_rows_of_a_probe_without_a_range_are_left_out(small_run):
@@ -57,13 +61,13 @@ def test_rows_of_a_probe_without_a_range_are_left_out(small_run):
     frame = pd.read_parquet(folder / "activations.parquet")
     other = frame.head(5).assign(amax=np.nan, num_nan=np.nan, num_inf=np.nan)
     pd.concat([frame, other]).to_parquet(folder / "activations.parquet")
-    assert len(tables.load(folder).activations) == len(frame)
+    assert len(View.open(folder).activations) == len(frame)
     other.drop(columns=["amax", "num_nan", "num_inf"]).to_parquet(folder / "activations.parquet")
-    assert tables.load(folder).activations is None
+    assert View.open(folder).activations is None
 
 
 def test_headroom_lists_the_worst_sites_first_and_agrees_with_amax(small_run):
-    listed = headroom.worst(tables.load(small_run()))
+    listed = headroom.worst(View.open(small_run()))
     assert [table.variant for table in listed] == ["reference", "baseline", "ffn_scaling", "float16"]
     for table in listed:
         amax = [site.amax for site in table.sites]
@@ -76,8 +80,8 @@ def test_headroom_lists_the_worst_sites_first_and_agrees_with_amax(small_run):
 
 
 def test_a_surface_is_lost_where_any_generation_is(small_run):
-    run = tables.load(small_run(overflowing=()))
-    rows = tables.block_outputs(run.activations, "img")
+    run = View.open(small_run(overflowing=()))
+    rows = view.block_outputs(run.activations, run.layout, "img")
     rows = rows[rows["variant"] == "baseline"].copy()
     lost = (rows["step"] == 1) & (rows["block"] == 4) & (rows["seed"] == 5)
     rows.loc[lost, "amax"] = np.nan
@@ -93,7 +97,7 @@ def test_a_variant_equal_to_the_reference_is_said_to_be_identical(small_run):
     frame = pd.read_parquet(folder / "drift.parquet")
     frame.loc[frame["variant"] == "baseline", "rel_l2"] = 0.0
     frame.to_parquet(folder / "drift.parquet")
-    drawing = drift.draw_steps(tables.load(folder))
+    drawing = drift.draw_steps(View.open(folder))
     labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert labels == ["baseline (identical to the reference)", "ffn_scaling", "float16"]
 
@@ -102,7 +106,7 @@ def test_pictures_of_lost_latents_are_black_and_differences_of_equal_ones_nothin
     folder = small_run(variants=("reference", "same", "float16"))
     for path in folder.glob("images/reference__*.png"):
         (path.with_name(path.name.replace("reference", "same"))).write_bytes(path.read_bytes())
-    drawing = images.draw(tables.load(folder))
+    drawing = images.draw(View.open(folder))
     words = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
     assert words == ["not finite"] * 2
     assert [axes.get_xlabel() for axes in drawing.figure.axes].count("identical") == 2
@@ -118,12 +122,14 @@ def test_a_gain_does_not_clip(level, side):
 
 @given(st.lists(st.tuples(st.floats(0.5, 2), st.floats(1e-4, 0.3)), min_size=1, max_size=6), st.floats(0, 0.1))
 def test_every_slowdown_beyond_the_smallest_resolvable_is_called_slower(intervals, margin):
-    entries = {f"v{i}": {"ci95": [r - h, r + h]} for i, (r, h) in enumerate(intervals)}
-    smallest = latency.smallest_slowdown(entries | {"base": {"ci95": [0, 9]}}, "base", margin)
+    entries = {f"v{i}": Latency(1.0, r, "", (r - h, r + h)) for i, (r, h) in enumerate(intervals)}
+    smallest = latency.smallest_slowdown(
+        entries | {"base": Latency(1.0, 1.0, "", (0, 9)), "untimed": None}, "base", margin
+    )
     for _, half_width in intervals:
         ratio = smallest * (1 + 1e-9)
         assert latency_verdict(ratio - half_width, ratio + half_width, margin) == "slower"
-    assert latency.smallest_slowdown({"base": {"ci95": [1, 1]}}, "base", margin) is None
+    assert latency.smallest_slowdown({"base": Latency(1.0, 1.0, "", (1, 1))}, "base", margin) is None
 
 
 @given(st.integers(1, 21))
@@ -179,26 +185,27 @@ def test_words_for_what_is_missing_or_special():
     assert wording.number(151552) == f"151{wording.NARROW_SPACE}552"
     assert wording.size(3 * 2**30) == "3.00 GiB"
     assert wording.size(0) == "0 B"
-    assert wording.reason({"a": None, "a_reason": "identical"}, "a") == "identical"
-    assert wording.reason({"a": 1.0, "a_reason": "stale"}, "a") == ""
+    settings = {"not set": None, "true": True, "blank": " ", "none": [], "a, 2": ["a", 2], "4.0": 4.0}
+    assert [wording.setting(value) for value in settings.values()] == list(settings)
     assert wording.moment("2026-03-02T10:14:07+01:00") == "2026-03-02 09:14 UTC"
     assert wording.moment("yesterday") == "yesterday"
-    assert wording.dtype({"weights": "bfloat16", "compute": "float16"}) == ("float16", "weights bfloat16")
-    assert wording.dtype("float16") == ("float16", "")
+    assert wording.dtype(Dtypes("bfloat16", "float16")) == ("float16", "weights bfloat16")
+    assert wording.dtype(Dtypes("float16", "float16")) == ("float16", "")
 
 
 def test_contributions_are_drawn_only_where_they_were_measured(small_run):
     folder = small_run()
-    assert contributions.draw(tables.load(folder)) is None
+    assert contributions.draw(View.open(folder)) is None
     frame = pd.read_parquet(folder / "activations.parquet")
-    names = ["img_in", *(f"transformer_blocks.{i}.img_add{k}" for i in range(3) for k in (1, 2))]
-    names += [name.replace("img", "txt") for name in names]
-    rows = frame.head(1).drop(columns="block").merge(pd.DataFrame({"site_": names}), how="cross")
-    rows = rows.assign(site=rows["site_"], variant="reference", branch="cond", final_share=1 / 7, amax=np.nan)
-    rows["block"] = rows["site"].str.extract(r"blocks\.(\d+)")[0].astype("Int64")
-    pd.concat([frame, rows.drop(columns="site_")]).to_parquet(folder / "activations.parquet")
+    rows = []
+    for stream in ("img", "txt"):
+        names = [f"{stream}_in", *(f"transformer_blocks.{i}.{stream}_add{k}" for i in range(3) for k in (1, 2))]
+        place = {"variant": "reference", "prompt_id": 0, "seed": 0, "branch": "cond", "step": 0, "stream": stream}
+        place |= {"component": "transformer", "port": "out", "final_share": 1 / 7}
+        rows += [place | {"site": site, "block": int(site.split(".")[1]) if "." in site else None} for site in names]
+    write_table(folder, "activations", pd.concat([frame, pd.DataFrame(rows).astype({"block": "Int64"})]))
     with style.theme():
-        drawing = contributions.draw(tables.load(folder))
+        drawing = contributions.draw(View.open(folder))
     assert "in reference" in drawing.caption
     for axes in drawing.figure.axes:
         heights = [bar.get_height() for bars in axes.containers for bar in bars]
@@ -211,7 +218,7 @@ def test_the_frames_before_the_first_failure_end_with_it(small_run):
     frame = pd.read_parquet(folder / "activations.parquet")
     frame["order"] = frame.groupby(["variant", "prompt_id", "seed"]).cumcount()
     frame.sample(frac=1, random_state=0).to_parquet(folder / "activations.parquet")
-    [found] = anomaly.first(tables.load(folder))
+    [found] = anomaly.first(View.open(folder))
     assert found.variant == "float16"
     assert len(found.frames) == anomaly.FRAMES + 1
     *before, last = found.frames

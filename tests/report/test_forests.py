@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,32 +11,36 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from precision_lab.analysis.claims import final_drift
 from precision_lab.numerics.intervals import geometric_mean_ratio
-from precision_lab.report import tables
+from precision_lab.record.manifest import Manifest
+from precision_lab.record.run import Run, Tables
+from precision_lab.record.summary import ClaimEntry, Quantity, Summary
 from precision_lab.report.figures import claim_forest, drift, forest, growth, style, variant_forest
 from precision_lab.report.figures.selection import drift_profiles, farthest_first
+from precision_lab.report.view import MOST_VARIANTS, View, results
 from precision_lab.report.wording import interval, number
+from tests.report.fabricated_run import claim_of
 
+UNKNOWN = {"ci95": None, "noise_floor": Quantity(None)}
 MANY = ("reference", "baseline", "float16", *(f"v{i}" for i in range(9)))
 
 
 def claim(**changes):
     base = {"id": "C", "text": "the latents drift less", "source": "s", "verdict": "supported", "metric": "drift"}
     base |= {"relation": "smaller", "subject": "a", "against": "baseline", "bound": None}
-    return base | {"effect": 0.5, "ci95": [0.4, 0.6], "noise_floor": 0.1} | changes
+    return ClaimEntry(**base | {"effect": Quantity(0.5), "ci95": (0.4, 0.6), "noise_floor": Quantity(0.1)} | changes)
 
 
 @pytest.fixture
 def judged(small_run):
-    """A loaded run with the given entries of `claims`, and what the manifest states of each."""
+    """A run with some judged claims; stated: by their id, what the manifest states beyond the entries."""
 
     def make(*claims, stated=None, **changes):
         folder = small_run(steps=2, **changes)
-        for name, entries in (("summary", list(claims)), ("manifest", stated or [{"id": c["id"]} for c in claims])):
-            path = folder / f"{name}.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"claims": entries}))
-        return tables.load(folder)
+        replace(Summary.read(folder), claims=claims).write(folder)
+        statements = [claim_of(entry, **(stated or {}).get(entry.id, {})) for entry in claims]
+        replace(Manifest.read(folder), claims=statements).write(folder)
+        return View.open(folder)
 
     return make
 
@@ -52,11 +56,9 @@ def titles(drawing):
 def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
     claims = [
         claim(id="less"),
-        claim(id="count", metric="nonfinite", relation="zero", effect=0.0, ci95=None, noise_floor=None),
-        claim(id="bound", relation="larger", against=None, bound=0.3, verdict="refuted", noise_floor=None),
-        claim(
-            id="open", verdict="inconclusive", effect=None, effect_reason="undefined or non-finite values", ci95=None
-        ),
+        claim(id="count", metric="nonfinite", relation="zero", against=None, effect=Quantity(0.0), **UNKNOWN),
+        claim(id="bound", relation="larger", against=None, bound=0.3, verdict="refuted", noise_floor=Quantity(None)),
+        claim(id="open", verdict="inconclusive", effect=Quantity(None, "undefined or non-finite values"), ci95=None),
     ]
     drawing = claim_forest.draw(judged(*claims))
     said = [text.replace("\n", " ") for text in texts(drawing)]
@@ -67,14 +69,14 @@ def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
 
 
 def test_claims_on_other_sites_are_a_group_of_their_own_and_counts_stand_last(judged):
-    claims = [claim(id="n", metric="nonfinite", relation="nonzero"), claim(id="p"), claim(id="l")]
-    stated = [{"id": "n"}, {"id": "p", "sites": "pipeline:to_pixels"}, {"id": "l"}]
+    claims = [claim(id="n", metric="nonfinite", relation="nonzero", against=None), claim(id="p"), claim(id="l")]
+    stated = {"p": {"sites": "pipeline:to_pixels"}}
     drawing = claim_forest.draw(judged(*claims, stated=stated))
     assert titles(drawing) == ["Drift of the picture", "Drift of the latents", "Values that are not finite"]
 
 
 def test_the_margin_of_a_claim_is_shaded_where_it_is_above_the_noise_floor(judged):
-    stated = [{"id": "C", "margin": 0.25}]
+    stated = {"C": {"margin": 0.25}}
     axes = claim_forest.draw(judged(claim(), stated=stated)).figure.axes[0]
     (band,) = axes.patches
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((1 / 1.25, 1.25))
@@ -82,9 +84,11 @@ def test_the_margin_of_a_claim_is_shaded_where_it_is_above_the_noise_floor(judge
 
 def test_without_judged_claims_there_is_no_figure(judged, small_run):
     assert claim_forest.draw(judged()) is None
-    not_run = claim(effect=None, effect_reason="variant a was not run", ci95=None)
+    not_run = claim(effect=Quantity(None, "variant a was not run"), ci95=None)
     assert claim_forest.draw(judged(not_run, name="not_run")) is None
-    assert claim_forest.draw(tables.load(small_run("old"))) is None  # claims without a metric: of an older run
+    unfinished = small_run("unfinished")
+    (unfinished / "summary.json").unlink()
+    assert claim_forest.draw(View.open(unfinished)) is None
 
 
 @example("a" * 20 + " ", 20)
@@ -105,13 +109,16 @@ def test_an_axis_of_ratios_is_symmetrical_and_bounded(values):
 
 
 def test_many_variants_are_listed_with_their_ratio_to_the_baseline(judged):
-    run = judged(claim(), claim(id="q", noise_floor=0.2), variants=MANY, seeds=(0, 1, 2))
+    run = judged(claim(), claim(id="q", noise_floor=Quantity(0.2)), variants=MANY, seeds=(0, 1, 2))
     drawing = variant_forest.draw(run)
     left = drawing.figure.axes[::2]
     names = [label.get_text() for axes in left for label in axes.get_yticklabels()]
     assert sorted(names) == sorted(set(MANY) - {"reference"})
     assert "noise floor" in drawing.caption
-    errors = {name: final_drift(run.drift, name).to_numpy() for name in ("v3", "baseline")}
+    last = results(run.drift, run.layout)
+    last = last[(last["step"] == 1) & (last["mode"] == "free")].sort_values(["prompt_id", "seed"])
+    errors = {name: last.loc[last["variant"] == name, "rel_l2"].to_numpy() for name in ("v3", "baseline")}
+    assert [len(found) for found in errors.values()] == [3, 3]
     ratio = geometric_mean_ratio(errors["v3"], errors["baseline"])
     assert f"{number(ratio.estimate)} {interval((ratio.lo, ratio.hi))}" in texts(drawing)
     assert "not finite in 3 of 3" in texts(drawing)
@@ -128,7 +135,7 @@ def test_few_variants_have_no_forest_and_all_are_shown(judged):
 
 def test_crowded_figures_show_some_and_name_the_others(judged):
     run = judged(variants=MANY)
-    assert len(run.shown) == tables.MOST_VARIANTS
+    assert len(run.shown) == MOST_VARIANTS
     assert {"reference", "baseline", "float16"} <= set(run.shown)
     others = set(run.variants) - set(run.shown)
     for drawing in (growth.draw(run), drift.draw_steps(run), drift.draw_blocks(run)):
@@ -142,8 +149,8 @@ def test_crowded_figures_show_some_and_name_the_others(judged):
 
 def test_without_drift_the_first_variants_are_shown(judged):
     run = judged(variants=MANY)
-    bare = tables.Run(run.path, run.manifest, run.summary, "", run.activations, None, None)
-    assert bare.shown == run.variants[: tables.MOST_VARIANTS]
+    bare = View(Run(run.run.path, run.manifest, Tables.of({"activations": run.run.activations})))
+    assert bare.shown == run.variants[:MOST_VARIANTS]
 
 
 def test_farthest_first_by_hand():

@@ -80,7 +80,7 @@ def test_the_map_has_the_changes_where_they_are(tmp_path):
     names = [text.get_text() for text in axes.get_yticklabels()]
     image = axes.images[0].get_array()
     assert image.shape[:2] == (len(names), 8)
-    row = names.index("transformer_blocks.2 out.0")
+    row = names.index("transformer_blocks.2 (out.0)")
     red = image[row, 4:, 0] - image[row, 4:, 2]
     assert (red > 0.2).all()
     unchanged = np.delete(image, [row, names.index("transformer_blocks.1.attn.to_q")], axis=0)

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from PIL import Image
 
 from precision_lab import report
 from precision_lab.errors import InputError
-from precision_lab.report import tables
+from precision_lab.record.manifest import Manifest, Storage, VariantEntry
+from precision_lab.record.summary import Dtypes, Latency, Quantity, Summary
+from precision_lab.report.view import View
 
 DRIFT = ("drift_steps", "drift_blocks", "drift_surface")
-NAMES = ("growth", "surface", *DRIFT, "latency", "images")
+NAMES = ("growth", "surface", *DRIFT, "latency", "images", "claims")
 LONG = tuple(f"float16_with_the_scales_of_another_implementation_{i}" for i in range(7))
 
 
@@ -44,8 +47,15 @@ class Resources(HTMLParser):
         assert self.open.pop() == tag
 
 
-def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def edit(run: Path, **changes) -> None:
+    replace(Manifest.read(run), **changes).write(run)
+
+
+def edit_variants(run: Path, **changes) -> None:
+    """Changes the entries of variants in the summary: name -> fields."""
+    summary = Summary.read(run)
+    variants = {name: replace(entry, **changes.get(name, {})) for name, entry in summary.variants.items()}
+    replace(summary, variants=variants).write(run)
 
 
 def text_of(page: Path) -> str:
@@ -73,10 +83,10 @@ def test_a_complete_run_gives_every_figure_and_one_self_contained_page(reported)
 
 def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
     text = text_of(reported / "report.html")
-    assert "Synthetic weights: made, not trained" in text
+    assert "Synthetic weights: generated, untrained weights" in text
     for verdict in ("✓ supported", "✗ refuted", "? inconclusive"):
         assert verdict in text
-    assert "first at transformer_blocks.37 out.0, step 0, cond" in text
+    assert "first at transformer_blocks.37 (out.0), step 0, cond" in text
     assert "雪山 &lt;b&gt;&amp; mist&lt;/b&gt;" in text
     assert "ffn_scaling at 120 of 120" in text
     assert "Apple M4 Max" in text
@@ -87,14 +97,10 @@ def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
 
 def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_own(small_run, unrendered):
     run = small_run()
-    manifest = json.loads((run / "manifest.json").read_text())
-    stored = {"transformer": {"number": 1024, "bytes": 576, "bits_per_weight": 4.5}}
-    off, on = manifest["environment"]["switches"], {"MLX_ENABLE_TF32": "1"}
-    manifest["variants"] = {
-        "baseline": {"switches": off},
-        "ffn_scaling": {"switches": on, "linear_weights": stored},
-    }
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    stored = {"transformer": Storage(1024, 576, 4.5), "text_encoder": Storage(64, 128, 16.0)}
+    off, on = Manifest.read(run).environment.switches, {"MLX_ENABLE_TF32": "1"}
+    scaled = VariantEntry("bfloat16", switches=on, linear_weights=stored)
+    edit(run, variants={"baseline": VariantEntry("bfloat16", switches=off), "ffn_scaling": scaled})
     text = text_of(report.write(run))
     assert text.count("4.50 bits a weight, 576 B") == text.count("bits a weight") == 1
     assert text.count("in a process of its own") == 1
@@ -102,23 +108,20 @@ def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_
 
 
 @pytest.mark.parametrize(
-    ("kind", "factor", "badge"),
+    ("kind", "notes", "badge"),
     [
-        ("trained", 4096.0, "Trained weights, stream x4096: a checkpoint"),
-        ("published", 1.0, "Published weights: read"),
-        ("synthetic", 2.0**-12, "Synthetic weights, stream x2^-12: made"),
-        ("synthetic", 2.0**40, "Synthetic weights, stream x2^40: made"),
-        ("other", 2.0, "Weights, stream x2: the run does not say"),
+        ("trained", ["stream x4096"], "Trained weights, stream x4096: a checkpoint"),
+        ("published", [], "Published weights: read"),
+        ("synthetic", ["stream x2^-12", "at stream x2"], "Synthetic weights, stream x2^-12, at stream x2: generated"),
+        ("other", ["stream x2"], "Weights, stream x2: the run does not say"),
     ],
 )
-def test_the_page_names_the_weights_and_the_factor_on_their_streams(small_run, unrendered, kind, factor, badge):
+def test_the_page_names_the_weights_with_the_notes_of_their_source(small_run, unrendered, kind, notes, badge):
     run = small_run()
-    checkpoint = json.loads((run / "manifest.json").read_text())["checkpoint"]
-    edit(run / "manifest.json", checkpoint=checkpoint | {"weights": kind, "inflate": factor})
-    edit(run / "summary.json", weights=kind)
+    edit(run, checkpoint=replace(Manifest.read(run).checkpoint, weights=kind, notes=notes))
     text = text_of(report.write(run))
     assert badge in text
-    assert text.count("stream x") == (0 if factor == 1 else 2), "on top, and where the checkpoint is described"
+    assert text.count("stream x") == 2 * len(notes), "on top, and where the checkpoint is described"
 
 
 def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_path, caplog):
@@ -132,7 +135,8 @@ def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_p
 
 def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, unrendered):
     run = small_run()
-    whole = tables.load(run)
+    whole = View.open(run)
+    assert all(len(whole.run.tables[table]) for table in ("activations", "drift", "latency"))  # read before they move
     for table in ("activations", "drift", "latency"):
         frame = pd.read_parquet(run / f"{table}.parquet")
         (run / f"{table}.parquet").unlink()
@@ -140,8 +144,8 @@ def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, unrendere
         for variant, rows in frame.groupby("variant"):
             rows.to_parquet(run / table / f"part-{variant}.parquet")
         (run / table / "part-half.tmp").write_bytes(b"not written to the end")
-    edit(run / "manifest.json", status="running")
-    parts = tables.load(run)
+    edit(run, status="running")
+    parts = View.open(run)
     for table in ("activations", "drift", "latency"):
         expected, found = (
             frame.sort_values(list(frame.columns), ignore_index=True)
@@ -156,7 +160,7 @@ def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
     for path in run.iterdir():
         if path.name != "manifest.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (run / "manifest.json").write_text('{"schema_version": 1, "status": "interrupted"}')
+    edit(run, status="interrupted", variants={}, claims=(), sites={})
     text = text_of(report.write(run))
     assert "This run was interrupted" in text
     assert "This run has no variants yet." in text
@@ -171,9 +175,9 @@ def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
 @pytest.mark.parametrize(
     ("missing", "sentence", "figures"),
     [
-        ("activations.parquet", "recorded no activations", {*DRIFT, "latency", "images"}),
-        ("drift.parquet", "compared nothing with a reference", {"growth", "surface", "latency", "images"}),
-        ("latency.parquet", "measured no latency", {"growth", "surface", *DRIFT, "images"}),
+        ("activations.parquet", "recorded no activations", set(NAMES) - {"growth", "surface"}),
+        ("drift.parquet", "compared nothing with a reference", set(NAMES) - set(DRIFT)),
+        ("latency.parquet", "measured no latency", set(NAMES) - {"latency"}),
         ("images", "made no pictures", set(NAMES) - {"images"}),
     ],
 )
@@ -207,24 +211,23 @@ def test_awkward_runs_are_drawn(small_run, shape):
 
 def test_a_variant_that_raised_or_broke_its_expectation_says_so(small_run, unrendered):
     run = small_run()
-    summary = json.loads((run / "summary.json").read_text())
-    summary["variants"]["float16"] |= {"expect": "finite", "expectation_met": False}
-    summary["variants"]["baseline"]["error"] = "MemoryError: 82 GB"
-    edit(run / "summary.json", **summary)
+    broken = {"expect": "finite", "expectation_met": False}
+    edit_variants(run, float16=broken, baseline={"error": "MemoryError: 82 GB"})
     text = text_of(report.write(run))
     assert "expected to be finite" in text
     assert "raised: MemoryError: 82 GB" in text
 
 
-def test_a_dtype_may_be_one_name_and_numbers_may_be_null_with_a_reason(small_run, unrendered):
+def test_numbers_may_be_null_with_a_reason(small_run, unrendered):
     run = small_run()
-    summary = json.loads((run / "summary.json").read_text())
-    timing = {"median_s": 1.5, "ratio": 1.02, "ci95": None, "ci95_reason": "one round", "verdict": "inconclusive"}
-    summary["variants"]["float16"] |= {"dtype": "float16", "latency": None, "latency_reason": "not timed"}
-    summary["variants"]["ffn_scaling"]["latency"] = timing
-    summary["claims"][0] |= {"effect": None, "effect_reason": "too few pairs", "ci95": None}
-    edit(run / "summary.json", **summary)
+    timing = Latency(1.5, 1.02, "inconclusive", None, "one round")
+    untimed = {"dtype": Dtypes("float16", "float16"), "latency": None}
+    edit_variants(run, float16=untimed, ffn_scaling={"latency": timing})
+    summary = Summary.read(run)
+    first, *others = summary.claims
+    replace(summary, claims=[replace(first, effect=Quantity(None, "too few pairs"), ci95=None), *others]).write(run)
     text = text_of(report.write(run))
+    assert "one round" in text
     assert "not timed" in text
     assert "too few pairs" in text
 
@@ -241,19 +244,20 @@ def test_what_is_no_run_folder_is_an_input_error(small_run, tmp_path):
 @pytest.mark.parametrize("file", ["manifest.json", "summary.json"])
 def test_an_unknown_schema_or_broken_json_is_an_input_error(small_run, file):
     run = small_run()
-    edit(run / file, schema_version=2)
-    with pytest.raises(InputError, match="schema_version 2, expected 1"):
+    path = run / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
+    with pytest.raises(InputError, match="schema_version 1, expected 2"):
         report.write(run)
-    (run / file).write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
+    path.write_text("{")
+    with pytest.raises(InputError, match="not strict JSON"):
         report.write(run)
 
 
 def test_a_broken_table_is_an_input_error(small_run):
     run = small_run()
     pd.read_parquet(run / "drift.parquet").drop(columns="mode").to_parquet(run / "drift.parquet")
-    with pytest.raises(InputError, match="drift has no column 'mode'"):
+    with pytest.raises(InputError, match="has no column 'mode', expected a table drift"):
         report.write(run)
     (run / "drift.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(InputError, match="drift cannot be read"):
+    with pytest.raises(InputError, match=r"drift\.parquet is not a table that can be read"):
         report.write(run)

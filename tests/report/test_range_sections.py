@@ -8,7 +8,7 @@ import pandas as pd
 from precision_lab import report
 from precision_lab.report import anomaly
 from precision_lab.report.figures import exponents
-from precision_lab.report.tables import load
+from precision_lab.report.view import View
 
 
 def text_of(page):
@@ -23,9 +23,16 @@ def with_exponents(run, blocks=6, steps=2):
             for step in range(steps):
                 for block in range(blocks):
                     for port, stream in (("out.0", "img"), ("out.1", "txt")):
-                        place = {"variant": variant, "prompt_id": 0, "seed": 0, "branch": branch, "step": step}
+                        place = {
+                            "variant": variant,
+                            "prompt_id": 0,
+                            "seed": 0,
+                            "branch": branch,
+                            "step": step,
+                            "sigma": None,
+                        }
                         place |= {"component": "transformer", "site": f"transformer_blocks.{block}", "port": port}
-                        place |= {"stream": stream, "block": block, "order": len(rows)}
+                        place |= {"stream": stream, "block": block, "order": len(rows), "sigma": None}
                         rows += [
                             {**place, "exponent": exponent, "count": int(rng.integers(1, 1000))}
                             for exponent in (-14, 2 * block, 2 * block + 4)
@@ -40,7 +47,7 @@ def test_near_misses_of_a_run(small_run, unrendered):
     chosen = (frame["variant"] == "float16") & (frame["site"] == "img_in") & (frame["step"] == 0)
     frame.loc[chosen, "amax"] = 60000.0
     frame.to_parquet(run / "activations.parquet")
-    found = {table.variant: table for table in anomaly.near(load(run))}
+    found = {table.variant: table for table in anomaly.near(View.open(run))}
     nearest = next(site for site in found["float16"].sites if site.address.startswith("img_in"))
     assert (nearest.amax, nearest.dtype, nearest.near) == (60000.0, "float16", chosen.sum())
     text = text_of(report.write(run))
@@ -51,15 +58,15 @@ def test_near_misses_of_a_run(small_run, unrendered):
 
 def test_a_run_without_near_misses_has_no_such_section(small_run, unrendered):
     run = small_run(variants=("reference", "baseline"), overflowing=())
-    assert anomaly.near(load(run)) == []
+    assert anomaly.near(View.open(run)) == []
     assert "Near misses" not in text_of(report.write(run))
 
 
 def test_exponents_are_a_figure_where_they_were_counted(small_run):
     run = small_run()
-    assert exponents.draw(load(run)) is None
+    assert exponents.draw(View.open(run)) is None
     rows = with_exponents(run)
-    drawing = exponents.draw(load(run))
+    drawing = exponents.draw(View.open(run))
     assert "in reference;" in drawing.caption
     assert "fp16 max" not in drawing.caption  # on the axis
     assert "bf16 max 2^128" in drawing.caption
@@ -75,7 +82,7 @@ def test_exponents_of_one_stream_or_another_variant(small_run):
     rows = with_exponents(run, blocks=1, steps=1)
     rows["variant"] = rows["variant"].replace({"reference": "baseline"})
     rows[(rows["port"] == "out.0") & (rows["variant"] == "baseline")].to_parquet(run / "exponents.parquet")
-    drawing = exponents.draw(load(run))
+    drawing = exponents.draw(View.open(run))
     assert "in baseline;" in drawing.caption
     rows[rows["port"] == "in"].to_parquet(run / "exponents.parquet")
-    assert exponents.draw(load(run)) is None
+    assert exponents.draw(View.open(run)) is None

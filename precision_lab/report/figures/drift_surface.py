@@ -106,7 +106,8 @@ def draw(view: View) -> Drawing | Absent | None:
 
 
 def _caption(view: View, streams: Sequence[str], shown: Sequence[str], recorded: Sequence[str]) -> str:
-    titles = " and the ".join(view.layout.streams[stream].title for stream in dict.fromkeys(streams))
+    titles = [f"the {view.layout.streams[stream].title}" for stream in dict.fromkeys(streams)]
+    named = " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
     level = f", {view.layout.level} on the right" if view.levels else ""
     some = (
         f" Drawn of {len(recorded)} variants: the baseline, those with the least and the greatest accumulated drift, "
@@ -115,7 +116,7 @@ def _caption(view: View, streams: Sequence[str], shown: Sequence[str], recorded:
         else ""
     )
     return (
-        f"Relative L2 distance of the {titles} from the reference's after each block (horizontal) at each step "
+        f"Relative L2 distance of {named} from the reference's after each block (horizontal) at each step "
         f"(downwards{level}); log colour scale, one for all panels, lower is better{view.in_branch}; median over "
         "prompts and seeds. Accumulated: free-running, each block receives the errors of all before it. Local: teacher-"
         "forced, each block receives the reference's inputs, which leaves the error made in it. White lines: "
@@ -183,7 +184,7 @@ def _label(
         own = steps[mode]
         is_first = at == 0 or columns[at - 1][0] != mode
         is_last = at + 1 == len(columns) or columns[at + 1][0] != mode
-        grid[0, at].set_title(f"{MODES[mode]}\n{view.layout.streams[stream].title}")
+        grid[0, at].set_title(f"{MODES[mode]}\n{style.wrap(view.layout.streams[stream].title, 16)}")
         grid[-1, at].set_xlabel("block")
         for axes in grid[:, at]:
             style.index_axis(axes.xaxis, len(blocks) - 1, ticks=5)

@@ -16,19 +16,22 @@ from precision_lab.report.figures.style import Absent, Drawing, Look
 from precision_lab.report.view import View, block_outputs, first_failure, heading, main_branch, outputs, spread
 
 TITLE = "Growth of activations over the blocks"
+MOST_WIDE = 2
+"""Up to so many panels are wide enough for their title and the limits of formats in one line."""
+
 CAPTION = (
-    "Largest magnitude (amax) of each residual stream as it leaves a block, log scale{branch}. Lines: "
-    "median over steps, prompts and seeds; bands: least to greatest; both of finite values only, so a variant that "
-    "fails is drawn over the steps before its failure. Below: amax divided by the reference's at the same block, "
-    "step, prompt and seed (1 = unchanged). Crosses: blocks that are not finite in the first step in which a generation fails. Limits of "
-    "formats are lines or, beyond the axis, stated above it.{beside}"
+    "Largest magnitude (amax) of each residual stream as it leaves a block, log scale{branch}. Lines: median over "
+    "steps, prompts and seeds; bands: least to greatest; both of finite values only, so a variant that fails is drawn "
+    "over the steps before its failure. Below: amax divided by the reference's at the same block, step, prompt and "
+    "seed (1 = unchanged). Crosses: blocks that are not finite in the first step in which a generation fails. Limits "
+    "of formats are lines or, beyond the axis, stated above it.{beside}"
 )
 
 
 def draw(view: View) -> Drawing | Absent:
     layout = view.layout
     if not layout.streams:
-        return Absent(TITLE, "The layout of this subject names no residual streams.")
+        return Absent(TITLE, "The layout of this model names no residual streams.")
     if view.activations is None:
         return Absent(TITLE, "This run recorded no activations.")
     table = main_branch(view.activations[view.activations["variant"].isin(view.shown)], layout)
@@ -42,7 +45,7 @@ def draw(view: View) -> Drawing | Absent:
     for column, (stream, rows) in enumerate(streams.items()):
         upper, lower = grid[:, column]
         _draw_amax(upper, rows, styles, _beside(table, view) if stream == layout.main_stream else {})
-        upper.set_title(heading(layout.streams[stream]))
+        _draw_limits(upper, heading(layout.streams[stream]), narrow=len(streams) > MOST_WIDE)
         _draw_ratio(lower, rows, view.reference, styles)
         style.index_axis(lower.xaxis, rows["block"].max())
         lower.set_xlabel("block")
@@ -56,7 +59,7 @@ def draw(view: View) -> Drawing | Absent:
 def _caption(view: View) -> str:
     layout = view.layout
     sides = [([_entry(layout)], "on the left"), (layout.exits, "on the right")]
-    beside = " and ".join(f"{', '.join(filter(None, sites))} {side}" for sites, side in sides if any(sites))
+    beside = "; ".join(f"{' and '.join(filter(None, sites))} {side}" for sites, side in sides if any(sites))
     return CAPTION.format(branch=view.in_branch, beside=f" Points beside the blocks: {beside}." if beside else "")
 
 
@@ -92,7 +95,6 @@ def _draw_amax(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, Look], besid
         _draw_end_point(axes, -pad if place < 0 else last + place * pad, points, styles)
     ends = (1.6, max(0, *beside) + 0.6) if beside else (0.5, 0.5)
     axes.set_xlim(-pad * ends[0], last + pad * ends[1])
-    _draw_limits(axes, high)
 
 
 def _draw_end_point(axes: Axes, x: float, points: pd.DataFrame, styles: Mapping[str, Look]) -> None:
@@ -107,18 +109,25 @@ def _draw_end_point(axes: Axes, x: float, points: pd.DataFrame, styles: Mapping[
     axes.annotate(str(points["site"].iloc[0]), (x, summary["max"].max()), (0, 6), textcoords="offset points", **words)
 
 
-def _draw_limits(axes: Axes, high: float) -> None:
+def _draw_limits(axes: Axes, title: str, narrow: bool) -> None:
+    """The title of a panel, and the limits of formats: as lines, or above it where they are beyond the axis.
+
+    narrow: there is no room for both in one line.
+    """
     words: dict[str, Any] = {"fontsize": 9, "color": style.MUTED}
     limit = FORMATS["float16"].max
-    beyond = "bfloat16, float32: 3.4e38"
-    if limit < high:
+    beyond = ["bfloat16, float32: 3.4e38"]
+    if limit < axes.get_ylim()[1]:
         axes.axhline(limit, color=style.MUTED, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
         at = (0.012, limit)
         place = axes.get_yaxis_transform()
         axes.annotate("float16 max 65504", at, (0, 3), xycoords=place, textcoords="offset points", **words)
     else:
-        beyond = f"float16: 65504; {beyond}"
-    axes.set_title(f"↑ max of {beyond}", loc="right", fontsize=9, fontweight="normal", color=style.MUTED)
+        beyond.insert(0, "float16: 65504")
+    lines = len(beyond) if narrow else 0
+    axes.set_title(title + "\n" * lines)
+    stated = f"↑ max of {'; '.join(beyond)}".replace("; ", ";\n" if narrow else "; ")
+    axes.set_title(stated, loc="right", fontweight="normal", **words)
 
 
 def _draw_ratio(axes: Axes, rows: pd.DataFrame, reference: str, styles: Mapping[str, Look]) -> None:

@@ -136,6 +136,10 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     assert layout is not None
     layout.execute(figure)  # once: both files would solve it again, which takes as long as drawing
     figure.set_layout_engine("none")
+    for (
+        axes
+    ) in figure.axes:  # the solver's last bits differ from run to run, and ids in the SVG are hashes of positions
+        axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
     png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
     figure.savefig(png, dpi=DPI, metadata={"Software": None})
     figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})

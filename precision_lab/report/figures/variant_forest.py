@@ -93,10 +93,10 @@ def draw(view: View) -> Drawing | None:
 
 def _caption(view: View, cases: int, floor: float) -> str:
     text = (
-        f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, free-"
-        f"running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with its 95 % "
-        f"interval, which is wide where cases differ; the line is {view.baseline}. Right: the ratio to {view.baseline} within each case, which "
-        "leaves that out. Triangles: beyond the axis."
+        f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, "
+        f"free-running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with "
+        f"its 95 % interval, which is wide where cases differ; the line is {view.baseline}. Right: the ratio to "
+        f"{view.baseline} within each case, which leaves that out. Triangles: beyond the axis."
     )
     if math.isfinite(floor):
         text += f" Shaded: the noise floor, what equivalent runs of {view.baseline} differ by."
