@@ -11,7 +11,7 @@ from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.compensated_residual import CompensatedResidual
 from precision_lab.techniques.stochastic_residual import StochasticResidual, stochastic_bfloat16
-from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
+from tests.techniques.small_model import components, forward, rel_l2, rewritten, site, small_model
 
 ADD = "transformer_blocks.0.img_add1"
 ONE = mx.ones((1, 64), dtype=mx.bfloat16)
@@ -105,7 +105,7 @@ def test_both_streams_and_both_adds_share_one_correction_each():
     model = small_model()
     model.set_dtype(mx.bfloat16)
     technique = CompensatedResidual()
-    with applied({"transformer": model}, {"t": technique}) as coverage:
+    with applied(components(model), {"t": technique}) as coverage:
         block = model.transformer_blocks[0]
         img, txt = (mx.full((1, 1, 64), 256.0, dtype=mx.bfloat16) for _ in range(2))
         update = mx.full((1, 1, 64), 0.75, dtype=mx.bfloat16)
