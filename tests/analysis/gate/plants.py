@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from precision_lab.model.layers import LayerNorm
-from precision_lab.model.qwen_image import block, pipeline, rope, sampler, transformer
+from precision_lab.model.qwen_image import block, rope, sampler, subject, transformer
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.qwen_image.streams import Streams
@@ -122,12 +122,12 @@ def nan_in_one_token(patch: Patch) -> None:
 
 def terminal_stretch_removed(patch: Patch) -> None:
     """The last sigma is not stretched to shift_terminal."""
-    plain = pipeline.sigmas
+    plain = subject.sigmas
 
     def sigmas(config: Any, steps: int, num_tokens: int) -> np.ndarray:
         return plain(replace(config, shift_terminal=None), steps, num_tokens)
 
-    patch.setattr(pipeline, "sigmas", sigmas)
+    patch.setattr(subject, "sigmas", sigmas)
 
 
 def timestep_in_bfloat16(patch: Patch) -> None:
