@@ -74,7 +74,7 @@ class ActivationRanges:
         name: str | None = None,
         margin: float = 0.5,
     ) -> Iterator[Capture]:
-        """Captures what the modules of `model` compute in the block; fails the test if that left the stored ranges.
+        """Captures the outputs of the modules of `model` in the block; fails the test if they left the stored ranges.
 
         sites: patterns of modules; all of them by default, which is best: the first to deviate is named first.
         name: tells several uses in one test apart.

@@ -1,4 +1,4 @@
-"""Runs in memory, from tables that a test makes up: what is not given is that of a small Qwen-Image run."""
+"""Runs in memory, from tables that a test makes up; everything else is by default that of a small Qwen-Image run."""
 
 from __future__ import annotations
 

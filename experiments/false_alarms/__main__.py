@@ -2,9 +2,10 @@
 
     python -m experiments.false_alarms --baseline results/baselines/cpu/gate.json --runs 200 --to DIR
 
-Judges held-out runs, one prompt and seed each, by the bands of a baseline; then the power: one gate of a random block
-times a factor, on held-out runs and on the pinned cases. A JSON line a run in DIR/runs.jsonl and DIR/power.jsonl, at
-once, so that a study that was stopped goes on; DIR/summary.json and DIR/tables.md at the end.
+Judges held-out runs, one prompt and seed each, by the bands of a baseline. Then measures the power: one gate of a
+random block is multiplied by a factor, on held-out runs and on the pinned cases. Each run is appended to DIR/runs.jsonl
+or DIR/power.jsonl at once, so that a study that was stopped can go on; DIR/summary.json and DIR/tables.md follow at the
+end.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ def main() -> None:
         first, stride = map(int, arguments.shard.split("/"))
         study.false_alarms(arguments.runs, arguments.seed, slice(first, None, stride))
         study.power(arguments.gates, arguments.seed)
-    told = summary(study.records("runs"), study.records("power"), study.limits)
-    told |= {"overrides": arguments.overrides, "baseline": {"match": choice.match, **choice.entry.learned_from}}
-    (arguments.to / "summary.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
-    (arguments.to / "tables.md").write_text(markdown(told))
-    print(markdown(told))
+    found = summary(study.records("runs"), study.records("power"), study.limits)
+    found |= {"overrides": arguments.overrides, "baseline": {"match": choice.match, **choice.entry.learned_from}}
+    (arguments.to / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    (arguments.to / "tables.md").write_text(markdown(found))
+    print(markdown(found))
 
 
 class Study:
@@ -85,12 +86,12 @@ class Study:
         self.limits = Limits()
 
     def records(self, log: str) -> list[dict[str, Any]]:
-        """What is in a log so far."""
+        """The records in a log so far."""
         file = self.to / f"{log}.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def false_alarms(self, count: int, seed: int, shard: slice = slice(None)) -> None:
-        """Those of `count` runs of the plain model that `shard` selects, less those in the log."""
+        """Judges those of `count` runs of the plain model that `shard` selects and the log does not have yet."""
         done = len(self.records("runs"))
         for case in list(self._draws(count, seed))[shard][done:]:
             begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the study found, as numbers and as tables."""
+"""The findings of the study, as numbers and as tables."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def summary(runs: Records, power: Records, limits: Limits) -> dict[str, Any]:
     }
 
 
-def markdown(told: Mapping[str, Any]) -> str:
+def markdown(found: Mapping[str, Any]) -> str:
     """The summary as two tables."""
-    bound = f" (rate below {100 * told['rate_below']:.1f} %, at 95 %)" if told["rate_below"] is not None else ""
+    bound = f" (rate below {100 * found['rate_below']:.1f} %, at 95 %)" if found["rate_below"] is not None else ""
     used = ["| margin of | median | 95 % | largest | there |", "|---|---|---|---|---|"]
-    for kind, row in told["margin_used"].items():
+    for kind, row in found["margin_used"].items():
         shares = " | ".join(f"{100 * row[name]:.0f} %" for name in ("median", "q95", "largest"))
         there = "{address}, {variant}, {metric}".format(**row["at"]) if row["at"] else "-"
         used.append(f"| {kind} | {shares} | {there} |")
     power = ["| factor | held-out runs | pinned cases | with the gate among the first three |", "|---|---|---|---|"]
-    for row in told["power"]:
+    for row in found["power"]:
         shares = (f"{row[key]} of {row['gates']}" for key in ("held_out", "pinned", "pinned_named_first"))
         power.append(f"| {row['factor']:g} | " + " | ".join(shares) + " |")
     return "\n\n".join(
         [
-            f"{told['false_alarms']} false alarms in {told['runs']} held-out runs{bound}.",
+            f"{found['false_alarms']} false alarms in {found['runs']} held-out runs{bound}.",
             "Share of its margin that a run uses, over the runs:",
             "\n".join(used),
             "One gate times a factor, caught:",

@@ -107,9 +107,9 @@ def _numeric(node: ast.AST) -> Iterator[ast.AST]:
 
 _NOT_COMPUTED = ("annotation", "returns", "decorator_list", "bases")
 _LAYOUT = ("flatten", "reshape", "tile", "transpose", "zip")
-"""Calls whose arguments are sizes and axes: what is wrong with them raises."""
+"""Calls whose arguments are sizes and axes: a mistake in them raises."""
 _STRUCTURE = ("_down_blocks", "sanitize")
-"""Functions that decide which layers and weights there are: a strict loader refuses what is wrong with them."""
+"""Functions that decide which layers and weights there are: a strict loader refuses a mistake in them."""
 
 
 def _is_no_arithmetic(node: ast.AST) -> bool:

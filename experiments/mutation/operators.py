@@ -44,7 +44,7 @@ class Source:
         return Edit(*self.span(node), text)
 
     def swap(self, first: ast.expr, second: ast.expr) -> Edit:
-        """Both change places; what stands between them stays."""
+        """Both change places; the text between them stays."""
         (start, first_end), (second_start, end) = self.span(first), self.span(second)
         between = self.bytes[first_end:second_start].decode()
         return Edit(start, end, self.text(second) + between + self.text(first))

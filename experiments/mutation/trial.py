@@ -34,7 +34,7 @@ _RELEVANT = {
     "block": ("transformer",),
     "vae_blocks": ("vae",),
 }
-"""The tests that come first, by the stem of the mutated file; the file's own name where nothing is said."""
+"""The tests that come first, by the stem of the mutated file; the file's own name where there is no entry."""
 
 
 _WITHOUT_FIGURES = """
@@ -122,7 +122,7 @@ class Sandbox:
         return failed[1] if failed else None
 
     def _gate(self, extra: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-        """The finished process, and what it left in gate.json, if it did."""
+        """The finished process, and the content of gate.json if it left one."""
         out = self.folder / "run"
         shutil.rmtree(out, ignore_errors=True)
         done = self._python(
@@ -149,7 +149,7 @@ class Sandbox:
     @staticmethod
     def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
-        # bytecode is told from its source by size and whole seconds alone
+        # Python takes bytecode for current by the size and the whole seconds of its source alone
         for stale in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             stale.unlink()
 

@@ -1,9 +1,9 @@
 """Main effects and interactions of a factorial experiment, from its tables alone.
 
-The variants' names say which factors are on (`precision_lab.lab.factorial`). An effect is a contrast of the logarithm
-of the drift, within each prompt and seed: the mean over the runs in which the product of the factors' signs is +1 (on
-+1, off -1) less the mean over the others (Box, Hunter and Hunter 2005, chapter 5). Back from the logarithm it is a
-ratio: 0.5 halves the drift (-6 dB), for an interaction 1 means that the factors act independently.
+The names of the variants list the factors that are on (`precision_lab.lab.factorial`). An effect is a contrast of the
+logarithm of the drift, within each prompt and seed: the mean over the runs in which the product of the factors' signs
+is +1 (on +1, off -1) less the mean over the others (Box, Hunter and Hunter 2005, chapter 5). Exponentiated it is a
+ratio: 0.5 halves the drift (-6 dB), and for an interaction 1 means that the factors act independently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from precision_lab.record.files import number_or_reason
 from precision_lab.record.run import Run
 
 HIGHEST_ORDER = 3
-"""Interactions of more factors than this are not estimated: they are rarely there and cannot be read."""
+"""Interactions of more factors than this are not estimated: they are rare and hard to interpret."""
 
 _FINDINGS = {"smaller": "less drift", "larger": "more drift", "equal": "none above the noise"}
 
@@ -52,9 +52,10 @@ class Design:
 
 @dataclass(frozen=True)
 class Effect:
-    """One contrast as a ratio of drifts, with its 95 % interval over cases; `aliases` cannot be told apart from it.
+    """One contrast as a ratio of drifts, with its 95 % interval over cases.
 
-    An alias with a leading minus has the opposite sign. `finding` is read from the interval and the noise floor.
+    aliases: effects that this design cannot distinguish from it; a leading minus marks the opposite sign. finding: in
+    words, by the interval and the noise floor.
     """
 
     factors: tuple[str, ...]
@@ -106,7 +107,7 @@ def contrasts(design: Design) -> dict[tuple[str, ...], tuple[str, ...]]:
 def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math.nan) -> list[Effect]:
     """All effects of a design. drifts: variant -> drift by case, positive; floor: the noise floor, NaN if unknown.
 
-    An effect is the mean of many runs, the noise floor that of one: what is above it is above it by far.
+    An effect is a mean over many runs and the noise floor is that of one, so an effect above it is well above it.
     """
     cases = pd.concat([drifts[name] for name in design.runs], axis=1, join="inner").to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,8 +122,8 @@ def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math
 
 def _finding(lo: float, hi: float, floor: float) -> str:
     tolerance = 0.0 if math.isnan(floor) else floor
-    verdicts = (said for relation, said in _FINDINGS.items() if decide(relation, lo, hi, tolerance) == "supported")
-    return next(verdicts, "inconclusive")
+    relations = (relation for relation in _FINDINGS if decide(relation, lo, hi, tolerance) == "supported")
+    return next((_FINDINGS[relation] for relation in relations), "inconclusive")
 
 
 def records(run: Run) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a claim's metric measures of one variant of a run, from its tables alone: a value for each case or round."""
+"""The metrics of claims: values of one variant by case or round of timing, from the tables of a run alone."""
 
 from __future__ import annotations
 

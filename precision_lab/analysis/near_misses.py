@@ -1,7 +1,7 @@
-"""Near misses: values that are still finite, and within a few bits of the overflow of the dtype they are in.
+"""Near misses: values that are still finite, and within a few bits of the overflow of their dtype.
 
-In the manner of FPChecker's latent infinities: what comes within a bit or two of the largest number of its format is
-one prompt, seed or step away from an infinity.
+In the manner of FPChecker's latent infinities: a value within a bit or two of the largest number of its format is one
+prompt, seed or step away from an infinity.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""summary.json: what a run shows about each variant and claim, from its tables and pictures alone."""
+"""summary.json: the results of each variant and claim of a run, from its tables and pictures alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from precision_lab.record.summary import (
 )
 
 NEAREST = 5
-"""So many near misses of a variant are described; all are counted."""
+"""The number of near misses of a variant that are described; all are counted."""
 
 _NOT_MEASURED = Quantity(None, "not measured")
 _NOT_RECORDED = Quantity(None, "not recorded")
@@ -115,7 +115,7 @@ def _variant(run: Run, name: str) -> VariantSummary:
 
 
 def _metrics(run: Run, name: str) -> dict[str, Quantity]:
-    """What only some results have: the divergence of distributions."""
+    """Quantities that only some results have: the divergence of distributions."""
     if not run.layout.result.distribution:
         return {}
     return {"kl": _median(divergence(run, name), f"non-finite {run.layout.result.title}")}

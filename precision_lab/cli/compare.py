@@ -31,12 +31,12 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     console = open_console()
     _print(headline(first, second), f"{first.path} against {second.path}", console)
     changes = range_changes(first, second)
-    largest = _with_addresses(changes.head(_SHOWN), second.layout)
+    largest = with_addresses(changes.head(_SHOWN), second.layout)
     _print(largest, f"Largest changes of amax, in bits ({len(changes)} addresses compared)", console)
     return 0
 
 
-def _with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """The changes with one column for component, site and port."""
     place = ["component", "site", "port"]
     shown = changes.drop(columns=place)

@@ -150,7 +150,7 @@ def test_mistakes_leave_nothing(gate, tmp_path, arguments, run, said):
 def test_other_settings_are_refused_after_the_run(gate):
     code, _, err = gate("sampler.guidance_scale=2", "out=other", run=True)
     assert code == 2
-    assert "sampler.guidance_scale is 2" in err
+    assert "case.guidance_scale is 2" in err
 
 
 def test_an_update_says_what_changed(gate):

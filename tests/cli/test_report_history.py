@@ -26,7 +26,7 @@ def test_draws_beside_the_file(tmp_path, capsys):
     assert main(["report", f"history={path}"]) == 0
     said = capsys.readouterr().out
     assert "3fffffff" in said
-    assert "transformer_blocks.0 out.0" in said
+    assert "transformer_blocks.0 (out.0)" in said
     assert "+0.50" in said
     assert said.rstrip().endswith(f"report: {tmp_path / 'gate.html'}")
     names = {file.name for file in tmp_path.iterdir()}

@@ -179,6 +179,23 @@ def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
     assert first["effect"] == pytest.approx(geometric(np.sqrt(on / off)))
 
 
+def test_a_run_of_another_schema_is_refused_with_what_to_do(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "status": "complete"}')
+    for command in (f"report run={tmp_path}", f"gate run={tmp_path}", f"compare runs=[{tmp_path},{tmp_path}]"):
+        assert main(command.split()) == 2
+        message = capsys.readouterr().err
+        assert "schema_version 1, expected 2. Run the experiment again" in message
+        assert len(message.splitlines()) == 1
+
+
+def test_two_runs_side_by_side(every_kind, capsys):
+    assert main(["compare", f"runs=[{every_kind},{every_kind}]"]) == 0
+    said = capsys.readouterr().out
+    assert "latent_rel_l2" in said
+    assert "Largest changes of amax" in said
+    assert "transformer_blocks.0.attn" in said
+
+
 @pytest.mark.slow
 def test_findings_names_where_float16_overflows(tmp_path):
     out = tmp_path / "run"

@@ -107,17 +107,17 @@ def _compact(value: Any) -> str:
 
 
 def _missing(path: Path, backend: str, experiment: str) -> str:
-    said = f"There is no baseline {path}."
+    missing = f"There is no baseline {path}."
     if not FOLDER.is_dir() and path.is_relative_to(FOLDER):
         return (
-            f"{said} Baselines are looked for in {FOLDER} under the working folder: change into the repository, "
+            f"{missing} Baselines are looked for in {FOLDER} under the working folder: change into the repository, "
             f"name one with gate.baseline=PATH, or {_UPDATE}"
         )
     others = sorted(other.parent.name for other in FOLDER.glob(f"*/{experiment}.json"))
     if others:
-        return f"{said} There is one for {', '.join(others)} only, and back ends are never compared: {_UPDATE}"
+        return f"{missing} There is one for {', '.join(others)} only, and back ends are never compared: {_UPDATE}"
     names = [other.stem for other in path.parent.glob("*.json")]
-    return f"{said} {nearest(path.stem, names)} Or {_UPDATE}"
+    return f"{missing} {nearest(path.stem, names)} Or {_UPDATE}"
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One entry of a baseline: the records of a run on one device and MLX version, and what it was learned from."""
+"""One entry of a baseline: the records of a run on one device and MLX version, and the origin of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ABOUT = ("device", "mlx", "learned_from", "settings", "cost", "component")
 """The parts of an entry that are not lists of sites."""
 
 LISTS = {"bands": bands, "drift": drift, "sketches": sketches}
-"""Those that are, and the module that reads and writes the records of each."""
+"""The lists of sites, with the module that reads and writes the records of each."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the gate compares a run with.
+    """The measure that the gate compares a run with.
 
     device: name and, of a CPU, its cores; learned_from: the run, in words and numbers, for people; settings: what
     another run must share; bands, drift, sketches: as the modules of these names learn them; cost: times and memory;

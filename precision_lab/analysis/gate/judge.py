@@ -35,8 +35,8 @@ def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, b
     """Violations in reading order, and the number of comparisons of every kind.
 
     config: the run's config.yaml; baseline: the name of the file, for messages. Times and memory are compared on the
-    entry's own device only. Raises InputError if the run is not finished, was made with other settings, or lacks what
-    the entry holds.
+    entry's own device only. Raises InputError if the run is not finished, was made with other settings, or lacks
+    something that the entry holds.
     """
     manifest = run.completed().manifest
     require_same(settings_of(manifest, config), choice.entry.settings, baseline)
@@ -52,7 +52,7 @@ def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, b
         if not findings.checks[kind] and not failed:  # of what failed there is a violation
             raise InputError(
                 f"The run in {run.path} has nothing to compare of {kind}, and the baseline has. "
-                "Run what the baseline was learned from, or learn it again with gate.update=true"
+                "Run the experiment of the baseline, or learn it again with gate.update=true"
             )
     findings.violations = ordered(findings.violations)
     return findings

@@ -70,7 +70,7 @@ def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], baseline
         what = "Another checkpoint" if key == "checkpoint.fingerprint" else f"Other settings: {key}"
         raise InputError(
             f"{what} is {now} here, and {then} in {baseline}.\n"
-            "Give what the baseline has, name another with gate.baseline=PATH, or learn this one with gate.update=true"
+            "Give its settings, name another baseline with gate.baseline=PATH, or learn this one with gate.update=true"
         )
 
 

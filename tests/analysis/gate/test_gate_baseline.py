@@ -13,6 +13,7 @@ from precision_lab.analysis.gate.judge import Limits, held, judge
 from precision_lab.analysis.gate.violation import by_site
 from precision_lab.errors import InputError
 from tests.analysis.gate import fabricated_gate as fabricated
+from tests.fabricated import PLAIN
 
 HERE = ("a CPU, 2 cores", "0.32.4")
 
@@ -195,6 +196,41 @@ def test_a_run_of_which_only_the_reference_has_ranges_does_not_pass(run, path):
     folder = run("fewer", activations=fabricated.activations().query("variant == 'reference'"))
     with pytest.raises(InputError, match="nothing to compare of ranges"):
         judged(folder, path)
+
+
+# --- other models ----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_other_components_and_without_branches(run):
+    def renamed(table):
+        components = {"transformer": "net", "text_encoder": "prologue", "vae": "epilogue"}
+        names = table["component"].map(components)
+        return table.assign(component=names, branch=table["branch"].where(table["branch"].isna(), "only"), stream="-")
+
+    def one_branch(table):
+        return renamed(table[table["branch"] != "uncond"])
+
+    other = replace(
+        PLAIN, components=("net", "prologue", "epilogue"), branches={"only": "the only one"}, before=("prologue",)
+    )
+    tables = {"activations": one_branch(fabricated.activations()), "drift": one_branch(fabricated.drift())}
+    about = {"manifest": fabricated.manifest(layout=other)}
+    learned = learn(run("learned", sketches=one_branch(fabricated.sketches()), **tables, **about), fabricated.CONFIG)
+    path = baseline.path_of("cpu", "small")
+    baseline.write(path, "cpu", "small", learned)
+    (entry,) = baseline.read(path, "cpu", "small")
+    assert entry["component"] == "net"
+    assert {record["site"]: record.get("component") for record in entry["sketches"]} == {
+        "norm": "prologue",
+        "decoder": "epilogue",
+        **dict.fromkeys(fabricated.SITES),
+    }
+    again = run("again", sketches=one_branch(fabricated.sketches()), **tables, **about)
+    assert judged(again, path).violations == []
+
+    doubled = fabricated.sketches(lambda case, position, x: 2 * x if position["site"] in ("norm", "img_in") else x)
+    found = judged(run("broken", sketches=one_branch(doubled), **tables, **about), path).violations
+    assert [v.address for v in found] == ["prologue:norm", "img_in"]
 
 
 # --- which entry -----------------------------------------------------------------------------------------------------
