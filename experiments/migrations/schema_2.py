@@ -59,18 +59,16 @@ def _require(text: str, version: int) -> None:
 
 
 def _newer(lines: Iterable[str]) -> Iterator[str]:
-    command: list[str] = []
     for line in lines:
         key, value = _part(line)
         if key == "schema_version":
             yield _line(key, 2)
         elif key == "settings":
-            yield _line(key, _new_settings(value, paged="model.stream=true" in command))
+            yield _line(key, _new_settings(value))
         elif key == "cost":
             yield line
             yield _line("component", COMPONENT)
         else:
-            command = value["command"] if key == "learned_from" else command
             yield line
 
 
@@ -85,10 +83,9 @@ def _older(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _new_settings(settings: dict[str, Any], paged: bool) -> dict[str, Any]:
-    """paged: whether the run read blocks whenever they were called, which schema 1 has in the command alone."""
+def _new_settings(settings: dict[str, Any]) -> dict[str, Any]:
     checkpoint, sampler, image, pinned = (settings.pop(key) for key in ("checkpoint", "sampler", "image", "pinned"))
-    of_source = {"inflate": checkpoint.pop("inflate"), "stream": paged}
+    of_source = {"inflate": checkpoint.pop("inflate")}
     case = sampler | image
     return {
         "checkpoint": checkpoint | {"settings": of_source},

@@ -50,8 +50,8 @@ class Checkpoint:
     """The weights of a run.
 
     name: of the model in the configuration; path: as the user gave it. weights: trained, synthetic or published.
-    weights_dtype: "as stored", or the dtype that stored weights were rounded to. settings: those of the source, such
-    as inflate. notes: what figures and summaries must say of them. ignored: by component, keys and tensors that were
+    weights_dtype: "as stored", or the dtype that stored weights were rounded to. settings: those of the source that
+    decide numbers, such as inflate; resources: those that do not, such as paging. notes: what figures and summaries must say of them. ignored: by component, keys and tensors that were
     read and not used.
     """
 
@@ -61,6 +61,7 @@ class Checkpoint:
     weights: str
     weights_dtype: str = "as stored"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
 

@@ -209,7 +209,8 @@ class QwenImage:
             fingerprint=self._fingerprint,
             weights=self.opened.weights,
             weights_dtype=self.weights_dtype or "as stored",
-            settings={"inflate": self.inflate, "stream": self.stream},
+            settings={"inflate": self.inflate},
+            resources={"stream": self.stream},
             notes=[scale] if scale else [],
             ignored=self.opened.ignored,
         )

@@ -50,8 +50,7 @@ def test_settings_keep_every_value(committed):
 
     _, text = committed
     (then,), (now,) = (json.loads(version)["entries"] for version in (old(text), text))
-    added = [("stream", "false")]  # of the source
-    assert sorted(leaves(now["settings"])) == sorted([*leaves(then["settings"]), *added])
+    assert sorted(leaves(now["settings"])) == sorted(leaves(then["settings"]))
 
 
 def test_the_gate_reads_the_records_that_were_written(committed):
