@@ -49,10 +49,12 @@ class Environment:
 class Checkpoint:
     """The weights of a run.
 
-    name: of the model in the configuration; path: as the user gave it. weights: trained, synthetic or published.
-    weights_dtype: "as stored", or the dtype that stored weights were rounded to. settings: those of the source that
-    decide numbers, such as inflate; resources: those that do not, such as paging. notes: what figures and summaries must say of them. ignored: by component, keys and tensors that were
-    read and not used.
+    - name: of the model in the configuration; path: as the user gave it.
+    - weights: trained, synthetic or published.
+    - weights_dtype: "as stored", or the dtype that stored weights were rounded to.
+    - settings: those of the source that decide numbers, such as inflate; resources: those that do not, such as paging.
+    - notes: what figures and summaries must say of the weights.
+    - ignored: by component, keys and tensors that were read and not used.
     """
 
     name: str
