@@ -152,12 +152,13 @@ def _configuration_error(error: Exception) -> str:
 
 
 def _known_settings() -> list[str]:
-    root = OmegaConf.merge(*(OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("config", "gate", "prove")))
-    assert isinstance(root, DictConfig)
-    names = [f"model.{key}" for key in ("path", "weights_dtype", "revision", "inflate", "stream")]
-    names += ["probe.range.sites", "probe.range.ports"]
-    for key, value in root.items():
-        if key not in ("defaults", "hydra"):
-            names.append(str(key))
-            names += [f"{key!s}.{sub!s}" for sub in value] if isinstance(value, DictConfig) else []
-    return names
+    """Names of settings down to the second level: those of the commands, and those that a shipped model adds."""
+    files = [conf_dir() / f"{name}.yaml" for name in ("config", "gate", "prove")]
+    names: set[str] = set()
+    for file in (*files, *(conf_dir() / "model").glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        for key, value in content.items():
+            if key not in ("defaults", "hydra"):
+                names.add(str(key))
+                names |= {f"{key}.{below}" for below in value} if isinstance(value, dict) else set()
+    return [*(name for name in names if not name.endswith("._target_")), "probe.range.sites", "probe.range.ports"]

@@ -162,11 +162,16 @@ def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise
-    # not isinstance, which would read the members of a source
-    if not any(all(hasattr(type(built), name) or name in vars(built) for name in _members(k)) for k in (kind, *others)):
+    if not any(_follows(built, protocol) for protocol in (kind, *others)):
         missing = [name for name in _members(kind) if not hasattr(type(built), name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
     return built
+
+
+def _follows(built: Any, protocol: type) -> bool:
+    """As isinstance, which would read the members: a source opens its checkpoint for some."""
+    own = getattr(built, "__dict__", {})
+    return all(hasattr(type(built), name) or name in own for name in _members(protocol))
 
 
 def _members(protocol: type) -> list[str]:

@@ -38,8 +38,9 @@ class Bench:
     def __init__(self, spec: RunSpec):
         self.spec = spec
         self.source = spec.source
-        self.layout = spec.source.layout
         self._steps: dict[Case, int] = {}
+        self.steps(spec.cases[0])  # settings that fit no run are an error before weights are looked for
+        self.layout = spec.source.layout
 
     def steps(self, case: Case) -> int:
         """Number of steps of a case. Raises InputError for one that the subject cannot take."""

@@ -17,9 +17,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
-from precision_lab.instrument.sites import walk
+from precision_lab.instrument.sites import Components, walk
 from precision_lab.model.quantized import Quantization
 from precision_lab.record.files import read_json, replacing, write_json
+from precision_lab.record.layout import Layout
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
@@ -47,6 +48,10 @@ class Part(Protocol):
 @runtime_checkable
 class Quantizable(Protocol):
     """A source whose checkpoint folder can be written with quantised linears."""
+
+    @property
+    def layout(self) -> Layout:
+        """What the checkpoint consists of."""
 
     def folder(self) -> Path:
         """The folder of the checkpoint."""
@@ -82,7 +87,7 @@ def write(
     where a technique does not fit the model.
     """
     original, parts = source.folder(), source.parts()
-    quantised = _quantised(parts, techniques)
+    quantised = _quantised(parts, source.layout, techniques)
     copied = [folder for folder in source.folders() if folder not in quantised]
     for folder in copied:
         if not (original / folder).is_dir():
@@ -113,10 +118,12 @@ def write(
             _write_shards(temporary / name, parts[name].stem, component.tensors, max_shard_bytes, written)
 
 
-def _quantised(parts: Mapping[str, Part], techniques: Mapping[str, QuantizedWeights]) -> dict[str, _Component]:
+def _quantised(
+    parts: Mapping[str, Part], layout: Layout, techniques: Mapping[str, QuantizedWeights]
+) -> dict[str, _Component]:
     """The components that hold quantised modules once the techniques are applied."""
     found = {}
-    with applied({name: part.module for name, part in parts.items()}, techniques):
+    with applied(Components({name: part.module for name, part in parts.items()}, layout), techniques):
         for name, part in parts.items():
             packed = {
                 part.prefix + site.path: Quantization(site.module.group_size, site.module.bits, site.module.mode)

@@ -266,14 +266,14 @@ def test_inflated_streams_are_named_wherever_the_weights_are(lab, tmp_path):
     code, out, err = lab("model.inflate=4096", f"out={inflated}")
     assert (code, err) == (0, "")
     assert "stream x4096" in out
-    assert "Synthetic weights, stream x4096: made" in (inflated / "report.html").read_text()
+    assert "Synthetic weights, stream x4096: generated" in (inflated / "report.html").read_text()
     assert "inflate: 4096" in (inflated / "config.yaml").read_text()
     manifests, summaries = (
         [json.loads((run / name).read_text()) for run in (plain, inflated)]
         for name in ("manifest.json", "summary.json")
     )
-    assert [manifest["checkpoint"]["inflate"] for manifest in manifests] == [1, 4096]
-    assert [summary["inflate"] for summary in summaries] == [1, 4096]
+    assert [manifest["checkpoint"]["settings"]["inflate"] for manifest in manifests] == [1, 4096]
+    assert [summary["notes"] for summary in summaries] == [[], ["stream x4096"]]
     assert manifests[0]["checkpoint"]["fingerprint"] != manifests[1]["checkpoint"]["fingerprint"]
     for variant in ("reference", "baseline"):
         before, after = (summary["variants"][variant] for summary in summaries)
@@ -335,7 +335,7 @@ def test_interrupt(lab, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "generate", interrupted)
+    monkeypatch.setattr(bench, "generation", interrupted)
     code, _, err = lab(f"out={tmp_path}/run")
     assert code == 130
     assert "resume=true" in err

@@ -179,7 +179,7 @@ def test_text_that_looks_like_an_interpolation_reaches_it_as_it_is(lab, tmp_path
     run = tmp_path / "run"
     manifest = read_json(run / "manifest.json")
     assert manifest["prompts"] == ["a ${red} circle", "costs \\${5}"]
-    assert manifest["negative_prompt"] == "no ${blue}"
+    assert manifest["case"]["negative_prompt"] == "no ${blue}"
     assert manifest["errors"] == {"raises": "ValueError: planted"}
     activations = read(run, "activations")
     pd.testing.assert_frame_equal(of(activations, "tf32"), of(activations, "baseline"), check_exact=True)

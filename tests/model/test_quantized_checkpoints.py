@@ -12,11 +12,12 @@ from mlx.utils import tree_flatten
 
 from precision_lab.cli import main
 from precision_lab.errors import InputError
-from precision_lab.instrument.sites import walk
+from precision_lab.instrument.sites import Components, walk
 from precision_lab.lab.quantized_checkpoint import write
 from precision_lab.model import weights
 from precision_lab.model.quantized import QuantizedEmbedding, QuantizedLinear
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import applied
@@ -25,6 +26,7 @@ from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from tests.subjects import source
 
 ATTENTION = "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}"
 MLPS = "transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}"
@@ -45,7 +47,8 @@ UNIFORM = QuantizedWeights([{"sites": f"{{{ATTENTION},{MLPS}}}", "bits": 4}])
 
 
 def components(checkpoint, dtype):
-    return {"text_encoder": checkpoint.text_encoder(dtype), "transformer": checkpoint.transformer(dtype)}
+    modules = {"text_encoder": checkpoint.text_encoder(dtype), "transformer": checkpoint.transformer(dtype)}
+    return Components(modules, layout(checkpoint.transformer_config().num_layers))
 
 
 def outputs(models, dtype):
@@ -83,7 +86,7 @@ def saved(small_checkpoint, tmp_path_factory):
     """`MIXED`, written by us, its transformer in many shards."""
     folder = tmp_path_factory.mktemp("quantised") / "mixed"
     done = []
-    write(Checkpoint(small_checkpoint), {"mixed": MIXED}, folder, lambda *step: done.append(step), 100_000)
+    write(source(small_checkpoint), {"mixed": MIXED}, folder, lambda *step: done.append(step), 100_000)
     assert done == sorted(done)
     assert done[-1][0] == done[-1][1]
     return folder
@@ -550,12 +553,12 @@ def test_storage_counts_what_the_files_hold(saved):
 def test_a_full_disk_and_a_folder_in_use(small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(InputError, match="GB free"):
-        write(Checkpoint(small_checkpoint), {"q": UNIFORM}, tmp_path / "out")
+        write(source(small_checkpoint), {"q": UNIFORM}, tmp_path / "out")
     with pytest.raises(InputError, match="exists, expected a new or an empty folder"):
-        write(Checkpoint(small_checkpoint), {"q": UNIFORM}, small_checkpoint)
+        write(source(small_checkpoint), {"q": UNIFORM}, small_checkpoint)
     with pytest.raises(InputError, match="nothing is quantised"):
         write(
-            Checkpoint(small_checkpoint),
+            source(small_checkpoint),
             {"q": QuantizedWeights([{"sites": "proj_out", "keep": True}])},
             tmp_path / "out",
         )

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from precision_lab.errors import InputError
-from precision_lab.synthetic import PRESETS, Shape, VisionConfig, checkpoint, make
+from precision_lab.record import files
+from precision_lab.synthetic import PRESETS, Shape, VisionConfig, make
 from precision_lab.synthetic import text_encoder as text_encoder_tensors
 from precision_lab.synthetic import transformer as transformer_tensors
 from precision_lab.synthetic import vae as vae_tensors
@@ -271,8 +272,8 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=10**9)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    usage = files.shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"needs 57\.\d+ GB, but its disk has 1\.00 GB free"):
         make(PRESETS["full"], tmp_path / "out")
     assert not any(tmp_path.iterdir())

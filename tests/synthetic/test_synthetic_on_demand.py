@@ -15,6 +15,7 @@ import pytest
 
 from precision_lab import synthetic
 from precision_lab.errors import InputError
+from precision_lab.record import files
 from precision_lab.synthetic import PRESETS, cache, checkpoint, make, on_demand
 
 MICRO = PRESETS["micro"]
@@ -102,7 +103,9 @@ def test_the_key_covers_what_the_generator_takes_from_elsewhere():
         ("precision_lab.device.cache", "user_cache"),
         ("precision_lab.errors", "InputError"),
         ("precision_lab.errors", "nearest"),
+        ("precision_lab.model.qwen_image", "subject"),
         ("precision_lab.model.qwen_image.prompt", "TEMPLATE"),
+        ("precision_lab.record.files", "replacing"),
     }
 
 
@@ -170,7 +173,7 @@ def test_a_full_disk(home, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shards, "fill", full)
         assert "No space left on device" in refusal()
-        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        patch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         assert "0.00 GB free" in refusal()
     assert [path for path in home.rglob("*") if path.is_file()] == []
     assert on_demand("micro").is_dir()
