@@ -157,7 +157,7 @@ def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
     try:
-        built = instantiate(node, _convert_="all")
+        built = _instantiated(node)
     except InstantiationException as error:  # Hydra puts a line of its own before what the class says
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
@@ -166,6 +166,15 @@ def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
         missing = [name for name in _members(kind) if not hasattr(type(built), name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
     return built
+
+
+def _instantiated(node: DictConfig) -> Any:
+    """The object that a node describes. A configuration is the user's own program: any class of theirs may be named."""
+    if "_execution_whitelist_" not in inspect.signature(instantiate).parameters:  # Hydra 1.3
+        return instantiate(node, _convert_="all")
+    from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
+
+    return instantiate(node, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
 
 
 def _follows(built: Any, protocol: type) -> bool:

@@ -3,18 +3,19 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from precision_lab.analysis.factorial import designs
 from precision_lab.cli.config import build_spec
+from tests.composing import configurations
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
 def test_it_builds_and_its_claims_name_its_variants(name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         spec = build_spec(compose("config", overrides=[f"+exp={name}"]), [])
     assert spec.experiment == name
     variants = {variant.name for variant in spec.variants}
@@ -25,13 +26,13 @@ def test_it_builds_and_its_claims_name_its_variants(name):
 
 
 def composed(name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         return build_spec(compose("config", overrides=[f"+exp={name}"]), [])
 
 
 def test_every_claim_of_the_repository_is_judged_somewhere():
     judged = {claim["id"] for path in (CONF / "exp").glob("*.yaml") for claim in composed(path.stem).claims}
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         judged |= set(compose("device").claims)
     written = {name for path in (CONF / "claim").glob("*.yaml") for name in OmegaConf.load(path)}
     assert written == judged

@@ -4,19 +4,19 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import open_dict
 
 from precision_lab.analysis.factorial import designs
 from precision_lab.cli import main
 from precision_lab.cli.config import build_spec
-from precision_lab.cli.paths import conf_dir
 from precision_lab.errors import InputError
 from precision_lab.lab.factorial import combined, label, treatments
+from tests.composing import configurations
 
 
 def spec(*overrides):
-    with initialize_config_dir(str(conf_dir()), version_base=None):
+    with configurations():
         return build_spec(compose("config", overrides=list(overrides)), [])
 
 
@@ -125,7 +125,7 @@ def test_mistakes(overrides, said):
 
 
 def test_a_name_that_is_taken():
-    with initialize_config_dir(str(conf_dir()), version_base=None):
+    with configurations():
         config = compose("config", overrides=["+technique@factorial.factors=[fp32_norms,fp32_rope]"])
     with open_dict(config):
         config.variants["baseline+fp32_norms"] = {}

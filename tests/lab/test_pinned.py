@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from precision_lab.cli.config import build_spec
 from precision_lab.errors import InputError
@@ -24,6 +24,7 @@ from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.record import tables
+from tests.composing import configurations
 from tests.subjects import settings, source
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -35,7 +36,7 @@ CASES = {
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         return build_spec(compose("config", overrides=list(overrides)), [])
 
 

@@ -3,8 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from precision_lab.cli.config import build
+from precision_lab.techniques.base import Technique
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(file.stem for file in (CONF / "technique").glob("*.yaml"))
@@ -26,7 +28,7 @@ def described(name):
 
 @cache
 def _built(name):
-    return {key: instantiate(value, _convert_="all") for key, value in described(name).items()}
+    return {key: build(OmegaConf.create(value), Technique, key) for key, value in described(name).items()}
 
 
 def named(*names):

@@ -3,10 +3,11 @@
 import re
 
 import mlx.core as mx
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra import compose
 
+from precision_lab.cli.config import build
 from precision_lab.techniques.base import ByPlace, Technique, applied
+from tests.composing import configurations
 from tests.techniques.configured import CONF
 from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
@@ -26,9 +27,9 @@ def test_a_technique_takes_one_short_file_and_a_yaml_of_four_lines(tmp_path, mon
     (tmp_path / "technique").mkdir()
     (tmp_path / "technique" / "clip.yaml").write_text(yaml.replace("their_package", "package_of_the_guide"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         searched = [f"hydra.searchpath=[file://{tmp_path}]", "technique=[clip]", "++technique.clip.limit=2.0"]
-        technique = instantiate(compose("config", overrides=searched).technique.clip, _convert_="all")
+        technique = build(compose("config", overrides=searched).technique.clip, Technique, "clip")
     assert isinstance(technique, Technique)
     assert technique.limit == 2.0
     model = small_model()

@@ -4,7 +4,7 @@ import hashlib
 
 import mlx.core as mx
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from precision_lab.cli.paths import checkpoints_dir
@@ -12,7 +12,8 @@ from precision_lab.instrument.sites import select, walk
 from precision_lab.model.layers import on_cpu
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.techniques.parts.qwen_image import ATTEND, RESIDUAL_ADDS
-from tests.techniques.configured import CONF, NAMES, SITES, described, named
+from tests.composing import configurations
+from tests.techniques.configured import NAMES, SITES, described, named
 
 MATCHED = {
     "affine4": (846, "d8b3d7fd2c8f8476"),
@@ -97,7 +98,7 @@ def test_the_baselines_of_the_gate_contain_this_configuration():
 def test_hydra_resolves_the_groups_like_the_tests_do():
     # the recipes of Draw Things share names and would merge
     names = [name for name in NAMES if not name.startswith("draw_things_") or name == "draw_things_2512"]
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         composed = compose("config", overrides=[f"technique=[{','.join(names)}]"])
     resolved = OmegaConf.to_container(composed, resolve=True)
     assert resolved["sites"] == SITES

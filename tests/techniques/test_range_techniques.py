@@ -5,7 +5,7 @@ from itertools import pairwise, permutations
 import mlx.core as mx
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
@@ -19,8 +19,9 @@ from precision_lab.techniques.narrow import Narrow
 from precision_lab.techniques.parts.scaled_parts import at_block
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
+from tests.composing import configurations
 from tests.subjects import source
-from tests.techniques.configured import CONF, named
+from tests.techniques.configured import named
 from tests.techniques.evaluation import Draw, draws, evaluate, pipelines
 
 DRAW = draws(1)[0]
@@ -230,7 +231,7 @@ def test_its_picture_is_that_of_fp32(micro, recipe):
 
 
 def test_a_recipe_is_its_parts_in_order():
-    with initialize_config_dir(str(CONF), version_base=None):
+    with configurations():
         composed = compose("config", overrides=["technique=[draw_things_2512]"]).technique
     assert (
         list(composed)
