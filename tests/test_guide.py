@@ -1,16 +1,21 @@
 """The examples of the guide work as they are printed."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+import precision_lab
+from precision_lab.cli import main
 from precision_lab.instrument.sites import walk
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
-from precision_lab.probes.base import Probe
+from precision_lab.probes.base import Declaring, Probe
+from precision_lab.record.run import Run
 from precision_lab.techniques.base import Technique, applied
 
 GUIDE = Path(__file__).parents[1] / "experiments" / "guide"
@@ -28,9 +33,10 @@ def test_the_technique_and_the_probe():
     names = {"mx": mx}
     exec(technique, names)
     exec(probe, names)
-    clip, kurtosis = names["BlockEndClip"](), names["Kurtosis"]()
+    clip, kurtosis = names["BlockEndClip"](), names["Kurtosis"](("transformer_blocks.*",))
     assert isinstance(clip, Technique)
     assert isinstance(kurtosis, Probe)
+    assert isinstance(kurtosis, Declaring)
     model = Transformer(CONFIG)
     with applied({"transformer": model}, {"clip": clip}) as coverage:
         out = model(mx.ones((1, 4, 64)) * 1e6, mx.array([0.5]), mx.ones((1, 3, 8)), Grid(2, 2))
@@ -49,3 +55,59 @@ def test_the_names_of_the_page_on_addresses():
             assert {name, f"attn.{name}", f"img_mlp.{name}"} & block, name
     around = page.partition("Around the\nblocks:")[2].partition("In `pipeline`")[0]
     assert set(re.findall(r"`(\w+)`", around)) <= paths
+
+
+def yaml_blocks(page):
+    return re.findall(r"```yaml\n(.*?)```", (GUIDE / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def chatter(tmp_path, monkeypatch):
+    """The folder of somebody who followed the page on own models."""
+    (subject, technique), (of_subject, of_technique) = python_blocks("own_model.md"), yaml_blocks("own_model.md")
+    assert len(subject.splitlines()) <= 120
+    assert len(technique.splitlines()) <= 40
+    assert len(of_technique.splitlines()) <= 4
+    for group, name, code, settings in (
+        ("model", "chatter", subject, of_subject),
+        ("technique", "softcap", technique, of_technique),
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(settings)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("chatter", "softcap"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_page_on_own_models(chatter, capsys):
+    page = (GUIDE / "own_model.md").read_text()
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
+    commands = [shlex.split(line)[3:] for line in shell.splitlines() if line.startswith("python")]
+    assert [command[0] for command in commands] == ["--config-dir", "--config-dir", "gate", "prove"]
+    run, capped, gate, prove = commands
+    timing = ["latency.min_rounds=3", "latency.max_rounds=3"]
+    assert main([*run, *timing, "out=run"]) == 0
+    found = Run.open(chatter / "run")
+    assert set(found.drift["mode"]) == {"free", "teacher"}
+    assert found.manifest.sites["custom"]["fp32_norms"].matched == 4
+    assert found.summary.variants["custom"].metrics["kl"].value > 0
+    assert "residual stream" in (chatter / "run" / "report.html").read_text().lower()
+    assert main([*capped, *timing, "out=capped"]) == 0
+    assert Run.open(chatter / "capped").manifest.sites["custom"]["softcap"].matched == 1
+    assert main([*gate, *timing, "out=learned"]) == 0
+    assert main([*[word for word in gate if "update" not in word], *timing, "out=judged"]) == 0
+    assert main(["compare", "runs=[run,learned]"]) == 0
+    capsys.readouterr()
+    assert main(prove) == 0
+    assert "fp32_norms" in capsys.readouterr().out
+
+
+def test_the_page_on_public_names_lists_all_of_them():
+    page = (GUIDE / "reference.md").read_text().partition("| name |")[2].partition("Read a run")[0]
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(set(precision_lab.__all__) - {"__version__"})
+    for name in precision_lab.__all__:
+        assert getattr(precision_lab, name) is not None
