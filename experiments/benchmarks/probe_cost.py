@@ -30,28 +30,28 @@ set_numeric_switches()
 
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
-from hydra.utils import instantiate  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
-from precision_lab.lab.generation import generate  # noqa: E402
-from precision_lab.lab.models import Models, open_checkpoint  # noqa: E402
 
+from precision_lab.cli.config import build  # noqa: E402
 from precision_lab.device.environment import environment  # noqa: E402
 from precision_lab.lab.frames import frames_of  # noqa: E402
 from precision_lab.lab.observing import observing  # noqa: E402
 from precision_lab.lab.recorder import recorder_of  # noqa: E402
-from precision_lab.lab.spec import Case, ModelSpec, SamplerSpec  # noqa: E402
+from precision_lab.lab.subject import Case, generation, picture_of  # noqa: E402
+from precision_lab.probes.base import Probe, StreamProbe  # noqa: E402
 from precision_lab.record import tables  # noqa: E402
+from precision_lab.synthetic.source import QwenImage  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-MICRO = ROOT / "precision_lab" / "checkpoints" / "micro"
-CASE = Case(0, "two red circles on a blue background, left", 0)
+PROMPT = "two red circles on a blue background, left"
 EVERYWHERE = ("transformer_blocks.*", "transformer_blocks.*.**")
 
 
 def arms() -> dict[str, Mapping[str, Any]]:
     """The sets of probes to compare: none, the catalogue, and each configured probe alone."""
+    groups = OmegaConf.create({"sites": OmegaConf.load(ROOT / "conf" / "sites" / "qwen_image.yaml")})
     probes = {
-        path.stem: instantiate(OmegaConf.load(path), _convert_="all")[path.stem]
+        path.stem: build(OmegaConf.merge(groups, OmegaConf.load(path))[path.stem], Probe, path.stem, StreamProbe)
         for path in sorted((ROOT / "conf" / "probe").glob("*.yaml"))
     }
     everywhere = replace(probes["range"], sites=(*probes["range"].sites, *EVERYWHERE))
@@ -67,9 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="these sets of probes, besides none")
     parser.add_argument("--to", type=Path, help="a JSON file for every sample")
     options = parser.parse_args(argv)
-    pipeline = Models(open_checkpoint(ModelSpec("micro", str(MICRO))))(mx.bfloat16)
-    sampler = SamplerSpec(steps=options.steps)
-    grid = pipeline.grid(sampler.height, sampler.width)
+    subject = QwenImage("micro", "package://micro").load(mx.bfloat16)
+    case = Case(0, PROMPT, 0, {"steps": options.steps})
     pictures: list[np.ndarray] = []
 
     def seconds(probes: Mapping[str, Any]) -> tuple[float, float]:
@@ -77,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start, start_cpu = time.perf_counter(), time.process_time()
             recorders = [recorder_of(probe) for probe in probes.values()]
-            with observing(pipeline.components, recorders):
-                pictures.append(generate(pipeline, sampler, grid, CASE, lambda *_: None))
+            with observing(subject.components, recorders):
+                *_, (_, last) = generation(subject, case, options.steps)
+                pictures.append(picture_of(subject, last.state))
             for table, frame in frames_of(recorders).items() if recorders else ():
                 tables.write_part(Path(folder), table, "p0", frame)
             return time.perf_counter() - start, time.process_time() - start_cpu

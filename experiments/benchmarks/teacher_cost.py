@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,48 +20,44 @@ blas.preload()  # before MLX is imported
 
 import mlx.core as mx  # noqa: E402
 
-from precision_lab.cli.paths import checkpoints_dir  # noqa: E402
 from precision_lab.device.environment import device_name, set_numeric_switches  # noqa: E402
-from precision_lab.lab.generation import generate  # noqa: E402
-from precision_lab.lab.models import Models  # noqa: E402
-from precision_lab.lab.spec import Case, SamplerSpec, TeacherSpec  # noqa: E402
+from precision_lab.lab.spec import TeacherSpec  # noqa: E402
+from precision_lab.lab.subject import Case, generation, picture_of  # noqa: E402
 from precision_lab.lab.teacher import Teacher  # noqa: E402
-from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
-from precision_lab.model.qwen_image.pipeline import Conditioning, Step  # noqa: E402
+from precision_lab.synthetic.source import QwenImage  # noqa: E402
 
-CASE = Case(0, "two red circles on a blue background, left", 0)
+PROMPT = "two red circles on a blue background, left"
+SITES = ("transformer_blocks.*", "{norm_out,proj_out}")
 PLAIN = "plain"
 
 
 class Benchmark:
-    """The reference's generation, alone or with one plain variant of `dtype` taught in some of its steps."""
+    """The reference's generation, alone or with one plain variant of `dtype` beside it in some of its steps."""
 
-    def __init__(self, checkpoint: Path, dtype: str, sampler: SamplerSpec):
-        self.models = Models(Checkpoint(checkpoint))
-        self.dtype, self.sampler = getattr(mx, dtype), sampler
-        self.reference = self.models(mx.float32)
-        self.grid = self.reference.grid(sampler.height, sampler.width)
+    def __init__(self, path: str, dtype: str, settings: Mapping[str, Any]):
+        self.source = QwenImage("benchmark", path)
+        self.dtype, self.case = getattr(mx, dtype), Case(0, PROMPT, 0, settings)
+        self.reference = self.source.load(mx.float32)
+        self.steps = self.source.steps(self.case)
 
     def plain(self) -> None:
-        generate(self.reference, self.sampler, self.grid, CASE, lambda *_: None)
+        *_, (_, last) = generation(self.reference, self.case, self.steps)
+        picture_of(self.reference, last.state)
 
-    def taught(self, steps: Collection[int]) -> None:
-        count = self.sampler.steps
-        teacher = Teacher(TeacherSpec().sites, steps)
-
-        def on_step(step: Step, before: mx.array, texts: Sequence[Conditioning | None]) -> None:
-            teacher.step(step, before, self.grid, count, self.sampler.guidance_scale, texts)
-
-        variants = {"variant": (self.models(self.dtype), {})}
-        with teacher.shadowing(variants, self.grid, count, CASE.prompt), teacher.watching(self.reference):
-            generate(self.reference, self.sampler, self.grid, CASE, on_step)
+    def shadowed(self, steps: Collection[int]) -> None:
+        teacher = Teacher(self.source.layout, SITES, steps)
+        variants = {"variant": (self.source.load(self.dtype), self.dtype, {})}
+        with teacher.shadowing(variants, self.case), teacher.watching(self.reference.components):
+            for number, (before, step) in enumerate(generation(self.reference, self.case, self.steps)):
+                teacher.step(number, before, step)
+            picture_of(self.reference, step.state)
 
     @property
     def arms(self) -> Mapping[str, Callable[[], None]]:
-        def taught(mode: str) -> Callable[[], None]:
-            return lambda: self.taught(TeacherSpec(mode=mode).steps(self.sampler.steps, 0))
+        def shadowed(mode: str) -> Callable[[], None]:
+            return lambda: self.shadowed(TeacherSpec(SITES, mode).steps(self.steps, 0))
 
-        return {PLAIN: self.plain, "sampled": taught("sampled"), "full": taught("full")}
+        return {PLAIN: self.plain, "sampled": shadowed("sampled"), "full": shadowed("full")}
 
 
 def measure(arms: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
@@ -84,16 +80,18 @@ def spread(values: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=checkpoints_dir() / "micro", help="a folder; default: embedded")
+    parser.add_argument("--model", default="package://micro", help="a folder; default: embedded")
     parser.add_argument("--dtype", default="bfloat16", help="of the variant")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     set_numeric_switches()
-    sampler = SamplerSpec(steps=args.steps, height=args.size, width=args.size)
-    seconds = measure(Benchmark(args.model, args.dtype, sampler).arms, args.rounds)
-    print(f"{device_name()}, {args.dtype} taught by float32, {args.steps} steps, {args.size} x {args.size} pixels")
+    settings = {"steps": args.steps, "height": args.size, "width": args.size}
+    seconds = measure(Benchmark(args.model, args.dtype, settings).arms, args.rounds)
+    print(
+        f"{device_name()}, {args.dtype} on the inputs of float32, {args.steps} steps, {args.size} x {args.size} pixels"
+    )
     print(f"{args.rounds} rounds, median ± median absolute deviation")
     for name, values in seconds.items():
         print(f"{name:>8}  {spread(values)} s   {spread(values / seconds[PLAIN])} times plain")
