@@ -25,7 +25,8 @@ def final_drift(run: Run, variant: str, sites: Sequence[str] = ()) -> pd.Series:
         return pd.Series(dtype=float)
     rows = _at_sites(run, _free(run, variant), sites or (run.layout.result.address,))
     step = rows["step"].astype("Float64").fillna(-1)  # a picture belongs to no step
-    last = step == step.groupby([rows["component"], rows["site"]]).transform("max")
+    # of each case by itself: texts have different numbers of tokens
+    last = step == step.groupby([rows[name] for name in (*CASE, "component", "site")]).transform("max")
     return rows[last].groupby(CASE)["rel_l2"].agg(lambda errors: errors.max(skipna=False))
 
 

@@ -192,18 +192,6 @@ class View:
             peak_memory_bytes=_UNKNOWN,
         )
 
-    def final_errors(self, variant: str) -> pd.Series:
-        """rel_l2 of the result after the last step, free-running, by CASE; NaN for a case that is not finite.
-
-        Empty if it was not recorded.
-        """
-        if self.drift is None:
-            return pd.Series(dtype=float)
-        rows = results(self.drift, self.layout)
-        rows = rows[(rows["variant"] == variant) & (rows["mode"] == "free")]
-        last = rows[rows["step"] == rows["step"].max()]
-        return last.groupby(list(CASE))["rel_l2"].agg(lambda errors: errors.max(skipna=False))
-
     def _clean(self, name: str, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame | None:
         """The named columns of a table, or None if it has no rows; `values` that no probe measured are NaN."""
         table = self.run.tables[name]

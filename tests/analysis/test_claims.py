@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from precision_lab.analysis.claims import Claim, decide, judge, judge_operations
+from precision_lab.analysis.measures import final_drift
 from precision_lab.errors import InputError
 from tests.fabricated import LANGUAGE_MODEL, PLAIN, QWEN_IMAGE, run_of
 
@@ -367,3 +368,15 @@ def test_a_claim_has_an_opponent_or_a_bound():
     for wrong in ({"bound": 1.0}, {"against": "", "bound": None}, {"against": "", "bound": -1}):
         with pytest.raises(InputError, match="bound"):
             Claim.from_dict({**BASE, "metric": "drift", "relation": "larger", **wrong})
+
+
+def test_the_last_step_is_that_of_each_case():
+    """Texts of a language model have different numbers of tokens."""
+    rows = [
+        {"variant": "a", "mode": "free", "prompt_id": prompt, "seed": 0, "step": step, "component": "net"}
+        | {"site": "head", "port": "out", "rel_l2": 0.1 * (prompt + 1) + step}
+        for prompt, steps in enumerate((2, 5, 3))
+        for step in range(steps)
+    ]
+    run = run_of({"drift": pd.DataFrame(rows)}, ("a",), layout=PLAIN)
+    assert final_drift(run, "a").tolist() == pytest.approx([1.1, 4.2, 2.3])

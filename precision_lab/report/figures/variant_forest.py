@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from precision_lab.analysis.claims import Claim
+from precision_lab.analysis.measures import final_drift
 from precision_lab.numerics.intervals import geometric_mean_ratio
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
@@ -105,7 +106,7 @@ def _caption(view: View, cases: int, floor: float) -> str:
 
 def _groups(view: View) -> dict[str, list[Row]]:
     """Variants by the dtype they compute in, the least error first, those that are not finite last."""
-    found = {name: view.final_errors(name) for name in view.variants if name != view.reference}
+    found = {name: final_drift(view.run, name) for name in view.variants if name != view.reference}
     base = found.get(view.baseline, pd.Series(dtype=float))
     groups: dict[str, list[Row]] = {}
     for name, errors in found.items():
