@@ -122,8 +122,8 @@ class Layout:
         return self._labels(component, path)[0]
 
     def is_block(self, component: str, path: str) -> bool:
-        pattern = self._blocks.get(component)
-        return pattern is not None and compile_glob(pattern).fullmatch(path) is not None
+        """Whether the path is that of a block, not of a module inside one."""
+        return self.block_of(component, path) is not None and self.block_of(component, path.rpartition(".")[0]) is None
 
     def stream_of(self, component: str, path: str) -> str:
         """The stream that a module works on: a name in `streams`, "joint", or "-" where there is no such thing."""
