@@ -6,7 +6,7 @@ import sys
 
 from precision_lab.cli import main
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is kept
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished parts are kept
 try:
     code = main()
     sys.stdout.flush()

@@ -66,7 +66,7 @@ class History:
 def read(path: Path) -> History:
     """The table that gate runs append to. Raises InputError for a file that is none.
 
-    A run that was judged several times counts once, as it was judged last.
+    A run that was judged several times counts once, with its last verdict.
     """
     table = _text(path)
     for name in ("log2_amax", "deviation_bits"):
@@ -127,7 +127,7 @@ def change_points(values: Sequence[float] | Values, floor: float = FLOOR_BITS) -
 
 
 def _stretches(values: Values, floor: float) -> list[tuple[int, float, float]]:
-    """Of each step its index, and the levels before and after; NaN, as a level, stands for no values."""
+    """The index of each step, and the levels before and after it; a level of NaN means no values."""
     finite = np.flatnonzero(np.isfinite(values))
     starts = {int(finite[cut]) for cut in change_points(values[finite], floor)}
     starts |= {int(at) + 1 for at in np.flatnonzero(np.diff(np.isfinite(values).astype(int)))}

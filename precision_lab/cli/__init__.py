@@ -20,7 +20,7 @@ COMMANDS = {
     "prove": ("precision_lab.cli.prove", "prove"),
 }
 
-# what names the experiment that `gate` runs, or a run that was made; without, it runs the experiment `gate`
+# overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")
 
 
@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Unknown command {command!r}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
         return 2
     module, config = COMMANDS[command]
-    given = [command, *rest]
+    command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]
     allocator.keep_freed()
     blas.preload()
     from precision_lab.cli.app import launch
 
-    return launch(importlib.import_module(module).task, config, rest, given)
+    return launch(importlib.import_module(module).task, config, rest, command_line)

@@ -70,7 +70,7 @@ _UNSUPPORTED = ("hydra_help", "info", "shell_completion", "experimental_rerun", 
 
 
 class _Job:
-    """What Hydra's launchers call, possibly in another process: returns an exit code and never raises."""
+    """Called by Hydra's launchers, possibly in another process: returns an exit code and never raises."""
 
     def __init__(self, task: Task, command: Sequence[str]):
         self.task = task
@@ -106,12 +106,12 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    said = io.StringIO()
+    usage = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(usage):
             args = get_args_parser().parse_args(argv)
     except SystemExit as error:
-        reason = said.getvalue().strip().rpartition("error: ")[2]
+        reason = usage.getvalue().strip().rpartition("error: ")[2]
         raise InputError(f"{reason or 'Cannot read the command line'}. See --help") from error
     for flag in _UNSUPPORTED:
         if getattr(args, flag, None):

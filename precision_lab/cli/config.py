@@ -158,7 +158,7 @@ def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
     try:
         built = _instantiated(node)
-    except InstantiationException as error:  # Hydra puts a line of its own before what the class says
+    except InstantiationException as error:  # Hydra puts a line of its own before the message of the class
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise

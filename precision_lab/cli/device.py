@@ -79,13 +79,13 @@ def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) ->
     return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated]
 
 
-def _prepare(given: object) -> Path:
+def _prepare(folder: object) -> Path:
     """The folder to write. Raises InputError if it is no path or holds another record."""
-    if given is None:
+    if folder is None:
         return Path("results") / "runs" / "device" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    if not isinstance(given, str) or not given:
-        raise InputError(f"out is {given!r}, expected a folder")
-    out = Path(given).expanduser()
+    if not isinstance(folder, str) or not folder:
+        raise InputError(f"out is {folder!r}, expected a folder")
+    out = Path(folder).expanduser()
     if (out / RECORD).exists():
         raise InputError(f"out={out} already holds {RECORD}. Give another folder")
     if out.exists() and not out.is_dir():

@@ -141,34 +141,34 @@ def _settings(config: DictConfig) -> Settings:
     from precision_lab.analysis.gate.bands import Margin
     from precision_lab.analysis.gate.judge import Limits
 
-    given: Any = OmegaConf.to_container(config.gate, resolve=True)
-    if not isinstance(given["baseline"], str | None) or not isinstance(given["update"], bool):
+    settings: Any = OmegaConf.to_container(config.gate, resolve=True)
+    if not isinstance(settings["baseline"], str | None) or not isinstance(settings["update"], bool):
         raise InputError(
-            f"gate.baseline is {given['baseline']!r} and gate.update {given['update']!r}, "
+            f"gate.baseline is {settings['baseline']!r} and gate.update {settings['update']!r}, "
             "expected a file, and true or false"
         )
-    for key, of in (("history", given), ("prompts", given["learn"]), ("seeds", given["learn"])):
+    for key, of in (("history", settings), ("prompts", settings["learn"]), ("seeds", settings["learn"])):
         if not isinstance(of[key], list | None):
             raise InputError(f"gate.{key} is {of[key]!r}, expected a list or null")
     names = ("margin_bits", "margin_spread", "headroom_bits", "drift_bits", "drift_spread", "tolerance", "noise_factor")
     for name in (*names, "latency_margin", "latency_ratio_margin", "memory_margin"):
-        value = given[name]
+        value = settings[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise InputError(f"gate.{name} is {value!r}, expected a number of at least 0")
     return Settings(
-        baseline=None if given["baseline"] is None else Path(given["baseline"]).expanduser(),
-        update=given["update"],
-        history=given["history"] or (),
-        prompts=given["learn"]["prompts"] or (),
-        seeds=given["learn"]["seeds"] or (),
+        baseline=None if settings["baseline"] is None else Path(settings["baseline"]).expanduser(),
+        update=settings["update"],
+        history=settings["history"] or (),
+        prompts=settings["learn"]["prompts"] or (),
+        seeds=settings["learn"]["seeds"] or (),
         limits=Limits(
-            ranges=Margin(given["margin_bits"], given["margin_spread"], given["headroom_bits"]),
-            drift=Margin(given["drift_bits"], given["drift_spread"]),
-            tolerance=given["tolerance"],
-            noise_factor=given["noise_factor"],
-            latency=given["latency_margin"],
-            latency_ratio=given["latency_ratio_margin"],
-            memory=given["memory_margin"],
+            ranges=Margin(settings["margin_bits"], settings["margin_spread"], settings["headroom_bits"]),
+            drift=Margin(settings["drift_bits"], settings["drift_spread"]),
+            tolerance=settings["tolerance"],
+            noise_factor=settings["noise_factor"],
+            latency=settings["latency_margin"],
+            latency_ratio=settings["latency_ratio_margin"],
+            memory=settings["memory_margin"],
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What --help prints; reads names of files only, so that it is immediate."""
+"""The text of --help. It reads names of files only, so that it is immediate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ precision_lab {version}: numerical precision in the Qwen-Image diffusion transfo
   python -m precision_lab report run=DIR                  figures and page again, from the tables
   python -m precision_lab compare runs=[A,B]              one run against another
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
-  python -m precision_lab device                          what MLX computes on this machine; tf32=true|false  out=DIR
+  python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
 
 Experiments: {exp}
@@ -34,6 +34,6 @@ deviation; 2 a mistake in the input; 130 interrupted. PRECISION_LAB_DEBUG=1 show
 
 
 def text() -> str:
-    """The help page, with the names that stand in the configuration folder."""
+    """The help page, with the names in the configuration folder."""
     names = {group: ", ".join(options(group)) for group in ("exp", "technique", "model")}
     return _TEXT.format(version=__version__, **names)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is kept
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished parts are kept
     try:
         sys.exit(main(sys.argv[1:]))
     except (KeyboardInterrupt, BrokenPipeError):  # the run ended, and this with it

@@ -1,4 +1,4 @@
-"""`prove technique=[a,b]`: whether techniques leave the function of the model what it is."""
+"""`prove technique=[a,b]`: whether techniques preserve the function of the model."""
 
 from __future__ import annotations
 

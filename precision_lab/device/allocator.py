@@ -1,8 +1,8 @@
 """Freed memory that glibc keeps for the next large array, instead of handing it back to Linux.
 
-MLX allocates every array of a CPU anew, by malloc, which maps what is larger than 32 MiB and unmaps what is freed:
-Linux clears each page again at its first touch. A third of the time of a transformer block of full width went there
-(12.0 s for 8 blocks instead of 16.8 at 256 x 256 pixels, two cores of an EPYC); smaller models do not notice.
+MLX allocates every array of a CPU anew. malloc maps arrays larger than 32 MiB and unmaps them when they are freed, and
+Linux clears each page again at its first touch. That took a third of the time of a transformer block of full width
+(12.0 s for 8 blocks instead of 16.8 at 256 x 256 pixels, two cores of an EPYC); smaller models are not affected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _keeps = False
 
 
 def keep_freed() -> None:
-    """Makes malloc of this process keep what is freed; PRECISION_LAB_MALLOC=off: leaves it as it is.
+    """Makes malloc of this process keep freed memory; PRECISION_LAB_MALLOC=off changes nothing.
 
     The process holds its peak until it ends, and some more where blocks of several sizes do not fit into each other's
     holes. Nothing happens where there is no glibc.

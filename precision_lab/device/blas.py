@@ -89,7 +89,7 @@ def _routines_of(library: ctypes.CDLL) -> dict[str, Callable[..., None]]:
 
 
 def _unprefixed() -> Path:
-    """A copy of scipy-openblas32's library with the plain names, made once a version."""
+    """A copy of scipy-openblas32's library with the plain names, created once for each version."""
     spec = importlib.util.find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
         raise OSError("scipy-openblas32 is not installed")

@@ -1,4 +1,4 @@
-"""Where files may be kept that can be made again at any time."""
+"""The folder for files that can be created again at any time."""
 
 from __future__ import annotations
 

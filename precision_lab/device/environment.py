@@ -1,4 +1,4 @@
-"""What the program runs on: recorded with every result, since numbers are comparable only under the same."""
+"""The environment of a run. It is recorded with every result: numbers are comparable within one environment only."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def available() -> bool:
 
 
 def description() -> str | None:
-    """What `linear` would be computed by, for the record."""
+    """The library that would compute `linear`, for the record."""
     library = _library()
     if library is None:
         return None
@@ -59,7 +59,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.n
 
 
 class _Layout(NamedTuple):
-    """Of a matrix; strides in elements."""
+    """The memory layout of a matrix; strides in elements."""
 
     shape: tuple[int, int]
     strides: tuple[int, int]
@@ -78,7 +78,7 @@ class _Layout(NamedTuple):
 
 
 class _Thread:
-    """What one thread needs of the library. Its products run on it alone: scratch memory belongs to a thread."""
+    """One thread's handles of the library. Its products run on it alone: scratch memory belongs to a thread."""
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library

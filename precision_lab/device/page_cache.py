@@ -1,4 +1,4 @@
-"""What the operating system keeps in memory of files that were read.
+"""The operating system's cache of files that were read.
 
 Files larger than memory, read from end to end and again, are never found there: the parts kept are those read last. To
 make room the system takes pages back one by one, beside whatever computes: on two cores of an EPYC a forward pass that

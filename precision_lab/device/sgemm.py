@@ -1,7 +1,7 @@
 """Matrix products and loops in NumPy arrays on all cores of a CPU, in pieces of fixed bounds.
 
 A BLAS with threads of its own splits each product for itself and waits at its end for the slowest core. Here each
-piece is one call on one thread and whoever is free takes the next, so what else a loop does with a piece (widening
+piece is one call on one thread, and a free thread takes the next, so what else a loop does with a piece (widening
 weights, biases, softmax) runs on all cores too, while the piece is in the cache. Which thread takes a piece changes
 no bit of it.
 """

@@ -30,7 +30,7 @@ def to_numpy(x: mx.array) -> np.ndarray:
 
 
 def is_read_cheaply(x: mx.array) -> bool:
-    """Whether NumPy measures x sooner than operations of MLX do: on the CPU always, on a GPU what is small."""
+    """Whether NumPy measures x sooner than operations of MLX do: on the CPU always, on a GPU for small arrays."""
     return mx.default_device().type == mx.DeviceType.cpu or x.nbytes <= _SMALL_BYTES
 
 

@@ -1,4 +1,4 @@
-"""An array seen at a site, and where and when: what observers and probes are given."""
+"""An array seen at a site, with its position: the input of observers and probes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]
 
 
 class Position(NamedTuple):
-    """Where and when an array was seen; `order` counts what was seen in one generation."""
+    """Where and when an array was seen; `order` counts the arrays seen in one generation."""
 
     branch: str | None
     step: int | None
@@ -48,7 +48,7 @@ def rows_of(columns: Columns) -> list[dict[str, Any]]:
 class Observation(NamedTuple):
     """An evaluated array and where it was seen; with an output, the inputs of its call, if an observer wants calls.
 
-    module: what was called, for observers that need its parameters.
+    module: the called module, for observers that need its parameters.
     """
 
     position: Position

@@ -25,9 +25,9 @@ def replica(holder: T) -> T:
 def _replica(node: Any, copied: dict[int, Any]) -> Any:
     if isinstance(node, nn.Module):
         if id(node) not in copied:
-            copied[id(node)] = twin = copy.copy(node)
+            copied[id(node)] = duplicate = copy.copy(node)
             for key, value in node.items():
-                dict.__setitem__(twin, key, _replica(value, copied))
+                dict.__setitem__(duplicate, key, _replica(value, copied))
         return copied[id(node)]
     if isinstance(node, dict):
         return {key: _replica(value, copied) for key, value in node.items()}
@@ -41,6 +41,6 @@ def _replica(node: Any, copied: dict[int, Any]) -> Any:
 def _attributes(node: Any, copied: dict[int, Any]) -> Any:
     """A copy of an object, once each: objects may refer to each other."""
     if id(node) not in copied:
-        copied[id(node)] = twin = copy.copy(node)
-        vars(twin).update({name: _replica(value, copied) for name, value in vars(node).items()})
+        copied[id(node)] = duplicate = copy.copy(node)
+        vars(duplicate).update({name: _replica(value, copied) for name, value in vars(node).items()})
     return copied[id(node)]

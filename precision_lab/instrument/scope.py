@@ -1,6 +1,6 @@
 """Named scopes: where in a generation the program is, in the manner of `jax.named_scope`.
 
-The denoising loop states its position (step, sigma, branch); whoever observes a module reads it.
+The denoising loop states its position (step, sigma, branch); observers of a module read it.
 Nothing in the model depends on it.
 """
 

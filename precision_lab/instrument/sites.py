@@ -21,7 +21,7 @@ from precision_lab.record.layout import Layout
 
 
 class Components(dict[str, nn.Module]):
-    """Modules by the name of their component, with the layout that says what they are."""
+    """Modules by the name of their component, with the layout that describes them."""
 
     def __init__(self, modules: Mapping[str, nn.Module], layout: Layout):
         super().__init__(modules)
@@ -90,7 +90,7 @@ def walk(components: Mapping[str, nn.Module]) -> list[Site]:
 
 
 def children(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Named entries of a module, or of what it wraps, that are modules or hold some."""
+    """Named entries of a module, or of the module it wraps, that are modules or hold some."""
     while isinstance(module, Wrapper):
         module = module.inner
     yield from ((key, value) for key, value in module.items() if isinstance(value, dict | list | tuple))

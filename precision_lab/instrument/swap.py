@@ -15,7 +15,7 @@ from precision_lab.instrument.sites import Site, Wrapper
 def swapped(components: Mapping[str, nn.Module], replacements: Mapping[Site, nn.Module]) -> Iterator[None]:
     """Each site's module is the given one inside the block.
 
-    A function compiled with `mx.compile` before the swap keeps calling the old modules without a word: whoever swaps
+    A function compiled with `mx.compile` before the swap keeps calling the old modules silently: code that swaps
     compiles anew.
     """
     undo: list[tuple[Any, str | int, Any]] = []

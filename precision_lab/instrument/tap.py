@@ -1,7 +1,7 @@
 """Observing calls of modules in place: outputs and inputs reach a callback, nothing else changes.
 
 A tapped module gets a subclass of its own class for the length of the block. Its identity, parameters and children
-stay what they are, so that code which looks at them sees no difference; MLX looks `__call__` up on the class.
+stay the same, so that code which looks at them sees no difference; MLX looks `__call__` up on the class.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callba
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.__call__(self, *args, **kwargs)
         site = by_module.get(id(self))
-        if site is not None:  # a copy made while it was tapped stands at no site
+        if site is not None:  # a copy of a tapped module has no site
             callback(Call(site, args, kwargs, output))
         return output
 
@@ -72,7 +72,7 @@ def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
     """The arrays of a call: `out` or `out.N` with kind "out", `in` or `in.N` with kind "in".
 
     Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. A field of a
-    named tuple that is called like a stream of the layout names the stream of what it holds.
+    named tuple that is called like a stream of the layout names the stream of its arrays.
     """
     streams = call.site.layout.streams
     for kind in kinds:

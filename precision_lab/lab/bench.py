@@ -1,4 +1,4 @@
-"""What is done with one variant: a generation under observation that leaves its parts, or one timed step."""
+"""Work on one variant: a generation under observation that leaves its parts, or one timed step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from precision_lab.record import tables
 from precision_lab.techniques.base import Coverage, applied
 
 Advance = Callable[[float, str], None]
-"""Told the denoising steps that were made, and for which variant."""
+"""Called with the number of completed steps and the name of their variant."""
 
 
 class Bench:
@@ -85,7 +85,7 @@ class Bench:
                 with observing(components, [*probes, drift]):
                     pixels = self._generate(subject, case, lambda *_: advance(1, variant.name))
                 rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
-        mx.clear_cache()  # of managed memory and of what techniques prepared, 22 GB for 8 bits at full size
+        mx.clear_cache()  # of managed memory and of arrays that techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
         if pixels is not None:
             save_image(out / "images" / f"{part}.png", pixels)
@@ -150,7 +150,7 @@ def part_name(variant: Variant, case: Case) -> str:
 
 
 def reference_path(out: Path, case: Case) -> Path:
-    """Where the reference's arrays of a case stand until all its variants are compared."""
+    """The file of the reference's arrays of a case, until all its variants are compared."""
     return out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
 
 

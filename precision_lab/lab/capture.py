@@ -1,4 +1,4 @@
-"""What the modules of any MLX model compute inside a block, as a table: `precision_lab.capture`.
+"""Measures the modules of any MLX model inside a block, as a table: `precision_lab.capture`.
 
 with precision_lab.capture(model, sites="layers.*.mlp") as seen:
     model(x)
@@ -36,7 +36,7 @@ EVERYTHING = f"{{{ROOT},**}}"
 _LEADING = ["order", "site", "port", "call", "block"]
 # of a denoising loop; left out where no scope states them
 _MOMENT = ["branch", "step", "sigma"]
-# what MLX says of an array that has no value: during a trace, and after it
+# MLX's messages for an array without a value: during a trace, and after it
 _OF_A_TRACE = ("during function transformations", "without a primitive")
 
 
@@ -44,13 +44,13 @@ _OF_A_TRACE = ("during function transformations", "without a primitive")
 def capture(
     model: nn.Module, sites: str | Iterable[str] | None = None, probes: Sequence[AnyProbe] | None = None
 ) -> Iterator[Capture]:
-    """Measures what the modules of `model` compute while the block runs; they are left as they were.
+    """Measures the outputs of the modules of `model` while the block runs; the modules are restored afterwards.
 
     sites: patterns of modules (`layers.*.mlp`, `**.attn.*`, `.` for the model itself); by default those of the probes.
     probes: what to measure there; by default the range catalogue of the outputs, at every module.
 
-    Outputs are bit for bit what they are without, in eager execution. A function that is compiled with `mx.compile`
-    must be given to `Capture.compile`. A module that stands at two addresses is one site, at the first. Raises
+    In eager execution, outputs are bit for bit those without a capture. A function that is compiled with `mx.compile`
+    must be given to `Capture.compile`. A module with two addresses is one site, at the first. Raises
     InputError for a pattern that names no module, at the end of a block in which no selected module was called, and
     where a module is called in a function that MLX traces.
     """
@@ -78,7 +78,7 @@ def capture(
 
 
 class Capture:
-    """What has been seen so far: during the block, and after it all there was.
+    """Everything seen so far: during the block, and all of it afterwards.
 
     sites: those that are observed, in order of definition, the model itself last.
     """
@@ -119,7 +119,7 @@ class Capture:
         return [site.path for site in self.sites if site.path not in set(rows["site"])]
 
     def compile(self, function: Callable[P, R], **options: Any) -> Callable[P, R]:
-        """`function` compiled, to be called in the block: `mx.compile(function, **options)` with what is seen recorded.
+        """A compiled `function` to be called in the block: `mx.compile(function, **options)` with observation.
 
         Values leave a compiled function only as its outputs, so the observed arrays are returned beside those of
         `function`: they stay in memory together until the call is evaluated. MLX fuses no operations across an observed
@@ -167,7 +167,7 @@ class Capture:
             self._loop.finish()
 
     def _waiting(self, *more: Seen) -> Iterator[Seen]:
-        """What is to be evaluated next, in order; read only if the evaluation failed."""
+        """The arrays to be evaluated next, in order; read only if the evaluation failed."""
         for site, observation in ((_site_of(self.sites, seen), seen) for seen in list(self._loop.waiting)):
             yield Seen(site, Port("", "", observation.array), observation.inputs)
         yield from more

@@ -1,6 +1,6 @@
 """Generations side by side: this process and others over the same run folder take them from one list.
 
-A generation gives the same numbers whoever makes it; what is timed is timed later, when the others have ended.
+A generation gives the same numbers in any process. Timing follows when the other processes have ended.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ Make = Callable[[Generation], None]
 
 
 class Crew:
-    """Hands out the generations of a run: references to the first worker, others once their reference is made.
+    """Hands out the generations of a run: references to the first worker, others once their reference exists.
 
-    With helpers all references come first, so that nobody waits for one; alone, a case is finished before the next.
+    With helpers all references come first, so that no worker waits for one; alone, a case is finished before the next.
     """
 
     def __init__(self, variants: Sequence[Variant], cases: Sequence[Case], finished: Callable[[Case], None]):
-        """finished: called when all variants of a case are made."""
+        """finished: called when all variants of a case are complete."""
         self._waiting = [Generation(variant, case) for case in cases for variant in variants]
         self._left = {case: len(variants) for case in cases}
         self._finished = finished
@@ -62,7 +62,7 @@ class Crew:
         self._changed = Condition()
 
     def work(self, first: Make, helpers: Sequence[Make], own: Callable[[], None]) -> None:
-        """Returns when all is made, and `own` is done, which only the first worker can do.
+        """Returns when all generations are complete, and `own`, which only the first worker can run.
 
         Raises what one of them raised, when those at work have ended; an interruption at once.
         """
@@ -84,7 +84,7 @@ class Crew:
             raise self._problem
 
     def _guarded(self, part: Callable[..., None], *args: Any) -> None:
-        """Nothing after a problem, and a problem is everybody's."""
+        """Runs `part` unless a worker has failed; records its exception."""
         if self._problem is not None:
             return
         try:

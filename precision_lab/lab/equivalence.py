@@ -1,4 +1,4 @@
-"""Scale-equivalence: whether techniques leave the function what it is, and if not, what changes it.
+"""Scale-equivalence: whether techniques preserve the function, and if not, the cause of the change.
 
 A technique is judged twice, on random inputs. In fp32 against the plain model in fp32: what differs there, beyond what
 another order of summation makes differ, is a changed function, whatever the technique claims. Then in the dtype of
@@ -27,7 +27,7 @@ Techniques = Mapping[str, Technique]
 Outputs = Mapping[str, np.ndarray]
 
 MARGIN = 10.0
-"""A change counts as rounding up to this multiple of what the noise technique changes."""
+"""A change counts as rounding up to this multiple of the noise technique's change."""
 
 
 class Draw(NamedTuple):
@@ -80,7 +80,7 @@ class Proof:
 def prove(source: Source, techniques: Techniques, inputs: Sequence[Draw], noise: Techniques) -> Proof:
     """The techniques against the plain model, both in fp32; `noise` is the same function with other rounding.
 
-    A technique that rounds on purpose states with `unrounded` what it is without that; then that is compared.
+    A technique that rounds on purpose states its form without rounding as `unrounded`, which is then compared.
     """
     exact = {name: getattr(technique, "unrounded", technique) for name, technique in techniques.items()}
     changes, floors = [], []
@@ -121,7 +121,7 @@ def split(source: Source, dtype: mx.Dtype, techniques: Techniques, inputs: Seque
 def attribute(
     source: Source, techniques: Techniques, inputs: Sequence[Draw], parts: Mapping[str, Techniques]
 ) -> dict[str, float]:
-    """The change of function, `all`, and what is left of it in a model reduced to each of `parts`: relative L2.
+    """The change of function, `all`, and the rest of it in a model reduced to each of `parts`: relative L2.
 
     The output, the mean over draws. The reduced model is compared with itself, with the techniques and without.
     """

@@ -1,7 +1,7 @@
 """Factorial experiments: every combination of several factors, or a regular fraction of them, as ordinary variants.
 
 A factor is one technique or several that go together, on or off. The variant `baseline+a+b` is `baseline` with the
-factors a and b on, so its name says where it stands in the design, in every table (Box, Hunter and Hunter, Statistics
+factors a and b on, so its name gives its place in the design, in every table (Box, Hunter and Hunter, Statistics
 for Experimenters, 2005, chapters 5 and 6).
 """
 

@@ -15,7 +15,7 @@ from precision_lab.record.manifest import Manifest
 
 @dataclass(frozen=True)
 class Identity:
-    """What must not change between the parts of one run."""
+    """The checkpoint and the machine of a run, which must not change between its parts."""
 
     checkpoint: str
     device: str

@@ -1,4 +1,4 @@
-"""What recorders collected in one generation, as data frames: one a table, those of activations joined."""
+"""The rows that recorders collected in one generation, as data frames: one for each table, activations joined."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def frames_of(recorders: Sequence[Recorder]) -> dict[str, pd.DataFrame]:
 
 
 def join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several probes in their common `order`, those of one array made one row.
+    """The rows of several probes in their common `order`, those of one array in one row.
 
-    Where two have a column of the same name, the later one's value stands.
+    Where two have a column of the same name, the later one's value is used.
     """
     if not frames:
         return pd.DataFrame()

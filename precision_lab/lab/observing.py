@@ -44,10 +44,10 @@ class LazyObserver(Observer, Protocol):
 
     @property
     def is_lazy(self) -> bool:
-        """Whether it is given them by `prepare`, and not by `observe`."""
+        """Whether `prepare` receives them, and not `observe`."""
 
     def prepare(self, batch: Sequence[Observation]) -> Sequence[mx.array]:
-        """Takes note of a batch that is not evaluated; what it returns is evaluated with it."""
+        """Accepts a batch that is not evaluated. The returned arrays are evaluated with it."""
 
 
 class Seen(NamedTuple):
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 class Loop:
-    """Hands the arrays of calls to observers, in order of execution.
+    """Hands the arrays of calls to observers in order of execution.
 
     Arrays are evaluated in groups, one group while the one before is measured: one by one, waiting would take longer
     than measuring, and all at the end they would stay in memory together. Lazy observers are given a group before it is
@@ -85,7 +85,7 @@ class Loop:
 
     @property
     def waiting(self) -> Sequence[Observation]:
-        """What is in the current group, and not evaluated yet."""
+        """The current group, which is not evaluated yet."""
         return self._group.seen
 
     def on_call(self, call: Call) -> None:
@@ -111,7 +111,7 @@ class Loop:
             self._launch()
 
     def finish(self) -> None:
-        """Everything taken so far has reached its observers when this returns."""
+        """Returns when everything seen so far has reached its observers."""
         self._launch()
         self._launch()
 
@@ -148,7 +148,7 @@ def _is_lazy(observer: Observer) -> TypeGuard[LazyObserver]:
 
 
 class _Interest:
-    """What observers want of the calls at one site."""
+    """The arrays that observers want from the calls at one site."""
 
     def __init__(self) -> None:
         self.wanting: dict[str, list[Observer]] = {}
@@ -164,7 +164,7 @@ class _Interest:
 
 
 class _Group:
-    """Observations that are evaluated together, and who is to have which."""
+    """Observations that are evaluated together, by observer."""
 
     def __init__(self, observers: Sequence[Observer]):
         self.seen: list[Observation] = []
@@ -187,13 +187,13 @@ class _Group:
     def launch(self) -> None:
         """Starts the evaluation; what only lazy observers wanted is held no longer."""
         statistics: list[mx.array] = []
-        kept: dict[int, Observation] = {}
+        held: dict[int, Observation] = {}
         for observer, batch in self._batches.values():
             if batch and _is_lazy(observer):
                 statistics += observer.prepare(batch)
                 batch.clear()
-            kept.update((id(seen), seen) for seen in batch)
-        mx.async_eval(statistics, [array for seen in kept.values() for array in (seen.array, *seen.inputs)])
+            held.update((id(seen), seen) for seen in batch)
+        mx.async_eval(statistics, [array for seen in held.values() for array in (seen.array, *seen.inputs)])
         self.seen.clear()
 
     def deliver(self) -> None:

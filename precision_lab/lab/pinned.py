@@ -1,6 +1,6 @@
 """Pinned cases: generations of the plain model in fp32 that a baseline keeps, sub-operation by sub-operation.
 
-Ranges do not see a small mistake in the model, and a reference made in the same run shares it. So a few cases (a
+Ranges do not see a small mistake in the model, and a reference of the same run shares it. So a few cases (a
 prompt, a seed and a size each) are fixed, and every array at `pinned.sites` leaves a sketch of itself
 (`precision_lab.numerics.sketch`): with the sketches of an earlier version, and nothing else, the first operation that
 computes something different has a name.
@@ -75,7 +75,7 @@ def measure(bench: Bench, advance: Advance) -> None:
 
 
 def described(spec: RunSpec) -> PinnedCases | None:
-    """What the manifest says of the pinned cases; None where there are none.
+    """The manifest's record of the pinned cases; None where there are none.
 
     The fingerprint, which two comparable runs share, covers all that decides the sketches besides the weights and the
     code; not `noise_floor`, which only adds to them.

@@ -1,7 +1,7 @@
-"""Variants in a process of their own: what MLX reads once a process cannot differ within one.
+"""Variants in a process of their own: switches that MLX reads once a process cannot differ within one.
 
 The parent makes the reference and goes through cases and timing rounds as always; where a variant of another process is
-due, it asks that process, waits, and passes on what it reports. A child is the same program over the same run folder:
+due, it asks that process, waits, and passes on its reports. A child is the same program over the same run folder:
 it reads config.yaml there and writes its own parts. Only one process computes at a time, so that times can be compared;
 each holds its own weights. Requests go to the child's stdin, replies come from its stdout, one JSON object a line.
 """
@@ -28,7 +28,7 @@ _PATIENCE = 10.0
 
 
 class ChildError(Exception):
-    """What went wrong in a child, in its words."""
+    """A failure in a child, in its words."""
 
 
 class Child:
@@ -53,7 +53,7 @@ class Child:
         return Sample(*self._ask({"time": variant.name}, lambda amount, label: None))
 
     def close(self) -> None:
-        """Ends the process, in the middle of a generation if need be: what is not whole was not written."""
+        """Ends the process, in the middle of a generation if need be: parts are written whole or not at all."""
         if self._running is None:
             return
         child, self._running = self._running, None
@@ -99,7 +99,7 @@ class Child:
             pass  # it ended while nothing was asked; `_answer` says so
 
     def _answer(self, advance: Advance) -> Any:
-        """The answer to the last request; what the child reports until then is passed on."""
+        """The answer to the last request; the child's reports until then are passed on."""
         assert self._running is not None
         assert self._running.stdout is not None
         for line in self._running.stdout:

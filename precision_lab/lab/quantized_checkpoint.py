@@ -51,7 +51,7 @@ class Quantizable(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """What the checkpoint consists of."""
+        """The layout of the checkpoint."""
 
     def folder(self) -> Path:
         """The folder of the checkpoint."""
@@ -169,7 +169,7 @@ def _write_shards(
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
-    """Consecutive names of at most `max_bytes` together; a larger tensor stands alone."""
+    """Consecutive names of at most `max_bytes` together; a larger tensor is by itself."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

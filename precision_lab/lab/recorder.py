@@ -111,7 +111,7 @@ def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
-    """What collects a probe's rows in one generation."""
+    """The recorder of a probe's rows in one generation."""
     return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
 
 

@@ -35,7 +35,7 @@ _HERE = ProcessSpec()
 
 
 class Progress(Protocol):
-    """What a run tells whoever waits for it; `amount` is in denoising steps, timing rounds included."""
+    """Receives the progress of a run; `amount` is in steps, timing rounds included."""
 
     def start(self, total: float) -> None: ...
 
@@ -118,9 +118,13 @@ class Laboratory:
     def _say_what_is_elsewhere(self) -> None:
         names = ", ".join(variant.name for variant in self.spec.variants if variant.process != _HERE)
         if names and backend() == "cpu":
-            self.progress.note(f"{names}: TF32 changes nothing on a CPU, expect what the same variant gives without it")
+            self.progress.note(
+                f"{names}: TF32 changes nothing on a CPU, expect the numbers of the same variant without it"
+            )
         if names and self.spec.teacher.mode != "off":
-            self.progress.note(f"{names}: no local error is measured, the reference is made in another process")
+            self.progress.note(
+                f"{names}: no local error is measured, because the reference is computed in another process"
+            )
 
     def _measure(self) -> None:
         spec = self.spec
@@ -190,7 +194,7 @@ class Laboratory:
         tables.write_part(self.spec.out, "latency", part, rows)
 
     def _dry_run(self, variant: Variant) -> None:
-        """Applies the techniques once: what the user got wrong is an error now, what they get wrong is a result."""
+        """Applies the techniques once. A mistake of the user is an error now; a failure of a technique is a result."""
         try:
             with self.bench.variant(variant) as (_, components, coverage):
                 self.coverage[variant.name] = coverage
@@ -201,9 +205,9 @@ class Laboratory:
             self._failed(variant, error)
 
     def _failed(self, variant: Variant, error: Exception) -> None:
-        said = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
-        self.errors[variant.name] = said
-        self.progress.note(f"{variant.name} failed: {said}")
+        message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
+        self.errors[variant.name] = message
+        self.progress.note(f"{variant.name} failed: {message}")
 
     def _write_manifest(self, status: Status) -> None:
         spec = self.spec

@@ -1,4 +1,4 @@
-"""What a run is, as typed values: below the command line nothing knows of Hydra."""
+"""A run as typed values: nothing below the command line knows of Hydra."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _check_seed(what: str, seed: object) -> None:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """What MLX reads once a process. The reference's, and that of all who say nothing, has every reduced mode off."""
+    """Switches that MLX reads once a process. By default, and for the reference, every reduced mode is off."""
 
     tf32: bool = False
 

@@ -1,4 +1,4 @@
-"""What the laboratory asks of a model: a source of weights, and the subject that computes with them in one dtype.
+"""The protocols of a model: a source of weights, and the subject that computes with them in one dtype.
 
 Anything with these members is a subject, from any package; the laboratory knows no particular model. A configuration
 names the source by its `_target_` (`conf/model/*.yaml`).
@@ -32,8 +32,10 @@ class Case:
 class Step(Protocol):
     """A step that was built: its arrays need not be evaluated.
 
-    sigma: the level that belongs to it, None where there is none. output: what the model predicted. result: what the
-    step leaves, the array at the address `layout.result`. state: that before the next step, `result` in it.
+    - sigma: the level that belongs to it, None where there is none.
+    - output: the model's prediction.
+    - result: the array that the step leaves, at the address `layout.result`.
+    - state: the state before the next step; it contains `result`.
     """
 
     @property
@@ -52,7 +54,7 @@ class Step(Protocol):
 class Subject(Protocol):
     """A model that computes in one dtype, that of its activations.
 
-    A state is a tree of tuples, lists and mappings; whatever in it is an array may depend on the variant. No method
+    A state is a tree of tuples, lists and mappings; any array in it may depend on the variant. No method
     changes a state that it is given, and none evaluates anything. Modules are reached through attributes of the
     subject, so that a copy of it may have modules of its own (`precision_lab.instrument.replica`).
     """
@@ -76,11 +78,11 @@ class Subject(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Weights of a model: where they are and what they are. Nothing is read before a member is asked for."""
+    """The weights of a model, their place and their origin. Nothing is read before a member is used."""
 
     @property
     def layout(self) -> Layout:
-        """What the subject consists of."""
+        """The layout of the subject."""
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -1,9 +1,9 @@
-"""Teacher forcing: variants' modules, and whole steps, on the inputs that the reference has there.
+"""Teacher forcing: the variants' modules, and whole steps, on the reference's inputs.
 
-Free-running drift accumulates: a block is fed what all before it got wrong. Here the reference's generation goes on as
-it is, and at each chosen site every variant's module is called beside it on the same inputs, rounded to the dtypes that
-the variant itself would see there. What differs is local error, made in that module (in the manner of shadow modules in
-PyTorch's Numeric Suite). Nothing is stored and nothing but the current arrays is held.
+Free-running drift accumulates: a block receives the errors of all blocks before it. Here the reference's generation
+goes on unchanged, and at each chosen site every variant's module is called beside it on the same inputs, rounded to
+the dtypes that the variant itself would see there. The difference is the local error of that module (in the manner of
+shadow modules in PyTorch's Numeric Suite). Nothing is stored, and only the current arrays are held.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Shadow:
 def check(subject: Subject, components: Components, sites: Sequence[str], case: Case) -> None:
     """Raises InputError for a site whose module is called with something it may change, such as a cache.
 
-    Calling it once more beside the reference would change what the reference goes on with. The step is built and never
+    Calling it once more beside the reference would change the reference's next inputs. The step is built and never
     evaluated.
     """
 
@@ -116,7 +116,7 @@ class Teacher:
     """Watches one generation of the reference and measures the local error of every variant.
 
     sites: patterns of modules that are fed the reference's inputs, one by one. steps: the steps in which they are, and
-    which are themselves repeated by each variant from the reference's state. rows: what was measured, in the columns of
+    which are themselves repeated by each variant from the reference's state. rows: the measurements, in the columns of
     the drift table.
     """
 
@@ -178,7 +178,7 @@ class Teacher:
             self._flush()
 
     def _flush(self) -> None:
-        """Evaluates what is pending and measures it in float64."""
+        """Evaluates the pending pairs and measures them in float64."""
         pairs, self._pairs = self._pairs, []
         mx.eval([array for pair in pairs for array in (pair.array, pair.reference)])
         for variant, position, array, reference in pairs:

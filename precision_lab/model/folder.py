@@ -1,4 +1,4 @@
-"""The folder of a checkpoint: found on disk or fetched from the Hugging Face Hub, and what identifies its weights."""
+"""The folder of a checkpoint: on disk or fetched from the Hugging Face Hub, and the fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
 def fingerprint(folders: Mapping[str, Path], prefix: str = "") -> str:
     """SHA-256 over names, sizes and contents of weight files; of files over 64 MiB the first and the last MiB.
 
-    folders: by the name that stands before that of a file. prefix: anything else that makes the weights what they are.
+    folders: by the name that precedes the name of a file. prefix: anything else that decides the weights.
     """
     digest = hashlib.sha256(prefix.encode())
     for name, folder in folders.items():

@@ -1,7 +1,7 @@
-"""Folders that mflux has saved: its names for the weights of Qwen-Image, and what it says of their quantisation.
+"""Folders that mflux has saved: its names for the weights of Qwen-Image, and its record of their quantisation.
 
 As of mflux 0.24.0. Every file carries `mflux_version` and `quantization_level` (the bits asked for, or "None") in the
-metadata of its header, the index carries them too. The level is not that of every layer: img_mod stands at 8 bits in a
+metadata of its header, the index carries them too. The level is not that of every layer: img_mod has 8 bits in a
 4-bit model (mflux issue 484), the text encoder is not quantised at all. Each layer's bits and group size are read off
 its shapes, as mflux itself does.
 """
@@ -17,7 +17,7 @@ from precision_lab.errors import InputError
 _VERSION, _LEVEL = "mflux_version", "quantization_level"
 _UNQUANTISED = ("None", "null", "")
 PROTECTED_BITS = 8
-"""What layers that suffer at the level asked for are given instead."""
+"""Bits of the layers that would suffer at the requested level."""
 
 _RENAMED = (
     (re.compile(r"\.attn\.attn_to_out\."), ".attn.to_out."),

@@ -1,10 +1,10 @@
 """Blocks of a model read from disk when they are called and dropped afterwards: a model larger than memory.
 
 An array that `mx.load` gives reads its tensor when it is evaluated, and keeps the values as long as the array lives. So
-no module holds one: where a parameter stood there is a `Stored`, and who asks the module for `weight` gets an array
+no module holds one: a `Stored` replaces each parameter, and code that asks the module for `weight` gets an array
 that nothing else keeps. A streamed block evaluates its result before it lets its arrays go, while those that it uses
 are read for the block after it; so two blocks are in memory. Nothing is computed differently, every module keeps its
-address, and those inside a block their functions (`class_of` gives the class they are made from).
+address, and those inside a block their functions (`class_of` gives the class that they derive from).
 
 Weights that are asked for outside of a call (a technique quantises them, a probe compares with them) are read on
 demand, and stay in memory where they are kept: a technique that makes weights of its own has them resident.
@@ -42,9 +42,9 @@ def page(
 ) -> None:
     """Makes the list of modules `model[blocks]` read its parameters from `read` when they are called.
 
-    fit: from a stored tensor to the parameter, as `weights.cast` does it; used: told the names of those that a block
-    has used and let go. The parameters that the modules hold, loaded and checked, are let go too; `parameters()` lists
-    what stays in memory only.
+    fit: converts a stored tensor to the parameter, as `weights.cast` does. used: called with the names of the
+    parameters that a block has used and released. The loaded and checked parameters of the modules are released too;
+    `parameters()` lists only those that stay in memory.
     """
     shelf = Shelf(read, fit, used)
     paths = [f"{blocks}.{index}." for index in range(len(model[blocks]))]
@@ -69,14 +69,14 @@ class Shelf:
     ):
         self._read, self._fit, self._used = read, fit, used
         self._unread: dict[str, mx.array] = {}
-        """Arrays of the last reading of the headers: whoever takes one has the only one."""
+        """Arrays of the last reading of the headers. An array that is taken has no other holder."""
         self._names: frozenset[str] = frozenset()
         self._held: dict[str, mx.array] = {}
-        """What the block that is called has asked for; between calls, what was asked for last."""
+        """Parameters that the current block has asked for; between calls, the last one asked for."""
         self._ahead: dict[str, mx.array] = {}
         """As stored and not yet asked for, for the block that is called and the one that follows: being read."""
         self._usual: tuple[str, ...] = ()
-        """What the block called last has asked for, by paths inside it."""
+        """Names that the last block asked for, as paths inside it."""
         self._calling = False
 
     def parameter(self, name: str) -> mx.array:
@@ -114,7 +114,7 @@ class Shelf:
         self._read_ahead(following)
 
     def _read_ahead(self, *blocks: str | None) -> None:
-        """Starts to read what is usual for the blocks at these paths, without waiting.
+        """Starts to read the usual parameters of the blocks at these paths, without waiting.
 
         By MLX itself: a thread that only filled the page cache would leave it the copy, 0.4 s for 680 MB on an EPYC.
         """
@@ -161,7 +161,7 @@ def _resolved(value: Any) -> Any:
 class PagedBlock(nn.Module):
     """A block with the children of another, and its function, whose result is evaluated.
 
-    It is none of the other's class: who compiles or fuses whole blocks must not take it for one that keeps its weights.
+    Its class is another: code that compiles or fuses whole blocks must not take it for a block that keeps its weights.
     """
 
     def __init__(self, block: nn.Module, shelf: Shelf, path: str, following: str | None):
@@ -187,9 +187,9 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 
 def recast(module: nn.Module, kind: Any) -> nn.Module:
     """A copy of a module that is of class `kind`, and shares what it holds; parameters on disk stay there."""
-    twin = copy(module)
-    twin.__class__ = _on_demand(kind) if isinstance(module, _OnDemand) else kind
-    return twin
+    recast_module = copy(module)
+    recast_module.__class__ = _on_demand(kind) if isinstance(module, _OnDemand) else kind
+    return recast_module
 
 
 @cache

@@ -23,7 +23,7 @@ from precision_lab.model.layers import on_cpu
 
 
 class Mode(NamedTuple):
-    """What `mx.quantize` offers in a mode: group sizes and bits, the default first."""
+    """Group sizes and bits that `mx.quantize` offers in a mode, the default first."""
 
     groups: tuple[int, ...]
     bits: tuple[int, ...]
@@ -94,7 +94,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
-    """Rows decoded in fp32; who looks them up rounds them once.
+    """Rows decoded in fp32; the look-up rounds them once.
 
     MLX's own decodes them in the dtype of the scales, which would round the rows of an fp32 reference.
     """

@@ -1,11 +1,11 @@
-"""Which modules of a component its folder holds quantised, and how: what the folder says, checked against its tensors.
+"""Which modules of a component are quantised in its folder, and how: the folder's record, checked against its tensors.
 
 A quantised module at `path` is stored as `path.weight`, packed into uint32, `path.scales` and, in the affine mode,
 `path.biases`. Two kinds of folder say what that packing is:
 
 - mlx-lm's: config.json has `"quantization": {"group_size": 64, "bits": 4, "mode": "affine"}` with a further entry for
   every path that differs, another such object or false, and the same again as `quantization_config`;
-- mflux's: the level stands in the header of the weights, see `mflux`.
+- mflux's: the level is in the header of the weights, see `mflux`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Rename = Callable[[str], str | None]
 
 
 class _Declaration(Protocol):
-    """What a folder says of its quantised modules."""
+    """A folder's record of its quantised modules."""
 
     def at(self, path: str, channels: int, tensors: Mapping[str, mx.array]) -> Quantization:
-        """Of the module with that many input channels. Raises InputError where folder and tensors disagree."""
+        """Quantisation of a module with `channels` inputs. Raises InputError where folder and tensors disagree."""
 
     def check_paths(self, modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array]) -> None:
-        """Raises InputError for a path that the folder speaks of and the model or the tensors lack."""
+        """Raises InputError for a path that the folder names and the model or the tensors lack."""
 
 
 def quantized_modules(
@@ -46,7 +46,7 @@ def quantized_modules(
     tensors: Mapping[str, mx.array],
     rename: Rename,
 ) -> dict[str, nn.Module]:
-    """What belongs in place of the linears and embeddings of `model` that `tensors` holds quantised, by path.
+    """Replacements, by path, for the linears and embeddings of `model` that `tensors` holds quantised.
 
     config: that of the component. metadata: of its weight files. tensors: under the names of the model. Nothing is
     evaluated and `model` is not changed; the modules hold no weights yet, their shapes are those expected.
@@ -112,7 +112,7 @@ def _spelled(dtype: mx.Dtype) -> str:
 
 
 def _declaration(config: Mapping[str, Any], metadata: Mapping[str, str], rename: Rename) -> _Declaration | None:
-    """What config.json says, or else what mflux wrote beside the weights. Raises InputError if they differ."""
+    """The entry of config.json, or else mflux's record beside the weights. Raises InputError if they differ."""
     level = mflux.level(metadata)
     entry = _entry(config)
     if entry is None:

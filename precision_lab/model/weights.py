@@ -67,13 +67,13 @@ def read(folder: Path) -> dict[str, mx.array]:
             raise InputError(f"{file}: not a safetensors file: {str(error).splitlines()[0]}") from error
         twice = tensors.keys() & loaded.keys()
         if twice:
-            raise InputError(f"{file}: tensor {min(twice)} stands in another shard too")
+            raise InputError(f"{file}: tensor {min(twice)} is in another shard too")
         tensors.update(loaded)
     return mflux.published_names(tensors) if mflux.wrote(metadata(folder)) else tensors
 
 
 def extents(folder: Path) -> dict[str, Extent]:
-    """Where all tensors of a component stand in its files, under their published names."""
+    """Positions of all tensors of a component in its files, under their published names."""
     found = {}
     for file in shards(folder):
         data = _header(file)[1]
@@ -128,7 +128,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def metadata(folder: Path) -> dict[str, str]:
-    """What the weight files of a component's folder say of themselves in their headers, or else in their index.
+    """Metadata of the weight files in a component's folder: from their headers, or else from their index.
 
     Raises InputError if two files contradict each other.
     """
@@ -164,7 +164,7 @@ def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> li
 def _fitting(
     model: nn.Module, folder: Path, sanitize: Sanitize | None
 ) -> tuple[dict[str, mx.array], dict[str, nn.Module], list[str]]:
-    """Tensors that fit the model; the quantised modules that must stand in it for them, by path; names left out."""
+    """Tensors that fit the model; the quantised modules that they need, by path; names left out."""
     sanitize = sanitize or (lambda stored: (stored, []))
     tensors, ignored = sanitize(read(folder))
 

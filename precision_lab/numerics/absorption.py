@@ -1,4 +1,4 @@
-"""What a residual add loses: updates too small to move the stream they are added to."""
+"""The loss in a residual add: updates too small to move the stream that they are added to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from precision_lab.numerics.formats import Format, format_named, power_of_two, u
 
 
 def absorption_pct(residual: npt.NDArray[Any], update: npt.NDArray[Any], fmt: Format | str) -> float:
-    """Percent of the non-zero elements of `update` that leave `residual` as it is when the sum is rounded to `fmt`.
+    """Percent of the non-zero elements of `update` that leave `residual` unchanged when the sum is rounded to `fmt`.
 
     An update is absorbed below half the distance from the residual to its neighbour in the update's direction, and at
     exactly half if the residual's significand is even (round to nearest, ties to even). Below a power of two the
@@ -30,7 +30,7 @@ def absorption_pcts(
     residual: npt.NDArray[Any], update: npt.NDArray[Any], formats: Sequence[Format | str]
 ) -> list[float]:
     """`absorption_pct` for each of the formats, which share most of the work."""
-    given = [format_named(fmt) if isinstance(fmt, str) else fmt for fmt in formats]
+    resolved = [format_named(fmt) if isinstance(fmt, str) else fmt for fmt in formats]
     if residual.shape != update.shape:
         raise InputError(f"absorption: residual of shape {residual.shape}, update of {update.shape}; expected the same")
     r, u = residual.astype(np.float64, copy=False).reshape(-1), update.astype(np.float64, copy=False).reshape(-1)
@@ -42,7 +42,7 @@ def absorption_pcts(
     size, change = np.abs(r), np.abs(u)
     power = power_of_two(size)
     towards_zero = (size == power) & (np.signbit(u) != np.signbit(r))
-    return [100.0 * float(_num_absorbed(size, change, power, towards_zero, fmt)) / u.size for fmt in given]
+    return [100.0 * float(_num_absorbed(size, change, power, towards_zero, fmt)) / u.size for fmt in resolved]
 
 
 def _num_absorbed(

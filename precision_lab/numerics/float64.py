@@ -1,4 +1,4 @@
-"""The operations of the transformer in NumPy float64: what they should give from the inputs they were given.
+"""The operations of the transformer in NumPy float64: their exact results for given inputs.
 
 Inputs are taken as they are, already rounded; all arithmetic, exponentials and sums are float64. B batch, L tokens,
 D width, H heads, C channels a head. MLX's own float64 is no oracle: its exp, erf and norms are of fp32's accuracy.
@@ -89,7 +89,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def own_error(output: Array, exact: Array, fmt: Format | str) -> dict[str, float]:
-    """What an operation itself got wrong: its `output`, of dtype `fmt`, against the `exact` float64 result.
+    """An operation's own error: its `output`, of dtype `fmt`, against the `exact` float64 result.
 
     - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; up to 0.5 if correctly rounded.
       Large where terms cancel: an ulp of what is left is small beside their rounding;

@@ -1,4 +1,4 @@
-"""What MLX's quantisation would do to an activation: groups of a row that share a scale.
+"""MLX's quantisation applied to an activation: groups of a row that share a scale.
 
 The modes of `mx.quantize` with the arithmetic of its kernels, on the float32 values of a tensor:
 
@@ -29,7 +29,7 @@ from precision_lab.errors import InputError, nearest
 Array = npt.NDArray[Any]
 
 E4M3, E2M1 = (3, -6, 448.0), (1, 0, 6.0)
-"""Of an element format: stored bits of the significand, exponent of the smallest normal, largest value."""
+"""Constants of an element format: stored bits of the significand, exponent of the smallest normal, largest value."""
 _AFFINE = re.compile(r"affine([234568])(?:_g(32|64|128))?")
 DEFAULT_GROUP_FORMATS = ("mxfp8", "mxfp4", "nvfp4", "affine8", "affine4")
 

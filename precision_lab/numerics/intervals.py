@@ -83,7 +83,7 @@ def simultaneous_confidence(m: int) -> float:
 
 
 def latency_verdict(lo: float, hi: float, margin: float) -> LatencyVerdict:
-    """What the interval [lo, hi] of the ratio subject / baseline of times says, differences up to `margin` ignored.
+    """The verdict on the interval [lo, hi] of a ratio of times to the baseline; differences up to `margin` are ignored.
 
     `slower` if all of it is above 1 + margin, `faster` if all of it is below 1 - margin, `equivalent` if all of it is
     within the margin, else `inconclusive`; so too with NaN.

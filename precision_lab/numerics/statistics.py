@@ -1,4 +1,4 @@
-"""The range catalogue of one tensor: how large, how small, how many of what, and what a narrower format would lose.
+"""The range catalogue of one tensor: largest and smallest values, counts, and the loss in a narrower format.
 
 Counts are exact. Magnitudes are compared as integers: with the sign bit cleared, the bit patterns of IEEE 754 numbers
 order as the numbers do, with infinity above every finite number and NaN above infinity.
@@ -257,7 +257,7 @@ def _count(condition: npt.NDArray[Any]) -> int:
 
 @lru_cache
 def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limits:
-    """What magnitudes of float32 or float64 elements are compared with."""
+    """The bounds that magnitudes of float32 or float64 elements are compared with."""
     bits = np.dtype(f"u{dtype.itemsize}")
     infinity = dtype.type(np.inf).view(bits)
     overflow, underflow = [], []

@@ -1,4 +1,4 @@
-"""What if an activation were stored in another format: what would saturate, what would vanish, what would be lost."""
+"""What if an activation were stored in another format: saturation, underflow and signal to noise."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _measure(pieces: Sequence[Array], channels: int, formats: Sequence[AnyFormat
     starts = np.cumsum(sizes) - sizes
 
     def percent(mask: Array) -> Array:
-        """Of each piece."""
+        """The error of each piece."""
         return 100 * np.add.reduceat(mask.view(np.uint8), starts, dtype=np.uint32) / sizes
 
     magnitude = np.abs(x)
@@ -128,6 +128,6 @@ def _cast(magnitude: Array, fmt: Format) -> tuple[Array, Array]:
 
 
 def _of_irregular(x: Array, formats: Sequence[AnyFormat]) -> dict[str, float]:
-    """Of an array that is empty or not finite."""
+    """Measures of an array that is empty or not finite."""
     catalogue = summarize(x, [fmt for fmt in formats if isinstance(fmt, Format)])
     return {name: float(catalogue.get(name, math.nan)) for fmt in formats for name in _names(fmt)}

@@ -66,7 +66,7 @@ class Absorption:
 
 
 def _rms(x: npt.NDArray[np.float64]) -> float:
-    """Of the finite elements, products of float32 numbers at most: no square overflows. NaN without any."""
+    """Rms of the finite elements, NaN without any. As products of float32 numbers their squares do not overflow."""
     square = float(np.vdot(x, x))
     if math.isfinite(square):
         return math.sqrt(square / x.size) if x.size else math.nan

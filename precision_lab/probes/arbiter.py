@@ -1,4 +1,4 @@
-"""The arbiter: what single operations should have given, in NumPy float64, and what they got wrong themselves.
+"""The arbiter: the exact results of single operations in NumPy float64, and each operation's own error.
 
 Each is recomputed from the inputs it was given, already rounded, so nothing that came before counts: where drift says
 how far a value is from the reference's, this says which operations make error, and how much of it any implementation in
@@ -91,11 +91,11 @@ class ArbiterRecorder:
 
     def observe(self, batch: Sequence[Observation]) -> None:
         for position, output, inputs, module in batch:
-            given = [to_numpy(x) for x in inputs]
+            arrays = [to_numpy(x) for x in inputs]
             dtype = dtype_name(output)
-            if module is None or dtype not in FORMATS or not all(np.isfinite(x).all() for x in given):
+            if module is None or dtype not in FORMATS or not all(np.isfinite(x).all() for x in arrays):
                 continue
-            result = exact(module, given)
+            result = exact(module, arrays)
             if result is not None:
                 error = float64.own_error(to_numpy(output), result, dtype)
                 self.rows.append({**position._asdict(), **described(output), **error})

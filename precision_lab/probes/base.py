@@ -1,4 +1,4 @@
-"""What a probe is: a pure function from an array to named scalars, and where to apply it."""
+"""The protocols of probes: a pure function from an array to named scalars, and the sites to apply it to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BatchProbe(Probe, Protocol):
     """A probe that measures many arrays faster together than one by one."""
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]] | Columns:
-        """What `measure` gives of each array: a mapping each, or one of columns with an element for each array."""
+        """The result of `measure` for each array: a mapping each, or one of columns with an element for each array."""
 
 
 class Pending(Protocol):
@@ -48,14 +48,14 @@ class Pending(Protocol):
 
     @property
     def rows(self) -> Sequence[mx.array]:
-        """Lazy and small; who prepares them evaluates them together with the arrays they are of."""
+        """Lazy and small; the caller of `prepare` evaluates them together with their arrays."""
 
 
 @runtime_checkable
 class LazyProbe(Probe, Protocol):
     """A probe whose statistics are launched with the evaluation of the arrays, and read whenever that is convenient.
 
-    The arrays need not be kept until then, and the device need not wait for who reads.
+    The arrays need not be kept until then, and the device need not wait for the reader.
     """
 
     @property
@@ -66,7 +66,7 @@ class LazyProbe(Probe, Protocol):
         """The statistics of arrays that need not be evaluated; evaluates nothing."""
 
     def columns(self, pending: Sequence[Any]) -> Columns:
-        """What `measure` gives of each array of what `prepare` gave, in that order; waits for it."""
+        """The results of `measure` for each array that was prepared, in that order; waits for them."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Statistics of arrays where they are, as rows of integers (range_rows.py): kernels for CUDA and Metal, or operations.
 
 A kernel reads an array once; range_kernel.cu and range_kernel.metal say how. Nothing here evaluates anything: rows are
-lazy arrays, to be evaluated together with what they are of, and only they need to be kept.
+lazy arrays. They are evaluated together with the observed arrays, and only they need to be kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PendingRanges(NamedTuple):
     order: tuple[int, ...]
     """Which array each row is of."""
     dtypes: tuple[str, ...]
-    """What the bit patterns of each row are of."""
+    """The kind of number that the bit patterns of each row encode."""
     sizes: tuple[int, ...]
     """Elements of every array, empty ones too."""
 
@@ -86,7 +86,7 @@ def read_ranges(pending: Sequence[PendingRanges], formats: tuple[Format, ...]) -
 
 
 def _launcher() -> tuple[Launch, int]:
-    """What makes rows on the default device, and of how many arrays at a time."""
+    """The maker of rows on the default device, and the number of arrays it takes at a time."""
     if mx.default_device().type == mx.DeviceType.gpu:
         if mx.cuda.is_available():
             return _launch_cuda, _ARRAYS
@@ -97,16 +97,16 @@ def _launcher() -> tuple[Launch, int]:
 
 def _launch_cuda(arrays: Sequence[mx.array], dtype: str, formats: tuple[Format, ...]) -> mx.array:
     """(n, words) uint32, the rows of up to _ARRAYS arrays."""
-    given = [_as(x, dtype) for x in arrays]
-    number = len(given)
+    padded = [_as(x, dtype) for x in arrays]
+    number = len(padded)
     # the grid ends before what fills up the places; the smallest, since MLX bounds the bytes of a graph of kernels
-    given += [min(given, key=lambda x: x.size)] * (_ARRAYS - number)
-    tiles = sum(-(-x.size // _TILE) for x in given[:number])
+    padded += [min(padded, key=lambda x: x.size)] * (_ARRAYS - number)
+    tiles = sum(-(-x.size // _TILE) for x in padded[:number])
     words = row_layout(formats, sums_in_double=True).itemsize // 4
     read, merge = cuda_kernels(dtype, formats)
     rows, first_tiles = read(
-        inputs=given,
-        template=[("T", given[0].dtype)],
+        inputs=padded,
+        template=[("T", padded[0].dtype)],
         grid=(tiles * _THREADS, 1, 1),
         threadgroup=(_THREADS, 1, 1),
         output_shapes=[(tiles, words), (_ARRAYS + 1,)],
@@ -169,7 +169,7 @@ def metal_kernels(dtype: str, formats: tuple[Format, ...]) -> list[Kernel]:
 
 
 def cuda_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
-    """What `mx.fast.cuda_kernel` takes."""
+    """The arguments of `mx.fast.cuda_kernel`."""
     header, of_any = (_header("range_kernel.cu", "", d, formats) for d in (dtype, ROW_DTYPES[0]))
     names = [f"x{i}" for i in range(_ARRAYS)]
     sizes = [f"{x}_shape[0]" for x in names]
@@ -186,7 +186,7 @@ def cuda_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
 
 
 def metal_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
-    """What `mx.fast.metal_kernel` takes."""
+    """The arguments of `mx.fast.metal_kernel`."""
     header, of_any = (_header("range_kernel.metal", "constant ", d, formats) for d in (dtype, ROW_DTYPES[0]))
     read = """
   threadgroup range_statistics::Row shared[range_statistics::THREADS];

@@ -69,7 +69,7 @@ class RangeCatalogue:
         return summarize(to_numpy(x), self._formats)
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Columns:
-        """What `measure` gives of each array as columns, many times faster if the arrays are small."""
+        """The result of `measure` for each array as columns, many times faster if the arrays are small."""
         if self.is_lazy:
             return self.columns([self.prepare(arrays)])
         return summarize_each([to_numpy(x) for x in arrays], self._formats)

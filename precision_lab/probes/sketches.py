@@ -36,7 +36,7 @@ class Sketches:
         return self.measure_each([x])[0]
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
-        """What `measure` gives of each array; small ones are measured together, which is several times faster."""
+        """The result of `measure` for each array; small ones are measured together, which is several times faster."""
         sketches = sketch_each([to_numpy(x) for x in arrays if is_read_cheaply(x)])
         read = iter([_named(s.num_nonfinite, [s.rms, *s.projections.tolist()]) for s in sketches])
         lazy = [sketch_in_ops(x) for x in arrays if not is_read_cheaply(x)]

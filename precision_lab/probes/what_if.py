@@ -1,4 +1,4 @@
-"""What if: what each format, MLX's quantisation modes among them, would do to an activation."""
+"""What if an activation were stored in another format: saturation, underflow and error of a round trip."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class WhatIf:
         return self.measure_each([x])[0]
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
-        """What `measure` gives of each array; small ones are measured together, which is several times faster."""
+        """The result of `measure` for each array; small ones are measured together, which is several times faster."""
         return what_if([to_numpy(x) for x in arrays], [any_format(name) for name in self.formats])

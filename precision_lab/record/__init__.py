@@ -1,1 +1,1 @@
-"""What a run leaves: typed records of its files. Imports no MLX: whoever judges or draws a run needs no model."""
+"""Typed records of the files of a run. Imports no MLX: judging or drawing a run needs no model."""

@@ -1,4 +1,4 @@
-"""Declared columns: the name, dtype, unit and meaning of what a table holds."""
+"""Declared columns: the name, dtype, unit and meaning of each column of a table."""
 
 from __future__ import annotations
 

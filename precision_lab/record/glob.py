@@ -1,6 +1,6 @@
 """The grammar of site patterns: `component:glob`; without a component, the default one of the subject's layout.
 
-In the glob `*` stands for characters of one segment, `**` for any number of segments (at least one at the end),
+In the glob `*` matches characters of one segment, `**` any number of segments (at least one at the end),
 `{a,b}` for alternatives and `{4..7}` for a range of numbers. `*` never crosses a dot. A negative number counts from the
 end of its list, as a Python index: it names nothing but in paths that `spell` has given their lengths.
 """

@@ -55,10 +55,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a subject consists of. Patterns follow the grammar of `precision_lab.record.glob`.
+    """The parts of a subject. Patterns follow the grammar of `precision_lab.record.glob`.
 
     - components: names of the components; default: the one that an address without a component is in.
-    - result, picture: what a step leaves, and the address of the picture where there is one.
+    - result, picture: the array that a step leaves, and the address of the picture where there is one.
     - blocks: patterns of the blocks, `component:glob`, of as many components as have some.
     - depth: number of blocks of the default component.
     - streams: the residual streams of the default component by name, the main one first.
@@ -130,7 +130,7 @@ class Layout:
         return self._labels(component, path)[1]
 
     def _labels(self, component: str, path: str) -> tuple[int | None, str]:
-        """Block and stream, kept: a model has thousands of addresses, and they are looked up in every generation."""
+        """Block and stream, cached: a model has thousands of addresses, and they are looked up in every generation."""
         labels = self._known.get((component, path))
         if labels is None:
             parents = list(_ancestors(path))

@@ -1,4 +1,4 @@
-"""The manifest of a run: what was run, on what, with what, and how it ended."""
+"""The manifest of a run: experiment, subject, environment, settings, and how it ended."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Environment:
 
     @property
     def machine(self) -> str:
-        """What tells devices apart: the name, and the number of cores of a CPU, whose marketing name says little."""
+        """Distinguishes devices: the name, with the number of cores of a CPU, whose marketing name says little."""
         return f"{self.device}, {self.cores} cores" if self.backend == "cpu" else self.device
 
 
@@ -53,7 +53,7 @@ class Checkpoint:
     - weights: trained, synthetic or published.
     - weights_dtype: "as stored", or the dtype that stored weights were rounded to.
     - settings: those of the source that decide numbers, such as inflate; resources: those that do not, such as paging.
-    - notes: what figures and summaries must say of the weights.
+    - notes: remarks on the weights that figures and summaries must show.
     - ignored: by component, keys and tensors that were read and not used.
     """
 
@@ -79,7 +79,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class VariantEntry:
-    """A variant as it was configured. switches: the numeric switches of its process."""
+    """The configuration of a variant. switches: the numeric switches of its process."""
 
     dtype: str
     techniques: Sequence[str] = ()
@@ -99,7 +99,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Reference:
-    """What drift is measured against."""
+    """The variant that drift is measured against."""
 
     variant: str = "reference"
     computed_in: str = "float32"
@@ -122,7 +122,7 @@ class Manifest:
     """manifest.json. Times are ISO 8601 in UTC; `finished` is null while a run goes on.
 
     case: the settings that all cases share, in the subject's own terms. sites: coverage by variant and technique.
-    errors: what variants raised. latency_margin: relative. columns: those that probes declare, by table.
+    errors: exceptions that variants raised. latency_margin: relative. columns: those that probes declare, by table.
     """
 
     status: Status
@@ -160,7 +160,7 @@ class Manifest:
 
 
 def typed(kind: type[T], content: Any, path: Path) -> T:
-    """What a JSON file of a run holds. Raises InputError for another schema_version, or an entry of another type."""
+    """The content of a JSON file of a run. Raises InputError for another schema_version or a malformed entry."""
     from pydantic import ValidationError
 
     found = content.get("schema_version") if isinstance(content, dict) else None

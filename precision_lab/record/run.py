@@ -17,7 +17,7 @@ from precision_lab.record.summary import Summary
 
 
 class Tables:
-    """The tables of a run by name. Each is read when it is first asked for, and kept."""
+    """The tables of a run by name. Each is read when it is first used, and cached."""
 
     def __init__(self, read: Callable[[str], pd.DataFrame]):
         self._read = read
@@ -79,7 +79,7 @@ class Run:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """What summary.json says; None for a run that has not been judged yet."""
+        """The content of summary.json; None for a run that has not been judged yet."""
         return Summary.read(self.path)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""summary.json: what a run shows about each variant and each claim.
+"""summary.json: the results of a run for each variant and each claim.
 
 In Python an undefined number is a `Quantity` without a value; in the file it is null, with `<key>_reason` beside it.
 """
@@ -32,7 +32,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Dtypes:
-    """What a variant's weights are stored in ("as stored": as the checkpoint has them), and what it computes in."""
+    """The dtypes of a variant: of its weights ("as stored": those of the checkpoint), and of its computation."""
 
     weights: str
     compute: str
@@ -90,7 +90,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class VariantSummary:
-    """What a run shows about one variant.
+    """The results of one variant.
 
     amax_final: largest magnitude of the main stream after the last block. latent_rel_l2: drift of the result after the
     last step, the median over cases. psnr_db, ssim: of the pictures, medians. latency and near_misses are None where
@@ -137,7 +137,7 @@ class ClaimEntry:
 
 @dataclass(frozen=True)
 class Summary:
-    """summary.json. weights: trained, synthetic or published; notes: what is to be said beside it."""
+    """summary.json. weights: trained, synthetic or published; notes: remarks to be shown beside it."""
 
     experiment: str
     reference: str

@@ -170,7 +170,7 @@ class View:
         return self.layout.level.rpartition(" ")[2]
 
     def entry(self, variant: str) -> VariantSummary:
-        """What the summary says of a variant; of an unfinished run what the manifest says, without any numbers."""
+        """The summary's entry of a variant; for an unfinished run the manifest's, without any numbers."""
         summary = self.run.summary
         if summary and variant in summary.variants:
             return summary.variants[variant]

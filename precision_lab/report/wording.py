@@ -113,6 +113,6 @@ def place(
 ) -> str:
     """An array at one moment of a run: `transformer_blocks.37 (out.0), step 0, cond, prompt 1, seed 7`."""
     numbers = {"step": step, "prompt": prompt_id, "seed": seed}
-    said = {name: f"{name} {value}" for name, value in numbers.items() if value is not None}
-    parts = (address(layout, component, site, port), said.get("step"), branch, said.get("prompt"), said.get("seed"))
+    words = {name: f"{name} {value}" for name, value in numbers.items() if value is not None}
+    parts = (address(layout, component, site, port), words.get("step"), branch, words.get("prompt"), words.get("seed"))
     return ", ".join(filter(None, parts))

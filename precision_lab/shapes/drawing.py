@@ -12,7 +12,7 @@ from precision_lab.shapes.palette import PALETTE
 from precision_lab.shapes.scenes import Scene
 
 MIN_SIDE = 32
-"""Pixels; on less the shapes cannot be told apart."""
+"""Least side in pixels at which the shapes can be distinguished."""
 
 
 def render(scene: Scene, height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

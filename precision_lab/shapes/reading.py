@@ -1,4 +1,4 @@
-"""Telling what a picture shows, by plain image processing.
+"""Reads a picture of shapes by plain image processing.
 
 The background is the colour of the border. Objects are the connected regions that differ from it by more than half of
 what their colour does, which puts their edge where a blurred or antialiased edge has it. A region's colour is that of
@@ -41,7 +41,7 @@ T = TypeVar("T", bound=Hashable)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; each is None where it cannot be told.
+    """The content of a picture; an attribute is None where it cannot be read.
 
     Unlike in a Scene, `size` says "medium" and `position` "center": None would be ambiguous. `count` is 0 for a plain
     picture, and None where there is no plain background or one of the regions has no shape. Colour and shape are those

@@ -24,7 +24,7 @@ LISTED = 5
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `size` None is medium, `position` None is the centre: the caption leaves both unsaid.
+    """The content of a picture. `size` None is medium, `position` None is the centre: the caption leaves both unsaid.
 
     Raises InputError for a value outside the world, or objects of the background's colour.
     """

@@ -30,13 +30,13 @@ OUTPUT_BIAS_SHARE = 0.25
 """Part of a branch's massive output that its last bias gives: adding it at another scale changes the function."""
 
 LARGEST_BIAS = 2048.0
-"""Of a massive channel, and 2.5 standard deviations of the others: no parameter may exceed 4096."""
+"""Limit of a massive channel, and of 2.5 standard deviations of the others: no parameter may exceed 4096."""
 
 COHERENT_GAIN = 0.95
 """Growth of the bulk along itself that the MLP brings, relative to the stream's."""
 
 MLP_NOISE = 0.15
-"""What the MLP adds to a bulk channel in other directions, relative to the bulk."""
+"""Size of the MLP's contribution to a bulk channel in other directions, relative to the bulk."""
 
 BRANCH_BIAS = 0.06
 """Bulk entries of a branch's last bias, relative to the bulk: 0.05 to 0.5 of the bulk of the branch's output."""
@@ -154,7 +154,7 @@ def _mlp(name: str, branch: Branch, channels: Channels, source: Source) -> Itera
 
 
 def _massive_bias(branch: Branch) -> float:
-    """What the last bias of a branch gives to the first massive channel; the weights give the rest of the output."""
+    """Share of the last bias of a branch in the first massive channel; the weights give the rest of the output."""
     return min(LARGEST_BIAS, OUTPUT_BIAS_SHARE * branch.output)
 
 

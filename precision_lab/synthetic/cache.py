@@ -1,4 +1,4 @@
-"""Synthetic checkpoints made on demand: `synthetic://PRESET` in place of a folder, kept in the user's cache."""
+"""Synthetic checkpoints on demand: `synthetic://PRESET` in place of a folder, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LARGEST = 1_000_000_000
 
 
 def on_demand(preset: str, seed: int = 0) -> Path:
-    """The folder of a preset's checkpoint, made if it is not in the cache; about a second for `micro`.
+    """The folder of a preset's checkpoint, generated if it is not in the cache; about a second for `micro`.
 
-    A folder is in the cache whole or not at all, whoever else makes it at the same time, and its name carries `key`,
-    so that another generator's is never used. It can be deleted at any time.
+    A folder is in the cache whole or not at all, even if another process generates it too. Its name contains
+    `key`, so that the folder of another generator is never used. It can be deleted at any time.
 
     Raises InputError for an unknown or large preset, and if the cache cannot be written.
     """
-    given = f"model.path {SCHEME}{preset}"
+    setting = f"model.path {SCHEME}{preset}"
     if preset not in PRESETS:
-        raise InputError(f"{given}: unknown preset. {nearest(preset, PRESETS)}")
+        raise InputError(f"{setting}: unknown preset. {nearest(preset, PRESETS)}")
     shape = PRESETS[preset]
     size = weight_bytes(shape)
     if size > LARGEST:
         raise InputError(
-            f"{given}: {size / 1e9:.1f} GB are not made on demand. Once: "
+            f"{setting}: {size / 1e9:.1f} GB are not made on demand. Once: "
             f"`python -m precision_lab models make={preset} to=DIR`, then model.path=DIR"
         )
     try:
@@ -46,7 +46,7 @@ def on_demand(preset: str, seed: int = 0) -> Path:
     except (InputError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(
-            f"{given} cannot be kept in the user's cache: {reason}. XDG_CACHE_HOME=DIR names another place"
+            f"{setting} cannot be kept in the user's cache: {reason}. XDG_CACHE_HOME=DIR names another place"
         ) from error
     return folder
 

@@ -18,7 +18,7 @@ tags:
 
 # Synthetic Qwen-Image checkpoint
 
-The architecture and file layout of Qwen/Qwen-Image with **made weights**: nothing was trained and its pictures mean
+The architecture and file layout of Qwen/Qwen-Image with **generated, untrained weights**: its pictures mean
 nothing. It exists to study numerical precision without the 20 B model, because its activations grow through depth as
 published for that model: the largest channels of the residual streams gain a factor of {growth:.4f} a block, from
 about {start:.0f} to about {end:.3g} after {layers} blocks.
@@ -68,11 +68,11 @@ def card(shape: Shape, seed: int, tokens: int, statistics: BiasStatistics) -> st
 def _text_encoder(config: TextEncoderConfig) -> str:
     """Its size; a small one beside a transformer of the published text width is easily taken for the published one."""
     published = TextEncoderConfig()
-    made = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    size = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
     if config == published or config.hidden_size != published.hidden_size:
-        return made
+        return size
     return (
-        f"{made}, **a small stand-in** for the published {published.num_hidden_layers} layers, so that the transformer "
+        f"{size}, **a small stand-in** for the published {published.num_hidden_layers} layers, so that the transformer "
         "fits one GPU"
     )
 

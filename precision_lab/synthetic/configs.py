@@ -9,7 +9,7 @@ from precision_lab.synthetic import tokenizer
 from precision_lab.synthetic.shape import Shape
 
 DIFFUSERS_VERSION = "0.34.0"
-"""Of the published configurations: the least that knows the classes."""
+"""The oldest versions of the published configurations that know the classes."""
 
 
 def model_index() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A stream has a few *massive* channels and, BULK_RATIO times smaller, the *bulk* that carries the content (Sun et al.,
 arXiv:2402.17762, found this in language models). Both grow by the same factor r a block. LayerNorm removes the size, so
-a branch in block i is told its size by its weights: it adds (r - 1) * 16 * r^i to the first massive channel, and the
+the weights of a branch in block i set its size: it adds (r - 1) * 16 * r^i to the first massive channel, and the
 sum telescopes to 16 * r^n.
 """
 
@@ -33,8 +33,8 @@ LAST_GATE_DIVISOR = 2.0
 class Branch:
     """Attention or MLP of one block: sizes in the first massive channel.
 
-    entering: of the stream where the branch reads it. added: what the branch adds, gate included. gate: its gate.
-    growth: what the whole block adds, relative to the stream: r - 1.
+    entering: of the stream where the branch reads it. added: the branch's contribution, gate included. gate: its gate.
+    growth: the contribution of the whole block, relative to the stream: r - 1.
     """
 
     entering: float

@@ -12,10 +12,10 @@ import numpy as np
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 
 SILU_RMS = 0.6
-"""Root mean square of silu(x) for x of N(0, 1): what the modulation linears read."""
+"""Root mean square of silu(x) for x of N(0, 1), the input of the modulation linears."""
 
 FREQUENCIES = 128
-"""Of the sinusoidal timestep features: a cosine, then a sine each; they turn by 1000 down to 0.1 rad."""
+"""Number of sinusoidal timestep features: a cosine, then a sine each; they turn by 1000 down to 0.1 rad."""
 
 CLOCK = 0
 """The channel of the timestep embedding that rises steadily with the timestep; all gates follow it."""
@@ -30,7 +30,7 @@ def _silu(x: float) -> float:
 
 
 _CLOCK_RANGE = _silu(_silu(_CLOCK_GAIN * math.sin(_CLOCK_TURN)))
-"""What the modulation linears read from the clock at t = 1; at t = 0 they read zero."""
+"""Input of the modulation linears from the clock at t = 1; at t = 0 it is zero."""
 
 
 def timestep_embedding(width: int, source: Source) -> Iterator[Tensor]:
@@ -72,7 +72,7 @@ def timestep_embedding(width: int, source: Source) -> Iterator[Tensor]:
 class Modulation:
     """One chunk of a modulation linear's output.
 
-    mean: (width,) its middle over timesteps, before the spread. size: (width,) what the other fields are relative to.
+    mean: (width,) its middle over timesteps, before the spread. size: (width,) the unit of the other fields.
     spread: of the bias from channel to channel. own: of the part that follows the timestep in each channel on its own.
     clock: how far the clock takes all channels from the middle, down at t = 0 and up at t = 1.
     """
@@ -89,7 +89,7 @@ class Modulation:
 
     @classmethod
     def scale(cls, factor: Array) -> Modulation:
-        """adaLN multiplies by 1 + scale; factor: what it shall multiply by."""
+        """adaLN multiplies by 1 + scale; factor: the wanted multiplier."""
         return cls(factor - 1, factor, spread=0.05, own=0.05)
 
     @classmethod

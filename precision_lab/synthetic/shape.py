@@ -1,4 +1,4 @@
-"""What to make: the configurations of the components and the growth of the activations."""
+"""The shape of a synthetic checkpoint: configurations of its components and growth of its activations."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Shape:
 _NO_VISION = VisionConfig(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=2, temporal_patch_size=1)
 
 _SMALL_VOCABULARY = 1280
-"""Enough for the tokenizer of made checkpoints."""
+"""Enough for the tokenizer of synthetic checkpoints."""
 
 _MICRO = Shape(
     transformer=TransformerConfig(

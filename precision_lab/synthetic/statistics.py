@@ -1,4 +1,4 @@
-"""What the biases of a checkpoint look like, collected while they are written."""
+"""Statistics of the biases of a checkpoint, collected while they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Magnitudes(NamedTuple):
-    """Of one bias: the median is the bulk's, the largest a massive channel's."""
+    """Statistics of one bias: the median belongs to the bulk, the largest to a massive channel."""
 
     median: float
     largest: float

@@ -127,7 +127,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 stands for itself, the rest starts at U+0100."""
+    """GPT-2's printable stand-in for each byte: printable Latin-1 is itself, the rest starts at U+0100."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = (byte for byte in range(256) if byte not in plain)
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}

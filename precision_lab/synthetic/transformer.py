@@ -29,7 +29,7 @@ NORM_OUT_AMAX = 16.0
 """Published largest magnitude after `norm_out`."""
 
 VELOCITY_RMS = 0.9
-"""Of the output, before what modulation and biases add: about 1.1 with them, and at most 4 to 5."""
+"""Size of the output before modulation and biases: about 1.1 with them, and at most 4 to 5."""
 
 
 def tensors(config: TransformerConfig, factor: float, source: Source, text: OutputNorm) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ SILU_RMS = 0.6
 """Root mean square of silu(x) for x of N(0, 1)."""
 
 BRANCH = 0.5
-"""Size of what a residual block adds, relative to a unit input."""
+"""Size of a residual block's contribution, relative to a unit input."""
 
 PIXEL_STD = 0.4
 """Standard deviation of the decoder's output, which is clamped to [-1, 1]."""
@@ -103,7 +103,7 @@ def _norm(name: str, width: int, axes: int, source: Source) -> Tensor:
 def _conv(name: str, out: int, inner: int, kernel: tuple[int, ...], gain: float, source: Source) -> Iterator[Tensor]:
     """A convolution that multiplies the standard deviation of one frame by `gain`.
 
-    Of a causal kernel over time only the last tap meets a single frame; the others meet padding.
+    Only the last tap of a causal kernel over time meets a single frame; the others meet padding.
     """
     std = gain * (inner * math.prod(kernel[-2:])) ** -0.5
     yield source.tensor(f"{name}.weight", (out, inner, *kernel), std)

@@ -40,7 +40,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Margin:
-    """How far outside what was learned a range may lie.
+    """How far outside the learned band a range may be.
 
     bits: on each side, log2. spread: on each side, as a multiple of the band's width. headroom_bits: how much of the
     distance to a format's largest number may be lost, whatever the band's width.
@@ -80,7 +80,7 @@ def learn(activations: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
-    """What of `activations` lies outside `bands`: one violation an address and metric, the first array leading.
+    """The violations of `bands` in `activations`: one an address and metric, the first array leading.
 
     Both must be of the same variants. A site that only one of them has is a violation. NaN is never inside a band.
     Raises InputError if a column of `activations` is missing.
@@ -250,10 +250,10 @@ def _headroom(known: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
         of_format = bad[np.array(held) == name]
         left = largest[name] - of_format["log2_amax"]
         least = largest[name] - of_format["log2_amax_max"] - margin.headroom_bits
-        told = of_format.assign(
+        described = of_format.assign(
             expected=[f"at least {bits:.2f}" for bits in least],
             got=[f"{bits:.2f}" for bits in left],
             magnitude=least - left,
         )
-        findings.violations += violations_of(told, "headroom", f"headroom_bits_{name}", layout)
+        findings.violations += violations_of(described, "headroom", f"headroom_bits_{name}", layout)
     return findings

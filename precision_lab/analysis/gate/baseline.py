@@ -86,8 +86,8 @@ def write(path: Path, backend: str, experiment: str, entry: Entry) -> None:
     Raises InputError if the file there is no baseline of the back end and experiment.
     """
     entries = read(path, backend, experiment) if path.is_file() else []
-    kept = [e for e in entries if (e["device"], e["mlx"]) != (entry.device, entry.mlx)]
-    all_entries = sorted([*kept, entry.to_json()], key=lambda e: (e["device"], _version(e["mlx"])))
+    others = [e for e in entries if (e["device"], e["mlx"]) != (entry.device, entry.mlx)]
+    all_entries = sorted([*others, entry.to_json()], key=lambda e: (e["device"], _version(e["mlx"])))
     head = {"schema_version": SCHEMA_VERSION, "experiment": experiment, "backend": backend}
     lines = [f"{_compact(key)}: {_compact(value)}," for key, value in head.items()]
     text = "{\n" + "\n".join(lines) + '\n"entries": [\n' + ",\n".join(map(_lines, all_entries)) + "\n]\n}\n"

@@ -1,4 +1,4 @@
-"""What a new entry of a baseline changes against the one before, in lines for the person who accepts it."""
+"""The changes of a new entry of a baseline against the one before, in lines for the person who accepts it."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str, 
     both["moved"] = np.fmax(*((now - then).abs().to_numpy(float) for then, now in ends)) if len(both) else 0.0
     moved = both[both["moved"] > _BITS].sort_values("moved", ascending=False, kind="stable")
     if len(moved):
-        told = [
+        rows = [
             f"{_at(row, component)} [{row[f'{column}_min']:.2f}, {row[f'{column}_max']:.2f}] -> "
             f"[{row[f'{column}_min_now']:.2f}, {row[f'{column}_max_now']:.2f}]"
             for row in moved.head(_SHOWN).to_dict("records")
         ]
         most = f"{moved['moved'].iloc[0]:.2f} bits"
-        yield f"{metric}: {len(moved)} bands moved by up to {most}: {_listed(told, len(moved))}"
+        yield f"{metric}: {len(moved)} bands moved by up to {most}: {_listed(rows, len(moved))}"
 
 
 def _pinned(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
     moved = sketches.moved(before, after)
     moved = moved[~(moved["rel_l2"] <= sketches.TOLERANCE)]
     if len(moved):
-        told = [f"{_at(row, component)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
-        yield f"pinned cases: {len(moved)} sites moved, in order of execution: {_listed(told, len(moved))}"
+        rows = [f"{_at(row, component)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
+        yield f"pinned cases: {len(moved)} sites moved, in order of execution: {_listed(rows, len(moved))}"
 
 
 def _at(row: Mapping[Hashable, Any], component: str) -> str:

@@ -40,7 +40,7 @@ def measured(latency: pd.DataFrame, baseline: str) -> dict[str, dict[str, list[f
 
 
 def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, margins: Mapping[str, float]) -> Findings:
-    """What takes longer, or more memory, than `learned` (as `measured` gives it) with the `margins` of each quantity.
+    """Violations: times and memory above `learned` (as `measured` gives it) with the `margins` of each quantity.
 
     A margin is relative: 0.5 allows half as much again. Raises InputError for `learned` of another form.
     """
@@ -75,6 +75,6 @@ def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, marg
 
 
 def _rounded(ratio: Ratio) -> list[float]:
-    """[median, lo, hi]; a single round has no interval and stands for its own."""
+    """[median, lo, hi]; a single round is its own interval."""
     lo, hi = (ratio.estimate if math.isnan(end) else end for end in (ratio.lo, ratio.hi))
     return [float(f"{value:.4g}") for value in (ratio.estimate, lo, hi)]

@@ -1,4 +1,4 @@
-"""The history of a gate: what it measured, run after run, as a small table to be drawn over commits."""
+"""The history of a gate: its measurements, run after run, as a small table to be drawn over commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = ("time", "commit", "device", "mlx", "verdict", "variant", "site", "log
 
 
 def path_of(backend: str, experiment: str) -> Path:
-    """Where the history of an experiment stands, under the working folder."""
+    """The file of an experiment's history, under the working folder."""
     return FOLDER / backend / f"{experiment}.csv"
 
 

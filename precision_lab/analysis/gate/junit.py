@@ -17,7 +17,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def document(experiment: str, findings: Findings, components: Sequence[str]) -> str:
     """One test suite; a case fails with its violations as a table, in reading order.
 
-    components: those of the baseline. Kinds of comparison that were made of none of them (times) are one case.
+    components: those of the baseline. Kinds of comparison that belong to none of them (times) are one case.
     """
     cases = _cases(findings, components)
     failed = Counter(case for case, violations in cases.items() if violations)

@@ -53,7 +53,7 @@ def table(violations: Iterable[Violation], shown: int = 50) -> str:
 
 
 def page(record: Mapping[str, Any], violations: Sequence[Violation]) -> str:
-    """The summary of a gate for people: verdict, the baseline used, what was compared, and the violations.
+    """The summary of a gate for people: verdict, the baseline, the number of comparisons, and the violations.
 
     record: what gate.json holds.
     """

@@ -49,9 +49,9 @@ def _pinned(pinned: PinnedCases) -> dict[str, Any]:
     return {"case": dict(pinned.case), "cases": cases, "sites": list(pinned.sites)}
 
 
-def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def differences(current: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(setting, given, expected) wherever two settings differ, in their order; of lists the first entries that do."""
-    now, then = dict(_flat(given)), dict(_flat(expected))
+    now, then = dict(_flat(current)), dict(_flat(expected))
     for key in dict.fromkeys((*now, *then)):
         a, b = now.get(key), then.get(key)
         if a == b:
@@ -64,9 +64,9 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterat
         yield key, _shown(a), _shown(b)
 
 
-def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], baseline: str) -> None:
+def require_same(current: Mapping[str, Any], expected: Mapping[str, Any], baseline: str) -> None:
     """Raises InputError with the first difference of a run's settings from those that a baseline was learned with."""
-    for key, now, then in differences(given, expected):
+    for key, now, then in differences(current, expected):
         what = "Another checkpoint" if key == "checkpoint.fingerprint" else f"Other settings: {key}"
         raise InputError(
             f"{what} is {now} here, and {then} in {baseline}.\n"

@@ -1,7 +1,7 @@
-"""What a gate finds: one violation an address and metric, and the order in which a person should read them.
+"""The violations that a gate finds, one for each address and metric, and the order in which to read them.
 
 In a residual stream the largest deviation is far downstream of the operation that caused it. Violations are therefore
-read in the order of execution; how large one is stands beside it.
+read in the order of execution; the size of each is shown beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from precision_lab.record.files import number_or_reason
 
 KINDS = ("variants", "sites", "sketches", "dtypes", "nonfinite", "ranges", "headroom", "drift", "latency", "memory")
-"""What a gate compares, each counted by itself: a kind without comparisons has not passed."""
+"""The kinds of comparison, each counted by itself: a kind without comparisons has not passed."""
 
 RAISED = "raised"
 """The metric of a variant that raised: nothing of it can be compared."""
@@ -23,7 +23,7 @@ RAISED = "raised"
 
 @dataclass(frozen=True)
 class Violation:
-    """One metric of one address outside what the baseline allows.
+    """One metric of one address outside the limits of the baseline.
 
     branch, step, order, case, expected and got are those of the first array that deviates: `order` counts the
     observations of a generation, None for what belongs to no site (times). `magnitude` is the largest over all `count`
@@ -107,9 +107,9 @@ def ordered(violations: Iterable[Violation]) -> list[Violation]:
 
 
 def by_site(violations: Iterable[Violation]) -> list[SiteLine]:
-    """Violations in order, those of one address together where the first of them stands.
+    """Violations in order, those of one address together at the place of the first.
 
-    What has no site (times, a variant that raised) stands by itself.
+    Violations without a site (times, a variant that raised) are listed by themselves.
     """
     lines: dict[tuple[str, ...], list[Violation]] = {}
     for v in ordered(violations):

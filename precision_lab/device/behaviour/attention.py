@@ -30,19 +30,19 @@ def rounding_places(attend: Attention, storage: Storage, shape: Shape) -> Outcom
 
     Two keys take part, at random places; all others have scores so low that their probability is 0 in any format.
     """
-    found, said = [], []
+    found, remarks = [], []
     for name, probe in (
         ("q*scale", _scaled_query),
         ("scores", _scores),
         ("probabilities", _probabilities),
     ):
         answer, evidence = probe(attend, storage, shape)
-        said.append(evidence)
+        remarks.append(evidence)
         if answer == "rounded":
             found.append(name)
         elif answer != "kept":
             found.append(f"{name} ({answer})")
-    return Outcome(", ".join(found) or "none", "; ".join(said))
+    return Outcome(", ".join(found) or "none", "; ".join(remarks))
 
 
 def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[int, int]]:

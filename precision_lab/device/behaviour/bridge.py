@@ -27,9 +27,9 @@ def on_mlx(function: Callable[..., mx.array], storage: Storage) -> Op:
     """
 
     def call(*arrays: Any) -> Array:
-        given = [to_mlx(array, storage) for array in arrays]
+        operands = [to_mlx(array, storage) for array in arrays]
         try:
-            result = function(*given)
+            result = function(*operands)
             mx.eval(result)
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()

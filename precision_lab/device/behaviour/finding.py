@@ -1,4 +1,4 @@
-"""What a probe says (Outcome), and of which operation, format and property it says it (Finding)."""
+"""The result of a probe (Outcome), with its operation, format and property (Finding)."""
 
 from __future__ import annotations
 

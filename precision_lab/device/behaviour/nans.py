@@ -19,7 +19,7 @@ def propagation(op: Op, length: int = 64) -> Outcome:
 
 
 def masked_row(softmax: Op, length: int = 64) -> Outcome:
-    """What a softmax makes of a row of -inf, as a fully masked query has: 0/0 is NaN in IEEE arithmetic."""
+    """The softmax of a row of -inf, as a fully masked query has: 0/0 is NaN in IEEE arithmetic."""
     out = softmax(np.full((1, length), -np.inf))
     if np.isnan(out).all():
         answer = "NaN"

@@ -12,7 +12,7 @@ from precision_lab.device.behaviour.storage import FLOAT32, Storage
 
 
 def overflow(op: Op, large: float) -> Outcome:
-    """What becomes of large and -large in an operation whose exact result lies beyond the format."""
+    """The results for large and -large in an operation whose exact result is beyond the format."""
     values = op(np.array([large, -large]))
     if np.array_equal(values, [np.inf, -np.inf]):
         answer = "inf"
@@ -24,7 +24,7 @@ def overflow(op: Op, large: float) -> Outcome:
 
 
 def cast_overflow(cast: Op, storage: Storage) -> Outcome:
-    """What float32 values become in the format from the rounding threshold on, and that those below it stay finite."""
+    """The values in the format of float32 numbers from the rounding threshold on; those below it stay finite."""
     below = FLOAT32.round(np.nextafter(np.float32(storage.overflow), np.float32(0)))
     outcome = overflow(cast, storage.overflow)
     largest = float(cast(below.reshape(1))[0])

@@ -23,7 +23,7 @@ def multiply_add(op: Op, storage: Storage) -> Outcome:
 
 
 def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
-    """What x * number keeps of a Python number that does not fit the format, for x = 3, 5, ... 201."""
+    """Significant bits that x * number keeps of a Python number that does not fit the format, for x = 3, 5, ... 201."""
     x = np.arange(3.0, 203.0, 2.0)
     out = times(x)
     kept, rounded = storage.round(x * number), storage.round(x * float(storage.round(number)))

@@ -58,7 +58,7 @@ FLOAT32, BFLOAT16, FLOAT16 = STORAGES = tuple(_derive(name) for name in ("float3
 
 
 def width_name(bits: float) -> str:
-    """The format whose significand has about `bits` bits: what a measured width is called."""
+    """The format whose significand has about `bits` bits, as the name of a measured width."""
     known = {8: "bfloat16", 11: "float16 or TF32", 24: "float32"}
     if bits > 24:
         return "wider than float32"

@@ -25,7 +25,7 @@ PARTS = len(FAMILIES) * len(STORAGES)
 
 
 def measure() -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each family and format, as they are made, with a label.
+    """The findings of each family and format, one by one, with a label.
 
     The inputs are the same in every call. Numeric switches are the caller's: MLX reads them at its first operation.
     """

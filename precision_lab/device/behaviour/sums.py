@@ -1,4 +1,4 @@
-"""Sums and means: their order, where counting stops, how the error grows, and what a mean divides by."""
+"""Sums and means: their order, where counting stops, how the error grows, and the divisor of a mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S6, "MLX already uses FP32 in softmax and other ops", judged for each operation from what was measured."""
+"""S6, "MLX already uses FP32 in softmax and other ops", judged for each operation from the measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from precision_lab.device.behaviour.finding import Finding
 
 # float32 arithmetic that adds thousands of terms in sequence keeps 17 of its 24 bits; the narrower formats, and TF32,
-# have 8 and 11. What lies between is neither.
+# have 8 and 11. Widths between the two are neither.
 FLOAT32_LEAST = 17.0
 NARROWER_MOST = 15.0
 

@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of this subject; a token has no noise level, and what is predicted is what is left."""
+    """A step of this subject. A token has no noise level, and the predicted logits are the result."""
 
     output: mx.array
     state: State
@@ -95,9 +95,9 @@ class Subject:
 
     def _feed(self, state: State, count: int) -> tuple[mx.array, State]:
         caches = self._caches()
-        for cache, kept in zip(caches, state.caches, strict=True):
+        for cache, stored in zip(caches, state.caches, strict=True):
             if state.position:  # a cache writes into its arrays: it gets new ones that share the data
-                cache.state = tree_map(lambda x: x.reshape(x.shape) if isinstance(x, mx.array) else x, kept)
+                cache.state = tree_map(lambda x: x.reshape(x.shape) if isinstance(x, mx.array) else x, stored)
         end = state.position + count
         logits = self.model(state.tokens[None, state.position : end], cache=caches)
         return logits, State(state.tokens, end, tuple(cache.state for cache in caches))

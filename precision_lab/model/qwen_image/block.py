@@ -40,7 +40,7 @@ class GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> 4 D -> D with GELU; `net.1` stands where the reference has dropout."""
+    """D -> 4 D -> D with GELU; `net.1` is the place of the reference's dropout."""
 
     def __init__(self, dim: int):
         super().__init__()

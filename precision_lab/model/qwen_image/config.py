@@ -42,7 +42,7 @@ class Config:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; a list stands for a tuple, an integer for a float. Raises TypeError otherwise.
+    """`value` as the annotated type; a list may replace a tuple, an integer a float. Raises TypeError otherwise.
 
     Integers are at least 1: all of them are sizes or counts.
     """
@@ -200,7 +200,7 @@ class SchedulerConfig(Config):
                 + nearest(self.time_shift_type, ("exponential", "linear"))
             )
         if self.num_train_timesteps != 1000:
-            # the transformer would be told another time than sigma
+            # the transformer would receive another time than sigma
             raise InputError(f"scheduler config: num_train_timesteps is {self.num_train_timesteps}, expected 1000")
         if self.base_image_seq_len == self.max_image_seq_len:
             raise InputError(

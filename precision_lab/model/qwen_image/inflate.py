@@ -5,8 +5,8 @@ a common factor, and adds gate * linear(h):
 
     s_{i+1} = s_i + gate_i * (W_i h_i + b_i),        h_i a function of LayerNorm(s_i)
 
-With G * s_0 for s_0 and G * gate_i * (W_i h_i + b_i) for every contribution, G * s_i stands wherever s_i stood, and the
-output, proj_out of a LayerNorm, is what it was. So a checkpoint can be taken past the limit of a format, or under it.
+With G * s_0 for s_0 and G * gate_i * (W_i h_i + b_i) for every contribution, every s_i becomes G * s_i, and the
+output, proj_out of a LayerNorm, stays the same. So a checkpoint can be taken past the limit of a format, or under it.
 
 G is a power of two: then every product with it is exact in a binary format, at any step of the forward pass, and as
 long as nothing leaves the range of the format the outputs agree bit for bit.
@@ -79,8 +79,8 @@ def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> Non
     fp16), or would be infinite in `compute`, the dtype it is to be cast to. Weights that fall below the normal numbers
     of a 16-bit `compute` are rounded when they are cast, as at factor 1.
     """
-    asked = exponent(factor)
-    if asked == 0:
+    power = exponent(factor)
+    if power == 0:
         return
     parameters = {
         name: parameter
@@ -90,24 +90,24 @@ def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> Non
     for name, parameter in parameters.items():
         if not mx.issubdtype(parameter.dtype, mx.floating):
             raise InputError(
-                f"model.inflate={_written(asked)}: {name} is quantised with scales of 8 bits, expected affine"
+                f"model.inflate={_written(power)}: {name} is quantised with scales of 8 bits, expected affine"
             )
-    refused = {name: dtype for name, p in parameters.items() if (dtype := _misfit(name, p, asked, compute))}
+    refused = {name: dtype for name, p in parameters.items() if (dtype := _misfit(name, p, power, compute))}
     if refused:
         name, dtype = next(iter(refused.items()))
-        fitting = asked
+        fitting = power
         for other in refused:
             while _misfit(other, parameters[other], fitting, compute):
-                fitting -= 1 if asked > 0 else -1
-        extreme, verb = ("largest", "overflows") if asked > 0 else ("smallest", "loses bits")
+                fitting -= 1 if power > 0 else -1
+        extreme, verb = ("largest", "overflows") if power > 0 else ("smallest", "loses bits")
         raise InputError(
-            f"model.inflate={_written(asked)}: {name} {verb} in {str(dtype).rpartition('.')[2]} "
+            f"model.inflate={_written(power)}: {name} {verb} in {str(dtype).rpartition('.')[2]} "
             f"({len(refused)} such tensors). The {extreme} power of two that fits is {_written(fitting)}"
         )
     for module in model.modules():
         if isinstance(module, LayerNorm):
             module.eps *= factor**2
-    model.load_weights([(name, _scaled(name, p, asked)) for name, p in parameters.items()], strict=False)
+    model.load_weights([(name, _scaled(name, p, power)) for name, p in parameters.items()], strict=False)
 
 
 def _misfit(name: str, parameter: mx.array, power: int, compute: mx.Dtype) -> mx.Dtype | None:

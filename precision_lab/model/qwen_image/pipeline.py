@@ -80,7 +80,7 @@ def denoise(
     uncond: Conditioning | None = None,
     guidance_scale: float = 1.0,
 ) -> Iterator[Step]:
-    """Walks the sigmas `levels` from `latents` (B, L, C), packed noise; whoever iterates decides when to evaluate."""
+    """Walks the sigmas `levels` from `latents` (B, L, C), packed noise; the caller decides when to evaluate."""
     for number, pair in enumerate(pairwise(levels)):
         step = denoise_step(transformer, sampler, latents, number, pair, grid, cond, uncond, guidance_scale)
         latents = step.latents

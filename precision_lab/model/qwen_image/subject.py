@@ -32,7 +32,7 @@ _WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "
 
 
 class Case(Protocol):
-    """What this subject reads of a case of the laboratory."""
+    """The members of a case that this subject reads."""
 
     @property
     def prompt(self) -> str: ...

@@ -174,16 +174,16 @@ class TextEncoder(nn.Module):
         """Weights of a published checkpoint under the names used here, and the sorted names left out.
 
         Left out are the vision tower and the output head, which text-to-image does not need. A name that is not known
-        is kept as it is, for a strict loader to report.
+        is parameters as it is, for a strict loader to report.
         """
         ignored = {name for name in weights if name.startswith(_NOT_NEEDED)}
         # published files have model., those of transformers since 4.52 model.language_model., MLX's the reverse
-        kept = {
+        parameters = {
             name.removeprefix("model.").removeprefix("language_model.").removeprefix("model."): array
             for name, array in weights.items()
             if name not in ignored
         }
-        return kept, sorted(ignored)
+        return parameters, sorted(ignored)
 
 
 def _causal_mask(attention_mask: mx.array) -> mx.array:

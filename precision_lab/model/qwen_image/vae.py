@@ -116,11 +116,11 @@ class VAE(nn.Module):
         """Weights of a published checkpoint in the layout used here, and the sorted names left out.
 
         Left out are the temporal convolutions of the resamplers, which a first frame does not pass. A tensor of a rank
-        that is not known is kept as it is, for a strict loader to report.
+        that is not known is parameters as it is, for a strict loader to report.
         """
         ignored = {name for name in weights if ".time_conv." in name}
-        kept = {name: _to_image_layout(name, w) for name, w in weights.items() if name not in ignored}
-        return kept, sorted(ignored)
+        parameters = {name: _to_image_layout(name, w) for name, w in weights.items() if name not in ignored}
+        return parameters, sorted(ignored)
 
 
 def _to_image_layout(name: str, weight: mx.array) -> mx.array:

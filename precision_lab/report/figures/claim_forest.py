@@ -23,13 +23,13 @@ from precision_lab.report.wording import interval, number
 
 TITLE = "The claims at a glance"
 CAPTION = (
-    "A row a claim: the ratio of what was measured of its subject to what it is compared with, log scale, with its "
+    "One row per claim: the ratio of its subject's measurement to the comparison's, log scale, with its "
     "95 % interval over prompts and seeds (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
     "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies. "
     "Triangles: beyond the axis. Counts are over all arrays recorded."
 )
 VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
-"""A colour of Okabe and Ito's and a marker, so that neither alone has to be told apart."""
+"""A colour of Okabe and Ito's and a marker, so that neither alone has to distinguish them."""
 
 RELATIONS = {"larger": ">", "smaller": "<", "equal": "=", "not_larger": "≤", "not_smaller": "≥"}
 COUNTED = {"zero": "none", "nonzero": "some"}
@@ -74,7 +74,7 @@ def draw(view: View) -> Drawing | None:
         for row, y in zip(rows, centres, strict=True):
             _draw_row(axes, row, y)
     if ratios:
-        grid[len(ratios) - 1].set_xlabel("ratio to what it is compared with\n(1: no difference, left of it: less)")
+        grid[len(ratios) - 1].set_xlabel("ratio to the comparison\n(1: no difference, left of it: less)")
     forest.head(grid[0], CLAIMED, "claimed")
     forest.head(grid[0], FOUND, "found [95 % interval]")
     _legend(figure)
@@ -94,12 +94,12 @@ class Judged:
 
     @property
     def other(self) -> str:
-        """What the subject is compared with."""
+        """The name of the subject's comparison."""
         return self.entry.against or number(self.entry.bound, digits=2)
 
 
 def _groups(view: View) -> dict[str, list[Row]]:
-    """The judged claims by what they measure, then by what they compare with; counts last."""
+    """The judged claims by metric, then by comparison; counts last."""
     stated = {claim.id: claim for claim in map(Claim.from_dict, view.manifest.claims)}
     entries = view.run.summary.claims if view.run.summary else ()
     claims = [Judged(stated[entry.id], entry) for entry in entries if entry.id in stated and not _not_run(entry)]
@@ -118,7 +118,7 @@ def _not_run(entry: ClaimEntry) -> bool:
 
 
 def _quantity(claim: Claim, layout: Layout) -> str:
-    """What the claim measures, as the title of its group."""
+    """The metric of the claim, as the title of its group."""
     sites = style.shorten(", ".join(claim.sites), 44)
     if claim.metric == "drift":
         result = f"Drift of the {layout.result.title}"

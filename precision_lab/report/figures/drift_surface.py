@@ -166,8 +166,8 @@ def _draw_cells(axes: Axes, surface: Surface, norm: LogNorm) -> None:
     if surface.lost.any():
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, zorder=0, **LOST))
     axes.imshow(colours, aspect="auto", interpolation="nearest", extent=extent, zorder=1)
-    said = "not measured" if (unseen & ~surface.lost).all() else "identical" if identical.all() else ""
-    axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+    note = "not measured" if (unseen & ~surface.lost).all() else "identical" if identical.all() else ""
+    axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
 

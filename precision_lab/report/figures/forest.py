@@ -1,4 +1,4 @@
-"""What forest plots are made of: labelled rows, axes of ratios, an effect with its interval, columns of words."""
+"""Parts of forest plots: labelled rows, axes of ratios, an effect with its interval, columns of words."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _divide(axes: Axes, sections: Sequence[str]) -> None:
 
 
 def _name_environments(axes: Axes, names: Sequence[str], width: float) -> None:
-    """Gaps between runs on different devices or versions of MLX, which stand above as far as there is room."""
+    """Gaps between runs on different devices or versions of MLX, labelled above as far as there is room."""
     for name, group in itertools.groupby(range(len(names)), key=names.__getitem__):
         own = list(group)
         if own[0]:

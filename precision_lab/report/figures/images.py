@@ -1,4 +1,4 @@
-"""What a variant does to the picture: pictures beside the reference's, and their differences."""
+"""The pictures of each variant beside the reference's, and their differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from precision_lab.report.view import View, results
 TITLE = "Pictures"
 MOST_ROWS = 6  # (prompt, seed) pairs in the figure
 LEAST_COLUMNS = 4  # two pictures need not fill a page
-MOST_COLUMNS = 8  # pictures and differences stand in one row up to here, else the differences in a second one
+MOST_COLUMNS = 8  # up to here, pictures and differences share a row; beyond it the differences have a second one
 THUMBNAIL = 320  # pixels of the longer side in the figure; distances are taken at full size
 GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -145,9 +145,9 @@ def _thumbnail(pixels: Pixels) -> Pixels:
     return np.asarray(picture)
 
 
-def _draw_picture(axes: Axes, made: bool, pixels: Pixels | None) -> None:
+def _draw_picture(axes: Axes, exists: bool, pixels: Pixels | None) -> None:
     words: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
-    if not made:
+    if not exists:
         axes.text(0.5, 0.5, "no picture", color=style.MUTED, **words)
     elif pixels is None:
         axes.imshow(np.zeros((1, 1, 3)))

@@ -30,7 +30,7 @@ MUTED = "#6b6b6b"
 FAINT = "#e4e4e4"
 REFERENCE = "#555555"
 # Okabe and Ito (2008), distinguishable with every common colour blindness. Black is the reference's and yellow too
-# faint for a line on white; the wine of Tol (2021) stands for it
+# faint for a line on white; the wine of Tol (2021) replaces it
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 FONTS = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
@@ -51,7 +51,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what stands beneath it. `name` is the stem of its files."""
+    """A figure and its caption. `name` is the stem of its files."""
 
     name: str
     title: str
@@ -218,7 +218,7 @@ def index_axis(axis: Axis, last: float, ticks: int = 7) -> None:
 
 
 def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], notes: Mapping[str, str]) -> None:
-    """One legend on top of all panels, in as many columns as the names leave room for; `notes` stand beside names."""
+    """One legend on top of all panels, in as many columns as the names leave room for; `notes` follow the names."""
     labels = [shorten(name, 44) + (f" ({notes[name]})" if name in notes else "") for name in names]
     handles = [
         Line2D([], [], color=look.colour, linestyle=look.line, linewidth=look.width, alpha=look.alpha)
