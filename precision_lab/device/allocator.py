@@ -1,8 +1,9 @@
-"""Freed memory that glibc keeps for the next large array, instead of handing it back to Linux.
+"""Setting glibc's malloc to keep freed memory for the next large array instead of returning it to Linux.
 
-MLX allocates every array of a CPU anew. malloc maps arrays larger than 32 MiB and unmaps them when they are freed, and
-Linux clears each page again at its first touch. That took a third of the time of a transformer block of full width
-(12.0 s for 8 blocks instead of 16.8 at 256 x 256 pixels, two cores of an EPYC); smaller models are not affected.
+On a CPU, MLX allocates every array with malloc, which maps arrays larger than 32 MiB and unmaps them when they are
+freed, so Linux clears each page again on first touch. This took a third of the time of a full-width transformer block:
+8 blocks at 256 x 256 pixels take 16.8 s without this setting and 12.0 s with it (two cores of an EPYC). Smaller models
+are not affected.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ import sys
 
 _SWITCH = "PRECISION_LAB_MALLOC"
 
-# of malloc.h; the trim threshold becomes a size_t, of which -1 is the largest
+# from malloc.h; the trim threshold is converted to size_t, so -1 is the largest value
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
-_keeps = False
+_keeps_freed = False
 
 
 def keep_freed() -> None:
-    """Makes malloc of this process keep freed memory; PRECISION_LAB_MALLOC=off changes nothing.
+    """Sets malloc to keep freed memory in this process, unless PRECISION_LAB_MALLOC=off. Does nothing without glibc.
 
-    The process holds its peak until it ends, and some more where blocks of several sizes do not fit into each other's
-    holes. Nothing happens where there is no glibc.
+    The process then holds its peak memory until it ends, and somewhat more where blocks of different sizes do not fit
+    into each other's holes.
     """
-    global _keeps
+    global _keeps_freed
     if not sys.platform.startswith("linux") or os.environ.get(_SWITCH) == "off":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    _keeps = mallopt is not None and bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    _keeps_freed = mallopt is not None and bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
 
 
 def description() -> str | None:
-    """How malloc was set, for the record."""
-    return "glibc's malloc, keeps what is freed" if _keeps else None
+    """The allocator setting to record with a result; None if `keep_freed` has not changed it."""
+    return "glibc's malloc, keeps what is freed" if _keeps_freed else None

@@ -1,8 +1,9 @@
-"""A real BLAS under MLX on Linux CPUs.
+"""An optimised BLAS for MLX on Linux CPUs.
 
-The mlx-cpu wheel carries the Netlib reference BLAS, at 2-4 GFLOP/s for fp32 products on two cores where OpenBLAS
-reaches about 150. A library that exports plain `cblas_sgemm` and is loaded for all before MLX takes its place. The
-OpenBLAS of the PyPI package scipy-openblas32 exports it with a prefix, which patchelf takes off in a cached copy.
+The mlx-cpu wheel ships the Netlib reference BLAS, which reaches 2-4 GFLOP/s for fp32 products on two cores where
+OpenBLAS reaches about 150. A library that exports an unprefixed `cblas_sgemm`, loaded globally before MLX, takes its
+place. The OpenBLAS of the PyPI package scipy-openblas32 exports it with a prefix; patchelf removes the prefix in a
+cached copy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from precision_lab.device.cache import user_cache
 
-# MLX imports these three; all that it does not import keeps its prefix.
+# MLX imports only these three; all other symbols keep their prefix.
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _PREFIX = "scipy_"
 _SWITCH = "PRECISION_LAB_BLAS"
@@ -33,11 +34,11 @@ _routines: dict[str, Callable[..., None]] = {}
 
 
 def preload() -> None:
-    """Loads OpenBLAS for MLX to find; must run before the first import of mlx.core, and does nothing after it.
+    """Loads OpenBLAS for MLX; must run before the first import of mlx.core, and has no effect after it.
 
-    PRECISION_LAB_BLAS=off keeps the wheel's, PRECISION_LAB_BLAS=PATH loads another library. One thread, unless
-    OPENBLAS_NUM_THREADS says otherwise: the products of small models are too short to share. Whatever goes wrong is
-    kept for `description`, and MLX works as it came.
+    PRECISION_LAB_BLAS=off keeps the BLAS of the wheel, PRECISION_LAB_BLAS=PATH loads another library. OpenBLAS uses one
+    thread unless OPENBLAS_NUM_THREADS is set: the products of small models are too short to share. If loading fails,
+    `description` gives the reason and MLX keeps its own BLAS.
     """
     global _state
     choice = os.environ.get(_SWITCH, "")
@@ -59,14 +60,14 @@ def preload() -> None:
 
 
 def description() -> str:
-    """Which BLAS serves MLX's CPU products, for the record."""
+    """The BLAS that computes MLX's CPU products, to record with a result."""
     return "Accelerate" if sys.platform == "darwin" else _state
 
 
 def routine(name: str) -> Callable[..., None] | None:
-    """cblas_sgemm or cblas_sgemv of the library that was preloaded, arrays given by address; None if there is none.
+    """cblas_sgemm or cblas_sgemv of the preloaded library, which takes arrays by address; None if there is none.
 
-    On one thread a call, unless OPENBLAS_NUM_THREADS or another library's own setting says otherwise.
+    A call uses one thread, unless OPENBLAS_NUM_THREADS or a setting of another library says otherwise.
     """
     return _routines.get(name)
 
@@ -78,24 +79,24 @@ def _routines_of(library: ctypes.CDLL) -> dict[str, Callable[..., None]]:
         "cblas_sgemm": [*[integer] * 6, real, *array, *array, real, *array],
         "cblas_sgemv": [*[integer] * 4, real, *array, *array, real, *array],
     }
-    found: dict[str, Callable[..., None]] = {}
+    routines: dict[str, Callable[..., None]] = {}
     for name, types in arguments.items():
-        spelled = next((spelling for spelling in (name, _PREFIX + name) if hasattr(library, spelling)), None)
-        if spelled:
-            function = library[spelled]
+        symbol = next((symbol for symbol in (name, _PREFIX + name) if hasattr(library, symbol)), None)
+        if symbol:
+            function = library[symbol]
             function.restype, function.argtypes = None, types
-            found[name] = function
-    return found
+            routines[name] = function
+    return routines
 
 
 def _unprefixed() -> Path:
-    """A copy of scipy-openblas32's library with the plain names, created once for each version."""
+    """The path of a copy of scipy-openblas32's library with unprefixed names, created once per version."""
     spec = importlib.util.find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
         raise OSError("scipy-openblas32 is not installed")
     source = next((Path(spec.origin).parent / "lib").glob("libscipy_openblas*.so"), None)
     if source is None:
-        raise OSError("scipy-openblas32 holds no library")
+        raise OSError("scipy-openblas32 contains no library")
     stat = source.stat()
     version = hashlib.sha256(f"{source.name} {stat.st_size} {_SYMBOLS} {platform.machine()}".encode()).hexdigest()[:12]
     target = _cache() / f"openblas-{version}.so"
@@ -118,7 +119,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _cache() -> Path:
-    """A folder for the copy: the user's cache, or one for this user under the temporary folder."""
+    """A writable folder for the copy: the user's cache, or this user's own folder under the temporary folder."""
     folders = [Path(tempfile.gettempdir()) / f"precision_lab-{os.getuid()}"]
     with suppress(OSError):
         folders.insert(0, user_cache())
@@ -129,4 +130,4 @@ def _cache() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise OSError("no folder to keep a copy of OpenBLAS in")
+    raise OSError("no writable folder for a copy of OpenBLAS")

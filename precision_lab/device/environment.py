@@ -1,4 +1,4 @@
-"""The environment of a run. It is recorded with every result: numbers are comparable within one environment only."""
+"""The hardware and software environment, recorded with every result: only results of one environment are comparable."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from precision_lab.device import allocator, blas, onednn
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
-# A model with probes is thousands of small CUDA graphs; MLX refuses to go on when 400 of them keep evicting each other.
+# A model with probes needs thousands of small CUDA graphs; MLX's default cache holds 400 and fails when they thrash.
 _CAPACITIES = {"MLX_CUDA_GRAPH_CACHE_SIZE": "10000"}
 
 
 def numeric_switches(tf32: bool = False) -> dict[str, str]:
-    """Environment variables that MLX reads once a process, at the first operation that asks, for the given modes.
+    """Environment variables for the given modes; MLX reads each once per process, at the first operation to use it.
 
     MLX_ENABLE_TF32 defaults to 1: an fp32 product on CUDA then has a relative error of 2.9e-4 instead of 2.2e-7
-    (one H100, MLX 0.32.4). On a CPU it changes nothing.
+    (one H100, MLX 0.32.4). It has no effect on a CPU.
     """
     return {"MLX_ENABLE_TF32": str(int(tf32))}
 
 
 def set_numeric_switches(tf32: bool = False) -> None:
-    """Sets the reduced-precision modes of this process, off unless stated; must run before the first MLX operation."""
+    """Sets the reduced-precision modes of this process, off by default; must run before the first MLX operation."""
     os.environ.update(numeric_switches(tf32))
     for name, value in _CAPACITIES.items():
         os.environ.setdefault(name, value)
 
 
 def backend() -> str:
-    """cpu, cuda or metal: where MLX puts operations by default."""
+    """The back end on which MLX runs operations by default: cpu, cuda or metal."""
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.cpu:
@@ -46,7 +46,7 @@ def backend() -> str:
 
 @lru_cache(maxsize=1)
 def device_name() -> str:
-    """The marketing name of the processor or GPU in use."""
+    """The product name of the processor or GPU in use."""
     import mlx.core as mx
 
     if backend() != "cpu":
@@ -62,7 +62,7 @@ def device_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Device, back end, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
+    """The device, back end, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

@@ -1,8 +1,8 @@
-"""The operating system's cache of files that were read.
+"""The operating system's page cache of the files that were read.
 
-Files larger than memory, read from end to end and again, are never found there: the parts kept are those read last. To
-make room the system takes pages back one by one, beside whatever computes: on two cores of an EPYC a forward pass that
-read 5.5 GB took 23 s, and 19 s with every part given back as soon as it was used.
+Files larger than memory that are read repeatedly from end to end are never found in the cache, which holds the parts
+read last. To make room, the system evicts pages one by one while the model computes: on two cores of an EPYC, a forward
+pass that read 5.5 GB took 23 s, and 19 s when every part was dropped right after use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Extent(NamedTuple):
-    """Part of a file; offset and length in bytes, a length of 0 is up to the end."""
+    """Part of a file; offset and length in bytes, where a length of 0 means up to the end."""
 
     file: Path
     offset: int = 0
@@ -23,12 +23,12 @@ class Extent(NamedTuple):
 
 
 def keeps(nbytes: int) -> bool:
-    """Whether files of so many bytes may stay in memory until they are read again."""
+    """Whether the page cache can hold files of `nbytes` in total until they are read again."""
     return nbytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def forget(extents: Iterable[Extent]) -> None:
-    """Lets the system drop its copies, but for pages at the edges; on macOS it takes no such advice."""
+    """Advises the system to drop the extents from its page cache, except pages at the edges; no effect on macOS."""
     if not hasattr(os, "posix_fadvise"):
         return
     for extent in _joined(extents):
@@ -37,7 +37,7 @@ def forget(extents: Iterable[Extent]) -> None:
 
 
 def _joined(extents: Iterable[Extent]) -> list[Extent]:
-    """Neighbours as one: pages are held in groups of up to 2 MiB, which are dropped as a whole or not at all."""
+    """Merges adjacent extents: the cache holds pages in groups of up to 2 MiB, which are dropped only as a whole."""
     joined: list[Extent] = []
     for extent in sorted(extents):
         last = joined[-1] if joined else None

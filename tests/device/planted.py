@@ -1,4 +1,4 @@
-"""Operations in NumPy whose behaviour is known: what a probe must name."""
+"""NumPy operations of known behaviour, which the probes must identify."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def keep(x):
 
 
 def running_sum(x, accumulate, lanes=1):
-    """Sums of rows: `lanes` interleaved running sums, then a running sum of those, each step rounded."""
+    """Sums each row with `lanes` interleaved running sums, then a running sum of those, rounding each step."""
     x = np.asarray(x, dtype=np.float64)
     padded = np.concatenate([x, np.zeros((len(x), -x.shape[1] % lanes))], axis=1).reshape(len(x), -1, lanes)
     partial = padded[:, 0]
@@ -31,7 +31,7 @@ def pairwise_sum(x, accumulate):
 
 
 def to_bits(bits):
-    """Rounds to a significand of `bits` bits, as TF32 (11) rounds its inputs."""
+    """A function that rounds to a significand of `bits` bits, as TF32 (11) rounds its inputs."""
 
     def rounded(x):
         _, exponent = np.frexp(np.abs(x))
@@ -42,12 +42,12 @@ def to_bits(bits):
 
 
 def product(storage, factors=keep):
-    """a @ b with rounded factors and an exact sum, rounded once."""
+    """A product a @ b with rounded factors and an exact sum that is rounded once."""
     return lambda a, b: storage.round(factors(keep(a)) @ factors(keep(b)))
 
 
 def split_product(storage, narrow):
-    """a @ b with each factor as a sum of two narrower terms; the product of the second terms is dropped."""
+    """A product a @ b that splits each factor into two narrower terms and drops the product of the second terms."""
 
     def multiply(a, b):
         high_a, high_b = narrow(keep(a)), narrow(keep(b))
@@ -66,7 +66,7 @@ def softmax(storage, accumulate, exponent=keep):
 
 
 def attention(storage, query=keep, scores=keep, probabilities=keep, unnormalised=keep):
-    """softmax(scale q k^T) v with the rounding asked for at each place."""
+    """Computes softmax(scale q k^T) v with the given rounding of each intermediate."""
 
     def call(q, k, v, scale):
         s = scores(query(q * scale) @ np.swapaxes(k, -1, -2))
@@ -87,7 +87,7 @@ def norm(storage, first=keep, second=keep, centre=True):
 
 
 def flushing(storage, function):
-    """`function` on a device that takes subnormal inputs and results for zero."""
+    """`function` on a device that flushes subnormal inputs and results to zero."""
 
     def flush(x):
         return np.where(np.abs(x) < storage.smallest_normal, 0.0, x)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process if it was asked for, and goes back if not."""
+"""The process keeps freed memory if the setting is on, and returns it if the setting is off."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's allocator")
 
-FAULTS_OF_THE_SECOND = """
+COUNT_PAGE_FAULTS = """
 import resource
 from precision_lab.device import allocator
 allocator.keep_freed()
@@ -25,13 +25,13 @@ print(faults(), environment()["malloc"])
 
 
 @pytest.mark.parametrize("switch", ["", "off"])
-def test_a_large_array_is_made_where_one_was_freed(monkeypatch, switch):
+def test_a_large_array_reuses_freed_memory(monkeypatch, switch):
     monkeypatch.setenv("PRECISION_LAB_MALLOC", switch)
-    done = subprocess.run([sys.executable, "-c", FAULTS_OF_THE_SECOND], check=True, stdout=subprocess.PIPE, text=True)
-    faults, description = done.stdout.strip().split(" ", 1)
+    process = subprocess.run([sys.executable, "-c", COUNT_PAGE_FAULTS], check=True, stdout=subprocess.PIPE, text=True)
+    faults, description = process.stdout.strip().split(" ", 1)
     pages = (64 << 20) // 4096
     if switch == "off":
-        assert int(faults) > pages / 600  # pages of 2 MiB, at the most
+        assert int(faults) > pages / 600  # pages are at most 2 MiB
         assert description == "None"
     else:
         assert int(faults) < pages / 1000

@@ -1,4 +1,4 @@
-"""Every probe names each behaviour it can meet, planted in NumPy."""
+"""Every probe identifies each behaviour that it distinguishes, in NumPy operations of known behaviour."""
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ def rng(request):
 
 
 @ALL
-def test_rounding_is_that_of_ml_dtypes(storage, rng):
+def test_rounding_matches_ml_dtypes(storage, rng):
     with np.errstate(over="ignore", under="ignore"):
         x = np.ldexp(rng.standard_normal(4000), rng.integers(-150, 128, 4000)).astype(np.float32)
         expected = x.astype(storage.name if storage is not BFLOAT16 else ml_dtypes.bfloat16).astype(np.float64)
@@ -55,7 +55,7 @@ def test_width_of_the_accumulator(storage, reduce, rng):
 
     assert measured(storage.round) == storage.bits
     assert measured(planted.float32) == 24
-    assert measured(planted.keep) == 27, "float64: wider than can be told"
+    assert measured(planted.keep) == 27, "float64 is wider than the probe distinguishes"
     assert measured(planted.to_bits(14)) == 14
 
 
@@ -153,7 +153,8 @@ def test_interior_of_a_result_that_is_not_finite():
 @pytest.mark.parametrize("shape", [Shape(1, 64, 64), Shape(16, 16, 128)], ids=["one query", "square"])
 def test_places_where_attention_rounds(storage, shape):
     def places(**roundings):
-        return attention.rounding_places(planted.attention(storage, **roundings), storage, shape).answer
+        operation = planted.attention(storage, **roundings)
+        return attention.rounding_places(operation, storage, shape).answer
 
     r = storage.round
     assert places() == "none"
@@ -205,7 +206,7 @@ def test_python_scalars(storage):
     assert rounding.python_scalar(rounded, 0.044715, storage).answer == "rounded to the format"
 
 
-def test_what_overflow_gives():
+def test_result_of_overflow():
     assert ranges.overflow(lambda x: x * np.inf, 1.0).answer == "inf"
     assert ranges.overflow(lambda x: np.clip(x, -448, 448), 1e6).answer == "saturates"
     assert ranges.overflow(lambda x: x * np.nan, 1.0).answer == "NaN"
@@ -243,7 +244,7 @@ def test_subnormals_kept_and_flushed(storage):
     assert ranges.subnormals(planted.flushing(storage, double), (tiny,), 2 * tiny).answer == "flushed to zero"
 
 
-def test_nan_shown_and_swallowed():
+def test_nan_propagated_and_swallowed():
     assert nans.propagation(lambda x: x.max(axis=1)).answer == "propagates"
     assert nans.propagation(lambda x: np.fmax.reduce(x, axis=1)).answer == "swallowed"
     first_wins = lambda x: np.where(np.isnan(x[:, 0]), np.nan, np.fmax.reduce(x, axis=1))  # noqa: E731

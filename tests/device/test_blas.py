@@ -1,4 +1,4 @@
-"""The BLAS under MLX on Linux: loaded in time or not at all, and never in the way."""
+"""Preloading a BLAS for MLX on Linux; MLX keeps working where preloading fails."""
 
 import subprocess
 import sys
@@ -22,16 +22,16 @@ def after(*statements, **environment):
     code = "\n".join(["from precision_lab.device import blas", *statements, "print(blas.description())", PRODUCT])
     import os
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
     )
-    return done.stdout.strip().splitlines()[-2:]
+    return process.stdout.strip().splitlines()[-2:]
 
 
 @linux
 def test_openblas_is_found_by_mlx(tmp_path):
     pytest.importorskip("scipy_openblas32")
-    for _ in range(2):  # made, then found in the cache
+    for _ in range(2):  # created, then found in the cache
         name, right = after("blas.preload()", XDG_CACHE_HOME=str(tmp_path))
         assert name.startswith("OpenBLAS")
         assert right == "True"
@@ -53,7 +53,7 @@ def test_openblas_is_found_by_mlx(tmp_path):
     ],
     ids=["off", "absent", "late", "no patchelf"],
 )
-def test_without_it_mlx_works_as_it_came(tmp_path, statements, environment, message):
+def test_mlx_keeps_its_own_blas_where_preloading_fails(tmp_path, statements, environment, message):
     environment = {key: value.format(tmp_path) for key, value in environment.items()}
     name, right = after(*statements, **environment)
     assert message in name

@@ -1,4 +1,4 @@
-"""Values cross between NumPy and MLX bit for bit, and what MLX refuses is said, not raised."""
+"""Values convert exactly between NumPy and MLX, and operations that MLX lacks are reported as unavailable."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from precision_lab.device.behaviour.subjects.asking import ask
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
-def test_there_and_back(storage):
+def test_conversion_round_trip(storage):
     rng = np.random.default_rng(3)
     with np.errstate(over="ignore"):
         x = storage.round(np.ldexp(rng.standard_normal(1000), rng.integers(-140, 120, 1000)))
@@ -20,17 +20,17 @@ def test_there_and_back(storage):
     np.testing.assert_array_equal(np.signbit(back[:-3]), np.signbit(x[:-3]))
 
 
-def test_an_operation_that_mlx_refuses():
-    def refused(x):
+def test_an_operation_that_mlx_lacks():
+    def unavailable(x):
         raise NotImplementedError("no kernel here\nsecond line")
 
-    op = on_mlx(refused, STORAGES[0])
+    op = on_mlx(unavailable, STORAGES[0])
     finding = ask("op", STORAGES[0], "nan", lambda f: Outcome(str(f(np.ones(2))), ""), op, sizes={"n": 2})
     assert finding.outcome == Outcome(NOT_AVAILABLE, "no kernel here")
     assert finding.record()["value_reason"] == "none measured"
 
 
-def test_a_mistake_of_ours_is_not_taken_for_one_of_mlx():
+def test_an_error_of_a_probe_is_not_reported_as_unavailable():
     with pytest.raises(ZeroDivisionError):
         ask("op", STORAGES[0], "nan", lambda: Outcome(str(1 / 0), ""))
 

@@ -1,4 +1,4 @@
-"""Products by oneDNN: exact but for one rounding, where there is such a library, and never in the way."""
+"""Products by oneDNN are rounded once, and everything works without the library."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no oneDNN, or a processor without bfloat16")
 
 
-def made(rng, *shape, scale=1.0, dtype=BFLOAT16):
+def normal(rng, *shape, scale=1.0, dtype=BFLOAT16):
     return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
 def exact(x, weight, bias):
-    """In float64."""
+    """The product in float64."""
     product = x.astype(np.float64) @ weight.astype(np.float64).T
     return product + (0 if bias is None else bias.astype(np.float64))
 
@@ -32,12 +32,12 @@ def exact(x, weight, bias):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_product_is_rounded_once(m, k, n, biased, dtype, half_ulp, seed):
     rng = np.random.default_rng(seed)
-    x, weight = made(rng, m, k, dtype=dtype), made(rng, n, k, scale=10.0 ** rng.integers(-6, 6), dtype=dtype)
-    bias = made(rng, n, dtype=dtype) if biased else None
+    x, weight = normal(rng, m, k, dtype=dtype), normal(rng, n, k, scale=10.0 ** rng.integers(-6, 6), dtype=dtype)
+    bias = normal(rng, n, dtype=dtype) if biased else None
     out = np.full((m, n), np.nan, dtype)
     onednn.linear(x, weight, bias, out)
     expected = exact(x, weight, bias)
-    # half an ulp of the result, and what fp32 sums of k terms and the bias may add to it
+    # half an ulp of the result, plus the error of an fp32 sum of k terms and the bias
     terms = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + (0 if bias is None else np.abs(bias))
     bound = half_ulp * np.abs(expected) + (k + 1) * 2.0**-24 * terms
     assert (np.abs(out.astype(np.float64) - expected) <= bound).all()
@@ -46,7 +46,7 @@ def test_a_product_is_rounded_once(m, k, n, biased, dtype, half_ulp, seed):
 @needs_onednn
 def test_pieces_of_a_product_are_parts_of_it():
     rng = np.random.default_rng(5)
-    x, weight, bias = made(rng, 40, 128), made(rng, 512, 128), made(rng, 512)
+    x, weight, bias = normal(rng, 40, 128), normal(rng, 512, 128), normal(rng, 512)
     whole, pieces = (np.full((40, 512), np.nan, BFLOAT16) for _ in range(2))
     onednn.linear(x, weight, bias, whole)
     for piece in (slice(0, 192), slice(192, 448), slice(448, 512)):
@@ -57,7 +57,7 @@ def test_pieces_of_a_product_are_parts_of_it():
 @needs_onednn
 def test_threads_do_not_disturb_each_other():
     rng = np.random.default_rng(6)
-    cases = [(made(rng, m, 64), made(rng, n, 64)) for m, n in ((8, 96), (33, 40), (8, 96), (120, 17)) * 8]
+    cases = [(normal(rng, m, 64), normal(rng, n, 64)) for m, n in ((8, 96), (33, 40), (8, 96), (120, 17)) * 8]
 
     def multiply(case):
         out = np.empty((len(case[0]), len(case[1])), BFLOAT16)
@@ -71,7 +71,7 @@ def test_threads_do_not_disturb_each_other():
 
 
 @needs_onednn
-def test_what_is_not_finite_stays_so_and_what_is_subnormal_is_zero():
+def test_nonfinite_values_propagate_and_subnormals_are_zero():
     x = np.zeros((4, 32), BFLOAT16)
     x[:, 0] = [np.nan, np.inf, 3e38, 1e-39]
     weight = np.ones((1, 32), BFLOAT16)
@@ -100,22 +100,22 @@ print(onednn.available(), np.linalg.norm(a - b) <= 4e-3 * np.linalg.norm(a))
 
 
 @pytest.mark.parametrize("choice", ["off", "/nowhere/libdnnl.so", None])
-def test_without_it_a_fast_linear_is_computed_all_the_same(choice):
+def test_a_fast_linear_works_with_and_without_onednn(choice):
     environment = {**os.environ, **({} if choice is None else {"PRECISION_LAB_ONEDNN": choice})}
-    done = subprocess.run([sys.executable, "-c", FAST_LINEAR], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(choice is None and onednn.available()), "True"]
+    process = subprocess.run([sys.executable, "-c", FAST_LINEAR], capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == [str(choice is None and onednn.available()), "True"]
 
 
 @needs_onednn
-def test_the_thread_keeps_its_subnormal_numbers():
+def test_the_calling_thread_still_computes_with_subnormals():
     ones = np.ones((16, 64), BFLOAT16)
     onednn.linear(ones, ones, None, np.empty((16, 16), BFLOAT16))
     assert (np.full(64, 1e-40, np.float32) * np.float32(0.5) > 0).all()
 
 
 @needs_onednn
-def test_subnormal_numbers_of_fp32_count():
+def test_fp32_products_keep_subnormals():
     x, weight = np.full((4, 8), 1e-40, np.float32), np.ones((3, 8), np.float32)
     out = np.zeros((4, 3), np.float32)
     onednn.linear(x, weight, None, out)

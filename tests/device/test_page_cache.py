@@ -1,4 +1,4 @@
-"""Parts of files given back to the operating system, and only those."""
+"""Dropping parts of files from the page cache, and only those parts."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cached(file) -> np.ndarray:
-    """Which pages of a file are in memory."""
+    """A boolean per page of a file: whether it is in the page cache."""
     mapped = np.memmap(file, mode="r")
     resident = np.zeros(-(-len(mapped) // PAGE), np.uint8)
     libc = ctypes.CDLL(None)
@@ -22,32 +22,32 @@ def cached(file) -> np.ndarray:
     return resident & 1 > 0
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice that Linux takes")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's posix_fadvise")
 @pytest.mark.parametrize("pieces", [1, 1000], ids="in {} pieces".format)
-def test_a_part_is_dropped_and_what_is_around_it_stays(tmp_path, pieces):
-    file, pages = tmp_path / "file", 10_000
-    with file.open("wb") as stream:
-        stream.write(os.urandom(pages * PAGE))
-        os.fsync(stream.fileno())
-    if not cached(file).all():
-        pytest.skip("not all that is written here stays in memory")
+def test_only_the_given_part_is_dropped(tmp_path, pieces):
+    path, pages = tmp_path / "file", 10_000
+    with path.open("wb") as file:
+        file.write(os.urandom(pages * PAGE))
+        os.fsync(file.fileno())
+    if not cached(path).all():
+        pytest.skip("this file system does not keep written pages in memory")
     begin, nbytes = 3000 * PAGE - 5, 4000 * PAGE // pieces
-    forget(Extent(file, begin + i * nbytes, nbytes) for i in reversed(range(pieces)))
-    left = cached(file)
-    if pieces == 1 and left[5000]:
-        pytest.skip("this file system takes no such advice")
-    assert left[:3000].all()
-    assert left[6999:].all()
-    assert not left[3520:6480].any()  # groups of pages, of up to 512, that hold other data too stay
-    forget([Extent(file)])
-    assert not cached(file).any()
+    forget(Extent(path, begin + i * nbytes, nbytes) for i in reversed(range(pieces)))
+    remaining = cached(path)
+    if pieces == 1 and remaining[5000]:
+        pytest.skip("this file system ignores posix_fadvise")
+    assert remaining[:3000].all()
+    assert remaining[6999:].all()
+    assert not remaining[3520:6480].any()  # groups of up to 512 pages that also hold other data are kept
+    forget([Extent(path)])
+    assert not cached(path).any()
 
 
-def test_a_file_that_is_gone_is_no_error(tmp_path):
+def test_a_missing_file_is_no_error(tmp_path):
     forget([Extent(tmp_path / "gone", 0, 10)])
 
 
-def test_what_fits_is_what_memory_holds(monkeypatch):
+def test_the_limit_is_the_size_of_memory(monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}.__getitem__)
     assert keeps(40960)
     assert not keeps(40961)

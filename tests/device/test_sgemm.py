@@ -1,4 +1,4 @@
-"""Products through the preloaded BLAS and without it, and loops on all cores."""
+"""Products by the preloaded BLAS and by NumPy, and loops on all cores."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_products_of_strided_views(library, rows, columns, inner, transposed):
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 97])
-def test_pieces_cover_all_once(length):
+def test_pieces_cover_every_element_once(length):
     counts = np.zeros(length, int)
 
     def count(piece):
@@ -43,7 +43,7 @@ def test_pieces_cover_all_once(length):
     assert (counts == 1).all()
 
 
-def test_overflow_is_silent_and_errors_are_not():
+def test_overflow_is_silent_and_exceptions_are_raised():
     big = np.full(40, 3e38, np.float32)
     in_pieces(lambda piece: np.multiply(big[piece], big[piece]), 40, 10)
 

@@ -1,5 +1,5 @@
-"""The behaviour of MLX's operations on the machine at hand, from their inputs and outputs alone.
+"""The numerical behaviour of MLX's operations on this machine, inferred from their inputs and outputs.
 
-A probe (products, sums, interior, attention, rounding, ranges, nans, compiled) knows no MLX: it takes an operation on
-NumPy arrays and names its behaviour. `suite` puts MLX's operations through all of them; `verdict` judges S6.
+The probes (products, sums, interior, attention, rounding, ranges, nans, compiled) do not depend on MLX: each takes an
+operation on NumPy arrays and names its behaviour. `suite` runs them on MLX's operations; `verdict` judges claim S6.
 """

@@ -1,4 +1,4 @@
-"""Attention: which intermediates are rounded to the storage format, by inputs for which it decides the result."""
+"""Attention: which intermediates are rounded to the storage format, from inputs whose result depends on it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from precision_lab.device.behaviour.finding import Outcome
 from precision_lab.device.behaviour.interior import interior_bits
 from precision_lab.device.behaviour.storage import Array, Storage
 
-# (q, k, v, scale) to outputs: (1, 1, queries, channels), (1, 1, keys, channels) twice, to (1, 1, queries, channels)
+# attend(q, k, v, scale); q and the output: (1, 1, queries, channels), k and v: (1, 1, keys, channels)
 Attention = Callable[[Array, Array, Array, float], Array]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes on which a library chooses its route."""
+    """The sizes by which a library chooses its implementation."""
 
     queries: int
     keys: int
@@ -26,27 +26,27 @@ class Shape:
 
 
 def rounding_places(attend: Attention, storage: Storage, shape: Shape) -> Outcome:
-    """Names those of q * scale, scores and probabilities that are rounded to the format on the way (16-bit formats).
+    """Which intermediates are rounded to the (16-bit) format: any of q * scale, scores and probabilities.
 
-    Two keys take part, at random places; all others have scores so low that their probability is 0 in any format.
+    Only two keys take part; all others have scores so low that their probability is 0 in any format.
     """
-    found, remarks = [], []
+    rounded, evidences = [], []
     for name, probe in (
         ("q*scale", _scaled_query),
         ("scores", _scores),
         ("probabilities", _probabilities),
     ):
         answer, evidence = probe(attend, storage, shape)
-        remarks.append(evidence)
+        evidences.append(evidence)
         if answer == "rounded":
-            found.append(name)
+            rounded.append(name)
         elif answer != "kept":
-            found.append(f"{name} ({answer})")
-    return Outcome(", ".join(found) or "none", "; ".join(remarks))
+            rounded.append(f"{name} ({answer})")
+    return Outcome(", ".join(rounded) or "none", "; ".join(evidences))
 
 
 def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[int, int]]:
-    """q, k, v of zeros but for the last channel, which silences all keys but those at the two places returned."""
+    """Zero q, k and v, except for a last channel that masks all keys but two, and the indices of those two keys."""
     places = (shape.keys // 3, shape.keys - 1)
     q, k, v = (np.zeros((1, 1, n, shape.channels)) for n in (shape.queries, shape.keys, shape.keys))
     q[..., -1] = 1.0
@@ -56,9 +56,9 @@ def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[in
 
 
 def _scaled_query(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """q.k = 0 exactly, but q * scale does not fit the format: rounded first, the score is -1.
+    """Whether q * scale is rounded: q.k is exactly 0, but if q * scale is rounded first, the score is -1.
 
-    With a = scale = 1 + e: q = (a, 1), k = (c, -c a). a * scale = 1 + 2e + e^2 loses e^2 = 1 / c.
+    With a = scale = 1 + e, q = (a, 1) and k = (c, -c a), rounding a * scale = 1 + 2e + e^2 drops e^2 = 1 / c.
     """
     e = 2.0 ** -((storage.bits + 2) // 2)
     c = e**-2
@@ -72,7 +72,7 @@ def _scaled_query(attend: Attention, storage: Storage, shape: Shape) -> tuple[st
 
 
 def _scores(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """Scores A + 1 and A, where values of the format are 4 apart: rounded, they are equal."""
+    """Whether scores are rounded: A + 1 and A become equal, since the format's values near A are 4 apart."""
     large = 2.0 ** (storage.bits + 1)
     q, k, v, (first, second) = _pair(shape, storage)
     q[..., 0], q[..., 1] = 1.0, 1.0
@@ -85,9 +85,10 @@ def _scores(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str
 
 
 def _probabilities(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """Values 1 and -r with r near e^s, for scores s and 0: the result is what rounding leaves of p1 - r p2.
+    """Whether probabilities are rounded: for scores s and 0 and values 1 and -r, r near e^s, p1 - r p2 nearly cancels.
 
-    Probabilities may be rounded as such, or as exp(score - max) before they are divided (as FlashAttention does).
+    An implementation may round the probabilities themselves, or exp(score - max) before the division (as
+    FlashAttention does).
     """
     scores = [0.5 + 0.3125 * i for i in range(6)]
     ratios = [float(storage.round(np.exp(s))) for s in scores]
@@ -114,9 +115,9 @@ def _probabilities(attend: Attention, storage: Storage, shape: Shape) -> tuple[s
     return (best if clear else "unclear"), evidence
 
 
-def _nearest(value: float, predicted: dict[str, float], what: str) -> tuple[str, str]:
+def _nearest(value: float, predicted: dict[str, float], description: str) -> tuple[str, str]:
     name = next((name for name, target in predicted.items() if abs(value - target) < 0.02), "unclear")
-    return name, f"{what} {value:.4f}"
+    return name, f"{description} {value:.4f}"
 
 
 def _sigmoid(x: float) -> float:
@@ -124,7 +125,7 @@ def _sigmoid(x: float) -> float:
 
 
 def attention_bits(attend: Attention, storage: Storage, shape: Shape, rng: np.random.Generator) -> Outcome:
-    """Interior bits (see interior.py) on random q, k, v, scores of deviation 2: scale is sum p |v|."""
+    """Interior bits (see interior.py) for random q, k, v and scores of standard deviation 2; the scale is sum p |v|."""
     q, k, v = (
         storage.round(rng.standard_normal((1, 1, n, shape.channels)) * spread)
         for n, spread in ((shape.queries, 2.0), (shape.keys, 1.0), (shape.keys, 1.0))

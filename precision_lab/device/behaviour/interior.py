@@ -1,4 +1,4 @@
-"""How precise an operation is inside: its error beyond the one rounding of the result that any format costs."""
+"""The internal precision of an operation, from its error beyond the unavoidable rounding of the result."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MOST = 24.0
 def interior_bits(op: Op, inputs: tuple[Array, ...], exact: Array, scale: Array, storage: Storage) -> Outcome:
     """-log2 of the greatest (|result - exact| - half a unit of the result) / scale, at most 24.
 
-    An operation that is exact inside and rounds once is never off by more than half a unit, and one that computes in
-    float32 by little more; one that rounds an intermediate to the format is off by another half unit somewhere, which
-    leaves about the format's own width. `scale` is the sum of magnitudes of the terms the result is made of (its own
-    magnitude where nothing cancels); exact and scale have the result's shape. With n results an excess below
-    2^-p / n is not seen: where none is, the bits are p + log2(n), a lower bound.
+    An operation that is exact internally and rounds once errs by at most half a unit, and one that computes in float32
+    by little more. One that rounds an intermediate to the format errs by another half unit somewhere, which yields
+    about the format's own width. `scale` is the sum of the magnitudes of the result's terms (the result's magnitude
+    where nothing cancels); exact and scale have the result's shape. With n results, an excess below 2^-p / n goes
+    unseen: if there is no excess, the bits are p + log2(n), a lower bound.
     """
     result = op(*inputs)
     if not np.isfinite(result).all():

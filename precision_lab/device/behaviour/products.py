@@ -1,4 +1,4 @@
-"""Matrix products: how many bits of the factors take part, how wide the sum is, when it is rounded."""
+"""Matrix products: the width of the factors and of the accumulator, and when the result is rounded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from precision_lab.device.behaviour.bridge import Op
 from precision_lab.device.behaviour.finding import Outcome
 from precision_lab.device.behaviour.storage import Array, Storage, width_name
 
-# The bits of a float64 accumulator are not told apart from more: float32 has 24, and S6 asks for no more.
+# The search stops here: float32 has 24 bits, and S6 claims no more, so wider accumulators are not distinguished.
 _WIDEST = 27
 
 
 def input_bits(matmul: Op, storage: Storage, rng: np.random.Generator, rows: int = 64, depth: int = 128) -> Outcome:
-    """The widest significand that comes through a product exactly, on either side and on both at once.
+    """The widest significand that a product preserves exactly, in either factor and in both at once.
 
-    `matmul` is (rows, depth) @ (depth, depth). One factor is (part of) the identity, so each output is one product and
-    exact in the format; a route that rounds its inputs (TF32: 11 bits) loses the last bits of the other factor. A
-    route that splits a float32 in two or three narrower terms brings single factors through, but not products of two
-    factors of half the format's width each, since it drops the product of the last terms.
+    `matmul` is (rows, depth) @ (depth, depth). One factor is (part of) the identity, so each output is a single product
+    and exact in the format; an implementation that rounds its inputs (TF32: 11 bits) loses the last bits of the other
+    factor. An implementation that splits a float32 into two or three narrower terms preserves single factors, but not
+    products of two factors of half the format's width each, since it drops the product of the last terms.
     """
     eye, short_eye = np.eye(depth), np.eye(rows, depth)
 
@@ -37,7 +37,7 @@ def input_bits(matmul: Op, storage: Storage, rng: np.random.Generator, rows: int
     a, b = _significands(half, (rows, 1), rng), _significands(half, (depth, depth), rng)
     exact = a * b[:rows]
     error = float(np.max(np.abs(matmul(short_eye * a, b) / exact - 1)))
-    # two factors rounded to p bits are off by up to 2^-p each
+    # two factors rounded to p bits each err by up to 2^-p
     products = storage.bits if error == 0 else max(round(1 - np.log2(error)), 0)
     widths = {side.__name__: _widest(side, storage.bits) for side in (left, right)}
     bits = min(*widths.values(), products)
@@ -53,18 +53,18 @@ def _widest(exact: Callable[[int], bool], most: int) -> int:
 
 
 def _significands(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Random values in [1, 2) whose significand has exactly `bits` bits, the last one set."""
+    """Random values in [1, 2) whose significand has exactly `bits` bits, with the last one set."""
     below = 2 ** (bits - 1)
     odd = rng.integers(0, below, shape) | 1 if bits > 1 else np.zeros(shape)
     return 1.0 + odd / below
 
 
 def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.Generator, trials: int = 128) -> Outcome:
-    """The width of the running sum, whatever its order: the smallest d for which 1, d and -1 always add up to d.
+    """The width of the accumulator in bits, whatever the order of the sum, from the smallest d for which 1 + d - 1 = d.
 
-    `reduce` maps (trials, length) to sums of rows, (trials,) or (trials, n). Each row holds 1, d, -1 at random places
-    and zeros. In any order, some rows join 1 and d first; an accumulator of p bits holds 1 + 2^-k only for k < p. All
-    is scaled by a power of two that keeps d a normal number.
+    `reduce` maps (trials, length) to sums of rows, (trials,) or (trials, n). Each row holds 1, d and -1 at random
+    indices and zeros elsewhere. In any order of summation, some rows add 1 and d first, and an accumulator of p bits
+    holds 1 + 2^-k only for k < p. The terms are scaled by a power of two that keeps d a normal number.
     """
     one = 2.0 ** (-np.log2(storage.smallest_normal) - 2) if storage.name == "float16" else 1.0
     places = np.argsort(rng.random((trials, length)), axis=1)[:, :3]
@@ -76,7 +76,7 @@ def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.G
             terms[rows, place] = value
         return bool((reduce(terms) == one * 2.0**-k).all())
 
-    # what loses 2^-k loses all that is smaller
+    # an accumulator that loses 2^-k loses all smaller terms too
     bits = bisect_left(range(1, _WIDEST), True, key=lambda k: not survives(k)) + 1
     lost = f"the first lost bit is 2^-{bits}" if bits < _WIDEST else f"none lost down to 2^-{_WIDEST - 1}"
     return Outcome(width_name(bits), f"1 + 2^-k - 1 in {trials} random places of {length}: {lost}", bits, "bits")
@@ -85,7 +85,8 @@ def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.G
 def bias_rounding(addmm: Op, storage: Storage) -> Outcome:
     """Whether a product is rounded to the format before a bias is added: addmm(bias, a, b) = a @ b + bias.
 
-    The product is 1 + 2^-p, which the format (p bits) rounds to 1; the bias is -1. Rounded before: 0. After: 2^-p.
+    The product is 1 + 2^-p, which the format (p bits) rounds to 1, and the bias is -1. The result is 0 if the product
+    is rounded before the addition, and 2^-p if it is not.
     """
     depth, tiny = 64, 2.0**-storage.bits
     a, b = np.zeros((64, depth)), np.zeros((depth, 64))

@@ -1,4 +1,4 @@
-"""Where composed arithmetic rounds: a product before an addition, a Python number, a norm before weight and bias."""
+"""Where composed arithmetic rounds: a product before an addition, a Python scalar, a norm before weight and bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from precision_lab.device.behaviour.storage import Array, Storage
 
 
 def multiply_add(op: Op, storage: Storage) -> Outcome:
-    """a * b + c with a = b = 1 + e, c = -(1 + 2e): e^2 if the product is kept (fused), 0 if it is rounded first."""
+    """Whether a * b + c rounds the product first, for a = b = 1 + e and c = -(1 + 2e).
+
+    The result is e^2 if the product keeps its full width (a fused multiply-add), and 0 if it is rounded first.
+    """
     e = 2.0 ** -((storage.bits + 2) // 2)
     ones = np.ones(64)
     out = op(ones * (1 + e), ones * (1 + e), -ones * (1 + 2 * e))
@@ -23,7 +26,7 @@ def multiply_add(op: Op, storage: Storage) -> Outcome:
 
 
 def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
-    """Significant bits that x * number keeps of a Python number that does not fit the format, for x = 3, 5, ... 201."""
+    """Whether x * number rounds a Python number to the format before multiplying, for x = 3, 5, ... 201."""
     x = np.arange(3.0, 203.0, 2.0)
     out = times(x)
     kept, rounded = storage.round(x * number), storage.round(x * float(storage.round(number)))
@@ -38,16 +41,15 @@ def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
 def norm_rounding(norm: Op, storage: Storage, rng: np.random.Generator, biased: bool) -> Outcome:
     """Which of the normalised value and its product with the weight are rounded to the format (16-bit formats).
 
-    `norm(x, weight)` or, if biased, `norm(x, weight, bias)`: rows of x have mean 0 and mean square 1 in exact
-    arithmetic (eps is negligible). The bias takes away the rounded product, and leaves what only an unrounded
-    one has.
+    The norm is `norm(x, weight)` or, if biased, `norm(x, weight, bias)`; its eps must be negligible. The bias cancels
+    the rounded product, leaving only the part that rounding removes.
     """
     width = 256
     x = storage.round(rng.standard_normal((64, width)))
     weight = storage.round(0.5 + rng.random(width))
     centred = x - x.mean(axis=1, keepdims=True) if biased else x
     normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
-    # the product of row 0, so that there the bias cancels
+    # the product of row 0, so that the bias cancels it
     bias = -storage.round(normal[0] * weight) if biased else np.zeros(width)
     predicted: dict[str, Array] = {}
     for name, first, second in (

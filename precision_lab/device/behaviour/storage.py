@@ -1,4 +1,4 @@
-"""The three formats MLX computes in: their width, their range, and rounding to them, exactly, in float64."""
+"""The three formats in which MLX computes: their width, their range, and exact rounding to them in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Storage:
 
     name: str
     bits: int
-    """Significant bits, the implicit leading one included."""
+    """Bits of the significand, including the implicit leading one."""
     max: float
     smallest_normal: float
     smallest_subnormal: float
@@ -29,12 +29,12 @@ class Storage:
         return self.max + float(self.ulp(self.max)) / 2
 
     def ulp(self, x: npt.ArrayLike) -> Array:
-        """The spacing of the format at |x|, rounded down to a value; shape of x."""
+        """The distance from |x|, rounded down to a value of the format, to the next value; same shape as x."""
         _, exponent = np.frexp(np.abs(np.asarray(x, dtype=np.float64)))
         return np.maximum(np.ldexp(1.0, exponent - self.bits), self.smallest_subnormal)
 
     def round(self, x: npt.ArrayLike) -> Array:
-        """x to nearest, ties to even (IEEE 754), overflow to infinity; NaN and infinities stay."""
+        """Rounds x to nearest, ties to even (IEEE 754); overflow gives infinity. NaN and infinities are unchanged."""
         x = np.asarray(x, dtype=np.float64)
         finite = np.where(np.isfinite(x), x, 0.0)
         spacing = self.ulp(finite)
@@ -58,7 +58,7 @@ FLOAT32, BFLOAT16, FLOAT16 = STORAGES = tuple(_derive(name) for name in ("float3
 
 
 def width_name(bits: float) -> str:
-    """The format whose significand has about `bits` bits, as the name of a measured width."""
+    """Names a measured width after the format whose significand has about `bits` bits."""
     known = {8: "bfloat16", 11: "float16 or TF32", 24: "float32"}
     if bits > 24:
         return "wider than float32"

@@ -16,14 +16,14 @@ from precision_lab.device.behaviour.subjects.asking import ask
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The ends of the range of one storage dtype."""
+    """The findings at the ends of the range of one storage dtype."""
     yield from _subnormals(storage, rng)
     yield from _overflow(storage)
     yield from _nans(storage)
 
 
 def _subnormals(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    count = 2 ** (storage.bits - 1)  # subnormals are k times the smallest, k < count
+    count = 2 ** (storage.bits - 1)  # subnormals are k times the smallest one, with k < count
     tiny: Array = storage.smallest_subnormal * rng.integers(1, count, (64, 64)).astype(np.float64)
     normal: Array = storage.smallest_normal * (1 + rng.integers(0, count // 2, (64, 64)) * 2 / count)
     alone: Array = tiny * np.eye(64)
@@ -62,7 +62,7 @@ def _overflow(storage: Storage) -> Iterator[Finding]:
 
 
 def _inside(storage: Storage) -> Iterator[Finding]:
-    """float16 only: the range of the others is float32's."""
+    """Overflow inside reductions and norms; float16 only, since the other formats have the range of float32."""
     length = 256
     reductions: tuple[tuple[str, Callable[[mx.array], mx.array]], ...] = (
         ("matmul", lambda a: a @ mx.ones((length, 64), dtype=a.dtype)),
