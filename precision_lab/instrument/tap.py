@@ -74,13 +74,12 @@ def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
     Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. A field of a
     named tuple that is called like a stream of the layout names the stream of its arrays.
     """
-    streams = call.site.layout.streams
     for kind in kinds:
         value = call.output if kind == "out" else (*call.args, *call.kwargs.values())
         if isinstance(value, mx.array):  # nearly every call has one output
             yield Port(kind, call.site.stream, value)
             continue
-        leaves = list(_leaves(value, call.site.stream, streams))
+        leaves = list(_leaves(value, call.site.stream, call.site.layout.streams))
         for index, (stream, array) in enumerate(leaves):
             yield Port(kind if len(leaves) == 1 else f"{kind}.{index}", stream, array)
 

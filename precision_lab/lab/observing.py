@@ -89,9 +89,16 @@ class Loop:
         return self._group.seen
 
     def on_call(self, call: Call) -> None:
-        """For `tapped`: takes what observers want of a call."""
-        for seen in self.wanted(call):
-            self.take(seen)
+        """Takes the arrays of a call that some observer wants: `take` of each of `wanted`, without their tuples."""
+        site = call.site
+        interest = self._interest[site]
+        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
+        for kind, observers in interest.wanting.items():
+            of_call = inputs if kind == "out" else ()
+            for port in ports(call, [kind]):
+                self._add(site, port, of_call, observers)
+        if self._group.is_full:
+            self._launch()
 
     def wanted(self, call: Call) -> Iterator[Seen]:
         """The arrays of a call that some observer wants."""
@@ -104,11 +111,14 @@ class Loop:
     def take(self, seen: Seen) -> None:
         """Gives an array its position, and its place in the current group."""
         site, port, inputs = seen
-        observation = Observation(position_of(site, port, self.count), real(port.array), inputs, site.module)
-        self.count += 1
-        self._group.add(observation, self._interest[site].wanting[port.name.partition(".")[0]])
+        self._add(site, port, inputs, self._interest[site].wanting[port.name.partition(".")[0]])
         if self._group.is_full:
             self._launch()
+
+    def _add(self, site: Site, port: Port, inputs: tuple[mx.array, ...], observers: Sequence[Observer]) -> None:
+        observation = Observation(position_of(site, port, self.count), real(port.array), inputs, site.module)
+        self.count += 1
+        self._group.add(observation, observers)
 
     def finish(self) -> None:
         """Returns when everything seen so far has reached its observers."""

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
 from typing import Protocol
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-
-from precision_lab.device.environment import backend, environment, numeric_switches
+from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError
-from precision_lab.instrument.sites import select, walk
-from precision_lab.lab import crew, latency, pinned, teacher
-from precision_lab.lab.bench import Bench, part_name, reference_path
+from precision_lab.lab import latency, pinned
+from precision_lab.lab.bench import part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
 from precision_lab.lab.folder import Identity, prepare
-from precision_lab.lab.observing import CALL
+from precision_lab.lab.plan import HERE, Plan, plan
 from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import declared
-from precision_lab.lab.spec import REFERENCE, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.record import manifest, tables
 from precision_lab.record.files import write_text
 from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
-from precision_lab.techniques.base import Coverage
-from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
-
-_HERE = ProcessSpec()
 
 
 class Progress(Protocol):
@@ -51,50 +43,31 @@ def run(spec: RunSpec, progress: Progress, child: Sequence[str] = ()) -> None:
     `interrupted` and everything finished stays; `spec.resume` continues. child: the command that starts another process
     for variants that need one, see `precision_lab.lab.process`.
     """
-    Laboratory(spec, progress, child).run()
+    Execution(plan(spec), progress, child).run()
 
 
-class Laboratory:
-    """One run: the spec, the models, and the manifest as it grows."""
+class Execution:
+    """A plan being carried out, and the manifest as it grows."""
 
-    def __init__(self, spec: RunSpec, progress: Progress, child: Sequence[str]):
-        self.spec = spec
+    def __init__(self, planned: Plan, progress: Progress, child: Sequence[str]):
+        self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
         self.progress = progress
-        self.bench = Bench(spec)
-        self.steps = sum(map(self.bench.steps, spec.cases)) * len(spec.all_variants)
-        components = self.bench.components("float32")
-        sites = walk(components)
-        for name, probe in spec.probes.items():
-            for port in probe.ports:
-                one_of(f"probe.{name}.ports", port, ("in", "out", CALL))
-            if CALL in probe.ports and len(probe.ports) > 1:
-                raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
-        for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
-            select(patterns, sites)
-        if spec.teacher.mode != "off":
-            teacher.check(self.bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
-        pinned.check(spec, sites)
-        self.errors: dict[str, str] = {}
-        self.coverage: dict[str, dict[str, Coverage]] = {}
-        self.storage: dict[str, dict[str, WeightStorage]] = {}
-        for variant in spec.all_variants:
-            self._dry_run(variant)
-        elsewhere = {variant.process for variant in spec.variants} - {_HERE}
-        assert child or not elsewhere, "variants of another process need a command that starts one"
-        self.children = {process: Child(child, spec.out, process) for process in elsewhere}
-        alone = bool(elsewhere) or not child  # a process that is asked by two would mix up its answers
-        number = 1 if alone else crew.workers(spec, self.steps, _bytes(components))
-        self.helpers = [Child(child, spec.out, _HERE) for _ in range(number - 1)]
+        self.errors = dict(planned.errors)
+        assert child or not planned.processes, "variants of another process need a command that starts one"
+        self.children = {process: Child(child, self.spec.out, process) for process in planned.processes}
+        alone = bool(planned.processes) or not child  # a process with two callers would mix up its answers
+        helpers = 0 if alone else planned.workers - 1
+        self.helpers = [Child(child, self.spec.out, HERE) for _ in range(helpers)]
         self.reporting = Lock()
         self.ended = False
-        self.margin = spec.latency.margin or latency.DEFAULT_MARGIN[backend()]
         self.started = _now()
 
     def run(self) -> None:
         prepare(self.spec.out, self.spec.resume, self.spec.resolved, self._identity())
         write_text(self.spec.out / "config.yaml", self.spec.resolved)
         self._write_manifest("running")
-        self._say_what_is_elsewhere()
+        for note in self.plan.notes:
+            self.progress.note(note)
         try:
             self._measure()
         except KeyboardInterrupt:
@@ -115,21 +88,10 @@ class Laboratory:
         now = environment()
         return Identity(self.spec.source.checkpoint.fingerprint, now["device"], now["mlx"])
 
-    def _say_what_is_elsewhere(self) -> None:
-        names = ", ".join(variant.name for variant in self.spec.variants if variant.process != _HERE)
-        if names and backend() == "cpu":
-            self.progress.note(
-                f"{names}: TF32 changes nothing on a CPU, expect the numbers of the same variant without it"
-            )
-        if names and self.spec.teacher.mode != "off":
-            self.progress.note(
-                f"{names}: no local error is measured, because the reference is computed in another process"
-            )
-
     def _measure(self) -> None:
         spec = self.spec
         timing = len(spec.variants) * spec.latency.min_rounds
-        self.progress.start(self.steps + pinned.steps(spec) + timing)
+        self.progress.start(self.plan.steps + pinned.steps(spec) + timing)
         generations = Crew(spec.all_variants, spec.cases, self._finished)
         helpers = [partial(self._make, helper=helper) for helper in self.helpers]
         generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
@@ -146,12 +108,12 @@ class Laboratory:
             self._advance(self.bench.steps(case), variant.name)
             return
         try:
-            if variant.process != _HERE:
+            if variant.process != HERE:
                 self.children[variant.process].make(variant, case, self._advance)
             elif helper is not None:
                 helper.make(variant, case, self._advance)
             else:
-                shadowed = [v for v in self.spec.variants if v.process == _HERE and v.name not in self.errors]
+                shadowed = [v for v in self.spec.variants if v.process == HERE and v.name not in self.errors]
                 self.bench.make(variant, case, shadowed, self._advance)
         except (OSError, InputError):
             raise
@@ -189,20 +151,9 @@ class Laboratory:
             self._advance(max(0.0, min(share, 1.0) - shown) * weight, "timing")
             shown = max(shown, min(share, 1.0))
 
-        rows = latency.measure(samplers, self.spec.baseline, self.spec.latency, self.margin, on_round)
+        rows = latency.measure(samplers, self.spec.baseline, self.spec.latency, self.plan.margin, on_round)
         on_round(1.0)
         tables.write_part(self.spec.out, "latency", part, rows)
-
-    def _dry_run(self, variant: Variant) -> None:
-        """Applies the techniques once. A mistake of the user is an error now; a failure of a technique is a result."""
-        try:
-            with self.bench.variant(variant) as (_, components, coverage):
-                self.coverage[variant.name] = coverage
-                self.storage[variant.name] = weight_storage(components)
-        except InputError:
-            raise
-        except Exception as error:
-            self._failed(variant, error)
 
     def _failed(self, variant: Variant, error: Exception) -> None:
         message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
@@ -226,19 +177,19 @@ class Laboratory:
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
             sites={
                 name: {technique: manifest.Coverage(*found) for technique, found in coverage.items()}
-                for name, coverage in self.coverage.items()
+                for name, coverage in self.plan.coverage.items()
             },
             errors=self.errors,
             prompts=list(spec.prompts),
             seeds=list(spec.seeds),
-            latency_margin=self.margin,
+            latency_margin=self.plan.margin,
             pinned=pinned.described(spec),
             claims=[dict(claim) for claim in spec.claims],
             columns=declared(spec.probes.values()),
         ).write(spec.out)
 
     def _described(self, variant: Variant) -> VariantEntry:
-        stored = self.storage.get(variant.name, {})
+        stored = self.plan.storage.get(variant.name, {})
         return VariantEntry(
             dtype=variant.dtype,
             techniques=list(variant.techniques),
@@ -251,11 +202,6 @@ class Laboratory:
                 if weights.weights
             },
         )
-
-
-def _bytes(components: Mapping[str, nn.Module]) -> int:
-    """Total size of the parameters in bytes."""
-    return sum(array.nbytes for module in components.values() for _, array in tree_flatten(module.parameters()))
 
 
 def _now() -> str:

@@ -1,0 +1,113 @@
+"""The plan of a run: everything that can be known, checked and refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from precision_lab.device.environment import backend
+from precision_lab.errors import InputError
+from precision_lab.instrument.sites import Components, Site, select, walk
+from precision_lab.lab import crew, latency, pinned, teacher
+from precision_lab.lab.bench import Bench
+from precision_lab.lab.observing import CALL
+from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.techniques.base import Coverage
+from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
+
+HERE = ProcessSpec()
+"""The switches of this process."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can be carried out.
+
+    - steps: number of steps of all generations together, those of pinned cases apart.
+    - coverage, storage: by variant, the modules that its techniques rewrite, and its linear weights.
+    - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
+    - workers: processes that may generate at once. margin: of latency, relative.
+    """
+
+    spec: RunSpec
+    bench: Bench
+    steps: int
+    workers: int
+    margin: float
+    coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
+    storage: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> set[ProcessSpec]:
+        """The switches of other processes that variants need."""
+        return {variant.process for variant in self.spec.variants} - {HERE}
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user that are no errors."""
+        names = ", ".join(variant.name for variant in self.spec.variants if variant.process != HERE)
+        notes = [f"{name} failed: {message}" for name, message in self.errors.items()]
+        if names and backend() == "cpu":
+            notes.append(f"{names}: TF32 changes nothing on a CPU, expect the numbers of the same variant without it")
+        if names and self.spec.teacher.mode != "off":
+            notes.append(f"{names}: no local error is measured, because the reference is computed in another process")
+        return notes
+
+
+def plan(spec: RunSpec) -> Plan:
+    """Checks `spec` against its subject and applies every variant's techniques once. Nothing is evaluated or written.
+
+    Raises InputError for a spec that cannot be run. An exception of another kind that a technique raises is noted.
+    """
+    bench = Bench(spec)
+    steps = sum(map(bench.steps, spec.cases)) * len(spec.all_variants)
+    components = bench.components("float32")
+    _check_sites(spec, bench, components)
+    coverage: dict[str, Mapping[str, Coverage]] = {}
+    storage: dict[str, Mapping[str, WeightStorage]] = {}
+    errors: dict[str, str] = {}
+    for variant in spec.all_variants:
+        try:
+            coverage[variant.name], storage[variant.name] = _dry_run(bench, variant)
+        except InputError:
+            raise
+        except Exception as error:
+            errors[variant.name] = f"{type(error).__name__}: {error}"
+    return Plan(
+        spec=spec,
+        bench=bench,
+        steps=steps,
+        workers=crew.workers(spec, steps, _nbytes(components)),
+        margin=spec.latency.margin or latency.DEFAULT_MARGIN[backend()],
+        coverage=coverage,
+        storage=storage,
+        errors=errors,
+    )
+
+
+def _check_sites(spec: RunSpec, bench: Bench, components: Components) -> None:
+    sites: list[Site] = walk(components)
+    for name, probe in spec.probes.items():
+        for port in probe.ports:
+            one_of(f"probe.{name}.ports", port, ("in", "out", CALL))
+        if CALL in probe.ports and len(probe.ports) > 1:
+            raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
+    for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
+        select(patterns, sites)
+    if spec.teacher.mode != "off":
+        teacher.check(bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
+    pinned.check(spec, sites)
+
+
+def _dry_run(bench: Bench, variant: Variant) -> tuple[Mapping[str, Coverage], Mapping[str, WeightStorage]]:
+    with bench.variant(variant) as (_, components, coverage):
+        return coverage, weight_storage(components)
+
+
+def _nbytes(components: Mapping[str, nn.Module]) -> int:
+    """Total size of the parameters in bytes."""
+    return sum(array.nbytes for module in components.values() for _, array in tree_flatten(module.parameters()))
