@@ -1,15 +1,15 @@
-"""MLX's quantisation applied to an activation: groups of a row that share a scale.
+"""MLX's quantisation formats, applied to activations: groups of elements along a row share a scale.
 
-The modes of `mx.quantize` with the arithmetic of its kernels, on the float32 values of a tensor:
+These are the modes of `mx.quantize`, with the arithmetic of its kernels, applied to float32 values:
 
-- mxfp8, mxfp4 (OCP Microscaling v1.0): 32 values of e4m3 or e2m1 share a power of two, the smallest that is not below
-  amax / (largest element), so that nothing saturates. The specification's own example takes the floor of both
-  logarithms, and MLX before 0.32.4 the nearest power: both saturate;
-- nvfp4: 16 values of e2m1 share an e4m3 scale, amax / 6, at most 448: whatever exceeds 2688 saturates, and a group
+- mxfp8, mxfp4 (OCP Microscaling v1.0): 32 elements of e4m3 or e2m1 share a power-of-two scale, the smallest that is not
+  below amax / (largest element), so that nothing saturates. The example in the specification takes the floor of both
+  logarithms, and MLX before 0.32.4 took the nearest power; both can saturate;
+- nvfp4: 16 elements of e2m1 share an e4m3 scale, amax / 6, at most 448. Magnitudes above 2688 saturate, and a group
   whose amax is at most 6 * 2^-10 becomes zero;
-- affine: levels between the extremes of a group, laid so that the one of larger magnitude and zero are among them.
+- affine: levels between the extremes of a group, placed so that zero and the extreme of larger magnitude are levels.
 
-Elements are rounded to nearest, ties to even, as MLX's GPU kernels and `mx.qqmm` do; `mx.quantize` on the CPU takes the
+Elements are rounded to nearest, ties to even, as in MLX's GPU kernels and `mx.qqmm`; `mx.quantize` on the CPU rounds
 ties of e2m1 towards zero instead.
 """
 
@@ -29,7 +29,7 @@ from precision_lab.errors import InputError, nearest
 Array = npt.NDArray[Any]
 
 E4M3, E2M1 = (3, -6, 448.0), (1, 0, 6.0)
-"""Constants of an element format: stored bits of the significand, exponent of the smallest normal, largest value."""
+"""Element formats: stored bits of the significand, exponent of the smallest normal, largest value."""
 _AFFINE = re.compile(r"affine([234568])(?:_g(32|64|128))?")
 DEFAULT_GROUP_FORMATS = ("mxfp8", "mxfp4", "nvfp4", "affine8", "affine4")
 
@@ -46,26 +46,30 @@ class GroupFormat:
 
 @lru_cache
 def group_format(name: str) -> GroupFormat:
-    """mxfp8, mxfp4, nvfp4, or affineBITS or affineBITS_gSIZE (64 without), as affine4_g32. Raises InputError else."""
+    """The group format called `name`: mxfp8, mxfp4, nvfp4, affineBITS (groups of 64) or affineBITS_gSIZE.
+
+    Raises InputError for any other name.
+    """
     if name in ("mxfp8", "mxfp4"):
         return GroupFormat(name, name, int(name[-1]), 32)
     if name == "nvfp4":
         return GroupFormat(name, name, 4, 16)
-    if found := _AFFINE.fullmatch(name):
-        return GroupFormat(name, "affine", int(found[1]), int(found[2] or 64))
-    raise InputError(f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or affine4_g32 and so on")
+    if match := _AFFINE.fullmatch(name):
+        return GroupFormat(name, "affine", int(match[1]), int(match[2] or 64))
+    raise InputError(f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or, e.g., affine4_g32.")
 
 
 def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Quantised and decoded again: float32 values, and where they were clipped to the end of the element's range.
+    """Quantises and decodes `groups`.
 
-    groups: (n, fmt.group_size) float32, finite.
+    groups: (n, fmt.group_size) float32, finite. Returns the decoded values, float32, and a mask of the elements that
+    were clipped to the range of the element format, both of the same shape.
     """
     if fmt.mode == "affine":
         return _affine(groups, 2**fmt.bits - 1)
     mantissa_bits, lowest, largest = E4M3 if fmt.bits == 8 else E2M1
     magnitude = np.abs(groups)
-    ratio = _of_groups(np.maximum, magnitude) / np.float32(largest)
+    ratio = _reduce_groups(np.maximum, magnitude) / np.float32(largest)
     scale = _e4m3_scale(ratio) if fmt.mode == "nvfp4" else _power_of_two_scale(ratio)
     magnitude /= np.where(scale > 0, scale, np.float32(np.inf))
     magnitude = round_significand(magnitude, mantissa_bits, lowest)
@@ -76,7 +80,7 @@ def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.b
 
 
 def _power_of_two_scale(ratio: Array) -> Array:
-    """2^ceil(log2(ratio)), within the e8m0 range; 1 for a group of zeros."""
+    """`2^ceil(log2(ratio))`, limited to the range of e8m0; 1 for a group of zeros."""
     fraction, exponent = np.frexp(ratio)  # ratio = fraction * 2^exponent with the fraction in [0.5, 1)
     return np.ldexp(np.float32(1), np.clip(exponent - (fraction == 0.5), -127, 127))
 
@@ -86,9 +90,9 @@ def _e4m3_scale(ratio: Array) -> Array:
 
 
 def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
-    """Non-negative float32 rounded to so many bits, fixed-point below 2^lowest; the range above is not limited.
+    """Rounds non-negative float32 to `mantissa_bits` stored bits, fixed-point below 2^lowest; no upper limit.
 
-    Adding and taking away 2^(23 - mantissa_bits) times the value's power of two leaves just those bits, ties to even.
+    Adding and subtracting 2^(23 - mantissa_bits) times the value's power of two leaves just those bits, ties to even.
     """
     power = np.maximum(magnitude, np.float32(2.0**lowest)).view(np.uint32)
     power &= np.uint32(0x7F800000)
@@ -100,7 +104,7 @@ def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Arra
 
 
 def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-    low, high = _of_groups(np.minimum, groups), _of_groups(np.maximum, groups)
+    low, high = _reduce_groups(np.minimum, groups), _reduce_groups(np.maximum, groups)
     below = np.abs(low) > np.abs(high)
     scale = np.maximum((high - low) / np.float32(levels), np.float32(1e-7))
     scale = np.where(below, scale, -scale)
@@ -117,7 +121,7 @@ def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
     return level, clipped
 
 
-def _of_groups(function: np.ufunc, groups: Array) -> Array:
-    """(n, 1): `function` reduced along each group, which for short ones is faster than along an axis."""
+def _reduce_groups(function: np.ufunc, groups: Array) -> Array:
+    """Reduces each group by `function` to (n, 1); for short groups, `reduceat` is faster than reducing an axis."""
     starts = np.arange(0, groups.size, groups.shape[1])
     return function.reduceat(groups.reshape(-1), starts)[:, None]

@@ -1,12 +1,12 @@
 """The error of one tensor, or one image, against a reference.
 
-A metric that is undefined is NaN, and the reason is stated beside it, one word each:
+An undefined metric is NaN, and a one-word reason is recorded with it:
 
 - `identical`: no element differs, so a signal-to-noise ratio has no noise;
-- `zero_reference`, `zero_input`: a norm that is divided by is zero;
+- `zero_reference`, `zero_input`: the norm in the denominator is zero;
 - `nonfinite`: NaN or infinity among the elements;
 - `empty`: no elements; `too_small`: an image smaller than the smallest window;
-- `overflow`: the value itself is beyond float64.
+- `overflow`: the value is beyond the range of float64.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.formats import Format, ulp
 
 CHUNK = 1 << 13
-"""Elements worked on at a time: the float64 temporaries stay in cache, and BLAS sums so few in one thread."""
+"""Elements per chunk: the float64 temporaries stay in cache, and BLAS sums this few elements in one thread."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Values by name, for a numeric table, and for each that is NaN the reason."""
+    """Values by name, for a numeric table, and the reason for each that is NaN."""
 
     values: Mapping[str, float | int]
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, float | int | str | None]:
-        """Strict JSON: null for NaN, with `<name>_reason` beside it."""
+        """The metrics as strict JSON: null for NaN, with an additional `<name>_reason`."""
         record: dict[str, float | int | str | None] = {}
         for name, value in self.values.items():
             record[name] = None if name in self.reasons else value
@@ -44,7 +44,7 @@ class Metrics:
 
 
 def _metrics(**results: float | int | str) -> Metrics:
-    """From each metric's value, or the reason for its having none."""
+    """Builds Metrics from the value of each metric, or the reason why it is undefined."""
     reasons = {k: v if isinstance(v, str) else "overflow" for k, v in results.items() if _undefined(v)}
     return Metrics({k: math.nan if isinstance(v, str) or k in reasons else v for k, v in results.items()}, reasons)
 
@@ -56,19 +56,19 @@ def _undefined(result: float | int | str) -> bool:
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 COMPARED = ("rel_l2", "sqnr_db", "cosine", "max_abs_err", "mean_signed_rel_err", "num_nonfinite")
-"""The names `compare` measures, in the order of the drift table."""
+"""The metrics that `compare` computes, in the order of the drift table."""
 
 
 def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
-    """The error of `x` against `ref`, real tensors of one shape and any dtypes, evaluated in float64.
+    """The error of `x` against `ref`, real tensors of the same shape and any dtypes, evaluated in float64.
 
     - `rel_l2`: |x - ref| / |ref| (Euclidean norms of the flattened tensors); 0 where both are zero;
     - `sqnr_db`: 20 log10(|ref| / |x - ref|), higher is better;
     - `cosine`: <x, ref> / (|x| |ref|);
     - `max_abs_err`: the largest |x - ref|, in the unit of the tensors;
-    - `mean_signed_rel_err`: the bias, sum(x - ref) / sum(|ref|). The mean error is taken relative to the mean
-      magnitude, not element by element, where references near zero would decide it; 0 where both tensors are zero;
-    - `num_nonfinite`: the number of positions where x or ref is not finite. If there is one, all else is undefined.
+    - `mean_signed_rel_err`: the bias, sum(x - ref) / sum(|ref|). The mean error is relative to the mean magnitude; an
+      elementwise ratio would be dominated by references near zero. It is 0 where both tensors are zero;
+    - `num_nonfinite`: the number of positions where x or ref is not finite. If there are any, all else is undefined.
 
     Raises InputError if the shapes differ.
     """
@@ -78,7 +78,7 @@ def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
         undefined: dict[str, int | str] = dict.fromkeys(COMPARED, "nonfinite" if num_nonfinite else "empty")
         return _metrics(**(undefined | {"num_nonfinite": num_nonfinite}))
 
-    # in units of a power of two near the largest magnitude (exact), no square overflows
+    # scaling by a power of two near the largest magnitude is exact and keeps squares from overflowing
     scale = _power_of_two(amax)
     xx = rr = xr = ee = abs_r = signed_error = max_error = 0.0
     for chunk_x, chunk_ref in _chunk_pairs(x, ref):
@@ -128,7 +128,7 @@ def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def ulp_error_quantiles(x: npt.NDArray[Any], ref: npt.NDArray[Any], fmt: Format | str) -> Metrics:
     """`ulp_p50` and `ulp_p99`: quantiles of |x - ref| / ulp(ref), in units in the last place of `fmt`.
 
-    Round-to-nearest of `ref` to `fmt` stays within 0.5. Quantiles are interpolated linearly.
+    For `ref` rounded to nearest in `fmt`, they are at most 0.5. Quantiles are interpolated linearly.
 
     Raises InputError if the shapes differ or for an unknown format name.
     """
@@ -161,7 +161,7 @@ def _chunk_pairs(
 
 
 def _range(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> tuple[int, float]:
-    """The number of positions where either is not finite, and the largest magnitude in either if there is none."""
+    """The number of positions where x or ref is not finite, and the largest magnitude of both if there are none."""
     num_nonfinite, amax = 0, 0.0
     for a, r in _chunk_pairs(x, ref):
         extremes = a.min(), a.max(), r.min(), r.max()  # NaN passes through
@@ -173,7 +173,7 @@ def _range(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> tuple[int, float]:
 
 
 def _power_of_two(amax: float) -> float:
-    """The largest power of two that is not above `amax`; 1 for 0."""
+    """The largest power of two not above `amax`; 1 if `amax` is 0."""
     return math.ldexp(1.0, math.frexp(amax)[1] - 1) if amax else 1.0
 
 
@@ -181,7 +181,10 @@ def _power_of_two(amax: float) -> float:
 
 
 def compare_images(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> Metrics:
-    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, higher is better, with the reasons."""
+    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, with reasons; higher is better.
+
+    Raises InputError for other shapes or dtypes.
+    """
     psnr, similarity = psnr_db(image, ref), ssim(image, ref)
     return _metrics(
         psnr_db=("identical" if image.size else "empty") if math.isnan(psnr) else psnr,
@@ -203,8 +206,8 @@ def psnr_db(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> float:
 def ssim(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> float:
     """Structural similarity (Wang et al. 2004, doi:10.1109/TIP.2003.819861) of (height, width, channels) uint8 images.
 
-    The mean over channels and over square windows of 7 pixels, or of the largest odd number that fits a smaller image;
-    NaN below 3 pixels. Raises InputError for other shapes or dtypes.
+    This is the mean over channels and over square windows of side 7, or the largest odd side that fits a smaller image;
+    NaN for images under 3 pixels. Raises InputError for other shapes or dtypes.
     """
     from skimage.metrics import structural_similarity
 

@@ -1,7 +1,7 @@
-"""The range catalogue of one tensor: largest and smallest values, counts, and the loss in a narrower format.
+"""The range catalogue of a tensor: extremes, moments, counts, and the overflow and underflow of narrower formats.
 
 Counts are exact. Magnitudes are compared as integers: with the sign bit cleared, the bit patterns of IEEE 754 numbers
-order as the numbers do, with infinity above every finite number and NaN above infinity.
+have the same order as the numbers, with infinity above every finite number and NaN above infinity.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.formats import FORMATS, Format
 
 CHUNK = 1 << 16
-"""Elements worked on at a time: the temporaries of a chunk stay in the second-level cache."""
+"""Elements per chunk: the temporaries of a chunk stay in the second-level cache."""
 TOGETHER = 2 * CHUNK
-"""Elements of small arrays that are worked on at a time: fewer calls are worth more than the cache."""
+"""Elements per batch of small arrays: saving calls is worth more than staying in the cache."""
 
 
 def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float | int]:
@@ -30,15 +30,15 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
     Over all elements: `num_nan`, `num_inf`, `num_zero`. Over the finite ones: `amax` and `amin_nonzero` (of |x|),
     `min`, `max`, `mean`, `rms`. For each format f:
 
-    - `overflow_pct_f`: percent of all elements, finite or infinite, that overflow when cast to f; NaN is no overflow;
+    - `overflow_pct_f`: percent of all elements, finite or infinite, that overflow when cast to f; NaN does not count;
     - `underflow_pct_f`: percent of all elements that are not zero and become zero when cast to f;
     - `headroom_bits_f`: log2(f.max / amax), negative where amax is out of range.
 
-    What is undefined is NaN: percentages of an empty tensor, the range of one without finite elements, `amin_nonzero`
-    and headroom of one whose finite elements are all zero.
+    Undefined values are NaN: the percentages of an empty tensor, the range of a tensor without finite elements, and
+    `amin_nonzero` and the headroom of a tensor whose finite elements are all zero.
 
-    float16, bfloat16, float8 and float32 are taken as they are, float64, integers and booleans as float64. Sums are
-    float64. Raises InputError for any other dtype.
+    float16, bfloat16, float8 and float32 are evaluated as float32, and float64, integers and booleans as float64. Sums
+    are float64. Raises InputError for any other dtype.
     """
     limits = magnitude_limits(tuple(formats), _working_dtype(x.dtype))
     parts = [_summarize_chunk(chunk, limits) for chunk in _chunks(x)]
@@ -71,25 +71,25 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
 
 
 def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
-    """`summarize` of every array, as columns with an element for each; the same numbers bit for bit.
+    """`summarize` of every array, bit for bit, as columns with one element per array.
 
-    Columns `num_*` are int64, all others float64. Arrays of one dtype and size are measured as the rows of one matrix,
-    many times faster: on arrays of some thousand elements the calls of NumPy take longer than its work.
+    Columns `num_*` are int64, all others float64. Arrays of the same dtype and size are measured as the rows of one
+    matrix, which is many times faster: for arrays of a few thousand elements, the overhead of NumPy's calls dominates.
     """
-    alike: dict[tuple[np.dtype[Any], int], list[int]] = defaultdict(list)
+    by_dtype_and_size: dict[tuple[np.dtype[Any], int], list[int]] = defaultdict(list)
     for index, x in enumerate(arrays):
-        alike[x.dtype, x.size].append(index)
+        by_dtype_and_size[x.dtype, x.size].append(index)
     order: list[int] = []
     parts: list[Mapping[str, Any]] = []
-    for (dtype, size), indices in alike.items():
-        together = TOGETHER // size if _working_dtype(dtype) == np.float32 and 0 < size <= CHUNK else 1
-        for start in range(0, len(indices), together):
-            piece = indices[start : start + together]
-            if together == 1:
-                parts.append({name: [value] for name, value in summarize(arrays[piece[0]], formats).items()})
+    for (dtype, size), indices in by_dtype_and_size.items():
+        batch_size = TOGETHER // size if _working_dtype(dtype) == np.float32 and 0 < size <= CHUNK else 1
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            if batch_size == 1:
+                parts.append({name: [value] for name, value in summarize(arrays[batch[0]], formats).items()})
             else:
-                flat = np.concatenate([arrays[i].reshape(-1) for i in piece])
-                parts.append(_summarize_rows(flat.reshape(len(piece), size), formats))
+                flat = np.concatenate([arrays[i].reshape(-1) for i in batch])
+                parts.append(_summarize_rows(flat.reshape(len(batch), size), formats))
         order += indices
 
     columns = {}
@@ -101,10 +101,10 @@ def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]
 
 
 def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many finite non-zero elements of `x` lie in each binade 2^e <= |x| < 2^(e+1).
+    """The number of finite non-zero elements of `x` in each binade 2^e <= |x| < 2^(e+1).
 
-    Returns `(exponents, counts)`: all e from the smallest to the largest that occurs, ascending; both empty where no
-    element is finite and non-zero. Raises InputError as `summarize` does.
+    Returns `(exponents, counts)`: all e from the smallest to the largest that occurs, ascending; both empty if no
+    element is finite and non-zero. Raises InputError for the same dtypes as `summarize`.
     """
     lowest = -1074  # float64's smallest subnormal is 2^-1074
     counts = np.zeros(1024 - lowest, dtype=np.int64)
@@ -128,18 +128,18 @@ def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.
 
 
 class Limits(NamedTuple):
-    """Bit patterns of magnitudes in one dtype, in the unsigned integers as wide as its elements."""
+    """Bit patterns of magnitudes of one dtype, as unsigned integers of the same width."""
 
     sign_cleared: np.unsignedinteger[Any]
     infinity: np.unsignedinteger[Any]
     overflow: tuple[np.unsignedinteger[Any], ...]
-    """The smallest magnitude that overflows, a format each; at most infinity."""
+    """The smallest magnitude that overflows, for each format; at most infinity."""
     underflow: tuple[np.unsignedinteger[Any], ...]
-    """The largest magnitude that becomes zero, a format each."""
+    """The largest magnitude that becomes zero, for each format."""
 
 
 class _Part(NamedTuple):
-    """The statistics of one chunk. Without finite elements the extremes are those of an empty set."""
+    """The statistics of one chunk. Without finite elements, the extremes are those of an empty set."""
 
     num_nan: int
     num_inf: int
@@ -151,13 +151,13 @@ class _Part(NamedTuple):
     min: float
     max: float
     scale: float
-    """The power of two that `sum` and the root of `sum_squares` are in units of."""
+    """The power of two that is the unit of `sum` and of the root of `sum_squares`."""
     sum: float
     sum_squares: float
 
 
 def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
-    """`x`: (n,) float32 or float64, n > 0."""
+    """The statistics of `x`: (n,) float32 or float64, n > 0."""
     magnitude = x.view(limits.infinity.dtype) & limits.sign_cleared
     num_zero = x.size - _count(magnitude)
     largest = magnitude.max()
@@ -174,12 +174,12 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
         low, high = (0.0, 0.0) if x.size else (math.inf, -math.inf)
         return _Part(num_nan, num_inf, num_zero, overflowing, none, 0.0, math.inf, low, high, 0.0, 0.0, 0.0)
 
-    # less one, zero wraps to the largest integer: the minimum is that of the non-zero magnitudes
+    # subtracting one wraps zero to the largest integer, so the minimum is that of the non-zero magnitudes
     magnitude -= magnitude.dtype.type(1)
     smallest = magnitude.min() + magnitude.dtype.type(1)
     underflowing = [_count(magnitude < t) if smallest <= t else 0 for t in limits.underflow]
     amax = float(largest.view(x.dtype))
-    # in float64 a square could overflow: work in units of a power of two near amax, which is exact
+    # a float64 square could overflow: scale by a power of two near amax, which is exact
     scale = math.ldexp(1.0, math.frexp(amax)[1] - 1) if x.dtype == np.float64 else 1.0
     wide = np.divide(x, scale, dtype=np.float64)
     total = float(wide.sum())
@@ -201,10 +201,10 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
 
 
 def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
-    """`summarize` of each row of `x`, as columns: (rows, n) of a dtype that float32 holds, 0 < n <= CHUNK."""
+    """`summarize` of each row, as columns; x: (rows, n) of a dtype that fits in float32, 0 < n <= CHUNK."""
     limits = magnitude_limits(tuple(formats), np.dtype(np.float32))
     n = x.shape[1]
-    with np.errstate(invalid="ignore"):  # of rows that are not finite
+    with np.errstate(invalid="ignore"):  # rows may contain non-finite elements
         y = x.astype(np.float32, copy=False)
         low, high = y.min(axis=1), y.max(axis=1)
         wide = y.astype(np.float64)
@@ -217,13 +217,13 @@ def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str,
     none = np.zeros(len(x), np.int64)
     num_zero = _row_counts(magnitude == 0) if not magnitude.min() else none
     overflowing = [_row_counts(magnitude >= t) if largest.max() >= t else none for t in limits.overflow]
-    magnitude -= np.uint32(1)  # so that zero wraps to the largest integer
+    magnitude -= np.uint32(1)  # wraps zero to the largest integer
     smallest = magnitude.min(axis=1) + np.uint32(1)
     underflowing = [_row_counts(magnitude < t) if smallest.min() <= t else none for t in limits.underflow]
 
-    # rows with infinities or NaN in them, or nothing but zeros, are left to `summarize`
+    # `summarize` handles rows that contain infinities or NaN, or only zeros
     plain = (largest > 0) & (largest < limits.infinity)
-    with np.errstate(invalid="ignore"):  # of the other rows, too
+    with np.errstate(invalid="ignore"):  # the rows left to `summarize` are included here
         amax, amin = (m.view(np.float32).astype(np.float64) for m in (largest, smallest))
     columns = {
         "amax": amax,
@@ -236,7 +236,7 @@ def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str,
         "num_inf": none.copy(),
         "num_zero": num_zero.copy(),
     }
-    log_amax = np.array([math.log2(a) for a in np.where(plain, amax, 1.0).tolist()])  # NumPy's may differ in an ulp
+    log_amax = np.array([math.log2(a) for a in np.where(plain, amax, 1.0).tolist()])  # np.log2 may differ by an ulp
     for fmt, over, under in zip(formats, overflowing, underflowing, strict=True):
         columns[f"overflow_pct_{fmt.name}"] = 100 * over / n
         columns[f"underflow_pct_{fmt.name}"] = 100 * under / n
@@ -257,12 +257,12 @@ def _count(condition: npt.NDArray[Any]) -> int:
 
 @lru_cache
 def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limits:
-    """The bounds that magnitudes of float32 or float64 elements are compared with."""
+    """The limits with which magnitudes of `dtype`, float32 or float64, are compared."""
     bits = np.dtype(f"u{dtype.itemsize}")
     infinity = dtype.type(np.inf).view(bits)
     overflow, underflow = [], []
     for fmt in formats:
-        # exact in dtype, but for float32's own limits in float32: these round to infinity and zero, where they belong
+        # exact in dtype, except the limits of float32 in float32, which correctly round to infinity and zero
         with np.errstate(over="ignore", under="ignore"):
             first, last = dtype.type(fmt.overflow_threshold), dtype.type(fmt.underflow_threshold)
         assert float(first) in (fmt.overflow_threshold, math.inf)
@@ -279,18 +279,18 @@ def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limit
 
 @lru_cache
 def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of float32 and float64 that holds every value of `dtype` (integers beyond 2^53 are rounded)."""
+    """float32 or float64, whichever holds every value of `dtype` (integers beyond 2^53 are rounded)."""
     if dtype.name in FORMATS:
         return np.dtype(np.float32)
     if dtype == np.float64 or dtype.kind in "biu":
         return np.dtype(np.float64)
     raise InputError(
-        f"Statistics of a {dtype.name} tensor: expected booleans, integers, float64 or {', '.join(FORMATS)}"
+        f"Cannot compute statistics of a {dtype.name} tensor: expected bool, integers, float64 or {', '.join(FORMATS)}"
     )
 
 
 def _chunks(x: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Pieces of (n,) float32 or float64, n <= CHUNK, in C order: the layout in memory changes no sum."""
+    """Yields chunks of (n,) float32 or float64, n <= CHUNK, in C order, so that sums do not depend on the layout."""
     dtype = _working_dtype(x.dtype)
     flat = x.reshape(-1)
     for start in range(0, flat.size, CHUNK):

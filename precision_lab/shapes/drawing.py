@@ -1,4 +1,4 @@
-"""Drawing a scene."""
+"""Drawing pictures of scenes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from precision_lab.shapes.palette import PALETTE
 from precision_lab.shapes.scenes import Scene
 
 MIN_SIDE = 32
-"""Least side in pixels at which the shapes can be distinguished."""
+"""The shortest side in pixels at which the shapes can be distinguished."""
 
 
 def render(scene: Scene, height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A picture of the scene, (height, width, 3) sRGB, antialiased; `rng` shifts its objects a little.
+    """Draws an antialiased picture of the scene, (height, width, 3) uint8 sRGB; `rng` jitters the objects.
 
-    Raises InputError for a side under 32 pixels.
+    Raises InputError for a side shorter than 32 pixels.
     """
     if min(height, width) < MIN_SIDE:
         raise InputError(f"A picture needs at least {MIN_SIDE} x {MIN_SIDE} pixels, got {height} x {width}")
     background, color = (np.array(PALETTE[name], dtype=np.float32) for name in (scene.background, scene.color))
     image = np.empty((height, width, 3), dtype=np.uint8)
-    image[:] = np.tile(background.astype(np.uint8), (width, 1))  # row by row: several times quicker than by pixel
+    image[:] = np.tile(background.astype(np.uint8), (width, 1))  # several times faster by row than by pixel
     radius = layout.RADII[layout.size_name(scene)] * min(height, width)
     for center in layout.centers(scene, height, width, rng):
         left, top = np.floor(center - radius).astype(int)

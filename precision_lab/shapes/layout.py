@@ -1,6 +1,6 @@
-"""Where a scene's objects lie and how large they are.
+"""The positions and sizes of a scene's objects.
 
-The numbers leave 3 % of the shorter side between the largest objects, and 3.5 % between these and the picture's edge.
+With these numbers, large objects stay at least 3 % of the shorter side apart, and 3.5 % away from the picture's edge.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ import numpy.typing as npt
 from precision_lab.shapes.scenes import Scene
 
 RADII = {"small": 0.076, "medium": 0.1, "large": 0.131}
-"""Radius by size, in shorter sides: each 1.3 times the one before."""
+"""Radius by size, as a fraction of the shorter side: each is about 1.3 times the previous one."""
 ANCHORS = {"left": (0.22, 0.5), "right": (0.78, 0.5), "top": (0.5, 0.22), "bottom": (0.5, 0.78), "center": (0.5, 0.5)}
-"""The group's middle by position: (x, y) in widths and heights."""
+"""Centre of the group by position: (x, y) as fractions of width and height."""
 SPACING = 0.31
-"""Between neighbours, in widths for a row or in heights for a column."""
+"""Distance between neighbours, as a fraction of the width for a row or of the height for a column."""
 COMMON_JITTER = 0.015
-"""Largest shift of the whole group along x and along y, in shorter sides; so the next two, of each object."""
+"""Largest shift of the whole group along x and along y, as a fraction of the shorter side."""
 JITTER_ALONG = 0.008
+"""Largest shift of each object along its row or column, as a fraction of the shorter side."""
 JITTER_ACROSS = 0.02
+"""Largest shift of each object across its row or column, as a fraction of the shorter side."""
 
 
 def size_name(scene: Scene) -> str:
-    """A key of `RADII`."""
+    """The size of the scene's objects, a key of `RADII`."""
     return scene.size or "medium"
 
 
 def position_name(scene: Scene) -> str:
-    """A key of `ANCHORS`."""
+    """The position of the scene's group, a key of `ANCHORS`."""
     return scene.position or "center"
 
 
 def centers(scene: Scene, height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The middles of the scene's objects, (count, 2) of (x, y) in pixels: a column at left or right, else a row."""
+    """The centres (x, y) of the scene's objects in pixels, (count, 2): a column at left or right, else a row."""
     extent = np.array([width, height])
     along = 1 if scene.position in ("left", "right") else 0
     offsets = np.zeros((scene.count, 2))

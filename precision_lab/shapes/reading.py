@@ -1,8 +1,9 @@
-"""Reads a picture of shapes by plain image processing.
+"""Recognising the scene in a picture by classical image processing.
 
-The background is the colour of the border. Objects are the connected regions that differ from it by more than half of
-what their colour does, which puts their edge where a blurred or antialiased edge has it. A region's colour is that of
-most of its inside, its shape the one whose outline, at its size and place, overlaps it best.
+The background is the colour of the border. An object is a connected region of pixels that differ from the background by
+more than half as much as the object's colour does, which places a blurred or antialiased edge correctly. The colour of
+a region is the most common one in its interior; its shape is the one whose outline, at the same size and place,
+overlaps the region best.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from precision_lab.shapes.outlines import SHAPES, area, centroid, coverage
 from precision_lab.shapes.palette import COLORS, RGB, nearest_color
 
 BORDER = 0.03
-"""Width of the border, in shorter sides; no object reaches into it."""
+"""Width of the border, as a fraction of the shorter side; no object reaches into it."""
 PLAIN_BORDER = 0.8
-"""The share of the border that must have the background's colour, else the picture has no plain background."""
+"""The fraction of the border that must have the background's colour for the background to count as plain."""
 SPECKLE = 0.25
-"""Regions smaller than this share of the world's smallest object do not count."""
+"""Regions smaller than this fraction of the world's smallest object are ignored."""
 RIM = 2
-"""Pixels around a region that can hold the blurred rest of it."""
+"""Width in pixels of the rim around a region that may belong to its blurred edge."""
 MIN_OVERLAP = 0.55
-"""The least overlap (intersection over union) with a shape's outline at which a region has that shape."""
+"""The minimum overlap (intersection over union) with a shape's outline for a region to have that shape."""
 MAX_MAGNITUDE = 1.5
-"""The radius, in those of large objects, above which a region is no object."""
+"""The radius, relative to that of large objects, above which a region has no shape."""
 
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=Hashable)
@@ -41,11 +42,11 @@ T = TypeVar("T", bound=Hashable)
 
 @dataclass(frozen=True)
 class Reading:
-    """The content of a picture; an attribute is None where it cannot be read.
+    """The attributes recognised in a picture; None where an attribute cannot be determined.
 
-    Unlike in a Scene, `size` says "medium" and `position` "center": None would be ambiguous. `count` is 0 for a plain
-    picture, and None where there is no plain background or one of the regions has no shape. Colour and shape are those
-    of more than half of the objects.
+    Unlike in a Scene, a medium `size` is "medium" and a central `position` is "center", since None would be ambiguous.
+    `count` is 0 for a plain picture, and None if the background is not plain or a region has no shape. Colour and shape
+    are those of more than half of the objects.
     """
 
     background: str | None
@@ -58,16 +59,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Region:
-    """A connected region: its colour, its shape and radius if it has one, its middle (x, y) in widths and heights."""
+    """A connected region: colour, shape, radius (NaN without a shape), and centre (x, y) as fractions of the extent."""
 
     color: str
     shape: str | None
     radius: float
-    middle: tuple[float, float]
+    center: tuple[float, float]
 
 
 def read(image: npt.NDArray[np.uint8]) -> Reading:
-    """Read any uint8 picture (height, width, 3). Raises InputError for an array of another kind."""
+    """Recognises the scene in any uint8 picture (height, width, 3). Raises InputError for other dtypes or shapes."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise InputError(f"Expected a uint8 picture of shape (height, width, 3), got {image.dtype} of {image.shape}")
     labels = nearest_color(image)
@@ -84,12 +85,12 @@ def read(image: npt.NDArray[np.uint8]) -> Reading:
         shape=shape,
         count=len(regions) if all(region.shape for region in regions) else None,
         size=_size(float(np.median([region.radius for region in regions]))) if shape else None,
-        position=_position(np.mean([region.middle for region in regions], axis=0)),
+        position=_position(np.mean([region.center for region in regions], axis=0)),
     )
 
 
 def _background(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp]) -> int | None:
-    """The palette's colour nearest to the border's median, if most of the border agrees."""
+    """The index of the colour nearest to the border's median, or None if too little of the border has that colour."""
     width = max(1, round(BORDER * min(labels.shape)))
     border = np.ones(labels.shape, dtype=bool)
     border[width:-width, width:-width] = False
@@ -98,16 +99,16 @@ def _background(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp]) -> i
 
 
 def _foreground(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp], background: int) -> Mask:
-    """The pixels of objects: nearer to the commonest object colour than to the background, or of a third colour."""
-    other = labels != background
-    inside = ndimage.binary_erosion(other)
-    if not inside.any():
-        return inside
-    color = int(np.bincount(labels[inside]).argmax())
-    full = np.median(image[inside & (labels == color)], axis=0)
-    differs = np.linalg.norm(image - RGB[background], axis=-1) > np.linalg.norm(full - RGB[background]) / 2
+    """The mask of object pixels: closer to the commonest object colour than to the background, or of a third colour."""
+    not_background = labels != background
+    interior = ndimage.binary_erosion(not_background)
+    if not interior.any():
+        return interior
+    color = int(np.bincount(labels[interior]).argmax())
+    object_color = np.median(image[interior & (labels == color)], axis=0)
+    differs = np.linalg.norm(image - RGB[background], axis=-1) > np.linalg.norm(object_color - RGB[background]) / 2
     # blended edges can resemble a third colour too, but are only a pixel or two thick
-    third = ndimage.binary_opening(other & (labels != color))
+    third = ndimage.binary_opening(not_background & (labels != color))
     return differs | third
 
 
@@ -122,13 +123,13 @@ def _regions(
         mask = numbered[box] == number
         if mask.sum() < speckle:
             continue
-        inside = ndimage.binary_erosion(mask)
-        inside = inside if inside.any() else mask
-        votes = np.bincount(labels[box][inside], minlength=len(COLORS))
+        interior = ndimage.binary_erosion(mask)
+        interior = interior if interior.any() else mask
+        votes = np.bincount(labels[box][interior], minlength=len(COLORS))
         votes[background] = 0
         wider = tuple(slice(max(0, s.start - RIM), s.stop + RIM) for s in box)
         near = ndimage.binary_dilation(numbered[wider] == number, iterations=RIM)
-        alpha = near * _opacity(image[wider], np.median(image[box][inside], axis=0), RGB[background])
+        alpha = near * _opacity(image[wider], np.median(image[box][interior], axis=0), RGB[background])
         shape = _shape(alpha)
         radius = math.sqrt(alpha.sum() / area(shape)) / side if shape else math.nan
         if radius > MAX_MAGNITUDE * max(RADII.values()):
@@ -141,18 +142,18 @@ def _regions(
 def _opacity(
     image: npt.NDArray[np.uint8], color: npt.NDArray[np.floating], background: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.floating]:
-    """The share of `color` in each pixel (height, width), 0 to 1, if it is a blend of `color` and `background`."""
+    """The fraction of `color` in each pixel (height, width), 0 to 1, seen as a blend of `color` and `background`."""
     direction = color - background
     return np.clip((image - background) @ direction / max(direction @ direction, 1), 0, 1)
 
 
 def _shape(alpha: npt.NDArray[np.floating]) -> str | None:
-    """The shape that overlaps a region's opacity best when it has its area and centre of mass; None if none does well.
+    """The shape that, given the region's area and centre of mass, overlaps its opacity best; None below MIN_OVERLAP.
 
-    Blur rounds the points of a star and so shrinks its bounding box, but moves neither area nor centre.
+    Blur rounds off the points of a star and so shrinks its bounding box, but changes neither area nor centre of mass.
     """
     size = float(alpha.sum())
-    margin = math.ceil(math.sqrt(size)) + 1  # no shape of area 1 reaches 1 from its centre of mass
+    margin = math.ceil(math.sqrt(size)) + 1  # every shape of area 1 stays within 1 of its centre of mass
     alpha = np.pad(alpha, margin)
     y, x = (float(c) + 0.5 for c in ndimage.center_of_mass(alpha))
     overlaps = {}
@@ -167,16 +168,16 @@ def _shape(alpha: npt.NDArray[np.floating]) -> str | None:
 
 
 def _size(radius: float) -> str:
-    """The size of the nearest radius, as a ratio."""
+    """The size whose radius is nearest in ratio."""
     return min(RADII, key=lambda size: abs(math.log(radius / RADII[size])))
 
 
-def _position(middle: npt.NDArray[np.float64]) -> str:
-    return min(ANCHORS, key=lambda position: math.dist(ANCHORS[position], middle))
+def _position(center: npt.NDArray[np.float64]) -> str:
+    return min(ANCHORS, key=lambda position: math.dist(ANCHORS[position], center))
 
 
 def _majority(values: Iterable[T | None]) -> T | None:
-    """The value of more than half, if there is one."""
+    """The value that more than half of `values` have, if there is one."""
     counts = Counter(values)
     value, votes = counts.most_common(1)[0]
     return value if 2 * votes > counts.total() else None

@@ -1,4 +1,4 @@
-"""Scenes, their captions, and which of them no training picture shows."""
+"""Scenes, their captions, and which of them are held out from training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ POSITIONS = ("left", "right", "top", "bottom")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 HELD_OUT_ONE_IN = 10
 LISTED = 5
-"""Near choices a refusal names: it names all, up to twice as many, where none is near; no vocabulary is larger."""
+"""Number of near choices that an error message lists; without near ones it lists up to twice as many, which is all."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture. `size` None is medium, `position` None is the centre: the caption leaves both unsaid.
+    """The content of a picture. `size` None means medium, `position` None the centre; the caption omits both.
 
     Raises InputError for a value outside the world, or objects of the background's colour.
     """
@@ -62,27 +62,27 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether training leaves this combination of count, colour, shape and background out, in every size and place.
+        """Whether this combination of count, colour, shape and background is held out, in every size and position.
 
-        CRC-32 decides: the same on every machine, unlike `hash`.
+        The choice depends on a CRC-32, which is the same on every machine, unlike `hash`.
         """
         combination = f"{self.count} {self.color} {self.shape} {self.background}"
         return zlib.crc32(combination.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def parse(caption: str) -> Scene:
-    """The scene of a caption; capitals, commas and repeated spaces do not matter, and one object may be "one" or "an".
+    """Parses a caption, ignoring case, commas and repeated spaces; a single object may be "a", "an" or "one".
 
-    Raises InputError that names the first word that does not fit, and what would.
+    Raises InputError that names the first unexpected word and the words expected there.
     """
     words = iter(caption.lower().replace(",", " ").split())
 
-    def take(what: str, choices: Collection[str]) -> str:
+    def take(noun: str, choices: Collection[str]) -> str:
         word = next(words, None)
         if word is None:
-            raise InputError(f"The caption {caption!r} ends where {what} is expected. {nearest('', choices, LISTED)}")
+            raise InputError(f"The caption {caption!r} ends where {noun} is expected. {nearest('', choices, LISTED)}")
         if word not in choices:
-            raise InputError(f"In {caption!r}, {word!r} is not {what}. {nearest(word, choices, LISTED)}")
+            raise InputError(f"In {caption!r}, {word!r} is not {noun}. {nearest(word, choices, LISTED)}")
         return word
 
     count = COUNTS[take("a count", COUNTS)]
@@ -97,7 +97,7 @@ def parse(caption: str) -> Scene:
     take('the word "background"', ("background",))
     rest = list(words)
     if len(rest) > 1:
-        raise InputError(f"In {caption!r}, nothing may follow {rest[0]!r}, but {rest[1]!r} does")
+        raise InputError(f"In {caption!r}, {rest[1]!r} follows {rest[0]!r}, which must be the last word")
     if rest and rest[0] not in POSITIONS:
         raise InputError(f"In {caption!r}, {rest[0]!r} is not a position. {nearest(rest[0], POSITIONS, LISTED)}")
     return Scene(count, size, color, shape, background, rest[0] if rest else None)
@@ -105,7 +105,7 @@ def parse(caption: str) -> Scene:
 
 @cache
 def all_scenes() -> tuple[Scene, ...]:
-    """The 12,600 scenes of the world, in a fixed order."""
+    """All 12,600 scenes of the world, in a fixed order."""
     values = product(COUNT_WORDS, (None, *SIZES), COLORS, SHAPES, COLORS, (None, *POSITIONS))
     return tuple(
         Scene(count, size, color, shape, background, position)
@@ -122,5 +122,5 @@ def training_scenes() -> tuple[Scene, ...]:
 
 @cache
 def held_out_scenes() -> tuple[Scene, ...]:
-    """The scenes kept for testing, about one combination in ten, in the order of `all_scenes`."""
+    """The scenes held out for testing, about one combination in ten, in the order of `all_scenes`."""
     return tuple(scene for scene in all_scenes() if scene.held_out)

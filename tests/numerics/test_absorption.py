@@ -1,4 +1,4 @@
-"""Absorbed updates: hand-computed cases, and what rounding really does."""
+"""Absorbed updates: hand-computed cases, and agreement with actual rounding."""
 
 import math
 
@@ -20,7 +20,7 @@ def share(residual, update, fmt="bfloat16"):
         (1.0, 2.0**-8, True),  # half an ulp of bf16 at 1, and 1 is even
         (1.0, 2.0**-8 * 1.01, False),
         (1.0 + 2.0**-7, 2.0**-8, False),  # the same tie from an odd significand
-        (1.0, -(2.0**-9), True),  # below 1 values are half as dense: a tie, to the even 1
+        (1.0, -(2.0**-9), True),  # below 1 the spacing is half as large: a tie, which goes to the even 1
         (1.0, -(2.0**-9) * 1.01, False),
         (1.5, -(2.0**-8) * 0.99, True),
         (2.0**24, 65536.0, True),  # half an ulp at 16.8 M: 131,072 / 2
@@ -45,7 +45,7 @@ def test_zero_updates_and_non_finite_positions_do_not_count():
 
 @pytest.mark.parametrize(("fmt", "dtype"), [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_the_share_that_rounding_leaves_unchanged(fmt, dtype, seed):
+def test_absorbed_updates_are_those_that_rounding_leaves_unchanged(fmt, dtype, seed):
     rng = np.random.default_rng(seed)
     residual = (rng.standard_normal(20_000) * 10 ** rng.uniform(-2, 3, 20_000)).astype(dtype)
     update = rng.standard_normal(20_000) * np.abs(residual.astype(np.float64)) * 10 ** rng.uniform(-5, 0, 20_000)
@@ -56,7 +56,7 @@ def test_it_is_the_share_that_rounding_leaves_unchanged(fmt, dtype, seed):
     assert absorption_pct(residual, update, fmt) == pytest.approx(expected, abs=0.02)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(InputError, match="expected the same"):
         share([1.0, 2.0], [1.0])
     with pytest.raises(InputError, match="bfloat16"):

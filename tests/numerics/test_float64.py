@@ -1,4 +1,4 @@
-"""Operations in float64, by hand and by identities, and what `own_error` says of planted errors."""
+"""Operations in float64, checked by hand and by identities, and `own_error` on planted errors."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_linear_and_elementwise_by_hand():
     assert float64.gated_add(row, two, np.array([[[3, 4]]], F32)).tolist() == [[[7, 10]]]
 
 
-def test_sums_that_float32_would_lose():
+def test_sums_beyond_the_precision_of_float32():
     x, weight = np.array([[1e8, 1, -1e8]], F32), np.ones((1, 3), F32)
     assert float64.linear(x, weight).item() == 1
     assert float64.gated_add(np.full((1, 1, 1), 2e7, F32), np.ones((1, 1), F32), np.full((1, 1, 1), 0.25, F32)) == (
@@ -47,7 +47,7 @@ def test_gelu_and_silu():
     inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
     direct = 0.5 * y * (1 + np.tanh(inner))
     assert float64.gelu_tanh(x) == pytest.approx(direct, abs=1e-14)
-    # the tail, where the direct form cancels: x exp(2 t) up to a relative exp(2 t)
+    # in the tail the direct form cancels; the value is x exp(2 t) up to a relative exp(2 t)
     tail = float64.gelu_tanh(np.array([-6.0], F32))[0]
     at = math.sqrt(2 / math.pi) * (-6 + 0.044715 * -216)
     assert tail == pytest.approx(-6 * math.exp(2 * at), rel=1e-12)
@@ -94,7 +94,7 @@ def test_round_to_agrees_with_a_single_cast(name):
 
 
 def test_round_to_rounds_once():
-    just_above_a_tie = 1 + 2.0**-8 + 2.0**-40  # float32 takes it to the tie, bfloat16 then to even
+    just_above_a_tie = 1 + 2.0**-8 + 2.0**-40  # float32 rounds it to the tie, which bfloat16 then rounds to even
     assert round_to(just_above_a_tie, "bfloat16") == 1 + 2.0**-7
     assert float(np.float32(just_above_a_tie).astype(ml_dtypes.bfloat16)) == 1
     assert round_to([65519.99, 65520.0, -np.inf], "float16").tolist() == [65504, np.inf, -np.inf]
@@ -103,12 +103,12 @@ def test_round_to_rounds_once():
 
 def test_own_error_of_planted_errors():
     exact = np.array([1.0, 1 + 2.0**-8, 2.0, 300.0])
-    right = round_to(exact, "bfloat16")  # the second is a tie, and goes down
-    error = float64.own_error(right, exact, "bfloat16")
+    rounded = round_to(exact, "bfloat16")  # the second is a tie and rounds down
+    error = float64.own_error(rounded, exact, "bfloat16")
     assert error["own_ulp_max"] == 0.5
     assert error["own_misrounded_pct"] == 0
     assert error["own_rel_l2"] == error["rounding_rel_l2"] == pytest.approx(2.0**-8 / np.linalg.norm(exact))
-    wrong = right.copy()
+    wrong = rounded.copy()
     wrong[2] += 3 * 2.0**-6  # three ulps at 2
     error = float64.own_error(wrong, exact, "bfloat16")
     assert error["own_ulp_max"] == 3
@@ -119,7 +119,7 @@ def test_own_error_of_planted_errors():
 def test_own_error_of_values_that_are_not_finite():
     exact = np.array([1e5, 6e4, 1.0])
     error = float64.own_error(np.array([np.inf, np.inf, 1.0], np.float16), exact, "float16")
-    assert error["own_overflow"] == 1  # 1e5 is rightly infinite in float16
+    assert error["own_overflow"] == 1  # 1e5 is correctly infinite in float16
     assert error["own_misrounded_pct"] == pytest.approx(100 / 3)
     assert error["own_ulp_max"] == 0
     error = float64.own_error(np.full(2, np.nan, np.float16), np.ones(2), "float16")

@@ -21,7 +21,7 @@ both_signs = pytest.mark.parametrize("sign", [1, -1])
 
 
 @by_name
-def test_derived_constants_are_the_published_ones(fmt: Format) -> None:
+def test_derived_constants_match_the_published_ones(fmt: Format) -> None:
     assert PUBLISHED[fmt.name] == (
         fmt.max,
         fmt.smallest_normal,
@@ -32,7 +32,7 @@ def test_derived_constants_are_the_published_ones(fmt: Format) -> None:
     )
 
 
-def test_the_catalogue_asks_about_everything_narrower_than_float32() -> None:
+def test_reduced_formats_are_all_formats_narrower_than_float32() -> None:
     assert {f.name for f in REDUCED_FORMATS} == FORMATS.keys() - {"float32"}
 
 
@@ -42,7 +42,7 @@ def cast(value: np.floating, fmt: Format) -> float:
 
 
 def with_neighbours(threshold: float, fmt: Format) -> tuple[np.floating, np.floating, np.floating]:
-    """The threshold and the float32 values beside it; float64 for float32, whose thresholds lie between its values."""
+    """The threshold and its float32 neighbours; float64 for float32, whose thresholds lie between its values."""
     dtype = np.float64 if fmt.name == "float32" else np.float32
     middle = dtype(threshold)
     assert float(middle) == threshold

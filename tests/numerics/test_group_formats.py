@@ -1,4 +1,4 @@
-"""Round trips through MLX's quantisation modes: by hand, and against `mx.quantize`."""
+"""Round trips through MLX's quantisation modes, checked by hand and against `mx.quantize`."""
 
 import ml_dtypes
 import mlx.core as mx
@@ -23,14 +23,14 @@ def tensors(dtype):
     rows = np.exp2(rng.uniform(-12, 9, (64, 1)))
     x = rng.standard_normal((64, 256)) * rows * np.exp2(rng.integers(-4, 5, (64, 256)))
     x[0], x[1], x[2] = 0, 7, -3
-    x[3, 5] = 3e4  # a massive value in a row of small ones
+    x[3, 5] = 3e4  # a massive value among small ones
     return x.astype(dtype).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_round_trip_is_that_of_mlx(name, dtype):
-    """Every value is the same, but for exact ties of e2m1, which MLX's CPU takes towards zero and its GPUs to even."""
+def test_the_round_trip_matches_mlx(name, dtype):
+    """All values agree except exact ties of e2m1, which MLX rounds towards zero on the CPU and to even on GPUs."""
     fmt, x = group_format(name), tensors(dtype)
     ours = round_trip(x.reshape(-1, fmt.group_size), fmt)[0].reshape(x.shape)
     theirs = by_mlx(x, fmt)
@@ -57,7 +57,7 @@ def test_the_scale_of_mx_formats_is_the_smallest_power_of_two_that_saturates_not
     assert np.count_nonzero(round_trip(small, fmt)[0]) == 1
 
 
-def test_e2m1_takes_ties_to_even():
+def test_e2m1_rounds_ties_to_even():
     values = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -0.25, -0.75, -5, 0.26, 0.24, 4.9, 5.1]
     expected = [0, 1, 1, 2, 2, 4, 4, 0, -1, -4, 0.5, 0, 4, 6]
     groups = np.zeros((1, 32), np.float32)
@@ -78,7 +78,7 @@ def test_nvfp4_saturates_above_2688_and_loses_groups_below_its_smallest_scale():
     assert values[2, 0] == 6 * 2.0**-9
 
 
-def test_affine_levels_hold_zero_and_the_end_of_larger_magnitude():
+def test_affine_levels_contain_zero_and_the_extreme_of_larger_magnitude():
     rng = np.random.default_rng(5)
     groups = np.where(rng.random((20, 64)) < 0.2, 0, rng.normal(1, 2, (20, 64))).astype(np.float32)
     values, _ = round_trip(groups, group_format("affine4"))

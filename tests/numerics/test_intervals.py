@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("estimate", [paired_ratio, geometric_mean_ratio])
 
 
 def simulated(n: int, ratio: float = 1.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Times of n rounds: every round has its own load, which both share, and each its own noise of 3 %."""
+    """Simulated times of n rounds: subject and baseline share a load per round, and each has its own noise of 3 %."""
     rng = np.random.default_rng(seed)
     load = np.exp(rng.normal(0, 0.3, n))
     return ratio * load * np.exp(rng.normal(0, 0.03, n)), load * np.exp(rng.normal(0, 0.03, n))
@@ -49,7 +49,7 @@ def test_geometric_mean_ratio_by_hand() -> None:
     assert result.hi == pytest.approx(2 ** (2 + t), rel=1e-6)
 
 
-def test_geometric_mean_ratio_is_scipys_t_test_of_the_logs() -> None:
+def test_geometric_mean_ratio_matches_scipys_t_test_of_the_logs() -> None:
     subject, baseline = simulated(9)
     expected = stats.ttest_rel(np.log(subject), np.log(baseline)).confidence_interval(0.99)
     result = geometric_mean_ratio(subject, baseline, confidence=0.99)
@@ -73,7 +73,7 @@ def test_the_unit_of_time_does_not_matter(estimate: Estimator, unit: float) -> N
 
 
 @both
-def test_the_load_of_a_round_divides_out(estimate: Estimator) -> None:
+def test_the_load_of_a_round_cancels(estimate: Estimator) -> None:
     subject, baseline = simulated(15)
     load = np.exp(np.random.default_rng(9).normal(0, 2, 15))
     plain, loaded = estimate(subject, baseline), estimate(subject * load, baseline * load)
@@ -156,9 +156,9 @@ def test_swapping_subject_and_baseline_swaps_the_verdict() -> None:
     opposite = {"slower": "faster", "faster": "slower", "equivalent": "equivalent", "inconclusive": "inconclusive"}
     for ratio in (0.8, 1.0, 1.25):
         subject, baseline = simulated(40, ratio)
-        there, back = paired_ratio(subject, baseline), paired_ratio(baseline, subject)
-        verdict = latency_verdict(there.lo, there.hi, 0.03)
-        assert latency_verdict(back.lo, back.hi, 0.03) == opposite[verdict]
+        ratio_of, inverse = paired_ratio(subject, baseline), paired_ratio(baseline, subject)
+        verdict = latency_verdict(ratio_of.lo, ratio_of.hi, 0.03)
+        assert latency_verdict(inverse.lo, inverse.hi, 0.03) == opposite[verdict]
         assert verdict == {0.8: "faster", 1.0: "equivalent", 1.25: "slower"}[ratio]
 
 

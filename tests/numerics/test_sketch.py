@@ -1,4 +1,4 @@
-"""Sketches: the norm without bias, distances between tensors of which only sketches are left, the same for ever."""
+"""Sketches estimate norms without bias and distances without the tensors, and never change."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ GOLDEN_COLUMNS = "2e7f00233123735920a6340c31678e54f81b07fec0ccdb2512541424f573ee
 
 
 def exact(x):
-    """The definition, term by term."""
+    """The projections by their definition."""
     matrix = x.astype(np.float64).reshape(matrix_shape(x.shape))
     a, b = row_signs(matrix.shape[0]), column_signs(matrix.shape[1])
     return np.array([a[k] @ matrix @ b[k] for k in range(NUM_PROJECTIONS)])
@@ -41,7 +41,7 @@ TENSORS = {
     "rank one": lambda rng, rows, cols: np.outer(rng.standard_normal(rows), rng.standard_normal(cols)),
     "one row": lambda rng, rows, cols: rng.standard_normal((rows, cols)) * (np.arange(rows) == rows // 2)[:, None],
     "one column": lambda rng, rows, cols: rng.standard_normal((rows, cols)) * (np.arange(cols) == cols // 2),
-    "diagonal": lambda rng, rows, cols: np.eye(rows),  # what equal signs of rows and columns would add up
+    "diagonal": lambda rng, rows, cols: np.eye(rows),  # detects equal signs for rows and columns
     "constant": lambda rng, rows, cols: np.ones((rows, cols)),
     "massive": lambda rng, rows, cols: rng.standard_cauchy((rows, cols)),
 }
@@ -65,11 +65,11 @@ def test_projections_are_uncorrelated():
     rng = np.random.default_rng(3)
     p = np.array([sketch(rng.standard_normal((24, 40))).projections for _ in range(3000)])
     correlation = np.corrcoef(p.T) - np.eye(NUM_PROJECTIONS)
-    assert np.abs(correlation).max() < 0.12  # of the signs: 960 elements, 1/sqrt(960) is 0.03
+    assert np.abs(correlation).max() < 0.12  # 960 signs have correlations of about 1/sqrt(960) = 0.03
 
 
 def test_golden():
-    """Sketches of years ago stand in baselines: if this fails, the signs changed, and that is the mistake."""
+    """Baselines contain old sketches, so the signs must never change: if this fails, revert the change to the signs."""
     assert sketch(np.arange(1.0, 16).reshape(3, 5)).projections.tolist() == GOLDEN_PROJECTIONS
     for signs, digest in ((row_signs(1000), GOLDEN_ROWS), (column_signs(1000), GOLDEN_COLUMNS)):
         assert signs.dtype == np.int8
@@ -106,15 +106,15 @@ def test_permuted_rows_deviate():
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 0), (0, 3), (5, 1), (1, 64, 4, 16), (2, 300, 501)], ids=str)
 def test_shapes(shape):
     x = np.asarray(np.random.default_rng(5).standard_normal(shape))
-    found = sketch(x)
+    result = sketch(x)
     norm = np.linalg.norm(x)
-    assert found.projections == pytest.approx(exact(x), abs=1e-12 * max(1.0, norm))
-    assert found.rms == pytest.approx(norm / math.sqrt(max(1, x.size)), rel=1e-12)
-    assert found.num_nonfinite == 0
+    assert result.projections == pytest.approx(exact(x), abs=1e-12 * max(1.0, norm))
+    assert result.rms == pytest.approx(norm / math.sqrt(max(1, x.size)), rel=1e-12)
+    assert result.num_nonfinite == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16], ids=str)
-def test_many_together_are_what_each_is_alone(dtype):
+def test_a_batch_gives_the_same_as_each_alone(dtype):
     rng = np.random.default_rng(9)
     shapes = [(64, 64), (3, 5), (64, 64), (900, 300), (3, 5), (2, 32, 64), (0, 4), ()]
     arrays = [np.asarray(rng.standard_normal(shape) * 100).astype(dtype) for shape in shapes]
@@ -134,17 +134,17 @@ def test_many_together_are_what_each_is_alone(dtype):
 
 @pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan, np.inf, 1.0]], ids=str)
 @pytest.mark.parametrize("shape", [(40, 10), (700, 300)], ids=str)
-def test_nonfinite_elements_are_counted_and_nothing_else_is_known(bad, shape):
+def test_nonfinite_elements_are_counted_and_the_rest_is_undefined(bad, shape):
     rng = np.random.default_rng(2)
     x = rng.standard_normal(shape).astype(np.float32)
     x.flat[rng.choice(x.size, len(bad), replace=False)] = bad
-    found = sketch(x)
-    assert found.num_nonfinite == np.count_nonzero(~np.isfinite(x))
-    assert np.isnan(found.projections).all()
-    assert math.isnan(found.rms)
+    result = sketch(x)
+    assert result.num_nonfinite == np.count_nonzero(~np.isfinite(x))
+    assert np.isnan(result.projections).all()
+    assert math.isnan(result.rms)
 
 
-def test_the_deviation_of_what_is_not_finite_or_zero():
+def test_the_deviation_of_nonfinite_and_zero_tensors():
     rng = np.random.default_rng(4)
     ones, zeros, nan = sketch(rng.standard_normal((4, 6))), sketch(np.zeros((4, 6))), sketch(np.full((4, 6), np.nan))
 
@@ -164,10 +164,10 @@ def test_deviations_of_a_whole_table():
     references = [rng.standard_normal((8, 9)) for _ in range(5)]
     others = [x + 0.01 * rng.standard_normal(x.shape) for x in references]
     before, after = sketch_each(references), sketch_each(others)
-    found = deviation(
+    deviations = deviation(
         np.array([s.projections for s in after]), [s.projections for s in before], [s.rms for s in before], [72] * 5
     )
-    assert found.tolist() == pytest.approx([deviates(y, x) for x, y in zip(references, others, strict=True)])
+    assert deviations.tolist() == pytest.approx([deviates(y, x) for x, y in zip(references, others, strict=True)])
 
 
 def test_streams_of_the_largest_size_neither_overflow_nor_lose_precision():

@@ -28,7 +28,7 @@ def quiet_cast(x: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def by_definition(x: Array) -> dict[str, float | int]:
-    """The catalogue element by element: casts by ml_dtypes, sums by math.fsum."""
+    """The catalogue by its definition, with casts by ml_dtypes and sums by math.fsum."""
     values = quiet_cast(x, np.float64).ravel()
     finite = values[np.isfinite(values)]
     magnitude = np.abs(finite)
@@ -69,7 +69,7 @@ def by_definition(x: Array) -> dict[str, float | int]:
 def assert_same(
     actual: dict[str, float | int], expected: dict[str, float | int], amax_tolerance: float = 1e-13
 ) -> None:
-    """Equal, but for mean and rms, whose sums round: within a tolerance relative to amax."""
+    """Asserts equality, except for mean and rms, whose sums round: these may differ by a tolerance relative to amax."""
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         if key in ("mean", "rms") and not math.isnan(value):
@@ -79,7 +79,7 @@ def assert_same(
 
 
 def adversarial_values(dtype: npt.DTypeLike) -> Array:
-    """Every threshold with its neighbours, every format's limits, the specials; both signs."""
+    """All thresholds and limits of all formats with their neighbours, and special values, with both signs."""
     points = [0.0, 1.0, 1 / 3, math.nan, math.inf, 1e30, 1e-30]
     info = ml_dtypes.finfo(dtype)
     points += [float(info.max), float(info.smallest_normal), float(info.smallest_subnormal)]
@@ -146,7 +146,7 @@ def test_borders_of_the_real_chunk(offset: int) -> None:
     assert result["mean"] == pytest.approx((size - 4 + 1e6) / (size - 2), rel=1e-14)
 
 
-def test_counts_pass_the_largest_integer_of_float32() -> None:
+def test_counts_can_exceed_the_integers_of_float32() -> None:
     x = np.zeros(2**24 + 3, dtype=ml_dtypes.bfloat16)
     assert summarize(x, ())["num_zero"] == 2**24 + 3
 
@@ -231,7 +231,7 @@ def test_integers_and_booleans() -> None:
     assert summarize(np.array([0, 255], dtype=np.uint8), ())["max"] == 255
 
 
-def test_other_dtypes_are_refused() -> None:
+def test_other_dtypes_are_rejected() -> None:
     for empty_or_not in (0, 2):
         with pytest.raises(InputError, match="complex64"):
             summarize(np.ones(empty_or_not, dtype=np.complex64), REDUCED_FORMATS)
@@ -241,7 +241,7 @@ def test_other_dtypes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_layout_changes_nothing(dtype: str) -> None:
+def test_the_memory_layout_does_not_matter(dtype: str) -> None:
     x = quiet_cast(np.random.default_rng(3).standard_normal((12, 10, 14)) * 1e4, dtype)
     views = [x.T, x[::2, ::-1], x[:, 3], np.asfortranarray(x), np.broadcast_to(x[:1], (4, 10, 14)), x[3, 4, 5]]
     for view in views:
@@ -312,7 +312,7 @@ def test_exponent_histogram_of_nothing() -> None:
 # --- many arrays ------------------------------------------------------------------------------------------------------
 
 
-def test_many_arrays_give_bit_for_bit_what_each_gives_alone() -> None:
+def test_a_batch_gives_bit_for_bit_the_same_as_each_array_alone() -> None:
     rng = np.random.default_rng(4)
     arrays = [adversarial_values(dtype) for dtype in FLOATS for _ in range(2)]
     for size in (0, 1, 64, 4096, statistics.CHUNK, statistics.CHUNK + 1):
@@ -333,7 +333,7 @@ def test_many_arrays_give_bit_for_bit_what_each_gives_alone() -> None:
         assert column.dtype == (np.int64 if name in COUNTS else np.float64)
 
 
-def test_of_no_arrays_there_are_empty_columns() -> None:
+def test_no_arrays_give_empty_columns() -> None:
     columns = summarize_each([], REDUCED_FORMATS)
     assert list(columns) == list(summarize(np.zeros(0), REDUCED_FORMATS))
     assert all(column.shape == (0,) for column in columns.values())

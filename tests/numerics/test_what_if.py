@@ -1,4 +1,4 @@
-"""What if an activation were stored in another format: hand-computed, and against the range catalogue and `compare`."""
+"""Losses in other formats, checked by hand and against the range catalogue and `compare`."""
 
 import math
 
@@ -24,20 +24,20 @@ def formats(*names):
 def arrays():
     rng = np.random.default_rng(11)
     shapes = [(2, 5, 64), (1, 64), (3, 32), (7, 33), (64,), (0, 64), (), (2 * PACK // 64, 64), (1, 3, 128)]
-    found = []
+    random = []
     for shape in shapes:
         for dtype in (np.float32, ml_dtypes.bfloat16, np.float16):
             with np.errstate(over="ignore"):
                 x = np.array(rng.standard_normal(shape) * np.exp2(rng.uniform(-20, 17, shape))).astype(dtype)
-            found.append(x)
+            random.append(x)
     holes = np.ones((2, 64), np.float32)
     holes[0, :3] = np.nan, np.inf, 1e-9
-    return [*found, holes, np.zeros((2, 64), np.float32), holes[1:]]
+    return [*random, holes, np.zeros((2, 64), np.float32), holes[1:]]
 
 
-def test_floating_point_shares_are_those_of_the_range_catalogue():
-    found = arrays()
-    for x, result in zip(found, what_if(found, formats(*FLOATS)), strict=True):
+def test_floating_point_percentages_match_the_range_catalogue():
+    tensors = arrays()
+    for x, result in zip(tensors, what_if(tensors, formats(*FLOATS)), strict=True):
         expected = summarize(x, [FORMATS[name] for name in FLOATS])
         for name in FLOATS:
             for key in (f"overflow_pct_{name}", f"underflow_pct_{name}"):
@@ -45,9 +45,9 @@ def test_floating_point_shares_are_those_of_the_range_catalogue():
 
 
 @pytest.mark.parametrize("name", [*FLOATS, *GROUPS])
-def test_sqnr_is_that_of_the_round_trip(name):
-    fmt, found = any_format(name), arrays()
-    for x, result in zip(found, what_if(found, [fmt]), strict=True):
+def test_sqnr_matches_the_round_trip(name):
+    fmt, tensors = any_format(name), arrays()
+    for x, result in zip(tensors, what_if(tensors, [fmt]), strict=True):
         y = x.astype(np.float32)
         divided = name in FLOATS or (x.ndim and x.size and x.shape[-1] % fmt.group_size == 0)
         if not divided or not np.isfinite(y).all():
@@ -63,10 +63,10 @@ def test_sqnr_is_that_of_the_round_trip(name):
         assert result[f"sqnr_db_{name}"] == pytest.approx(compare(through, y).values["sqnr_db"], nan_ok=True)
 
 
-def test_an_array_alone_gives_what_it_gives_among_others():
-    found, asked = arrays(), formats(*FLOATS, *GROUPS)
-    for x, together in zip(found, what_if(found, asked), strict=True):
-        (alone,) = what_if([x], asked)
+def test_a_batch_gives_the_same_as_each_array_alone():
+    tensors, fmts = arrays(), formats(*FLOATS, *GROUPS)
+    for x, together in zip(tensors, what_if(tensors, fmts), strict=True):
+        (alone,) = what_if([x], fmts)
         assert alone.keys() == together.keys()
         for key, value in alone.items():
             assert together[key] == pytest.approx(value, nan_ok=True, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Pictures: the right area, nothing cut off or touching, the same by seed."""
+"""Drawn objects have the right area, stay apart and inside, and depend only on the seed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_antialiasing_conserves_area_and_place(shape: str, radius: float) -> Non
 
 @every_shape
 def test_coverage_agrees_with_counting_points(shape: str) -> None:
-    """Against 40 x 40 points a pixel, tested one by one against the outline."""
+    """Compares with 40 x 40 points per pixel, each tested against the outline."""
     points = (np.arange(20 * 40) + 0.5) / 40
     x, y = np.meshgrid((points - 10.3) / 8.6, (points - 9.8) / 8.6)
     if shape == "circle":
         inside = x**2 + y**2 < 1
     else:
-        crossings = np.zeros(x.shape, dtype=int)  # of the ray to the right
+        crossings = np.zeros(x.shape, dtype=int)  # of a ray to the right
         corners = POLYGONS[shape]
         for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             if y0 != y1:
@@ -95,7 +95,7 @@ def test_edges_are_antialiased_blends_of_the_two_colours() -> None:
     np.testing.assert_allclose(RGB[7] + along * direction, colors, atol=1)
 
 
-def test_position_says_where_and_stacks_the_objects() -> None:
+def test_position_places_and_stacks_the_objects() -> None:
     rng = np.random.default_rng(5)
     scene = Scene(3, None, "red", "star", "white", None)
     for position, axis in (("left", 1), ("right", 1), ("top", 0), ("bottom", 0), (None, 0)):
@@ -110,6 +110,6 @@ def test_no_two_colours_are_alike() -> None:
     assert pdist(rgb2lab(RGB / 255)).min() > 40
 
 
-def test_a_picture_too_small_is_refused() -> None:
+def test_a_picture_too_small_is_rejected() -> None:
     with pytest.raises(InputError, match="32 x 32"):
         render(all_scenes()[0], 16, 128, np.random.default_rng(0))

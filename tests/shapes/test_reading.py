@@ -1,4 +1,4 @@
-"""Reading what `render` drew, what a decent model would draw, and what no one should take for a scene."""
+"""Reading rendered pictures, slightly degraded ones, and pictures that show no scene."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_another_scene_is_wrong_in_what_differs_and_in_nothing_else(name: str) -
 
 
 def everywhere_wrong(image: Picture) -> bool:
-    """Whether the picture is the correct one of no scene: some of the scored attributes is unreadable, or nothing."""
+    """Whether the picture is correct for no scene: a scored attribute is unreadable, or there are no objects."""
     reading = read(image)
     return any(getattr(reading, name) is None for name in SCORED) or reading.count == 0
 
@@ -172,7 +172,7 @@ def test_a_colour_outside_the_palette_is_the_nearest_one() -> None:
 
 
 def test_objects_of_two_colours_are_all_seen() -> None:
-    """A third colour nearer to the background than half way still counts: yellow on white beside black."""
+    """A third colour counts even if it is close to the background, such as yellow on white beside black."""
     rng = np.random.default_rng(6)
     scene = Scene(3, None, "black", "square", "white", None)
     image = render(scene, 128, 128, rng)
@@ -199,7 +199,7 @@ def test_any_picture_can_be_read(shape: tuple[int, int]) -> None:
         assert set(verdict(all_scenes()[0], image)) == {field.name for field in fields(Reading)}
 
 
-def test_readings_say_what_captions_leave_unsaid() -> None:
+def test_readings_name_the_size_and_position_that_captions_omit() -> None:
     image = render(Scene(1, None, "red", "star", "white", None), 128, 128, np.random.default_rng(0))
     assert read(image) == Reading("white", "red", "star", 1, "medium", "center")
     assert {*SIZES, *POSITIONS}.isdisjoint({"medium", "center"})
@@ -209,6 +209,6 @@ def test_readings_say_what_captions_leave_unsaid() -> None:
     "image",
     [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)],
 )
-def test_what_is_no_picture_is_refused(image: npt.NDArray[np.generic]) -> None:
+def test_other_arrays_are_rejected(image: npt.NDArray[np.generic]) -> None:
     with pytest.raises(InputError, match="uint8 picture"):
         read(image)
