@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ from precision_lab.techniques.reordered_sums import ReorderedSums
 
 TABLE = "sketches"
 EQUIVALENT = "equivalent"
+_KEY = ("branch", "step", "component", "site", "port")
 
 
 def check(spec: RunSpec, sites: Sequence[Site]) -> None:
@@ -129,5 +131,12 @@ def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advan
             advance(1, f"pinned {name}")
             state = step.state
         picture_of(subject, state)
+    keys = [(*(row[field] for field in _KEY),) for row in recorder.rows]
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"pinned.sites: {twice[2]}:{twice[3]} is called twice in one step, so its two arrays have one address. "
+            "Name modules that are called once"
+        )
     labels = {"variant": variant.name, "case": name, **_described(case)}
     return [{**labels, **row} for row in recorder.rows]

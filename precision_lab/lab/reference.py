@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from precision_lab.errors import InputError
+
 
 class ReferenceWriter:
     """Appends fp32 arrays to one flat file; see `writing`."""
@@ -20,9 +22,12 @@ class ReferenceWriter:
         self.index: dict[str, tuple[int, list[int]]] = {}
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Raises ValueError if the key was written before: an address that is called twice is ambiguous."""
+        """Raises InputError if the key was written before: an address that is called twice is ambiguous."""
         if key in self.index:
-            raise ValueError(f"{key} was recorded twice in one generation")
+            raise InputError(
+                f"drift.sites: the module of {key} is called twice in one step, so its two arrays have one address. "
+                "Name modules that are called once"
+            )
         self.index[key] = (self._stream.tell(), list(array.shape))
         self._stream.write(np.ascontiguousarray(array, dtype=np.float32).tobytes())
 

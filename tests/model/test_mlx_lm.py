@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 
 import mlx.core as mx
@@ -148,3 +149,110 @@ def test_dtypes(folder):
         _, step = next(generation(source.load(dtype), Case(0, TEXT, 0, {"steps": 2}), 2))
         assert step.result.dtype == dtype
         assert np.isfinite(to_numpy(step.result).astype(np.float32)).all()
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """Somebody's own configurations: a technique, and an experiment that makes claims about it."""
+    for group, name, text in (
+        (
+            "technique",
+            "lm_4bit",
+            """
+            lm_4bit:
+              _target_: precision_lab.techniques.quantized_weights.QuantizedWeights
+              rules: [{sites: "**.layers.*.**.*_proj", bits: 4, group_size: 32}]
+            """,
+        ),
+        (
+            "exp",
+            "four_bits",
+            """
+            # @package _global_
+            defaults: ["/technique@variants.four_bits.technique: [lm_4bit]"]
+            experiment: four_bits
+            variants: {baseline: {expect: finite}}
+            claims:
+              kl: {text: 4 bits diverge more, source: a test, metric: kl, relation: larger,
+                   subject: four_bits, against: baseline}
+              drift: {text: 4 bits drift more, source: a test, metric: drift, relation: larger,
+                      subject: four_bits, against: baseline}
+              range: {text: layers stay small, source: a test, metric: amax, relation: smaller,
+                      subject: baseline, bound: 1000, sites: ["**.layers.*"]}
+            """.replace('["/technique@', '[{"/technique@').replace(': [lm_4bit]"]', '": [lm_4bit]}]'),
+        ),
+    ):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(textwrap.dedent(text).lstrip())
+    return tmp_path / "conf"
+
+
+def test_techniques_probes_claims_gate_and_report(tmp_path_factory, tmp_path, conf, capsys):
+    folder = write(tmp_path_factory.mktemp("lm") / "plain")
+    model = ("--config-dir", str(conf), "model=mlx_lm", f"model.path={folder}", "+exp=four_bits")
+    probes = ("probe=[range,exponents,what_if]", "probe.what_if.sites=['**.layers.*']")
+    steps = ("sampler.steps=4", "latency.min_rounds=2", "latency.max_rounds=2")
+    gate = f"gate.baseline={tmp_path / 'baseline.json'}"
+    assert main(["gate", *model, *probes, *steps, gate, "gate.update=true", f"out={tmp_path / 'learned'}"]) == 0
+    assert main(["gate", *model, *probes, *steps, gate, f"out={tmp_path / 'judged'}"]) == 0
+    run = Run.open(tmp_path / "judged")
+    assert run.manifest.sites["four_bits"]["lm_4bit"].matched == 3 * 7
+    assert run.manifest.variants["four_bits"].linear_weights["model"].bits_per_weight < 8
+    assert {column.name for column in run.manifest.columns["activations"]} >= {"amax", "sqnr_db_mxfp4"}
+    assert len(run.tables["exponents"])
+    assert {claim.id: claim.verdict for claim in run.summary.claims} == dict.fromkeys(
+        ("kl", "drift", "range"), "supported"
+    )
+    page = (run.path / "report.html").read_text()
+    assert "KL divergence of the logits" in page
+    assert "residual stream" in page.lower()
+
+    weights = dict(mx.load(str(folder / "model.safetensors")))
+    weights["model.layers.1.mlp.down_proj.weight"] = 1.02 * weights["model.layers.1.mlp.down_proj.weight"]
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    mx.save_safetensors(str(changed / "model.safetensors"), weights)
+    capsys.readouterr()
+    code = main(
+        ["gate", *model[:3], f"model.path={changed}", *model[4:], *probes, *steps, gate, f"out={tmp_path / 'x'}"]
+    )
+    assert code == 2
+    assert "Another checkpoint" in capsys.readouterr().err
+
+
+def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch):
+    folder = write(tmp_path_factory.mktemp("lm") / "plain")
+    model = ("model=mlx_lm", f"model.path={folder}", "+exp=plain", "sampler.steps=4", "latency.max_rounds=2")
+    command = ["gate", *model, "latency.min_rounds=2", f"gate.baseline={tmp_path / 'baseline.json'}"]
+    assert main([*command, "gate.update=true", f"out={tmp_path / 'learned'}"]) == 0
+    original = LanguageModel.load
+
+    def load(self, dtype):
+        is_new = dtype not in self._loaded
+        subject = original(self, dtype)
+        if is_new:
+            subject.model.layers[1].mlp.down_proj.weight = 1.02 * subject.model.layers[1].mlp.down_proj.weight
+        return subject
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+    assert main([*command, f"out={tmp_path / 'changed'}"]) == 1
+    record = json.loads((tmp_path / "changed" / "gate.json").read_text())
+    assert record["violations"][0]["address"] == "model.layers.1.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [("pinned.sites=['**.rope']", "pinned.sites"), ("drift.sites=['**.rope']", "drift.sites")],
+)
+def test_a_module_that_is_called_twice_in_a_step_is_named(folder, tmp_path, override, setting, capsys):
+    command = [
+        "model=mlx_lm",
+        f"model.path={folder}",
+        "sampler.steps=2",
+        "latency.min_rounds=0",
+        "latency.max_rounds=0",
+    ]
+    assert main([*command, override, f"out={tmp_path / 'run'}"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(setting)
+    assert "self_attn.rope" in message
+    assert "is called twice in one step" in message

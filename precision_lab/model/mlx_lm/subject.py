@@ -142,6 +142,7 @@ class LanguageModel:
             blocks=(f"model:{first.rpartition('.')[0]}.*",),
             depth=len(model.layers),
             streams={"residual": Stream("residual stream", sites="**", entry=embedding)},
+            before=("model",),  # which reads the tokens before the first step
             exits=tuple(path for path in ends if path in modules.values()),
         )
 
