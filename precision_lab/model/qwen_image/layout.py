@@ -1,4 +1,4 @@
-"""The layout of Qwen-Image 1.x: what a run has to know about its components, blocks and streams."""
+"""The layout of Qwen-Image 1.x: its components, blocks and streams, as a run needs them."""
 
 from __future__ import annotations
 
