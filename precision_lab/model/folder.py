@@ -1,4 +1,4 @@
-"""The folder of a checkpoint: on disk or fetched from the Hugging Face Hub, and the fingerprint of its weights."""
+"""Locates a checkpoint on disk or on the Hugging Face Hub, and computes the fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ _SAMPLE = 1 << 20
 
 
 def located(source: str, revision: str | None, marker: str, needed: Sequence[str]) -> Path:
-    """The folder `source`, an embedded checkpoint for package://NAME, or a snapshot of the Hub repository of that id.
+    """Returns the folder of the checkpoint that `source` names.
 
-    marker: a file that every such checkpoint has. needed: patterns of the files to download. Interrupted downloads are
-    resumed; under HF_HUB_OFFLINE=1 only the local cache is used. Raises InputError for anything that is neither, and
-    for a Hub that cannot be reached.
+    source: a folder, package://NAME for an embedded checkpoint, or the id of a Hub repository, of which a snapshot is
+    downloaded. revision: that of the Hub repository. marker: a file that every such checkpoint contains. needed:
+    patterns of the files to download. Interrupted downloads are resumed; under HF_HUB_OFFLINE=1 only the local cache is
+    used.
+
+    Raises InputError if `source` is none of these, if a folder has no `marker`, or if the Hub cannot be reached.
     """
     if source.startswith(EMBEDDED):
         source = str(_CHECKPOINTS / source.removeprefix(EMBEDDED))
-    # os.path: a Path raises exceptions of its own for names that no file can have
+    # os.path, because Path raises other exceptions for names that no file can have
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):
         if not os.path.isfile(os.path.join(folder, marker)):
@@ -38,9 +41,10 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
 
 
 def fingerprint(folders: Mapping[str, Path], prefix: str = "") -> str:
-    """SHA-256 over names, sizes and contents of weight files; of files over 64 MiB the first and the last MiB.
+    """SHA-256 over the names, sizes and contents of the weight files, as hexadecimal digits.
 
-    folders: by the name that precedes the name of a file. prefix: anything else that decides the weights.
+    A file over 64 MiB contributes only its first and last MiB. folders: the name of a component, prepended to its file
+    names, to its folder. prefix: any further text that identifies the weights, hashed first.
     """
     digest = hashlib.sha256(prefix.encode())
     for name, folder in folders.items():
@@ -74,7 +78,7 @@ def _download(repo: str, revision: str | None, needed: Sequence[str]) -> Path:
         raise InputError(f"model.path {repo!r}: no such repository on the Hub, nor a folder of that name") from error
     except RevisionNotFoundError as error:
         raise InputError(f"model.path {repo!r}: no revision {revision!r} on the Hub") from error
-    except Exception as error:  # those of the transport share no base class and change with the Hub's library
+    except Exception as error:  # transport errors have no common base class and change with huggingface_hub
         raise InputError(
             f"model.path {repo!r}: not in the local cache and cannot be fetched from the Hub ({type(error).__name__}). "
             "Give a folder, or run once with a network"

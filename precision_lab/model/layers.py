@@ -1,7 +1,7 @@
 """Layers shared by the text encoder, the transformer and the VAE.
 
-Element-wise functions are evaluated in fp32 and rounded once to the dtype of their input, as the kernels of
-PyTorch do: composing them in bf16 would round after every step. With fp32 input the casts are no-ops.
+Element-wise functions are evaluated in fp32 and rounded once to the dtype of their input, like PyTorch's kernels.
+Composed in bf16, they would round after every step. With fp32 input the casts are no-ops.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import mlx.nn as nn
 
 
 def on_cpu() -> bool:
-    """Whether operations go to the CPU, which has no fused kernels and no 16-bit BLAS."""
+    """Whether operations run on the CPU, which has no fused kernels and no 16-bit BLAS."""
     return mx.default_device().type == mx.DeviceType.cpu
 
 
 class Sequential(nn.Module):
     """Layers called one after another, named "0", "1", ... as in the published checkpoints.
 
-    `mlx.nn.Sequential` would insert a segment `layers` into every name. Numbers work as keys too: MLX's tree functions
-    turn numbered names into lists.
+    `mlx.nn.Sequential` would insert a segment `layers` into every name. Integers are accepted as keys because MLX's
+    tree functions turn numbered names into lists.
     """
 
     def __init__(self, *layers: nn.Module):
@@ -45,7 +45,8 @@ class Sequential(nn.Module):
 class Linear(nn.Linear):
     """`x @ weight.T + bias`, products summed in fp32 and rounded once to the dtype of x.
 
-    MLX does so by itself; but on the CPU a 16-bit product would go through its own loops, far from BLAS.
+    On the GPU, MLX already does this. On the CPU it would compute a 16-bit product in plain loops, much slower than
+    BLAS, so the operands are cast to fp32 first.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -89,18 +90,21 @@ class Add(nn.Module):
 
 
 class SiLU(nn.Module):
-    """`x * sigmoid(x)`, in fp32 inside."""
+    """`x * sigmoid(x)`, computed in fp32 and rounded to the dtype of x."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return nn.silu(x.astype(mx.float32)).astype(x.dtype)
 
 
 class GELUTanh(nn.Module):
-    """The tanh form of GELU (Hendrycks and Gimpel, arXiv:1606.08415), in fp32 inside."""
+    """The tanh approximation of GELU (Hendrycks and Gimpel, arXiv:1606.08415), computed in fp32.
+
+    The result has the dtype of x.
+    """
 
     def __call__(self, x: mx.array) -> mx.array:
         y = x.astype(mx.float32)
-        # y * y * y and not y**3: MLX evaluates the latter with pow
+        # y * y * y, because MLX evaluates y**3 with pow
         inner = math.sqrt(2 / math.pi) * (y + 0.044715 * (y * y * y))
         return (0.5 * y * (1 + mx.tanh(inner))).astype(x.dtype)
 
@@ -110,10 +114,11 @@ def scaled_dot_product_attention(
 ) -> mx.array:
     """Attention with scale, scores and softmax in fp32 and the result in the dtype of q.
 
-    q: (B, H, Lq, D); k, v: (B, Hkv, Lk, D) with H a multiple of Hkv; mask: as in `mx.fast`.
-    The fused GPU kernels work like this, but that CUDA's rounds the probabilities before it divides them by their sum
-    (measured, experiments/device). The CPU has none, and its fallback would round q * scale, scores and
-    probabilities to the storage dtype, which no implementation of the model does.
+    q: (B, H, Lq, D); k, v: (B, Hkv, Lk, D) with H a multiple of Hkv; mask: as in `mx.fast`. Returns (B, H, Lq, D).
+
+    The fused GPU kernels work like this, except that CUDA's kernel rounds the probabilities before it divides them by
+    their sum (measured, experiments/device). The CPU has no fused kernel. Its fallback would round q * scale, scores
+    and probabilities to the storage dtype, which no implementation of the model does, so the inputs are cast to fp32.
     """
     if on_cpu():
         out: Any = mx.fast.scaled_dot_product_attention(

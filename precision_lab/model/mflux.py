@@ -1,9 +1,9 @@
-"""Folders that mflux has saved: its names for the weights of Qwen-Image, and its record of their quantisation.
+"""Checkpoints saved by mflux: its names for the weights of Qwen-Image, and its quantisation metadata.
 
-As of mflux 0.24.0. Every file carries `mflux_version` and `quantization_level` (the bits asked for, or "None") in the
-metadata of its header, the index carries them too. The level is not that of every layer: img_mod has 8 bits in a
-4-bit model (mflux issue 484), the text encoder is not quantised at all. Each layer's bits and group size are read off
-its shapes, as mflux itself does.
+Valid for mflux 0.24.0. Every file has `mflux_version` and `quantization_level` (the requested bits, or "None") in the
+metadata of its header, and so does the index. The level does not apply to every layer: in a 4-bit model img_mod has
+8 bits (mflux issue 484) and the text encoder is not quantised. The bits and group size of each layer are inferred from
+its shapes, as mflux does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from precision_lab.errors import InputError
 _VERSION, _LEVEL = "mflux_version", "quantization_level"
 _UNQUANTISED = ("None", "null", "")
 PROTECTED_BITS = 8
-"""Bits of the layers that would suffer at the requested level."""
+"""Bits of the layers that mflux does not quantise to the requested level, because they would suffer from it."""
 
 _RENAMED = (
     (re.compile(r"\.attn\.attn_to_out\."), ".attn.to_out."),
@@ -28,18 +28,18 @@ _RENAMED = (
     (re.compile(r"^encoder\.(?=embed_tokens\.|layers\.|norm\.|rotary_emb\.)"), "model."),
 )
 _COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
-"""Constants that mflux keeps among its parameters, which no published checkpoint stores."""
+"""Constants that mflux saves as parameters and that no published checkpoint stores."""
 
 T = TypeVar("T")
 
 
 def wrote(metadata: Mapping[str, str]) -> bool:
-    """Whether mflux wrote the files with that metadata."""
+    """Whether mflux wrote the files that have this metadata."""
     return _VERSION in metadata or _LEVEL in metadata
 
 
 def level(metadata: Mapping[str, str]) -> int | None:
-    """The bits that were asked for; None of files that are not quantised. Raises InputError for anything else."""
+    """The requested bits, or None if the files are not quantised. Raises InputError for any other value."""
     value = metadata.get(_LEVEL)
     if value is None or value in _UNQUANTISED:
         return None
@@ -49,7 +49,7 @@ def level(metadata: Mapping[str, str]) -> int | None:
 
 
 def published_names(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Tensors under the names of the published checkpoint, without the constants that it does not store."""
+    """`tensors` under the names of the published checkpoint, without the constants that it does not store."""
     return {_published(name): tensor for name, tensor in tensors.items() if not _COMPUTED.fullmatch(name)}
 
 

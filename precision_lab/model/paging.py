@@ -1,13 +1,14 @@
-"""Blocks of a model read from disk when they are called and dropped afterwards: a model larger than memory.
+"""Paging: reads the blocks of a model from disk when they are called and drops them afterwards.
 
-An array that `mx.load` gives reads its tensor when it is evaluated, and keeps the values as long as the array lives. So
-no module holds one: a `Stored` replaces each parameter, and code that asks the module for `weight` gets an array
-that nothing else keeps. A streamed block evaluates its result before it lets its arrays go, while those that it uses
-are read for the block after it; so two blocks are in memory. Nothing is computed differently, every module keeps its
-address, and those inside a block their functions (`class_of` gives the class that they derive from).
+This runs a model that is larger than memory. An array returned by `mx.load` reads its tensor when it is evaluated and
+holds the values for its lifetime. A module of a paged block therefore holds no such array: each parameter is replaced
+by a `Stored` placeholder, and reading `module.weight` returns an array that the module does not keep. A paged block
+evaluates its result before it releases its arrays. Meanwhile the same parameters of the next block are read, so two
+blocks are in memory. The computation is unchanged, every module keeps its address, and the modules inside a block keep
+their functions (`class_of` returns their original class).
 
-Weights that are asked for outside of a call (a technique quantises them, a probe compares with them) are read on
-demand, and stay in memory where they are kept: a technique that makes weights of its own has them resident.
+Weights requested outside a call, by a technique that quantises them or a probe that compares with them, are read on
+demand and stay in memory while the caller holds them. Weights that a technique creates are resident.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 
 Read = Callable[[], Mapping[str, mx.array]]
-"""Gives all tensors of a component by the names of its parameters, not yet evaluated and new at every call."""
+"""Returns all tensors of a component by parameter name; each call returns new arrays, not yet evaluated."""
 
 
 def check(inflate: float) -> None:
-    """Raises InputError for a setting that needs all weights at once."""
+    """Raises InputError if `inflate` is not 1: inflating needs all weights in memory at once."""
     if inflate != 1:
-        raise InputError(f"model.stream=true with model.inflate={inflate:g}: inflating takes all weights, expected 1")
+        raise InputError(f"model.inflate={inflate:g}: incompatible with model.stream=true, expected 1")
 
 
 def page(
@@ -40,13 +41,13 @@ def page(
     fit: Callable[[mx.array], mx.array],
     used: Callable[[Iterable[str]], None] | None = None,
 ) -> None:
-    """Makes the list of modules `model[blocks]` read its parameters from `read` when they are called.
+    """Pages the list of modules `model[blocks]`: each block reads its parameters with `read` when it is called.
 
     fit: converts a stored tensor to the parameter, as `weights.cast` does. used: called with the names of the
-    parameters that a block has used and released. The loaded and checked parameters of the modules are released too;
-    `parameters()` lists only those that stay in memory.
+    parameters that a block has used, after the block. The parameters that the modules hold, loaded and checked, are
+    released. `model.parameters()` then lists only what stays in memory.
     """
-    shelf = Shelf(read, fit, used)
+    reader = TensorReader(read, fit, used)
     paths = [f"{blocks}.{index}." for index in range(len(model[blocks]))]
     for index, path in enumerate(paths):
         for name, module in model[blocks][index].named_modules():
@@ -54,61 +55,62 @@ def page(
             parameters = [key for key, value in module.items() if isinstance(value, mx.array) and key[0] != "_"]
             if parameters:
                 for key in parameters:
-                    dict.__setitem__(module, key, Stored(shelf, prefix + key))
+                    dict.__setitem__(module, key, Stored(reader, prefix + key))
                 kind: Any = type(module)
                 module.__class__ = _on_demand(kind)
         following = paths[index + 1] if index + 1 < len(paths) else None
-        model[blocks][index] = PagedBlock(model[blocks][index], shelf, path, following)
+        model[blocks][index] = PagedBlock(model[blocks][index], reader, path, following)
 
 
-class Shelf:
-    """The tensors of a component on disk, and those of one block and the next in memory."""
+class TensorReader:
+    """Reads the tensors of a component from disk and holds those of the current block and the next in memory."""
 
     def __init__(
         self, read: Read, fit: Callable[[mx.array], mx.array], used: Callable[[Iterable[str]], None] | None = None
     ):
         self._read, self._fit, self._used = read, fit, used
         self._unread: dict[str, mx.array] = {}
-        """Arrays of the last reading of the headers. An array that is taken has no other holder."""
+        """Arrays from the last call of `read` that were not taken yet; each is removed when it is taken."""
         self._names: frozenset[str] = frozenset()
-        self._held: dict[str, mx.array] = {}
-        """Parameters that the current block has asked for; between calls, the last one asked for."""
+        self._requested: dict[str, mx.array] = {}
+        """Parameters that the current block has requested; between calls, the parameter requested last."""
         self._ahead: dict[str, mx.array] = {}
-        """As stored and not yet asked for, for the block that is called and the one that follows: being read."""
+        """Stored tensors being read ahead for the current block and the next, not requested yet."""
         self._usual: tuple[str, ...] = ()
-        """Names that the last block asked for, as paths inside it."""
+        """Names that the block called last has requested, relative to the block."""
         self._calling = False
 
     def parameter(self, name: str) -> mx.array:
-        """A parameter by its path, not yet evaluated; the same array as long as one block is called."""
-        if name not in self._held:
+        """The parameter at the path `name`, not yet evaluated; the same array for the whole call of a block."""
+        if name not in self._requested:
             if not self._calling:
-                self._held.clear()
-            self._held[name] = self._fit(self._ahead.pop(name) if name in self._ahead else self._take(name))
-        return self._held[name]
+                self._requested.clear()
+            self._requested[name] = self._fit(self._ahead.pop(name) if name in self._ahead else self._take(name))
+        return self._requested[name]
 
     @contextmanager
     def calling(self, path: str, following: str | None) -> Iterator[None]:
-        """The block at `path` is called inside; what it asked for is dropped at the end, on an exception all else too.
+        """Surrounds the call of the block at `path`; the parameters it requested are dropped at the end.
 
-        A call may compute, so what the block called last asked for is read for this one and for the one at `following`
-        from the start.
+        After an exception, the tensors read ahead are dropped too. Reading starts at once, for this block and the one
+        at `following`, with the names that the block called last requested: the block may evaluate arrays while it
+        runs, before it has requested all its parameters.
         """
-        self._held, self._calling = {}, True
+        self._requested, self._calling = {}, True
         try:
             self._read_ahead(path, following)
             yield
             if self._used is not None:
-                self._used(list(self._held))
+                self._used(list(self._requested))
         except BaseException:
             self._ahead = {}
             raise
         finally:
-            self._held, self._calling = {}, False
+            self._requested, self._calling = {}, False
 
-    def asked(self, path: str, following: str | None) -> None:
-        """The block at `path` has asked for all that it uses: the same and no more is for the one that follows."""
-        self._usual = tuple(name.removeprefix(path) for name in self._held if name.startswith(path))
+    def read_next(self, path: str, following: str | None) -> None:
+        """Reads ahead, for the block at `following`, exactly the parameters that the block at `path` has requested."""
+        self._usual = tuple(name.removeprefix(path) for name in self._requested if name.startswith(path))
         wanted = set() if following is None else {following + name for name in self._usual}
         self._ahead = {name: array for name, array in self._ahead.items() if name in wanted}
         self._read_ahead(following)
@@ -116,33 +118,34 @@ class Shelf:
     def _read_ahead(self, *blocks: str | None) -> None:
         """Starts to read the usual parameters of the blocks at these paths, without waiting.
 
-        By MLX itself: a thread that only filled the page cache would leave it the copy, 0.4 s for 680 MB on an EPYC.
+        MLX does the reading. A thread that only filled the page cache would leave the copy to MLX, which takes 0.4 s
+        for 680 MB on an EPYC.
         """
         for name in (path + name for path in blocks if path is not None for name in self._usual):
-            if name not in self._ahead and name in self._names:  # a checkpoint may keep what it quantises elsewhere
+            if name not in self._ahead and name in self._names:  # quantisation may differ from block to block
                 self._ahead[name] = self._take(name)
         mx.async_eval(list(self._ahead.values()))
 
     def _take(self, name: str) -> mx.array:
         if name not in self._unread:
-            with mx.stream(_reading()):
+            with mx.stream(_reading_queue()):
                 self._unread = dict(self._read())
             self._names = frozenset(self._unread)
         return self._unread.pop(name)
 
 
 class Stored:
-    """Stands in a module where a parameter would: a name on a shelf."""
+    """Placeholder for a parameter in a module: the name of a tensor on disk."""
 
-    def __init__(self, shelf: Shelf, name: str):
-        self.shelf, self.name = shelf, name
+    def __init__(self, reader: TensorReader, name: str):
+        self.reader, self.name = reader, name
 
     def __repr__(self) -> str:
         return f"Stored({self.name})"
 
 
 class _OnDemand(nn.Module):
-    """Gives an array for every `Stored`, however it is asked for; only iteration shows what is really held."""
+    """Returns an array instead of a `Stored` on every access by key; iteration yields the `Stored` itself."""
 
     def __getitem__(self, key: str) -> Any:
         return _resolved(super().__getitem__(key))
@@ -155,50 +158,51 @@ class _OnDemand(nn.Module):
 
 
 def _resolved(value: Any) -> Any:
-    return value.shelf.parameter(value.name) if isinstance(value, Stored) else value
+    return value.reader.parameter(value.name) if isinstance(value, Stored) else value
 
 
 class PagedBlock(nn.Module):
-    """A block with the children of another, and its function, whose result is evaluated.
+    """A block with the children and the function of `block`; evaluates its result before it returns.
 
-    Its class is another: code that compiles or fuses whole blocks must not take it for a block that keeps its weights.
+    It is not an instance of the class of `block`, so that a technique that compiles or fuses whole blocks does not
+    mistake it for a block that holds its weights.
     """
 
-    def __init__(self, block: nn.Module, shelf: Shelf, path: str, following: str | None):
+    def __init__(self, block: nn.Module, reader: TensorReader, path: str, following: str | None):
         super().__init__()
         self.__dict__.update(block.__dict__)
         dict.update(self, block)
         self._call = type(block).__call__
-        self._shelf, self._path, self._following = shelf, path, following
+        self._reader, self._path, self._following = reader, path, following
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._shelf.calling(self._path, self._following):
+        with self._reader.calling(self._path, self._following):
             out = self._call(self, *args, **kwargs)
-            self._shelf.asked(self._path, self._following)
+            self._reader.read_next(self._path, self._following)
             mx.eval(out)
         return out
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, that of the resident model where its parameters are on disk."""
+    """The class of a module; for a module whose parameters are on disk, its class in the resident model."""
     kind = type(module)
     return kind.__bases__[1] if issubclass(kind, _OnDemand) else kind
 
 
 def recast(module: nn.Module, kind: Any) -> nn.Module:
-    """A copy of a module that is of class `kind`, and shares what it holds; parameters on disk stay there."""
-    recast_module = copy(module)
-    recast_module.__class__ = _on_demand(kind) if isinstance(module, _OnDemand) else kind
-    return recast_module
+    """A shallow copy of a module with class `kind`; parameters on disk stay on disk."""
+    recast_copy = copy(module)
+    recast_copy.__class__ = _on_demand(kind) if isinstance(module, _OnDemand) else kind
+    return recast_copy
 
 
 @cache
 def _on_demand(kind: Any) -> Any:
-    """The class `kind` for modules that hold `Stored`."""
+    """A subclass of `kind` for modules that hold `Stored`."""
     return type(kind.__name__, (_OnDemand, kind), {"__module__": kind.__module__})
 
 
 @cache
-def _reading() -> mx.Stream:
-    """A stream of its own, or reading the next block would wait in line with the operations of this one."""
+def _reading_queue() -> mx.Stream:
+    """A separate MLX queue, so that reading the next block does not wait for the operations of this one."""
     return mx.new_stream(mx.Device(mx.DeviceType.cpu))

@@ -1,12 +1,12 @@
-"""Linears and embeddings whose weights `mx.quantize` has packed: a few bits a weight, a scale for each group of a row.
+"""Linears and embeddings with weights packed by `mx.quantize`: a few bits a weight and a scale for each group of a row.
 
 The modes are those of `mx.quantize`: affine (scale and offset for each group), mxfp4 and mxfp8 (OCP Microscaling, 32
 values share a power of two) and nvfp4 (16 share an e4m3 scale).
 
-A weight is decoded in the dtype that input and scales promote to, which is what `mx.quantized_matmul` does: an fp32
-input meets weights decoded in fp32, whatever dtype the scales are stored in. On a GPU the product is
-`mx.quantized_matmul`; its CPU kernel accumulates in the storage dtype (relative error 8e-2 in bf16), so there the
-decoded weight is multiplied in fp32. Values of the other modes than affine are exact in 16 bits.
+A weight is decoded in the dtype to which input and scales promote, like in `mx.quantized_matmul`: for an fp32 input the
+weights are decoded in fp32, whatever the dtype of the scales. On a GPU the product is `mx.quantized_matmul`. Its CPU
+kernel accumulates in the storage dtype (relative error 8e-2 in bf16), so on the CPU the decoded weight is multiplied in
+fp32. In all modes except affine, the decoded values are exact in 16 bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from precision_lab.model.layers import on_cpu
 
 
 class Mode(NamedTuple):
-    """Group sizes and bits that `mx.quantize` offers in a mode, the default first."""
+    """The group sizes and bits that `mx.quantize` supports in a mode, the default first."""
 
     groups: tuple[int, ...]
     bits: tuple[int, ...]
@@ -40,7 +40,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 
 class Quantization(NamedTuple):
-    """How a weight is packed: bits a value, values a group, and the mode of `mx.quantize`."""
+    """The packing of a weight: values a group, bits a value, and the mode of `mx.quantize`."""
 
     group_size: int
     bits: int
@@ -48,9 +48,9 @@ class Quantization(NamedTuple):
 
     @classmethod
     def checked(cls, what: str, mode: object, bits: object = None, group_size: object = None) -> Quantization:
-        """Bits and group size default to the mode's.
+        """Returns the quantisation if MLX supports it; bits and group size default to those of the mode.
 
-        Raises InputError, which begins with `what`, for values that MLX does not have.
+        Raises InputError, with a message that begins with `what`, for unsupported values.
         """
         if not isinstance(mode, str) or mode not in MODES:
             raise InputError(f"{what}: mode is {mode!r}. {nearest(str(mode), MODES)}")
@@ -74,7 +74,7 @@ def _choice(what: str, mode: str, name: str, value: object, choices: tuple[int, 
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """`x @ decoded.T + bias`, products summed in fp32 and, on the CPU, rounded once to the dtype of x."""
+    """`x @ decoded.T + bias`, with products summed in fp32 and, on the CPU, rounded once to the dtype of x."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if not on_cpu() and not self._has_one_group:
@@ -85,18 +85,19 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     @property
     def _has_one_group(self) -> bool:
-        """Whether a row is a single group, as those of img_in are: 64 channels.
+        """Whether a row is a single group, like the 64 channels of img_in.
 
-        For these, and only for these, MLX 0.32 has a kernel of its own on Hopper (qmm_sm90, where group_size >= K).
-        With it the output was not finite (H100, MLX 0.32.4, affine, 4 and 8 bits).
+        Only for such rows (group_size >= K), MLX 0.32 uses a separate kernel on Hopper, qmm_sm90. Its output was not
+        finite (H100, MLX 0.32.4, affine, 4 and 8 bits).
         """
         return bool(self.scales.shape[-1] == 1)
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
-    """Rows decoded in fp32; the look-up rounds them once.
+    """Decodes the selected rows in fp32; the caller rounds them once.
 
-    MLX's own decodes them in the dtype of the scales, which would round the rows of an fp32 reference.
+    `mlx.nn.QuantizedEmbedding` decodes them in the dtype of the scales, which would round the rows of an fp32
+    reference.
     """
 
     def __call__(self, ids: mx.array) -> mx.array:
@@ -113,7 +114,10 @@ def _decoded(
     biases: mx.array | None,
     dtype: mx.Dtype,
 ) -> mx.array:
-    """fp32; affine values are computed in `dtype`, as `scale * code + offset`, which rounds them if it is narrower."""
+    """The decoded weight in fp32.
+
+    Affine values are computed in `dtype`, as `scale * code + offset`, and rounded to it.
+    """
     if biases is not None:
         scales, biases = scales.astype(dtype), biases.astype(dtype)
     values = mx.dequantize(weight, scales, biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)

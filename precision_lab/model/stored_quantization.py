@@ -1,11 +1,11 @@
-"""Which modules of a component are quantised in its folder, and how: the folder's record, checked against its tensors.
+"""Finds the quantised modules of a stored component and checks their declared packing against the tensors.
 
 A quantised module at `path` is stored as `path.weight`, packed into uint32, `path.scales` and, in the affine mode,
-`path.biases`. Two kinds of folder say what that packing is:
+`path.biases`. Two tools declare the packing:
 
-- mlx-lm's: config.json has `"quantization": {"group_size": 64, "bits": 4, "mode": "affine"}` with a further entry for
-  every path that differs, another such object or false, and the same again as `quantization_config`;
-- mflux's: the level is in the header of the weights, see `mflux`.
+- mlx-lm writes `"quantization": {"group_size": 64, "bits": 4, "mode": "affine"}` to config.json. Every path that
+  differs has a further entry, another such object or false. `quantization_config` repeats the whole object.
+- mflux writes the level to the header of the weights, see `mflux`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.model import mflux
 from precision_lab.model.quantized import MODES, Quantization, QuantizedEmbedding, QuantizedLinear
 
-_KEY, _TWIN = "quantization", "quantization_config"
+_KEY, _COPY = "quantization", "quantization_config"
 _FIELDS = ("group_size", "bits", "mode")
 _FLOAT_TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 Rename = Callable[[str], str | None]
-"""The model's path of a stored one; None for what the model leaves out."""
+"""Maps a stored path to the path in the model, or to None if the model has no such module."""
 
 
 class _Declaration(Protocol):
-    """A folder's record of its quantised modules."""
+    """The quantisation that a folder declares for its modules."""
 
     def at(self, path: str, channels: int, tensors: Mapping[str, mx.array]) -> Quantization:
-        """Quantisation of a module with `channels` inputs. Raises InputError where folder and tensors disagree."""
+        """The quantisation of the module at `path`, which has `channels` input channels.
+
+        Raises InputError if the declaration and the tensors disagree.
+        """
 
     def check_paths(self, modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array]) -> None:
-        """Raises InputError for a path that the folder names and the model or the tensors lack."""
+        """Raises InputError for a declared path that the model or the tensors lack."""
 
 
 def quantized_modules(
@@ -46,13 +49,14 @@ def quantized_modules(
     tensors: Mapping[str, mx.array],
     rename: Rename,
 ) -> dict[str, nn.Module]:
-    """Replacements, by path, for the linears and embeddings of `model` that `tensors` holds quantised.
+    """Quantised replacements, by path, for the linears and embeddings of `model` that are quantised in `tensors`.
 
-    config: that of the component. metadata: of its weight files. tensors: under the names of the model. Nothing is
-    evaluated and `model` is not changed; the modules hold no weights yet, their shapes are those expected.
+    config: the configuration of the component. metadata: the metadata of its weight files. tensors: its tensors, under
+    the names of the model. Nothing is evaluated and `model` is not changed. The modules hold no weights yet, only
+    parameters of the expected shapes.
 
-    Raises InputError for packed weights without scales and scales without packed weights, for modules that cannot be
-    quantised, and where config, metadata and tensors contradict each other.
+    Raises InputError for packed weights without scales, for scales without packed weights, for modules that cannot be
+    quantised, and if config, metadata and tensors contradict each other.
     """
     for name, tensor in tensors.items():
         path = name.rpartition(".")[0]
@@ -60,19 +64,19 @@ def quantized_modules(
             raise InputError(f"tensor {name} is U32, expected F32, F16 or BF16: {path}.scales is missing")
     declared = _declaration(config, metadata, rename)
     modules = dict(model.named_modules())
-    found: dict[str, nn.Module] = {}
+    quantized: dict[str, nn.Module] = {}
     for path in sorted(name.removesuffix(".scales") for name in tensors if name.endswith(".scales")):
         if path not in modules:
             continue  # an unknown tensor, for the loader to report
         if declared is None:
             raise InputError(
-                f"tensor {path}.scales: quantised, but config.json does not say how, expected an entry like "
+                f"tensor {path}.scales: quantised, but config.json does not say how; expected an entry like "
                 '"quantization": {"group_size": 64, "bits": 4, "mode": "affine"}'
             )
-        found[path] = _quantized(path, modules[path], declared, tensors)
+        quantized[path] = _quantized(path, modules[path], declared, tensors)
     if declared is not None:
         declared.check_paths(modules, tensors)
-    return found
+    return quantized
 
 
 def _quantized(path: str, module: nn.Module, declared: _Declaration, tensors: Mapping[str, mx.array]) -> nn.Module:
@@ -112,7 +116,10 @@ def _spelled(dtype: mx.Dtype) -> str:
 
 
 def _declaration(config: Mapping[str, Any], metadata: Mapping[str, str], rename: Rename) -> _Declaration | None:
-    """The entry of config.json, or else mflux's record beside the weights. Raises InputError if they differ."""
+    """The declaration in config.json, or else that of mflux in the metadata; None if there is neither.
+
+    Raises InputError if they differ.
+    """
     level = mflux.level(metadata)
     entry = _entry(config)
     if entry is None:
@@ -127,7 +134,7 @@ def _declaration(config: Mapping[str, Any], metadata: Mapping[str, str], rename:
 
 
 def _entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    entries = {key: config[key] for key in (_KEY, _TWIN) if config.get(key) is not None}
+    entries = {key: config[key] for key in (_KEY, _COPY) if config.get(key) is not None}
     for key, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise InputError(f"config.json: {key} is {entry!r}, expected an object with {', '.join(_FIELDS)}")
@@ -136,20 +143,20 @@ def _entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
                 f"config.json: {key}.quant_method is {entry['quant_method']!r}, expected MLX's own quantisation, with "
                 f"{', '.join(_FIELDS)}"
             )
-    if len(entries) == 2 and entries[_KEY] != entries[_TWIN]:
-        differ = min(k for k in {**entries[_KEY], **entries[_TWIN]} if entries[_KEY].get(k) != entries[_TWIN].get(k))
+    if len(entries) == 2 and entries[_KEY] != entries[_COPY]:
+        differ = min(k for k in {**entries[_KEY], **entries[_COPY]} if entries[_KEY].get(k) != entries[_COPY].get(k))
         raise InputError(
-            f"config.json: {differ} is {entries[_KEY].get(differ)!r} in {_KEY}, but {entries[_TWIN].get(differ)!r} in "
-            f"{_TWIN}, expected the same"
+            f"config.json: {differ} is {entries[_KEY].get(differ)!r} in {_KEY}, but {entries[_COPY].get(differ)!r} in "
+            f"{_COPY}, expected the same"
         )
     return next(iter(entries.values()), None)
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """mlx-lm's: one quantisation for all, and those of the paths that differ, by the model's path; None: not quantised.
+    """The declaration of mlx-lm: a default and, by path in the model, the exceptions; None means not quantised.
 
-    As in `mlx.nn.quantize`, an entry for a path takes nothing from the common one: what it leaves out is MLX's default.
+    As in `mlx.nn.quantize`, the entry of a path inherits nothing from the default: a missing field is MLX's default.
     """
 
     default: Quantization
@@ -200,7 +207,7 @@ def _read(what: str, entry: Mapping[str, Any]) -> Quantization:
 
 @dataclass(frozen=True)
 class _Level:
-    """mflux's: the bits asked for, which a layer has unless it was protected; None: nothing is quantised."""
+    """The declaration of mflux: the bits of every layer that is not protected, or None if nothing is quantised."""
 
     bits: int | None
 
@@ -214,8 +221,8 @@ class _Level:
                 if words * 32 == channels * bits and groups * group_size == channels:
                     return self._allowed(path, Quantization(group_size, bits, "affine"))
         raise InputError(
-            f"{path}: weight has shape {packed} and scales {scales}, which is no packing of {channels} input channels "
-            f"that mx.quantize has, expected {self.bits} bits"
+            f"{path}: weight has shape {packed} and scales {scales}, but mx.quantize has no packing of "
+            f"{channels} input channels with these shapes, expected {self.bits} bits"
         )
 
     def _allowed(self, path: str, quantization: Quantization) -> Quantization:
@@ -227,4 +234,4 @@ class _Level:
         return quantization
 
     def check_paths(self, modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array]) -> None:
-        """mflux names no paths."""
+        """mflux declares no paths."""

@@ -1,7 +1,8 @@
-"""Tokenizers of checkpoints, read by the `tokenizers` library alone: transformers takes two seconds to import.
+"""Reads the tokenizers of checkpoints.
 
-What is built for a Qwen2 tokenizer is what transformers 5 builds (`models/qwen2/tokenization_qwen2.py`): byte-level
-byte-pair encoding of NFC text. Other classes of tokenizers are left to transformers.
+A Qwen2 tokenizer is built with the `tokenizers` library alone, because importing transformers takes two seconds. The
+result equals that of transformers 5 (`models/qwen2/tokenization_qwen2.py`): byte-level byte-pair encoding of NFC text.
+Other classes of tokenizers are read with transformers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 class Encoder(Protocol):
-    """Text to token ids; `pad` is the id of the padding token."""
+    """Maps a text to token ids; `pad` is the id of the padding token."""
 
     @property
     def pad(self) -> int: ...
@@ -31,7 +32,7 @@ class Encoder(Protocol):
 
 
 def read_tokenizer(folder: Path) -> Encoder:
-    """The tokenizer in a folder. Raises InputError for a folder that holds none that can be read."""
+    """Reads the tokenizer in a folder. Raises InputError if the folder has no readable tokenizer."""
     if not folder.is_dir():
         raise InputError(f"no folder {folder}, expected that of a Qwen2 tokenizer")
     path = folder / "tokenizer_config.json"
@@ -76,9 +77,9 @@ class _Qwen2:
         for number, entry in sorted(added.items()):
             token = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in _FLAGS})
             self._tokenizer.add_special_tokens([token]) if token.special else self._tokenizer.add_tokens([token])
-            found = self._tokenizer.token_to_id(entry["content"])
-            if found != number:
-                raise InputError(f"{folder}: token {entry['content']!r} is number {found}, expected {number}")
+            actual = self._tokenizer.token_to_id(entry["content"])
+            if actual != number:
+                raise InputError(f"{folder}: token {entry['content']!r} is number {actual}, expected {number}")
         pad = config.get("pad_token") or "<|endoftext|>"
         content = pad["content"] if isinstance(pad, Mapping) else pad
         self.pad = self._tokenizer.token_to_id(content) or 0
@@ -89,10 +90,11 @@ class _Qwen2:
 
 
 class _Other:
-    """Any other tokenizer that transformers reads without code of the checkpoint's."""
+    """Any other tokenizer that transformers can read without running code from the checkpoint."""
 
     def __init__(self, folder: Path):
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing, which is not needed
+        # transformers would warn that PyTorch is missing; reading a tokenizer does not need it
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
         transformers.logging.set_verbosity_error()

@@ -1,7 +1,7 @@
 """Strict loading of safetensors, single-file or sharded, into a module.
 
-Headers are checked before anything is read: a truncated file, a missing shard or a tensor that does not fit is one
-clear line, not a crash in the middle of a run. Tensors stay lazy until they are evaluated.
+Headers are checked before any tensor is read. A truncated file, a missing shard or a tensor that does not fit therefore
+raises a one-line error instead of a crash in the middle of a run. Tensors stay lazy until they are evaluated.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.model import mflux
 from precision_lab.model.stored_quantization import quantized_modules
 
-# Sanitize functions take (name -> array) as stored and return it as the module wants it, with the names left out.
 Sanitize = Callable[[dict[str, mx.array]], tuple[dict[str, mx.array], list[str]]]
+"""Maps stored tensors, by name, to those that the module expects; also returns the names that were left out."""
 
 _FLOAT_TYPES = {"F32", "F16", "BF16"}
-_PACKED_TYPES = {"U32": ".weight", "U8": ".scales"}  # of quantised weights, by the end of their names
+_PACKED_TYPES = {"U32": ".weight", "U8": ".scales"}  # of quantised weights, with the suffix that their names must have
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a component's folder: those its index names, or the only one there is.
+    """The safetensors files of a component's folder: the files in its index, or its only file.
 
-    Raises InputError if the folder holds none, several without an index, or the index names an absent file.
+    Raises InputError if the folder has no such file, several without an index, or an index that names an absent file.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}, expected one with config.json and *.safetensors")
@@ -48,15 +48,15 @@ def shards(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if len(files) != 1:
-        found = "no *.safetensors" if not files else f"{len(files)} *.safetensors files and no index"
-        raise InputError(f"{folder}: {found}, expected one file or a *.safetensors.index.json")
+        actual = "no *.safetensors" if not files else f"{len(files)} *.safetensors files and no index"
+        raise InputError(f"{folder}: {actual}, expected one file or a *.safetensors.index.json")
     return files
 
 
 def read(folder: Path) -> dict[str, mx.array]:
     """All tensors of a component under their published names, lazily loaded.
 
-    Raises InputError for files that are damaged or of other types.
+    Raises InputError for damaged files and for tensors of unsupported dtypes.
     """
     tensors: dict[str, mx.array] = {}
     for file in shards(folder):
@@ -65,28 +65,29 @@ def read(folder: Path) -> dict[str, mx.array]:
             loaded: Any = mx.load(str(file))
         except RuntimeError as error:
             raise InputError(f"{file}: not a safetensors file: {str(error).splitlines()[0]}") from error
-        twice = tensors.keys() & loaded.keys()
-        if twice:
-            raise InputError(f"{file}: tensor {min(twice)} is in another shard too")
+        repeated = tensors.keys() & loaded.keys()
+        if repeated:
+            raise InputError(f"{file}: tensor {min(repeated)} is also in another shard")
         tensors.update(loaded)
     return mflux.published_names(tensors) if mflux.wrote(metadata(folder)) else tensors
 
 
 def extents(folder: Path) -> dict[str, Extent]:
-    """Positions of all tensors of a component in its files, under their published names."""
-    found = {}
+    """The file, offset and size in bytes of every tensor of a component, under its published name."""
+    places = {}
     for file in shards(folder):
         data = _header(file)[1]
         for name, entry in check_header(file).items():
             begin, end = entry["data_offsets"]
-            found[name] = Extent(file, data + begin, end - begin)
-    return mflux.published_names(found) if mflux.wrote(metadata(folder)) else found
+            places[name] = Extent(file, data + begin, end - begin)
+    return mflux.published_names(places) if mflux.wrote(metadata(folder)) else places
 
 
 def check_header(file: Path) -> Mapping[str, Any]:
-    """Name to entry of the tensors of a safetensors file, after checking that all are present and of types to load.
+    """Checks a safetensors file and returns the header entry of each of its tensors, by name.
 
-    Those are the floating-point ones, and the integers of quantised weights where such weights have them.
+    Supported dtypes are F32, F16 and BF16, and for quantised weights U32 (`.weight`) and U8 (`.scales`). Raises
+    InputError if the file is truncated, is not a safetensors file or has a tensor of another dtype.
     """
     header, data = _header(file)
     size = file.stat().st_size
@@ -111,15 +112,15 @@ def _readable(name: str, dtype: str) -> bool:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and the offset of its data. Raises InputError for other files."""
+    """The header of a safetensors file and the offset of its data. Raises InputError if it is not such a file."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
+    with file.open("rb") as opened:
+        prefix = opened.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
         if length > min(_MAX_HEADER, size):
             raise InputError(f"{file}: not a safetensors file, or truncated at {size} bytes")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(opened.read(length))
         except ValueError as error:
             raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
@@ -128,7 +129,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def metadata(folder: Path) -> dict[str, str]:
-    """Metadata of the weight files in a component's folder: from their headers, or else from their index.
+    """The metadata in the headers of a component's weight files, complemented by that in their index.
 
     Raises InputError if two files contradict each other.
     """
@@ -146,13 +147,13 @@ def metadata(folder: Path) -> dict[str, str]:
 
 
 def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> list[str]:
-    """Fills `model` with the tensors of `folder`, all of them and no others; returns the names left out by sanitize.
+    """Loads exactly the tensors of `folder` into `model`; returns the names that `sanitize` left out.
 
-    Where the folder holds a linear or an embedding quantised, its quantised form takes the place of the module in
-    `model` (see `stored_quantization`).
+    A linear or an embedding that the folder stores quantised is replaced in `model` by its quantised form (see
+    `stored_quantization`).
 
-    Raises InputError naming the first tensor that is missing, extra or of another shape, or packed in a way that does
-    not fit what the folder says; `model` is then as it was.
+    Raises InputError that names the first tensor that is missing, unknown, of another shape, or packed differently from
+    what the folder declares. `model` is unchanged in that case.
     """
     tensors, modules, ignored = _fitting(model, folder, sanitize)
     for path, module in modules.items():
@@ -164,7 +165,7 @@ def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> li
 def _fitting(
     model: nn.Module, folder: Path, sanitize: Sanitize | None
 ) -> tuple[dict[str, mx.array], dict[str, nn.Module], list[str]]:
-    """Tensors that fit the model; the quantised modules that they need, by path; names left out."""
+    """The tensors for the model, the quantised modules that must replace its own, by path, and the names left out."""
     sanitize = sanitize or (lambda stored: (stored, []))
     tensors, ignored = sanitize(read(folder))
 
@@ -215,11 +216,11 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def cast(model: nn.Module, weights: mx.Dtype | None, compute: mx.Dtype) -> None:
-    """Rounds the weights to the storage dtype `weights` (None: as stored), then fits them to the compute dtype.
+    """Rounds the weights to the storage dtype `weights` (None: as stored), then casts them for the dtype `compute`.
 
-    For fp32 they are left narrow, since MLX upcasts them exactly where they are used: an fp32 copy of 20 B weights
-    would not fit one GPU. For 16-bit computation they are cast, or MLX would promote the product. Packed weights and
-    scales that are integers stay as they are.
+    With fp32 computation they stay narrow, because an fp32 copy of 20 B weights would not fit one GPU; MLX upcasts them
+    exactly where they are used. With 16-bit computation they are cast, because MLX would otherwise promote the product.
+    Packed weights and integer scales are unchanged.
     """
     for dtype in (weights, None if compute == mx.float32 else compute):
         if dtype is not None:
@@ -227,7 +228,7 @@ def cast(model: nn.Module, weights: mx.Dtype | None, compute: mx.Dtype) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError if it cannot be read or is not one."""
+    """The object in a JSON file. Raises InputError if the file cannot be read or holds no JSON object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints: what loads from a folder in the published layout, and what is refused."""
+"""Checkpoints in the published layout: valid folders load, invalid ones are rejected."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ CONFIGS = {
 
 @pytest.fixture
 def folder(small_checkpoint, tmp_path) -> Path:
-    """A copy to spoil."""
+    """A copy that tests may damage."""
     return shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
 
 
@@ -65,7 +65,7 @@ def image(checkpoint: Checkpoint) -> np.ndarray:
     return np.array(pipeline.decode(last.latents, grid))
 
 
-# --- what loads
+# --- valid folders
 
 
 def test_weights_are_those_of_the_files(small_checkpoint):
@@ -78,7 +78,7 @@ def test_weights_are_those_of_the_files(small_checkpoint):
 
 
 def test_what_diffusers_and_transformers_save_loads_unchanged(small_checkpoint, tmp_path):
-    """In shards, with the newer names of the text encoder and a tokenizer.json."""
+    """Sharded files, the newer names of the text encoder, and a tokenizer.json."""
     saved = tmp_path / "saved"
     pipeline = QwenImagePipeline.from_pretrained(small_checkpoint, dtype=torch.bfloat16)
     pipeline.save_pretrained(saved)
@@ -125,7 +125,7 @@ def test_bfloat16_weights_stay_narrow_and_equal_an_fp32_copy(small_checkpoint, f
         assert {p.dtype for p in flat(component(wide, part)).values()} == {mx.float32}
     np.testing.assert_array_equal(transformer_output(narrow), transformer_output(wide))
     np.testing.assert_array_equal(image(narrow), image(wide))
-    # and the other way round: rounding the fp32 copy gives the stored weights again
+    # conversely, rounding the fp32 copy gives the stored weights
     rounded = Checkpoint(folder, weights_dtype=mx.bfloat16)
     np.testing.assert_array_equal(transformer_output(rounded), transformer_output(narrow))
 
@@ -137,7 +137,7 @@ def test_weights_rounded_to_float16(small_checkpoint):
         for name, parameter in flat(component(rounded, part)).items():
             assert parameter.dtype == mx.float16
             assert mx.array_equal(parameter, originals[name].astype(mx.float16))
-    # bfloat16 has 8 bits of significand, so float16 loses only what falls below its smallest numbers
+    # bfloat16 has 8 bits of significand, so float16 loses only values below its smallest numbers
     assert 0 < relative_l2(transformer_output(rounded), transformer_output(exact)) < 1e-4
 
 
@@ -157,7 +157,7 @@ def test_ignored_keys_and_tensors_are_reported(folder):
 
 
 def test_lightning_schedule_is_read(folder):
-    """Its terminal level is null."""
+    """The terminal level of its scheduler is null."""
     edit(folder / CONFIGS["scheduler"], shift_terminal=None, base_shift=1.0986, max_shift=1.0986)
     assert Checkpoint(folder).scheduler() == SchedulerConfig(shift_terminal=None, base_shift=1.0986, max_shift=1.0986)
 
@@ -180,7 +180,7 @@ def test_fingerprint_is_that_of_the_weights(small_checkpoint, folder):
     assert Checkpoint(folder).fingerprint() != fingerprint
 
 
-# --- what is refused
+# --- invalid folders
 
 
 @pytest.mark.parametrize("part", PARTS)

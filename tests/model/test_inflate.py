@@ -32,7 +32,7 @@ def inputs():
 
 @pytest.fixture
 def folder(small_checkpoint, tmp_path):
-    """A copy to spoil."""
+    """A copy that tests may damage."""
     return shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
 
 
@@ -41,7 +41,7 @@ def flat(model) -> dict[str, mx.array]:
 
 
 def streams(transformer, inputs, dtype) -> list[np.ndarray]:
-    """Both streams after every block, fp32."""
+    """Both residual streams after every block, fp32."""
     seen = []
     original = TransformerBlock.__call__
 
@@ -170,7 +170,7 @@ def test_of_any_weights(seed, layers, heads, axes):
 
 
 def test_with_eps_left_alone_a_small_factor_would_be_another_function(small_checkpoint, inputs):
-    """Why LayerNorm's eps is scaled too: at 2^-8 the error is 1e-3, and it grows as G^-2."""
+    """Without scaling LayerNorm's eps, the error is 1e-3 at 2^-8, and it grows as G^-2."""
     expected = ours(Checkpoint(small_checkpoint).transformer(mx.float32), inputs)
     errors = []
     for factor in (2**12, 2.0**-8, 2.0**-9):
@@ -185,7 +185,7 @@ def test_with_eps_left_alone_a_small_factor_would_be_another_function(small_chec
 
 
 def test_float16_is_taken_past_its_end(small_checkpoint, inputs):
-    """A model that float16 holds no longer fits, though every weight does."""
+    """The activations no longer fit float16, although every weight does."""
     plain, inflated = (Checkpoint(small_checkpoint, inflate=f).transformer(mx.float16) for f in (1, 2048))
     assert np.isfinite(ours(plain, inputs, mx.float16)).all()
     assert all(mx.isfinite(p).all() for p in flat(inflated).values())
@@ -193,7 +193,7 @@ def test_float16_is_taken_past_its_end(small_checkpoint, inputs):
 
 
 def test_float16_is_pulled_under_its_end(micro_synthetic, inputs):
-    """Streams of 5e7 fit float16 at 2^-10, and then it is nearer to fp32 than bfloat16 is."""
+    """At 2^-10, streams of 5e7 fit float16, which is then closer to fp32 than bfloat16 is."""
     expected = ours(Checkpoint(micro_synthetic).transformer(mx.float32), inputs)
     assert not np.isfinite(ours(Checkpoint(micro_synthetic).transformer(mx.float16), inputs, mx.float16)).all()
     pulled = ours(Checkpoint(micro_synthetic, inflate=2.0**-10).transformer(mx.float16), inputs, mx.float16)
@@ -201,7 +201,7 @@ def test_float16_is_pulled_under_its_end(micro_synthetic, inputs):
     assert relative_l2(pulled, expected) < 0.3 * relative_l2(bf16, expected)
 
 
-# --- what is refused
+# --- rejected factors and weights
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_nearest_powers_are_read_back_exactly():
     ],
 )
 def test_weights_that_would_not_be_exact_are_named(folder, dtype, value, factor, verb):
-    """Planted in a gate's bias; the power that fits does, and the next one does not."""
+    """A large value in the bias of a gate: the power of two in the message fits, and the next one does not."""
     name = "transformer_blocks.2.txt_mod.1.bias"
     tensors = {n: t.astype(dtype) for n, t in load_file(folder / TRANSFORMER).items()}
     for other in tensors.values():

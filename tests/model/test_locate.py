@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder, or a repository of the Hub. No test touches the network."""
+"""Locating a checkpoint in a folder or a Hub repository. No test uses the network."""
 
 import fnmatch
 import shutil
@@ -57,7 +57,7 @@ def test_paths_that_are_no_folder_are_refused(small_checkpoint, tmp_path, monkey
         assert repr(source) in refusal(lambda s=source: locate(s))
 
 
-# of Qwen/Qwen-Image, and what other repositories of the kind hold beside it
+# files of Qwen/Qwen-Image, and further files in other repositories of this kind
 NEEDED_FILES = [
     "model_index.json",
     "scheduler/scheduler_config.json",

@@ -20,7 +20,7 @@ from precision_lab.lab.recorder import recorder_of
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model import weights
 from precision_lab.model.layers import LayerNorm
-from precision_lab.model.paging import Shelf, class_of
+from precision_lab.model.paging import TensorReader, class_of
 from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid, RotaryEmbedding
@@ -208,8 +208,8 @@ def test_twins_that_compute_while_they_are_called_have_the_same_bits(
 def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch):
     """What a block uses is known once the first has been called."""
     transformer = both(small_checkpoint, mx.float32)[1].transformer
-    take, taken, seen = Shelf._take, [], {}
-    monkeypatch.setattr(Shelf, "_take", lambda shelf, name: (taken.append(name), take(shelf, name))[1])
+    take, taken, seen = TensorReader._take, [], {}
+    monkeypatch.setattr(TensorReader, "_take", lambda reader, name: (taken.append(name), take(reader, name))[1])
 
     class Watched(LayerNorm):
         def __call__(self, x):

@@ -1,8 +1,8 @@
-"""Language models of mlx-lm as a subject: the steps are the tokens of a given text, the result is their logits.
+"""Language models of mlx-lm as a subject: each step feeds one token of the prompt, the result is the logits.
 
-A text is fed token by token, whatever the model would have said (teacher forcing), so that every variant sees the same
-input at every step. Any checkpoint folder that `mlx_lm.load` reads will do, quantised ones included; the code in it is
-never executed. Needs the extra `lm`.
+The text is fed token by token, whatever the model would have predicted (teacher forcing), so every variant sees the
+same input at every step. Any checkpoint folder that `mlx_lm.load` reads is supported, including quantised ones. Code in
+the folder is never executed. Needs the extra `lm`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from precision_lab.settings import checked
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: tokens at the end of the text that are fed one by one; those before them are fed together."""
+    """Settings of a case.
+
+    steps: number of tokens at the end of the text that are fed one by one; the tokens before them are fed together.
+    """
 
     steps: int = 16
 
@@ -48,7 +51,7 @@ class Head(nn.Module):
 
 
 class State(NamedTuple):
-    """Tokens (T,), the first that is still to be fed, and for each layer the state of its cache."""
+    """Tokens (T,), the position of the next token to feed, and the state of the cache of each layer."""
 
     tokens: mx.array
     position: int
@@ -56,7 +59,7 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of this subject. A token has no noise level, and the predicted logits are the result."""
+    """A step of this subject. The result is the output, the logits (1, 1, V); a token has no noise level."""
 
     output: mx.array
     state: State
@@ -95,9 +98,9 @@ class Subject:
 
     def _feed(self, state: State, count: int) -> tuple[mx.array, State]:
         caches = self._caches()
-        for cache, stored in zip(caches, state.caches, strict=True):
-            if state.position:  # a cache writes into its arrays: it gets new ones that share the data
-                cache.state = tree_map(lambda x: x.reshape(x.shape) if isinstance(x, mx.array) else x, stored)
+        for cache, saved in zip(caches, state.caches, strict=True):
+            if state.position:  # a cache writes into its arrays, so it gets new arrays that share the data
+                cache.state = tree_map(lambda x: x.reshape(x.shape) if isinstance(x, mx.array) else x, saved)
         end = state.position + count
         logits = self.model(state.tokens[None, state.position : end], cache=caches)
         return logits, State(state.tokens, end, tuple(cache.state for cache in caches))
@@ -114,7 +117,10 @@ def _steps(case: Any, tokens: Sequence[int]) -> int:
 
 @dataclass
 class LanguageModel:
-    """The source of an mlx-lm checkpoint: a folder or a Hub id, with `revision` of a Hub repository."""
+    """Loads an mlx-lm checkpoint.
+
+    name: of the configuration. path: a folder or a Hub id. revision: that of the Hub repository.
+    """
 
     name: str
     path: str | None = None
@@ -170,7 +176,7 @@ class LanguageModel:
         return self._loaded[dtype]
 
     def tokens(self, text: str) -> Sequence[int]:
-        """Raises InputError for a text without tokens."""
+        """The token ids of `text`. Raises InputError for a text without tokens."""
         tokens: Sequence[int] = self._tokenizer(text)
         if not tokens:
             raise InputError(f"prompts holds {text!r}, expected text")

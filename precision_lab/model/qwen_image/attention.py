@@ -1,4 +1,4 @@
-"""Joint attention of the two streams: own projections, one softmax over [text, image].
+"""Joint attention of the two streams: separate projections, one softmax over [text, image].
 
 B batch, L image tokens, T text tokens, D width, H heads, C channels a head.
 """
@@ -26,7 +26,7 @@ class Attend(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Attention of a block; the added_* and add_* layers belong to the text stream, as in the checkpoint."""
+    """Joint attention of a block; the added_* and add_* layers belong to the text stream, as in the checkpoint."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -54,7 +54,10 @@ class JointAttention(nn.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
     def __call__(self, x: Streams, rotations: Streams, mask: mx.array | None = None) -> Streams:
-        """x: (B, L, D) and (B, T, D), modulated; returns the same shapes, before the gates."""
+        """x: (B, L, D) and (B, T, D), modulated; rotations: (L, C / 2) and (T, C / 2); mask: as in `Attend`.
+
+        Returns the shapes of x, before the gates.
+        """
         img_q = self.rotary_q(self.norm_q(self._heads(self.to_q(x.img))), rotations.img)
         img_k = self.rotary_k(self.norm_k(self._heads(self.to_k(x.img))), rotations.img)
         img_v = self._heads(self.to_v(x.img))

@@ -40,7 +40,7 @@ class GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> 4 D -> D with GELU; `net.1` is the place of the reference's dropout."""
+    """D -> 4 D -> D with GELU; `net.1` takes the place of the dropout in the reference."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
         self.txt_add2 = GatedAdd()
 
     def __call__(self, x: Streams, temb: mx.array, rotations: Streams, mask: mx.array | None = None) -> Streams:
-        """x: (B, L, D) and (B, T, D); temb: (B, D); mask: (B, 1, 1, T + L) or None."""
+        """x: (B, L, D) and (B, T, D); temb: (B, D); mask: (B, 1, 1, T + L) or None. Returns the shapes of x."""
         img, txt = x
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = mx.split(self.img_mod(temb), 6, axis=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = mx.split(self.txt_mod(temb), 6, axis=-1)

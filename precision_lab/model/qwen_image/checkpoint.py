@@ -1,4 +1,4 @@
-"""A checkpoint in the published layout, as a folder or on the Hugging Face Hub, and its components."""
+"""Loads a checkpoint in the published layout, from a folder or the Hugging Face Hub, and its components."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ M = TypeVar("M", Transformer, TextEncoder, VAE)
 
 @dataclass
 class Checkpoint:
-    """A folder in the layout of Qwen/Qwen-Image; each component loads alone.
+    """A folder in the layout of Qwen/Qwen-Image; each component can be loaded separately.
 
     `weights_dtype` rounds the stored weights (None: as stored). `inflate`, a power of two, then multiplies the
-    transformer's residual streams (see `inflate`). With `stream` the blocks of the transformer and the layers of the
-    text encoder are read whenever they are called (see `model.paging`). `ignored` collects, by component, the
-    configuration keys and tensors that were accepted without being used.
+    transformer's residual streams (see `inflate`). `stream` turns on paging: the blocks of the transformer and the
+    layers of the text encoder are read at each call (see `model.paging`). `ignored` collects, by component, the
+    configuration keys and tensors that were accepted but not used.
+
+    Raises InputError if the folder has no valid model_index.json, or if `inflate` is incompatible with `stream`.
     """
 
     folder: Path
@@ -66,23 +68,26 @@ class Checkpoint:
         self.weights = str(index.get("_weights", "published"))
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:
-        """Raises InputError where the inflated weights do not fit the dtype they are stored in, or `dtype`."""
+        """The transformer, computing in `dtype`.
+
+        Raises InputError if the inflated weights do not fit the dtype they are stored in, or `dtype`.
+        """
         model = Transformer(self.transformer_config())
-        self._filled(model, "transformer", mx.float32, None)  # as they are stored
+        self._load(model, "transformer", mx.float32, None)  # keeps the stored dtype
         inflate_streams(model, self.inflate, dtype)
         weights.cast(model, None, dtype)
-        self._stream(model, "transformer_blocks", "transformer", dtype, None)
+        self._page(model, "transformer_blocks", "transformer", dtype, None)
         return model
 
     def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
         model = TextEncoder(self._config("text_encoder", TextEncoderConfig))
-        self._filled(model, "text_encoder", dtype, TextEncoder.sanitize)
-        self._stream(model, "layers", "text_encoder", dtype, TextEncoder.sanitize)
+        self._load(model, "text_encoder", dtype, TextEncoder.sanitize)
+        self._page(model, "layers", "text_encoder", dtype, TextEncoder.sanitize)
         return model
 
     def vae(self, dtype: mx.Dtype) -> VAE:
         model = VAE(self._config("vae", VAEConfig))
-        return self._filled(model, "vae", dtype, VAE.sanitize)
+        return self._load(model, "vae", dtype, VAE.sanitize)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder / "tokenizer")
@@ -108,9 +113,9 @@ class Checkpoint:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, sizes and contents of the weight files; of files over 64 MiB the first and last MiB.
+        """SHA-256 over the names, sizes and contents of the weight files (see `model.folder.fingerprint`).
 
-        Inflated weights are others: the factor counts unless it is 1.
+        It includes the factor `inflate` unless that is 1, because inflated weights differ.
         """
         power = exponent(self.inflate)
         parts = {part: self.folder / part for part in ("text_encoder", "transformer", "vae")}
@@ -121,12 +126,12 @@ class Checkpoint:
         self._ignore(part, ignored)
         return config
 
-    def _filled(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None) -> M:
+    def _load(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None) -> M:
         self._ignore(part, weights.load(model, self.folder / part, sanitize))
         weights.cast(model, self.weights_dtype, dtype)
         return model
 
-    def _stream(
+    def _page(
         self, model: nn.Module, blocks: str, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None
     ) -> None:
         if not self.stream:
@@ -157,5 +162,5 @@ class Checkpoint:
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, see `model.folder.located`; downloads only what text-to-image needs."""
+    """The folder of a checkpoint (see `model.folder.located`); downloads only the files that text-to-image needs."""
     return located(source, revision, "model_index.json", _NEEDED)

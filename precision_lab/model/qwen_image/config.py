@@ -1,7 +1,7 @@
 """Typed forms of the published `config.json` files.
 
-Each class reads the mapping found in a checkpoint, keeps what the model uses and returns the names of the keys it
-ignored, so that a loader can report them: releases differ in keys that change nothing.
+Each class reads the mapping in a checkpoint, keeps the keys that the model uses and returns the names of the others, so
+that a loader can report them. Releases differ in keys that have no effect.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from precision_lab.errors import InputError, nearest
 
-_OF_LOADING = {"quantization", "quantization_config"}
-"""Keys that say how the weights are stored, see stored_quantization."""
+_STORAGE_KEYS = {"quantization", "quantization_config"}
+"""Keys that describe how the weights are stored, see stored_quantization."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Base: reads known keys from a mapping, checking the type of each."""
+    """Base class that reads the known keys of a mapping and checks the type of each value."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        """The configuration and the sorted names of keys that were ignored (those starting with _ are metadata).
+        """The configuration and the sorted names of the ignored keys, except for metadata (names that start with _).
 
         Raises InputError for a value of the wrong type.
         """
@@ -37,14 +37,14 @@ class Config:
                 raise InputError(
                     f"{cls.__name__}: {key} is {raw[key]!r}, expected a value like {defaults[key]!r}"
                 ) from error
-        ignored = sorted(k for k in raw.keys() - defaults.keys() - _OF_LOADING if not k.startswith("_"))
+        ignored = sorted(k for k in raw.keys() - defaults.keys() - _STORAGE_KEYS if not k.startswith("_"))
         return cls(**values), tuple(ignored)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; a list may replace a tuple, an integer a float. Raises TypeError otherwise.
+    """`value` as the annotated type; a list is accepted for a tuple and an integer for a float.
 
-    Integers are at least 1: all of them are sizes or counts.
+    Raises TypeError for other types, and for integers below 1, because all of them are sizes or counts.
     """
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_coerce(item, get_args(hint)[0]) for item in value)
@@ -52,7 +52,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         return None if value is None else _coerce(value, get_args(hint)[0])
     if hint is float and type(value) is int:
         return float(value)
-    # not isinstance: a bool is no integer here
+    # not isinstance, which would accept a bool as an integer
     if type(value) is not hint or (hint is int and value < 1):
         raise TypeError
     return value
@@ -60,7 +60,7 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 @dataclass(frozen=True)
 class TransformerConfig(Config):
-    """`transformer/config.json` of QwenImageTransformer2DModel; defaults are Qwen/Qwen-Image."""
+    """`transformer/config.json` of QwenImageTransformer2DModel; the defaults are those of Qwen/Qwen-Image."""
 
     patch_size: int = 2
     in_channels: int = 64
@@ -108,7 +108,7 @@ class TextEncoderConfig(Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        # transformers moved the body's keys into text_config in 4.52, and RoPE's into rope_parameters in 5.0
+        # transformers 4.52 moved the keys of the language body into text_config, 5.0 those of RoPE into rope_parameters
         body = {**raw, **_section(raw, "text_config")}
         rope = _section(body, "rope_parameters")
         if "rope_theta" in rope:
@@ -170,7 +170,7 @@ class VAEConfig(Config):
 
     @property
     def scale_factor(self) -> int:
-        """Pixels a latent spans along one side: 8 as published."""
+        """Pixels along one side of a latent; 8 in the published model."""
         return 2 ** len(self.temperal_downsample)
 
 
@@ -200,7 +200,7 @@ class SchedulerConfig(Config):
                 + nearest(self.time_shift_type, ("exponential", "linear"))
             )
         if self.num_train_timesteps != 1000:
-            # the transformer would receive another time than sigma
+            # the transformer would receive a timestep that differs from sigma
             raise InputError(f"scheduler config: num_train_timesteps is {self.num_train_timesteps}, expected 1000")
         if self.base_image_seq_len == self.max_image_seq_len:
             raise InputError(

@@ -1,28 +1,29 @@
-"""A common factor on both residual streams of the transformer, through its weights: same function, other range.
+"""Scales both residual streams of the transformer by a common factor, through its weights, with the same function.
 
-Let s_i be a stream where block i reads it. The block sees it only through LayerNorm, whose output does not change with
-a common factor, and adds gate * linear(h):
+Let s_i be a stream at the input of block i. The block reads it only through LayerNorm, whose output is invariant to a
+common factor, and adds gate * linear(h):
 
     s_{i+1} = s_i + gate_i * (W_i h_i + b_i),        h_i a function of LayerNorm(s_i)
 
-With G * s_0 for s_0 and G * gate_i * (W_i h_i + b_i) for every contribution, every s_i becomes G * s_i, and the
-output, proj_out of a LayerNorm, stays the same. So a checkpoint can be taken past the limit of a format, or under it.
+Replacing s_0 by G * s_0 and every contribution by G * gate_i * (W_i h_i + b_i) replaces every s_i by G * s_i. The
+output, proj_out of a LayerNorm, is unchanged. The streams of a checkpoint can thus be moved above the upper limit of a
+format, or below it.
 
-G is a power of two: then every product with it is exact in a binary format, at any step of the forward pass, and as
-long as nothing leaves the range of the format the outputs agree bit for bit.
+G is a power of two. Every product with it is then exact in a binary format, at any step of the forward pass. While
+nothing leaves the range of the format, the outputs agree bit for bit.
 
-LayerNorm ignores a common factor only if its eps follows: x / sqrt(var + eps) becomes G x / sqrt(G^2 var + G^2 eps).
-The LayerNorms on the streams are therefore given G^2 eps. Left at 1e-6, eps would change their output by the relative
-size eps / (2 var) * |1 / G^2 - 1|: below rounding for G > 1, but another function where G^2 var comes near eps
-(measured on the synthetic checkpoint: 1.5e-3 of the transformer's output at G = 2^-8, 0.22 at 2^-12).
+LayerNorm is invariant to G only if its eps is scaled too: x / sqrt(var + eps) becomes G x / sqrt(G^2 var + G^2 eps).
+The LayerNorms on the streams therefore get G^2 eps. With eps left at 1e-6, their output would change by the relative
+size eps / (2 var) * |1 / G^2 - 1|. This is below rounding for G > 1, but the function differs where G^2 var comes near
+eps (measured on the synthetic checkpoint: 1.5e-3 of the transformer's output at G = 2^-8, 0.22 at 2^-12).
 
-What G cannot leave alone is LayerNorm's variance, fp32 in every dtype: it overflows for streams beyond 1.8e19, in
-bfloat16 and fp32 alike, and the normalised stream is then zero. And an activation that is rounded to infinity or to
-nothing on the way is a result like any other.
+The variance inside LayerNorm is fp32 in every dtype and scales with G^2. It overflows for streams beyond 1.8e19, in
+bfloat16 and fp32 alike, and the normalised stream is then zero. Activations that are rounded to infinity or to zero are
+not an error: they are recorded like any other result.
 
-Inside a branch G is split between gate and last linear, as equally as powers of two allow. On one of the two alone, a
-large G would overflow that parameter or the branch's ungated output long before the stream, which no trained model
-does; split, neither is enlarged by more than sqrt(2 G), and it is the stream that leaves the format.
+Inside a branch, G is split between the gate and the last linear, as equally as powers of two allow. On one of them
+alone, a large G would overflow that parameter or the branch's ungated output long before the stream overflows, which no
+trained model does. With the split, neither is enlarged by more than sqrt(2 G), and the stream overflows first.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from precision_lab.errors import InputError
 from precision_lab.model.layers import LayerNorm
 from precision_lab.model.qwen_image.transformer import Transformer
 
-# a quantised linear takes the factor in scales and biases, its offsets; its packed weight stays
+# in a quantised linear the factor applies to scales and biases (the offsets), not to the packed weight
 _TENSOR = r"\.(weight|scales|biases|bias)"
 _INPUT = re.compile(r"(img|txt)_in" + _TENSOR)
 _GATES = re.compile(r"transformer_blocks\.\d+\.(img|txt)_mod\.1" + _TENSOR)
@@ -46,38 +47,41 @@ _OUTPUT = re.compile(
 )
 _CHUNKS = 6
 _GATE_CHUNKS = (2, 5)
-"""Rows of a modulation come in chunks: shift, scale, gate of attention, then shift, scale, gate of the MLP."""
+"""The rows of a modulation are six chunks: shift, scale, gate of attention, then shift, scale, gate of the MLP."""
 
 _LARGEST_EXPONENT = 53
-"""Down to 2^-53, and beyond 2^53, eps G^2 is a normal number of fp32."""
+"""eps G^2 is a normal number in fp32 for G from 2^-53, and also beyond 2^53."""
 
 
 def exponent(factor: float) -> int:
-    """log2 of a power of two. Raises InputError for any other number, naming the two nearest, and beyond 2^+-53."""
-    if not 2.0**-_LARGEST_EXPONENT <= factor <= 2.0**_LARGEST_EXPONENT:  # also refuses NaN
+    """log2 of a power of two from 2^-53 to 2^53.
+
+    Raises InputError for any other number; the message names the two nearest powers of two.
+    """
+    if not 2.0**-_LARGEST_EXPONENT <= factor <= 2.0**_LARGEST_EXPONENT:  # also rejects NaN
         raise InputError(f"model.inflate is {factor}, expected a power of two from 2^-53 to 2^53, like 4096 or 0.25")
     mantissa, above = frexp(factor)
     if mantissa != 0.5:
         raise InputError(
             f"model.inflate is {factor}, expected a power of two: others are not exact. "
-            f"Nearest: {_written(above - 1)} or {_written(above)}"
+            f"Nearest: {_formatted(above - 1)} or {_formatted(above)}"
         )
     return above - 1
 
 
 def stream_scale(factor: float) -> str:
-    """`stream x4096`, for a power of two by which the residual streams are multiplied; empty for 1."""
+    """A label like `stream x4096` for the factor on the residual streams, a power of two; empty for 1."""
     if factor == 1:
         return ""
     return f"stream x{factor:.0f}" if 1 < factor < 1e7 else f"stream x2^{log2(factor):.0f}"
 
 
 def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> None:
-    """Multiplies both residual streams of `model` by `factor`, a power of two, through its weights, in their dtypes.
+    """Scales the weights of `model` in place so that both residual streams are multiplied by `factor`, a power of two.
 
-    Raises InputError, and changes nothing, if a scaled weight is not exact in the dtype it is stored in (fp32, bf16 or
-    fp16), or would be infinite in `compute`, the dtype it is to be cast to. Weights that fall below the normal numbers
-    of a 16-bit `compute` are rounded when they are cast, as at factor 1.
+    The weights keep their dtypes. Raises InputError, and changes nothing, if a scaled weight is not exact in its stored
+    dtype (fp32, bf16 or fp16), or would be infinite in `compute`, the dtype to which it will be cast. Weights below the
+    normal range of a 16-bit `compute` are rounded when they are cast, as with factor 1.
     """
     power = exponent(factor)
     if power == 0:
@@ -90,19 +94,19 @@ def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> Non
     for name, parameter in parameters.items():
         if not mx.issubdtype(parameter.dtype, mx.floating):
             raise InputError(
-                f"model.inflate={_written(power)}: {name} is quantised with scales of 8 bits, expected affine"
+                f"model.inflate={_formatted(power)}: {name} is quantised with scales of 8 bits, expected affine"
             )
-    refused = {name: dtype for name, p in parameters.items() if (dtype := _misfit(name, p, power, compute))}
-    if refused:
-        name, dtype = next(iter(refused.items()))
-        fitting = power
-        for other in refused:
-            while _misfit(other, parameters[other], fitting, compute):
-                fitting -= 1 if power > 0 else -1
+    misfits = {name: dtype for name, p in parameters.items() if (dtype := _misfit(name, p, power, compute))}
+    if misfits:
+        name, dtype = next(iter(misfits.items()))
+        allowed = power
+        for other in misfits:
+            while _misfit(other, parameters[other], allowed, compute):
+                allowed -= 1 if power > 0 else -1
         extreme, verb = ("largest", "overflows") if power > 0 else ("smallest", "loses bits")
         raise InputError(
-            f"model.inflate={_written(power)}: {name} {verb} in {str(dtype).rpartition('.')[2]} "
-            f"({len(refused)} such tensors). The {extreme} power of two that fits is {_written(fitting)}"
+            f"model.inflate={_formatted(power)}: {name} {verb} in {str(dtype).rpartition('.')[2]} "
+            f"({len(misfits)} such tensors). The {extreme} power of two that fits is {_formatted(allowed)}"
         )
     for module in model.modules():
         if isinstance(module, LayerNorm):
@@ -111,7 +115,7 @@ def inflate_streams(model: Transformer, factor: float, compute: mx.Dtype) -> Non
 
 
 def _misfit(name: str, parameter: mx.array, power: int, compute: mx.Dtype) -> mx.Dtype | None:
-    """The dtype in which the scaled parameter does not fit: the one it is stored in, or `compute`."""
+    """The dtype that cannot hold the scaled parameter, its stored dtype or `compute`; None if both can."""
     scaled = _scaled(name, parameter, power)
     if not mx.array_equal(_scaled(name, scaled, power, inverse=True), parameter, equal_nan=True):
         return parameter.dtype
@@ -123,7 +127,7 @@ def _misfit(name: str, parameter: mx.array, power: int, compute: mx.Dtype) -> mx
 
 
 def _scaled(name: str, parameter: mx.array, power: int, inverse: bool = False) -> mx.array:
-    """The parameter times its share of 2^power, or divided by it, in its dtype."""
+    """The parameter, in its dtype, times its share of 2^power; divided by it if `inverse`."""
     gate = power // 2
     share = power if _INPUT.fullmatch(name) else gate if _GATES.fullmatch(name) else power - gate
     factor = 2.0 ** (-share if inverse else share)
@@ -135,6 +139,6 @@ def _scaled(name: str, parameter: mx.array, power: int, inverse: bool = False) -
     return chunks.reshape(parameter.shape).astype(parameter.dtype)
 
 
-def _written(power: int) -> str:
-    """2^power as a number that YAML and the command line read back exactly."""
+def _formatted(power: int) -> str:
+    """2^power, formatted so that YAML and the command line read it back exactly."""
     return f"{2.0**power:.17g}"

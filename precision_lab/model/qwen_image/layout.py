@@ -1,4 +1,4 @@
-"""The layout of Qwen-Image 1.x: its components, blocks, streams and results."""
+"""The layout of Qwen-Image 1.x: its components, blocks and streams, as a run needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to image: the components of a checkpoint and THE denoising loop, a generator of steps."""
+"""Text to image: the components of a checkpoint and the denoising loop, a generator of steps."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from precision_lab.model.qwen_image.vae import VAE
 
 
 class Conditioning(NamedTuple):
-    """Text embeddings (B, T, J), and a mask (B, T) or None where no token is padding."""
+    """Text embeddings (B, T, J) and their mask (B, T), which is None if no token is padding."""
 
     embeds: mx.array
     mask: mx.array | None
 
 
 class Step(NamedTuple):
-    """State after one step: the sigma it started from, the velocity taken, and the new latents, (B, L, C) each."""
+    """State after one step: its starting sigma, its velocity and the new latents, (B, L, C) each."""
 
     number: int
     sigma: float
@@ -52,9 +52,10 @@ def denoise_step(
     uncond: Conditioning | None = None,
     guidance_scale: float = 1.0,
 ) -> Step:
-    """One step from the first of two sigmas to the second; latents: (B, L, C). Without `uncond` there is no guidance.
+    """Takes one step, from the first sigma in `levels` to the second; latents: (B, L, C).
 
-    Nothing is evaluated here. Each forward runs inside a scope that names its step, sigma and branch.
+    There is no guidance without `uncond`. Nothing is evaluated. Each forward runs inside a scope that names its step,
+    sigma and branch.
     """
     sigma, following = levels
     with scope(step=number, sigma=float(sigma)):
@@ -80,7 +81,10 @@ def denoise(
     uncond: Conditioning | None = None,
     guidance_scale: float = 1.0,
 ) -> Iterator[Step]:
-    """Walks the sigmas `levels` from `latents` (B, L, C), packed noise; the caller decides when to evaluate."""
+    """Steps through the sigmas `levels`, starting from packed noise `latents` (B, L, C).
+
+    Nothing is evaluated: the caller decides when to evaluate a step.
+    """
     for number, pair in enumerate(pairwise(levels)):
         step = denoise_step(transformer, sampler, latents, number, pair, grid, cond, uncond, guidance_scale)
         latents = step.latents
@@ -89,7 +93,7 @@ def denoise(
 
 @dataclass
 class Pipeline:
-    """The components of a text-to-image checkpoint; all computing in `dtype`, the dtype of the activations."""
+    """The components of a text-to-image checkpoint; `dtype` is the dtype of all activations."""
 
     tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -102,7 +106,7 @@ class Pipeline:
 
     @property
     def components(self) -> Components:
-        """The modules that have addresses, by the name before the colon."""
+        """The addressable modules; each key is the part of an address before the colon."""
         modules: dict[str, nn.Module] = {
             "transformer": self.transformer,
             "text_encoder": self.text_encoder,
@@ -113,11 +117,14 @@ class Pipeline:
 
     @property
     def unit(self) -> int:
-        """Pixels along a side of one token."""
+        """Pixels along one side of a token."""
         return self.vae.config.scale_factor * self.config.patch_size
 
     def grid(self, height: int, width: int) -> Grid:
-        """The token grid of an image of that many pixels. Raises InputError where it is not whole."""
+        """The token grid of an image with this size in pixels.
+
+        Raises InputError if a side is not a multiple of `unit`.
+        """
         unit = self.unit
         for name, pixels in (("height", height), ("width", width)):
             if pixels < unit or pixels % unit:
@@ -128,7 +135,7 @@ class Pipeline:
         return Grid(height // unit, width // unit)
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of the prompts, right-padded to the longest."""
+        """Embeddings of the prompts, right-padded to the longest prompt."""
         ids, mask = self.tokenizer(prompts)
         padded = mx.array(mask) if not mask.all() else None
         hidden = self.text_encoder(mx.array(ids), padded, self.dtype)[:, PREFIX_TOKENS:]
@@ -138,7 +145,7 @@ class Pipeline:
         return Conditioning(mx.where(padded[..., None] != 0, hidden, mx.zeros_like(hidden)), padded)
 
     def noise(self, seed: int, grid: Grid) -> mx.array:
-        """Packed latents (1, L, C) of pure noise."""
+        """Packed latents (1, L, C) of pure noise, in `dtype`."""
         unit = self.config.patch_size
         channels = self.vae.config.z_dim
         return pack(mx.array(noise(seed, channels, grid.height * unit, grid.width * unit))).astype(self.dtype)
@@ -152,12 +159,15 @@ class Pipeline:
         uncond: Conditioning | None = None,
         guidance_scale: float = 1.0,
     ) -> Iterator[Step]:
-        """The loop above with this checkpoint's parts and schedule."""
+        """Runs the function `denoise` with the components and the schedule of this checkpoint."""
         levels = sigmas(self.scheduler, steps, grid.height * grid.width)
         return denoise(self.transformer, self.sampler, latents, levels, grid, cond, uncond, guidance_scale)
 
     def decode(self, latents: mx.array, grid: Grid) -> mx.array:
-        """Packed latents to pixel values (B, H, W, 3) in [0, 255], fp32, unrounded; non-finite where they are."""
+        """Decodes packed latents to pixel values (B, H, W, 3) in [0, 255], fp32, unrounded.
+
+        Non-finite latents give non-finite pixels.
+        """
         unit = self.config.patch_size
         unpacked = unpack(latents, grid.height * unit, grid.width * unit)
         return self.sampler.to_pixels(self.vae.decode(self.sampler.denormalize(unpacked)))

@@ -1,4 +1,4 @@
-"""Prompts to token ids: the chat template and tokenizer of Qwen-Image."""
+"""The chat template and the tokenizer of Qwen-Image: from prompts to token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATE = (
     "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-# Tokens of the template before the prompt; diffusers fixes the number (prompt_template_encode_start_idx).
+# Number of template tokens before the prompt, a constant in diffusers (prompt_template_encode_start_idx).
 PREFIX_TOKENS = 34
 MAX_TOKENS = 1024
 
@@ -30,8 +30,8 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """The tokenizer of a checkpoint, read from its `tokenizer` folder.
 
-    Raises InputError for a folder that holds none, or one for which the template's prefix is not 34 tokens: the
-    embeddings of the wrong tokens would be dropped.
+    Raises InputError if the folder has no readable tokenizer. Also raises InputError if the template's prefix is not 34
+    tokens, because the embeddings of the wrong tokens would be dropped.
     """
 
     def __init__(self, folder: Path):
@@ -43,7 +43,10 @@ class Tokenizer:
             )
 
     def __call__(self, prompts: list[str]) -> Tokens:
-        """Raises InputError for a prompt of more than 1024 tokens (with what the template adds after it)."""
+        """Token ids of the prompts in the template, right-padded to the longest.
+
+        Raises InputError for a prompt of more than 1024 tokens, including those that the template adds after it.
+        """
         rows = [self._tokenizer(TEMPLATE.format(prompt)) for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) - PREFIX_TOKENS > MAX_TOKENS:

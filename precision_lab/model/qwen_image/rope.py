@@ -1,6 +1,6 @@
-"""Rotary positions of the joint sequence: three axes (frame, row, column), centred on zero for the image.
+"""Rotary positions of the joint sequence on three axes (frame, row, column), centred on zero for the image.
 
-L image tokens of a grid of h rows and w columns, T text tokens, H heads, C channels a head.
+L image tokens in a grid of h rows and w columns, T text tokens, H heads, C channels a head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ THETA = 10_000.0
 
 
 class Grid(NamedTuple):
-    """Image tokens: rows and columns of 2x2 latent patches, 16x16 pixels each."""
+    """The numbers of rows and columns of image tokens; a token is 2x2 latents or 16x16 pixels."""
 
     height: int
     width: int
@@ -28,9 +28,9 @@ class Grid(NamedTuple):
 def rotations(axes_dims: tuple[int, ...], grid: Grid, num_text: int) -> Streams:
     """Rotations of the image tokens, row by row, and of the text tokens: (tokens, C / 2) each, complex64 of modulus 1.
 
-    Rows run over -(h - h // 2) .. h // 2 - 1 and columns likewise; text continues on the diagonal of all axes at
-    max(h // 2, w // 2) (QwenEmbedRope with scale_rope in diffusers). Angles are fp32 products of the position and an
-    fp32 frequency, as in the reference; their cos and sin are taken in float64 and rounded once.
+    Rows have positions -(h - h // 2) .. h // 2 - 1, and columns likewise. The text continues along the diagonal of all
+    axes, from max(h // 2, w // 2) (QwenEmbedRope with scale_rope in diffusers). Angles are fp32 products of the
+    position and an fp32 frequency, as in the reference. Their cos and sin are computed in float64 and rounded once.
     """
     rows = np.arange(grid.height) - (grid.height - grid.height // 2)
     columns = np.arange(grid.width) - (grid.width - grid.width // 2)
@@ -50,7 +50,7 @@ def _rotation(positions: np.ndarray, axes_dims: tuple[int, ...]) -> mx.array:
 
 
 class RotaryEmbedding(nn.Module):
-    """Positions of a grid and a text to their rotations."""
+    """Maps a grid and a number of text tokens to the rotations of their positions."""
 
     def __init__(self, axes_dims: tuple[int, ...]):
         super().__init__()
@@ -63,7 +63,7 @@ class RotaryEmbedding(nn.Module):
 class Rotary(nn.Module):
     """Rotates interleaved channel pairs as complex numbers, in fp32.
 
-    x: (B, L, H, C), rotation: (L, C / 2) complex64; the result in the dtype of x.
+    x: (B, L, H, C), rotation: (L, C / 2) complex64. Returns the shape and dtype of x.
     """
 
     def __call__(self, x: mx.array, rotation: mx.array) -> mx.array:

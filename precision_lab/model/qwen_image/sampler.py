@@ -1,6 +1,6 @@
-"""The numeric operations of sampling around the transformer, each a module with an address (component `pipeline`).
+"""The numeric operations of sampling around the transformer, each an addressable module (component `pipeline`).
 
-They round where diffusers rounds: in the dtype of the latents, except where fp32 is stated.
+They round where diffusers rounds, to the dtype of the latents unless fp32 is stated.
 B batch, L tokens, C = 64 packed latent channels.
 """
 
@@ -14,7 +14,7 @@ from precision_lab.model.qwen_image.config import VAEConfig
 
 
 class Timestep(nn.Module):
-    """A sigma to the (1,) timestep in [0, 1]: scaled to 1000 in fp32, rounded to `dtype`, divided in it."""
+    """Maps a sigma to a timestep (1,) in [0, 1]: times 1000 in fp32, rounded to `dtype`, divided by 1000, rounded."""
 
     def __call__(self, sigma: mx.array, dtype: mx.Dtype) -> mx.array:
         scaled = (1000 * sigma.astype(mx.float32)).astype(dtype)
@@ -22,9 +22,9 @@ class Timestep(nn.Module):
 
 
 class Guidance(nn.Module):
-    """True classifier-free guidance, rescaled token by token to the norm of the conditional velocity.
+    """True classifier-free guidance; each token is rescaled to the norm of its conditional velocity.
 
-    cond, uncond: (B, L, C) of one dtype.
+    cond, uncond: (B, L, C) of the same dtype, which the result has too.
     """
 
     def __call__(self, cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
@@ -40,8 +40,8 @@ def _norm(x: mx.array) -> mx.array:
 class EulerStep(nn.Module):
     """`latents + dt * velocity`; latents, velocity: (B, L, C); dt: fp32 scalar.
 
-    dt is a 0-dimensional tensor in the reference, which does not promote: it is rounded to the dtype of the velocity
-    (in bf16 up to 0.2 % off), and so is the increment. Only the addition is in fp32; its sum is rounded again.
+    In the reference dt is a 0-dimensional tensor, which does not promote. It is therefore rounded to the dtype of the
+    velocity (in bf16 by up to 0.2 %), and so is the increment. Only the addition is in fp32; the sum is rounded again.
     """
 
     def __call__(self, latents: mx.array, velocity: mx.array, dt: mx.array) -> mx.array:
@@ -50,7 +50,7 @@ class EulerStep(nn.Module):
 
 
 class Denormalize(nn.Module):
-    """Latents from unit variance to the VAE's own scale; x: (..., z_dim).
+    """Rescales latents from unit variance to the scale of the VAE; x: (..., z_dim).
 
     Divides by the rounded reciprocal of the rounded standard deviation, as the reference does.
     """
@@ -66,14 +66,14 @@ class Denormalize(nn.Module):
 
 
 class ToPixels(nn.Module):
-    """Images in [-1, 1] to fp32 values in [0, 255], still unrounded; x: (B, H, W, 3)."""
+    """Maps images in [-1, 1] to fp32 values in [0, 255], unrounded; x: (B, H, W, 3)."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return 255 * mx.clip(x * 0.5 + 0.5, 0, 1).astype(mx.float32)
 
 
 class Sampler(nn.Module):
-    """The component `pipeline`."""
+    """The component `pipeline`: the operations of sampling."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -85,20 +85,20 @@ class Sampler(nn.Module):
 
 
 def noise(seed: int, channels: int, height: int, width: int) -> np.ndarray:
-    """Standard normal latents (1, channels, height, width), fp32, the same on every back end: NumPy PCG64."""
+    """Standard normal latents (1, channels, height, width), fp32, from NumPy's PCG64: identical on every backend."""
     rng = np.random.Generator(np.random.PCG64(seed))
     return rng.standard_normal((1, channels, height, width), dtype=np.float32)
 
 
 def pack(latents: mx.array) -> mx.array:
-    """(B, C, h, w) to (B, h/2 * w/2, 4 C): 2x2 patches in order (channel, row, column)."""
+    """Packs (B, C, h, w) to (B, h/2 * w/2, 4 C): 2x2 patches in the order (channel, row, column)."""
     b, c, h, w = latents.shape
     patches = latents.reshape(b, c, h // 2, 2, w // 2, 2)
     return patches.transpose(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), 4 * c)
 
 
 def unpack(tokens: mx.array, height: int, width: int) -> mx.array:
-    """(B, h/2 * w/2, 4 C) to channels-last (B, h, w, C), the inverse of `pack` up to layout."""
+    """Unpacks (B, h/2 * w/2, 4 C) to channels-last (B, h, w, C); the inverse of `pack` up to layout."""
     b, _, c = tokens.shape
     patches = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2)
     return patches.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, c // 4)

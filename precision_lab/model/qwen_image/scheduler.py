@@ -11,10 +11,12 @@ from precision_lab.model.qwen_image.config import SchedulerConfig
 
 
 def sigmas(config: SchedulerConfig, steps: int, num_tokens: int) -> np.ndarray:
-    """`steps` noise levels from 1 down to the terminal one, and 0: (steps + 1,), fp32.
+    """`steps` noise levels from 1 down to the terminal level, followed by 0: (steps + 1,), fp32.
 
-    `num_tokens` image tokens decide the shift. In fp32 throughout, as the reference. With a single step there is
-    nothing to stretch (the reference divides 0 by 0 there) and the one level is 1. Raises InputError for steps < 1.
+    The number of image tokens, `num_tokens`, determines the shift. All arithmetic is in fp32, as in the reference. A
+    single step has the level 1 and is not stretched; the reference would divide 0 by 0.
+
+    Raises InputError for steps < 1.
     """
     if steps < 1:
         raise InputError(f"sampler.steps is {steps}, expected at least 1")

@@ -1,4 +1,4 @@
-"""The two residual streams of the transformer, as a pair with names."""
+"""A named pair for the two residual streams of the transformer."""
 
 from __future__ import annotations
 

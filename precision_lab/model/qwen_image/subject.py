@@ -1,4 +1,4 @@
-"""Qwen-Image 1.x, text to image, as a subject of the laboratory: its settings, its cases and its steps."""
+"""Qwen-Image 1.x, text to image, as a subject of the laboratory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "
 
 
 class Case(Protocol):
-    """The members of a case that this subject reads."""
+    """The attributes of a case that this subject reads."""
 
     @property
     def prompt(self) -> str: ...
@@ -46,7 +46,7 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How an image is sampled; height and width in pixels. There is guidance where `guidance_scale` exceeds 1."""
+    """Sampling settings of an image; height and width in pixels. Guidance is on if `guidance_scale` exceeds 1."""
 
     steps: int = 10
     guidance_scale: float = 4.0
@@ -68,7 +68,10 @@ class Settings:
 
 
 class State(NamedTuple):
-    """Latents (1, L, C), the embeddings of both prompts, and what all steps share."""
+    """Latents (1, L, C), the embeddings of both prompts, and the values that all steps share.
+
+    levels: the sigmas of all steps, and 0. uncond: None without guidance.
+    """
 
     latents: mx.array
     cond: Conditioning
@@ -79,7 +82,7 @@ class State(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A component on disk: the name of its weight files, and the prefix of its tensors before the paths of modules."""
+    """A component, the stem of its weight files, and the prefix of its stored tensor names before module paths."""
 
     module: nn.Module
     stem: str
@@ -87,7 +90,7 @@ class Part(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A case that this subject draws for proofs."""
+    """A random case for proofs."""
 
     prompt: str
     seed: int
@@ -105,7 +108,7 @@ class Step(NamedTuple):
 
 @dataclass
 class TextToImage:
-    """A pipeline as the laboratory's subject."""
+    """A pipeline in one dtype, as a subject of the laboratory."""
 
     pipeline: Pipeline
 
@@ -114,7 +117,10 @@ class TextToImage:
         return self.pipeline.components
 
     def start(self, case: Case) -> State:
-        """Text is encoded inside scopes that name its branch; noise is that of the seed."""
+        """The initial state of a case: encoded prompts and the noise of the seed.
+
+        Each prompt is encoded inside a scope that names its branch.
+        """
         pipeline, settings = self.pipeline, checked(Settings, case.settings)
         grid = pipeline.grid(settings.height, settings.width)
         with scope(branch="cond"):
@@ -147,14 +153,14 @@ class TextToImage:
 
 @dataclass
 class QwenImage:
-    """The source of a checkpoint in the layout of Qwen/Qwen-Image.
+    """Loads a checkpoint in the layout of Qwen/Qwen-Image.
 
-    name: of the configuration; path: a folder, a Hub id, or package://NAME for an embedded checkpoint, with `revision`
-    of a Hub repository. weights_dtype: rounds the stored weights (None: as stored). inflate: a power of two that
-    multiplies the transformer's residual streams and leaves its function unchanged. stream: whether blocks are read
-    whenever they are called, for a model larger than memory.
+    name: the name of the configuration. path: a folder, a Hub id, or package://NAME for an embedded checkpoint.
+    revision: that of the Hub repository. weights_dtype: the dtype to which stored weights are rounded (None: as
+    stored). inflate: a power of two that multiplies the transformer's residual streams and leaves its function
+    unchanged. stream: whether blocks are read from disk at each call (paging), for a model larger than memory.
 
-    Raises InputError for settings that do not fit each other; the checkpoint is looked for when it is first needed.
+    Raises InputError for invalid or incompatible settings. The checkpoint is located when it is first needed.
     """
 
     name: str
@@ -186,7 +192,7 @@ class QwenImage:
             paging.check(self.inflate)
 
     def folder(self) -> Path:
-        """The checkpoint's folder, fetched from the Hub if it must be."""
+        """The folder of the checkpoint, downloaded from the Hub if necessary."""
         assert self.path is not None
         return locate(self.path, self.revision)
 
@@ -225,9 +231,10 @@ class QwenImage:
         return settings.steps
 
     def load(self, dtype: mx.Dtype) -> TextToImage:
-        """Weights that are stored in `dtype`, or bound for fp32, are loaded once.
+        """The subject that computes in `dtype`; a second call returns the same object.
 
-        Paged weights belong to one pipeline each: what is not in memory cannot be shared, and has no known dtype.
+        If all weights are stored in `dtype`, it shares those of an fp32 subject that was loaded before. Paged weights
+        are not shared: they are not in memory, so their dtype is unknown.
         """
         if dtype not in self._loaded:
             stored = None if self.stream else self._loaded.get(mx.float32)
@@ -238,18 +245,18 @@ class QwenImage:
         return self._loaded[dtype]
 
     def folders(self) -> tuple[str, ...]:
-        """Names of the folders that make a whole checkpoint."""
+        """Names of the folders of a complete checkpoint."""
         return ("scheduler", "tokenizer", "vae", "text_encoder", "transformer")
 
     def parts(self) -> dict[str, Part]:
-        """The components whose linears can be written quantised, with weights as they are stored."""
+        """The components whose linears can be written quantised, with weights in their stored dtype."""
         return {
             "text_encoder": Part(self.opened.text_encoder(mx.float32), "model", "model."),
             "transformer": Part(self.opened.transformer(mx.float32), "diffusion_pytorch_model", ""),
         }
 
     def draws(self, count: int, seed: int) -> list[Drawn]:
-        """Cases for proofs: prompts of different lengths, small odd grids, schedules of different lengths."""
+        """Random cases for proofs: prompts of different lengths, small odd grids, schedules of different lengths."""
         rng = np.random.default_rng(seed)
         pixels = self.load(mx.float32).pipeline.unit
         cases = []
@@ -268,4 +275,4 @@ class QwenImage:
 def _dtypes(pipeline: Pipeline) -> set[mx.Dtype]:
     modules = pipeline.components.values()
     arrays = [array for module in modules for _, array in tree_flatten(module.parameters())]
-    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights have no say
+    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights are integers

@@ -16,11 +16,11 @@ from precision_lab.model.layers import Add, Linear, RMSNorm, SiLU, scaled_dot_pr
 from precision_lab.model.qwen_image.config import TextEncoderConfig
 
 _NOT_NEEDED = ("lm_head.", "visual.", "model.visual.", "language_model.lm_head.", "vision_tower.")
-"""How names of the output head and of the vision tower begin, the last two in MLX's conversions."""
+"""Prefixes of the names of the output head and the vision tower; the last two occur in MLX's conversions."""
 
 
 class Rotation(NamedTuple):
-    """cos and sin of each position's angles: (L, C / 2) each, fp32."""
+    """cos and sin of the angles of each position: (L, C / 2) each, fp32."""
 
     cos: mx.array
     sin: mx.array
@@ -29,8 +29,8 @@ class Rotation(NamedTuple):
 class RotaryEmbedding(nn.Module):
     """Rotations of the positions 0 .. L-1.
 
-    The three axes of M-RoPE carry the same position for text, so it is RoPE of one axis. Positions count padding too,
-    as in transformers 5: attention depends on their differences only.
+    For text, the three axes of M-RoPE have the same position, which equals RoPE on one axis. Positions include padding,
+    as in transformers 5, because attention depends only on their differences.
     """
 
     def __init__(self, head_dim: int, theta: float):
@@ -46,8 +46,8 @@ class RotaryEmbedding(nn.Module):
 def rotation(num_tokens: int, head_dim: int, theta: float) -> Rotation:
     """cos and sin of `position * theta^(-2 i / C)`: (L, C / 2) each, fp32.
 
-    Angles are fp32 products of the position and an fp32 frequency, as in the reference; their cos and sin are taken in
-    float64 and rounded once.
+    Angles are fp32 products of the position and an fp32 frequency, as in the reference. Their cos and sin are computed
+    in float64 and rounded once.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
@@ -58,7 +58,7 @@ def rotation(num_tokens: int, head_dim: int, theta: float) -> Rotation:
 class Rotary(nn.Module):
     """Rotates channel i with channel i + C / 2; x: (B, L, H, C).
 
-    cos and sin are rounded to the dtype of x and the arithmetic is in it, as in transformers.
+    cos and sin are rounded to the dtype of x, and the arithmetic is in that dtype, as in transformers.
     """
 
     def __call__(self, x: mx.array, rotation: Rotation) -> mx.array:
@@ -68,7 +68,7 @@ class Rotary(nn.Module):
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(C)) v with H / K query heads sharing a key.
+    """softmax(q k^T / sqrt(C)) v where H / K query heads share a key.
 
     q: (B, L, H, C); k, v: (B, L, K, C); mask: (B, 1, L, L), True where a query may read a key, or "causal".
     Returns the shape of q.
@@ -81,7 +81,7 @@ class Attend(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention; only the projections to q, k and v have a bias."""
+    """Causal grouped-query attention; only the q, k and v projections have a bias."""
 
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
@@ -146,7 +146,7 @@ class DecoderLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to the last hidden state, after the final norm: the prompt embedding of Qwen-Image."""
+    """Maps token ids to the last hidden state after the final norm, the prompt embedding of Qwen-Image."""
 
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
@@ -159,8 +159,8 @@ class TextEncoder(nn.Module):
     def __call__(self, input_ids: mx.array, attention_mask: mx.array | None, dtype: mx.Dtype) -> mx.array:
         """input_ids: (B, L); attention_mask: (B, L), zero for padding on either side, or None.
 
-        Returns (B, L, D). `dtype` is that of all activations; narrower weights are upcast where they are used.
-        Rows of padding are finite and mean nothing.
+        Returns (B, L, D). `dtype` is the dtype of all activations; narrower weights are upcast where they are used.
+        Rows of padding are finite but meaningless.
         """
         x = self.embed_tokens(input_ids).astype(dtype)
         rotation = self.rotary_emb(input_ids.shape[1])
@@ -171,25 +171,25 @@ class TextEncoder(nn.Module):
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], list[str]]:
-        """Weights of a published checkpoint under the names used here, and the sorted names left out.
+        """Renames the weights of a published checkpoint; also returns the sorted names that it left out.
 
-        Left out are the vision tower and the output head, which text-to-image does not need. A name that is not known
-        is parameters as it is, for a strict loader to report.
+        It leaves out the vision tower and the output head, which text-to-image does not need. Unknown names are
+        returned unchanged, so that a strict loader reports them.
         """
         ignored = {name for name in weights if name.startswith(_NOT_NEEDED)}
-        # published files have model., those of transformers since 4.52 model.language_model., MLX's the reverse
-        parameters = {
+        # published files use model., transformers since 4.52 model.language_model., and MLX language_model.model.
+        renamed = {
             name.removeprefix("model.").removeprefix("language_model.").removeprefix("model."): array
             for name, array in weights.items()
             if name not in ignored
         }
-        return parameters, sorted(ignored)
+        return renamed, sorted(ignored)
 
 
 def _causal_mask(attention_mask: mx.array) -> mx.array:
-    """(B, L) to (B, 1, L, L).
+    """Combines a padding mask (B, L) with the causal mask: (B, 1, L, L), bool.
 
-    A row of padding reads itself too: what a softmax over no key gives, NaN or not, depends on the backend.
+    A row of padding also reads itself, because the softmax over no key is NaN or not depending on the backend.
     """
     positions = mx.arange(attention_mask.shape[1])
     query, key = positions[:, None], positions[None, :]

@@ -23,8 +23,8 @@ TIME_CHANNELS = 256
 class TimestepProjection(nn.Module):
     """Sinusoids of the timestep: (B,) in [0, 1] to (B, 256), fp32, cosines first.
 
-    Arguments reach 1000 rad, so the last bit of the frequency table decides 1e-5 of the model's output: the exponent
-    is fp32 as in the reference, its exponential is taken in float64 and rounded.
+    Arguments reach 1000 rad, so the last bit of the frequency table changes the model's output by 1e-5. As in the
+    reference, the exponent is fp32; its exponential is computed in float64 and rounded.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class TimeTextEmbedding(nn.Module):
-    """The conditioning vector of all modulations: (B,) to (B, D) in `dtype`."""
+    """Maps timesteps (B,) to the vector (B, D) in `dtype` on which all modulations are conditioned."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -64,7 +64,7 @@ class TimeTextEmbedding(nn.Module):
 
 
 class AdaLayerNormContinuous(nn.Module):
-    """The final LayerNorm with scale and shift from the timestep; the scale comes first."""
+    """The final LayerNorm, with scale and shift from the timestep; the scale is the first chunk."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -79,7 +79,7 @@ class AdaLayerNormContinuous(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Velocity of the latents at a timestep, given a text.
+    """Predicts the velocity of the latents at a timestep, conditioned on a text.
 
     The dtype of the latents is the dtype of the computation; narrower weights are upcast where they are used.
     """
@@ -104,9 +104,10 @@ class Transformer(nn.Module):
         grid: Grid,
         text_mask: mx.array | None = None,
     ) -> mx.array:
-        """latents: (B, L, in_channels) with L = grid.height * grid.width; timestep: (B,) in [0, 1];
+        """Returns the velocity (B, L, 4 * out_channels).
 
-        text: (B, T, J); text_mask: (B, T), non-zero for tokens that count. Returns (B, L, 4 * out_channels).
+        latents: (B, L, in_channels) with L = grid.height * grid.width; timestep: (B,) in [0, 1]; text: (B, T, J);
+        text_mask: (B, T), non-zero for tokens that are not padding, or None.
         """
         x = Streams(img=self.img_in(latents), txt=self.txt_in(self.txt_norm(text)))
         temb = self.time_text_embed(timestep.astype(latents.dtype), latents.dtype)

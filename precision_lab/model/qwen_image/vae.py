@@ -1,7 +1,7 @@
 """The VAE of Qwen-Image for single images (AutoencoderKLQwenImage in diffusers).
 
-B batch, H rows and W columns of pixels, h = H / 8 and w = W / 8 of latents, Z latent channels, C colour channels;
-channels are last.
+B batch, H rows and W columns of pixels, h = H / 8 rows and w = W / 8 columns of latents, Z latent channels, C colour
+channels. Channels are the last axis.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from precision_lab.model.qwen_image.vae_blocks import (
 
 
 class Moments(NamedTuple):
-    """The Gaussian an image is encoded to: (B, h, w, Z) each."""
+    """Mean and log-variance of the Gaussian to which an image is encoded: (B, h, w, Z) each."""
 
     mean: mx.array
     logvar: mx.array
 
 
 class Encoder(nn.Module):
-    """(B, H, W, C) to (B, h, w, 2 Z)."""
+    """Maps pixels (B, H, W, C) to moments (B, h, w, 2 Z)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
 
 def _down_blocks(dims: list[int], num_res_blocks: int, attn_scales: tuple[float, ...]) -> list[nn.Module]:
-    """One flat list, as in the checkpoint: each stage halves the scale, the last one excepted."""
+    """All stages in one flat list, as in the checkpoint; each stage except the last halves the resolution."""
     blocks: list[nn.Module] = []
     for stage, (in_dim, out_dim) in enumerate(pairwise(dims)):
         for i in range(num_res_blocks):
@@ -67,7 +67,7 @@ def _down_blocks(dims: list[int], num_res_blocks: int, attn_scales: tuple[float,
 
 
 class Decoder(nn.Module):
-    """(B, h, w, Z) to (B, H, W, C), not clamped."""
+    """Maps latents (B, h, w, Z) to pixels (B, H, W, C), not clamped."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         self.conv_in = Conv2d(config.z_dim, dims[0], 3, padding=1)
         self.mid_block = MidBlock(dims[0])
         self.up_blocks = [
-            # an upsampling has halved the channels
+            # the upsampling before this block halves the channels
             UpBlock(in_dim if i == 0 else in_dim // 2, out_dim, config.num_res_blocks + 1, upsample=i < last)
             for i, (in_dim, out_dim) in enumerate(pairwise(dims))
         ]
@@ -92,7 +92,10 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Pixels to latents and back. The dtype of the input is that of the computation; weights are no wider."""
+    """Encodes pixels to latents and decodes latents to pixels.
+
+    The computation has the dtype of the input; the dtype of the weights must not be wider.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -103,7 +106,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, pixels: mx.array) -> Moments:
-        """pixels: (B, H, W, C) in [-1, 1], H and W multiples of 8. The log-variance is clamped to [-30, 20]."""
+        """pixels: (B, H, W, C) in [-1, 1], with H and W multiples of 8. Clamps the log-variance to [-30, 20]."""
         mean, logvar = mx.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
         return Moments(mean, mx.clip(logvar, -30, 20))
 
@@ -113,18 +116,21 @@ class VAE(nn.Module):
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], list[str]]:
-        """Weights of a published checkpoint in the layout used here, and the sorted names left out.
+        """Converts the weights of a published checkpoint to the layout used here.
 
-        Left out are the temporal convolutions of the resamplers, which a first frame does not pass. A tensor of a rank
-        that is not known is parameters as it is, for a strict loader to report.
+        Also returns the sorted names that it left out: the temporal convolutions of the resamplers, which do not run
+        for a first frame. Tensors of unexpected rank are returned unchanged, so that a strict loader reports them.
         """
         ignored = {name for name in weights if ".time_conv." in name}
-        parameters = {name: _to_image_layout(name, w) for name, w in weights.items() if name not in ignored}
-        return parameters, sorted(ignored)
+        converted = {name: _to_image_layout(name, w) for name, w in weights.items() if name not in ignored}
+        return converted, sorted(ignored)
 
 
 def _to_image_layout(name: str, weight: mx.array) -> mx.array:
-    """(O, I, kT, kH, kW) or (O, I, kH, kW) to (O, kH, kW, I), the last temporal tap; gamma (C, 1, ..., 1) to (C,)."""
+    """Converts a kernel (O, I, kT, kH, kW) or (O, I, kH, kW) to (O, kH, kW, I), and gamma (C, 1, ..., 1) to (C,).
+
+    Only the last temporal tap is kept.
+    """
     if name.endswith(".gamma"):
         return weight.flatten() if weight.ndim > 1 and weight.size == weight.shape[0] else weight
     if weight.ndim == 5:

@@ -1,7 +1,7 @@
 """Blocks of the Qwen-Image VAE, for single images.
 
-The published model is a video VAE of causal 3-D convolutions. Of one frame each of them sees zeros in all but its
-last temporal tap, so it is that tap's 2-D convolution, exactly.
+The published model is a video VAE of causal 3-D convolutions. For a single frame, all temporal taps except the last
+read zeros, so each convolution equals the 2-D convolution of its last tap exactly.
 
 B batch, H rows, W columns, C channels (last).
 """
@@ -17,10 +17,10 @@ from precision_lab.model.layers import Add, Sequential, SiLU, scaled_dot_product
 
 
 class Conv2d(nn.Conv2d):
-    """2-D convolution; result and bias are added in fp32 and rounded once to the dtype of x.
+    """2-D convolution; on the CPU the bias is added in fp32 and the sum is rounded once to the dtype of x.
 
-    MLX accumulates in fp32 on every backend but rounds before it adds the bias. The CPU computes 16-bit convolutions
-    in fp32 anyway, so there rounding once costs nothing.
+    MLX accumulates in fp32 on every backend but rounds before it adds the bias. The CPU computes 16-bit convolutions in
+    fp32 in any case, so rounding once costs nothing there. On a GPU the result is that of MLX.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -43,15 +43,15 @@ class ChannelNorm(nn.Module):
         y = x.astype(mx.float32)
         norm = mx.sqrt(mx.sum(y * y, axis=-1, keepdims=True))
         unit = (y / mx.maximum(norm, 1e-12)).astype(x.dtype)
-        # in fp32, for sqrt(C) itself would be rounded to the dtype of x
+        # in fp32, because sqrt(C) would otherwise be rounded to the dtype of x
         scaled = (unit.astype(mx.float32) * x.shape[-1] ** 0.5).astype(x.dtype)
         return scaled * self.gamma
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, added to the input; (B, H, W, C) to (B, H, W, C').
+    """Adds norm, SiLU and 3x3 convolution, applied twice, to the input: (B, H, W, C) to (B, H, W, C').
 
-    A 1x1 convolution, `conv_shortcut`, carries the input over where C and C' differ.
+    If C and C' differ, a 1x1 convolution, `conv_shortcut`, maps the input to C' channels.
     """
 
     def __init__(self, in_dim: int, out_dim: int):
@@ -77,14 +77,14 @@ class Attend(nn.Module):
     """softmax(q k^T / sqrt(C)) v with one head; q, k, v: (B, H, W, C). Returns their shape."""
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        # no fused kernel takes so wide a head, and the fallback of MLX would round scores and probabilities to 16 bits
+        # the head is too wide for a fused kernel, and MLX's fallback would round scores and probabilities to 16 bits
         flat_q, flat_k, flat_v = (a.astype(mx.float32).flatten(1, 2)[:, None] for a in (q, k, v))
         out = scaled_dot_product_attention(flat_q, flat_k, flat_v, scale=q.shape[-1] ** -0.5)
         return out.reshape(q.shape).astype(q.dtype)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all H * W positions, added to the input."""
+    """Adds self-attention over all H * W positions to the input (B, H, W, C)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -100,7 +100,7 @@ class AttentionBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block."""
+    """A residual block, attention and a second residual block."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -114,14 +114,14 @@ class MidBlock(nn.Module):
 
 
 class PadBottomRight(nn.Module):
-    """One row of zeros below and one column on the right."""
+    """Pads one row of zeros at the bottom and one column on the right."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
 
 
 class Downsample(nn.Module):
-    """(B, H, W, C) to (B, H / 2, W / 2, C). Its `time_conv` does not run for a first frame and is left out."""
+    """Maps (B, H, W, C) to (B, H / 2, W / 2, C). The `time_conv` does not run for a first frame and is left out."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -132,14 +132,14 @@ class Downsample(nn.Module):
 
 
 class RepeatPixels(nn.Module):
-    """Each pixel becomes 2 x 2 of itself: exact, so nearest-neighbour in any dtype."""
+    """Repeats each pixel 2 x 2 times: nearest-neighbour upsampling, exact in any dtype."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
 
 
 class Upsample(nn.Module):
-    """(B, H, W, C) to (B, 2 H, 2 W, C / 2). Its `time_conv` does not run for a first frame and is left out."""
+    """Maps (B, H, W, C) to (B, 2 H, 2 W, C / 2). The `time_conv` does not run for a first frame and is left out."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -150,7 +150,7 @@ class Upsample(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then an upsampling in all but the last block."""
+    """Residual blocks, followed by an upsampling if `upsample`."""
 
     def __init__(self, in_dim: int, out_dim: int, num_resnets: int, upsample: bool):
         super().__init__()
