@@ -1,4 +1,4 @@
-"""Whether a picture shows the scene it should."""
+"""Scores whether a picture shows the requested scene."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from precision_lab.shapes.reading import read
 from precision_lab.shapes.scenes import Scene
 
 SCORED = ("color", "shape", "background", "count")
-"""The attributes that make a picture correct. Size and position are reported, but a caption need not state them."""
+"""The attributes of a correct picture. Size and position are only reported, because captions may omit them."""
 
 
 def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
-    """For each attribute whether the picture (height, width, 3), uint8, reads as the scene's; unreadable is wrong."""
+    """Whether each attribute of the uint8 picture (height, width, 3) equals that of the scene.
+
+    An unreadable attribute is wrong. Raises InputError for an array of another dtype or shape.
+    """
     reading = read(image)
     expected = {
         "background": scene.background,
@@ -28,6 +31,6 @@ def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
 
 
 def correct(scene: Scene, image: npt.NDArray[np.uint8]) -> bool:
-    """Whether the picture is right in all of `SCORED`."""
+    """Whether the picture is right in all attributes of `SCORED`."""
     right = verdict(scene, image)
     return all(right[name] for name in SCORED)

@@ -1,4 +1,4 @@
-"""Complete Qwen-Image checkpoints with made weights, whose activations grow as those of the 20 B model do."""
+"""Complete Qwen-Image checkpoints with generated weights, whose activations grow like those of the 20 B model."""
 
 from precision_lab.synthetic.cache import SCHEME, on_demand
 from precision_lab.synthetic.checkpoint import Progress, make

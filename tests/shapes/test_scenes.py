@@ -1,4 +1,4 @@
-"""Captions, the order of scenes, and what is held out."""
+"""Captions, the order of scenes, and the held-out scenes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_object_has_several_words(count: str) -> None:
         ("a red circle on a red background", "red", "two colours"),
     ],
 )
-def test_a_bad_caption_is_refused_with_the_nearest_choice(caption: str, word: str, choice: str) -> None:
+def test_a_bad_caption_is_rejected_with_the_nearest_choice(caption: str, word: str, choice: str) -> None:
     with pytest.raises(InputError) as refusal:
         parse(caption)
     message = str(refusal.value)
@@ -83,7 +83,7 @@ def test_a_bad_caption_is_refused_with_the_nearest_choice(caption: str, word: st
         ((1, None, "red", "star", "red", None), "two colours"),
     ],
 )
-def test_a_scene_outside_the_world_is_refused(values: tuple[int, str, str, str, str, str], hint: str) -> None:
+def test_a_scene_outside_the_world_is_rejected(values: tuple[int, str, str, str, str, str], hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         Scene(*values)
 
@@ -95,7 +95,7 @@ def test_a_tenth_is_held_out_and_the_rest_is_for_training() -> None:
     assert 0.08 < len(held_out) / len(all_scenes()) < 0.13
 
 
-def test_size_and_position_do_not_decide_what_is_held_out() -> None:
+def test_holding_out_does_not_depend_on_size_and_position() -> None:
     def combinations_of(scenes: tuple[Scene, ...]) -> set[tuple[int, str, str, str]]:
         return {(s.count, s.color, s.shape, s.background) for s in scenes}
 
@@ -116,7 +116,7 @@ def test_every_value_is_held_out_somewhere() -> None:
 
 
 def test_other_processes_hold_out_the_same() -> None:
-    """Python's own hash of a string differs between processes."""
+    """Python's `hash` of a string differs between processes; CRC-32 does not."""
     code = "from precision_lab.shapes import all_scenes; print(''.join(str(int(s.held_out)) for s in all_scenes()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "".join(str(int(s.held_out)) for s in all_scenes())
