@@ -86,7 +86,7 @@ def test_another_generator_is_another_folder(tmp_path, monkeypatch):
 
 
 def test_the_key_covers_all_imports_of_the_generator():
-    """The package uses only configurations, which the shape's repr shows, and the template; all are in the key."""
+    """It may import only configurations, which the shape's repr shows, and the template; extend the key for others."""
     imported = set()
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_text())):
