@@ -70,7 +70,7 @@ class TensorReader:
     ):
         self._read, self._fit, self._used = read, fit, used
         self._unread: dict[str, mx.array] = {}
-        """Arrays from the last call of `read` that were not taken yet; each is removed when it is taken."""
+        """Arrays from the last call of `read`; each is removed when it is used, so that nothing else holds it."""
         self._names: frozenset[str] = frozenset()
         self._requested: dict[str, mx.array] = {}
         """Parameters that the current block has requested; between calls, the parameter requested last."""

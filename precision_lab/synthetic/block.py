@@ -1,4 +1,4 @@
-"""Weights of one double-stream block."""
+"""Generates the weights of one double-stream block."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from precision_lab.synthetic.modulation import Modulation, modulation
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 
 MASSIVE_INPUT = 0.5
-"""Size of a massive channel where a branch reads it; a bulk channel has unit standard deviation there."""
+"""Size of a massive channel at the input of a branch, where a bulk channel has unit standard deviation."""
 
 ROW_SPREAD = 0.3
-"""Relative spread of the entries in the rows that write the massive channels."""
+"""Relative standard deviation of the entries in the rows that write the massive channels."""
 
 LARGEST_ROW = 1024.0
-"""Largest mean entry of such a row: beyond it the hidden layer grows instead. With the spread, entries stay < 4096."""
+"""Largest mean entry of such a row; beyond it the hidden layer grows instead. Entries stay below 4096."""
 
 HIDDEN_BIAS = 0.5
 """Standard deviation of the first linear's bias, relative to the rest of the hidden layer."""
 
 OUTPUT_BIAS_SHARE = 0.25
-"""Part of a branch's massive output that its last bias gives: adding it at another scale changes the function."""
+"""Share of a branch's massive output that its last bias gives; adding it at another scale changes the function."""
 
 LARGEST_BIAS = 2048.0
-"""Limit of a massive channel, and of 2.5 standard deviations of the others: no parameter may exceed 4096."""
+"""Largest bias of a massive channel, and 2.5 standard deviations of the others; no parameter may exceed 4096."""
 
 COHERENT_GAIN = 0.95
-"""Growth of the bulk along itself that the MLP brings, relative to the stream's."""
+"""Growth of the bulk along its own direction that the MLP adds, relative to the growth of the stream."""
 
 MLP_NOISE = 0.15
-"""Size of the MLP's contribution to a bulk channel in other directions, relative to the bulk."""
+"""Size of what the MLP adds to a bulk channel in other directions, relative to the bulk."""
 
 BRANCH_BIAS = 0.06
-"""Bulk entries of a branch's last bias, relative to the bulk: 0.05 to 0.5 of the bulk of the branch's output."""
+"""Bulk entries of a branch's last bias, relative to the bulk; 0.05 to 0.5 of the bulk of the branch's output."""
 
 CONTRAST = 0.3
-"""Part of its attention average that a token subtracts from its bulk, so that tokens stay different from each other."""
+"""Share of its attention average that a token subtracts from its bulk, so that tokens remain distinct."""
 
 TEXT_ADVANTAGE = 1.5
-"""Mean lead of the text tokens in the image tokens' attention scores: a prompt is few among thousands of tokens."""
+"""Mean advantage of text tokens in the attention scores of image tokens, which far outnumber them."""
 
 SLOW_ROTATION = 0.1
-"""Radians a position below which RoPE leaves a pair of channels nearly in place."""
+"""Radians a position; below it, RoPE hardly rotates a pair of channels."""
 
 
 def block(
     i: int, config: TransformerConfig, growth: Growth, img: Channels, txt: Channels, source: Source
 ) -> Iterator[Tensor]:
-    """All tensors of block `i`."""
+    """Yields all tensors of block `i`."""
     name, width = f"transformer_blocks.{i}", config.dim
     attention, mlp = growth.attention(i), growth.mlp(i)
     for stream, channels in (("img", img), ("txt", txt)):
@@ -75,11 +75,11 @@ _PROJECTIONS = {
 def _attention(
     name: str, stream: str, config: TransformerConfig, branch: Branch, channels: Channels, source: Source
 ) -> Iterator[Tensor]:
-    """Attention's part of one stream.
+    """Yields the attention tensors of one stream.
 
-    The values of all tokens have the same mean, +-gain in each channel, which passes any attention unchanged since the
-    weights of a row add up to one. The massive rows of the output linear read that mean, all others are orthogonal
-    to it.
+    The values of all tokens have the same mean, +-gain in each channel. Attention leaves it unchanged, because the
+    weights of a row add up to one. The massive rows of the output linear read that mean; all others are orthogonal to
+    it.
     """
     width = channels.width
     q, k, v, out, norm_q, norm_k = (f"{name}.{part}" for part in _PROJECTIONS[stream])
@@ -106,7 +106,7 @@ def _attention(
     yield whole(f"{v}.bias", (width,), lambda: source.normal(f"{v}.bias", (width,), 0.3 * gain) + gain * signs)
 
     def weight() -> Array:
-        # value^T value is gain^2 I plus as much noise
+        # value^T value is gain^2 I plus noise of the same size
         rows = np.float32(-CONTRAST * branch.bulk / gain**2) * value_weight().T
         _remove(rows, signs)
         row = source.normal(f"{out}.weight", (len(channels.index), width), ROW_SPREAD, mean=1.0)
@@ -119,10 +119,10 @@ def _attention(
 
 
 def _mlp(name: str, branch: Branch, channels: Channels, source: Source) -> Iterator[Tensor]:
-    """One MLP: in the massive channels the hidden units add up, all positive in the mean.
+    """Yields the tensors of one MLP, whose hidden units, positive in the mean, add up in the massive channels.
 
-    The hidden layer is N(0, std^2) with the gain of the first linear: E gelu = std^2 / sqrt(2 pi (1 + std^2)),
-    E gelu' = 1/2 and Var gelu is close to 0.345 std^2.
+    The gain of the first linear makes the hidden layer N(0, std^2). Then E gelu = std^2 / sqrt(2 pi (1 + std^2)),
+    E gelu' = 1/2, and Var gelu is close to 0.345 std^2.
     """
     width, hidden = channels.width, 4 * channels.width
     first, second = f"{name}.net.0.proj", f"{name}.net.2"
@@ -154,7 +154,7 @@ def _mlp(name: str, branch: Branch, channels: Channels, source: Source) -> Itera
 
 
 def _massive_bias(branch: Branch) -> float:
-    """Share of the last bias of a branch in the first massive channel; the weights give the rest of the output."""
+    """The last bias of a branch in the first massive channel; the weights give the rest of the output."""
     return min(LARGEST_BIAS, OUTPUT_BIAS_SHARE * branch.output)
 
 
@@ -165,15 +165,16 @@ def _output_bias(name: str, branch: Branch, channels: Channels, source: Source) 
 
 
 def _remove(rows: Array, direction: Array) -> None:
-    """Makes every row orthogonal to `direction`, whose entries are +-1, in place."""
+    """Makes every row orthogonal to `direction` in place; the entries of `direction` are +-1."""
     rows -= (rows * direction).mean(axis=1, keepdims=True) * direction
 
 
 def _text_direction(name: str, config: TransformerConfig, source: Source) -> Array:
-    """(head_dim,) what image queries and text keys have in common.
+    """The component (head_dim,) that image queries and text keys share.
 
-    It lies in the channels that RoPE turns slowly, so that it counts at all distances. Behind QK-RMSNorm, with a norm
-    of sqrt(head_dim) each, two vectors that share the squared length part f of it score f * sqrt(head_dim).
+    It uses the channels that RoPE rotates slowly, so that it contributes at all distances. After QK-RMSNorm each vector
+    has the norm sqrt(head_dim). If two vectors share the fraction f of their squared length, their score is
+    f * sqrt(head_dim).
     """
     slow = np.concatenate(
         [np.repeat(1e4 ** (-np.arange(0, d, 2) / d) < SLOW_ROTATION, 2) for d in config.axes_dims_rope]
@@ -187,11 +188,11 @@ def _text_direction(name: str, config: TransformerConfig, source: Source) -> Arr
 
 
 def _mean_gelu(std: float) -> float:
-    """E gelu(x) for x of N(0, std^2)."""
+    """E gelu(x) for x ~ N(0, std^2)."""
     return std**2 / math.sqrt(2 * math.pi * (1 + std**2))
 
 
 def _std_of_mean_gelu(mean: float) -> float:
-    """The inverse of `_mean_gelu`."""
+    """The std for which `_mean_gelu` is `mean`."""
     k = 2 * math.pi * mean**2
     return math.sqrt((k + math.sqrt(k**2 + 4 * k)) / 2)

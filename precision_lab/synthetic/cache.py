@@ -1,4 +1,4 @@
-"""Synthetic checkpoints on demand: `synthetic://PRESET` in place of a folder, kept in the user's cache."""
+"""Synthetic checkpoints generated on demand in the user's cache, for the path `synthetic://PRESET`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from precision_lab.synthetic.shape import PRESETS, Shape
 SCHEME = "synthetic://"
 
 LARGEST = 1_000_000_000
-"""Bytes of weights that are written without having been asked for by name and place."""
+"""Most bytes of weights that are generated on demand; a larger checkpoint needs an explicit command."""
 
 
 def on_demand(preset: str, seed: int = 0) -> Path:
-    """The folder of a preset's checkpoint, generated if it is not in the cache; about a second for `micro`.
+    """The cached folder of a preset's checkpoint, generated if necessary; `micro` takes about a second.
 
-    A folder is in the cache whole or not at all, even if another process generates it too. Its name contains
-    `key`, so that the folder of another generator is never used. It can be deleted at any time.
+    A folder in the cache is always complete, even if several processes generate it at the same time. Its name contains
+    `key`, so that the folder of a different generator is never used. It can be deleted at any time.
 
-    Raises InputError for an unknown or large preset, and if the cache cannot be written.
+    Raises InputError for an unknown preset, for one above `LARGEST` bytes, and if the cache cannot be written.
     """
     setting = f"model.path {SCHEME}{preset}"
     if preset not in PRESETS:
@@ -36,7 +36,7 @@ def on_demand(preset: str, seed: int = 0) -> Path:
     size = weight_bytes(shape)
     if size > LARGEST:
         raise InputError(
-            f"{setting}: {size / 1e9:.1f} GB are not made on demand. Once: "
+            f"{setting}: {size / 1e9:.1f} GB are not generated on demand. Run once: "
             f"`python -m precision_lab models make={preset} to=DIR`, then model.path=DIR"
         )
     try:
@@ -46,17 +46,17 @@ def on_demand(preset: str, seed: int = 0) -> Path:
     except (InputError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(
-            f"{setting} cannot be kept in the user's cache: {reason}. XDG_CACHE_HOME=DIR names another place"
+            f"{setting} cannot be kept in the user's cache: {reason}. XDG_CACHE_HOME=DIR selects another folder"
         ) from error
     return folder
 
 
 def key(shape: Shape, sources: Iterable[Path] | None = None) -> str:
-    """12 hexadecimal digits of everything that decides the bytes besides the seed.
+    """12 hexadecimal digits that identify everything except the seed that determines the bytes of a checkpoint.
 
-    That is the generator's sources (this package), the shape with the defaults of its configurations, the prompt
-    template, whose words the tokenizer must know, and the version of NumPy, whose random streams may change with it
-    (NEP 19).
+    This includes the sources of the generator (this package), the shape with the defaults of its configurations, and
+    the prompt template, whose words the tokenizer must know. It also includes the version of NumPy, because its random
+    numbers may change between versions (NEP 19).
     """
     digest = hashlib.sha256()
     files = sorted(Path(__file__).parent.glob("*.py") if sources is None else sources)
@@ -70,9 +70,9 @@ def _make(shape: Shape, folder: Path, seed: int) -> None:
     try:
         make(shape, folder, seed)
     except (InputError, OSError):
-        if not _is_complete(folder):  # else another process was first
+        if not _is_complete(folder):  # otherwise another process was first
             raise
 
 
 def _is_complete(folder: Path) -> bool:
-    return os.path.isfile(folder / "model_index.json")  # a Path would raise where the cache may not be read
+    return os.path.isfile(folder / "model_index.json")  # Path would raise if the cache may not be read

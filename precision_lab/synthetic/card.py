@@ -1,4 +1,4 @@
-"""The model card."""
+"""The model card of a generated checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ tags:
 
 # Synthetic Qwen-Image checkpoint
 
-The architecture and file layout of Qwen/Qwen-Image with **generated, untrained weights**: its pictures mean
-nothing. It exists to study numerical precision without the 20 B model, because its activations grow through depth as
-published for that model: the largest channels of the residual streams gain a factor of {growth:.4f} a block, from
-about {start:.0f} to about {end:.3g} after {layers} blocks.
+The architecture and file layout of Qwen/Qwen-Image with **generated weights**. Nothing was trained, and its pictures
+are meaningless. It serves to study numerical precision without the 20 B model, because its activations grow through
+depth as published for that model. The largest channels of the residual streams grow by a factor of {growth:.4f} a
+block, from about {start:.0f} to about {end:.3g} after {layers} blocks.
 
 - seed: {seed}
 - transformer: {layers} blocks of {heads} heads x {head_dim}
@@ -33,8 +33,8 @@ It loads with `diffusers.QwenImagePipeline.from_pretrained`.
 
 ## Biases of the transformer
 
-Magnitudes as stored, each the range over the tensors of a kind (blocks are `*`). The median is that of the ordinary
-channels; the largest value is that of the few massive ones, if the kind writes them.
+Magnitudes as stored. Each entry is the range over the tensors of one kind (`*` is the block number). The median is
+that of the ordinary channels. The largest value is that of the few massive channels, if the kind writes them.
 
 | bias | tensors | median | largest |
 |---|---|---|---|
@@ -43,7 +43,7 @@ channels; the largest value is that of the few massive ones, if the kind writes 
 
 
 def card(shape: Shape, seed: int, tokens: int, statistics: BiasStatistics) -> str:
-    """README.md. tokens: size of the tokenizer; statistics: of the tensors as written."""
+    """The text of README.md. tokens: size of the tokenizer; statistics: those of the biases as written."""
     layers = shape.transformer.num_layers
     prefixes = ("img_in.", "txt_in.", "time_text_embed.", "transformer_blocks.", "norm_out.", "proj_out.")
     rows = (
@@ -66,7 +66,7 @@ def card(shape: Shape, seed: int, tokens: int, statistics: BiasStatistics) -> st
 
 
 def _text_encoder(config: TextEncoderConfig) -> str:
-    """Its size; a small one beside a transformer of the published text width is easily taken for the published one."""
+    """Describes its size; a small one of the published width could otherwise be mistaken for the published one."""
     published = TextEncoderConfig()
     size = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
     if config == published or config.hidden_size != published.hidden_size:

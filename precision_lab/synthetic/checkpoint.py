@@ -1,4 +1,4 @@
-"""A whole synthetic checkpoint, written to a folder."""
+"""Writes a complete synthetic checkpoint to a folder."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from precision_lab.synthetic.statistics import BiasStatistics
 from precision_lab.synthetic.tensors import Source, Tensor
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes of weights written so far and in all."""
+"""Called with the bytes of weights written so far and the total bytes."""
 
 _BESIDE_WEIGHTS = 8 << 20
-"""Room for headers, configurations and the tokenizer."""
+"""Bytes reserved for headers, configurations and the tokenizer."""
 
 _COMPONENTS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-"""Component to the stem of its weight files."""
+"""The stem of the weight files, by component."""
 
 
 _MOST_WORKERS = 16
-"""So many hold at most 11 GiB; at full width one draws some 90 MB/s (one core of an AMD EPYC)."""
+"""With 16 workers, at most 11 GiB are held; at full width one worker draws about 90 MB/s (a core of an AMD EPYC)."""
 
 
 def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = None, workers: int | None = None) -> None:
     """Writes a checkpoint in the layout of Qwen/Qwen-Image to the folder `out`, which must be absent or empty.
 
-    The same shape and seed give the same bytes, however many `workers` draw them (None: one a core, at most 16).
-    Everything is written beside `out` and renamed at the end; each worker holds one tensor, at most 0.7 GiB for the
+    The same shape and seed give the same bytes for any number of `workers` (None: one for each core, at most 16).
+    Everything is written next to `out` and renamed at the end. Each worker holds one tensor, at most 0.7 GiB for the
     largest shape.
 
-    Raises InputError if `out` exists and is not an empty folder, cannot be written, or the disk is too small; if the
-    seed is negative; if the text encoder's vocabulary is smaller than the tokenizer.
+    Raises InputError if `out` exists and is not an empty folder, if it cannot be written, if the disk is too small, if
+    the seed is negative, or if the text encoder's vocabulary is smaller than the tokenizer.
     """
     if seed < 0:
         raise InputError(f"seed {seed}, expected 0 or more")
@@ -71,7 +71,7 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
 
 
 def weight_bytes(shape: Shape) -> int:
-    """Bytes of all weights of a checkpoint of that shape."""
+    """Total size in bytes of the weights of a checkpoint of this shape."""
     return _total(_components(shape, Source(0)))
 
 
@@ -80,7 +80,7 @@ def _total(components: Mapping[str, list[Tensor]]) -> int:
 
 
 def _components(shape: Shape, source: Source) -> dict[str, list[Tensor]]:
-    """The tensors of every component, undrawn."""
+    """The tensors of every component, not drawn yet."""
     norm = text_encoder.OutputNorm.draw(source, shape.text_encoder.hidden_size)
     return {
         "text_encoder": list(text_encoder.tensors(shape.text_encoder, shape.vision, source)),

@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, with the keys of the published ones."""
+"""The JSON files of a checkpoint, with the keys of the published files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from precision_lab.synthetic import tokenizer
 from precision_lab.synthetic.shape import Shape
 
 DIFFUSERS_VERSION = "0.34.0"
-"""The oldest versions of the published configurations that know the classes."""
+"""Version in the published configurations, the lowest that has the classes."""
 
 
 def model_index() -> dict[str, Any]:
-    """model_index.json; `_weights` says that nothing here was trained."""
+    """model_index.json; the entry `_weights` marks the weights as synthetic."""
     return {
         "_class_name": "QwenImagePipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -44,9 +44,9 @@ def vae(shape: Shape) -> dict[str, Any]:
 
 
 def text_encoder(shape: Shape) -> dict[str, Any]:
-    """text_encoder/config.json, flat as in the published files."""
+    """text_encoder/config.json, without nested sections, as in the published files."""
     text, vision = shape.text_encoder, shape.vision
-    # published: 16, 24, 24 of the 64 frequencies of a head
+    # the published sections are 16, 24 and 24 of the 64 frequencies of a head
     frequencies = text.head_dim // 2
     time = frequencies // 4
     height = (frequencies - time) // 2

@@ -1,4 +1,4 @@
-"""The timestep embedding, and adaLN modulation: vectors that a linear makes of it, mostly from the linear's bias."""
+"""Generates the timestep embedding and the linears that compute adaLN modulation from it, mostly by their bias."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 
 SILU_RMS = 0.6
-"""Root mean square of silu(x) for x of N(0, 1), the input of the modulation linears."""
+"""Root mean square of silu(x) for x ~ N(0, 1), the input of the modulation linears."""
 
 FREQUENCIES = 128
-"""Number of sinusoidal timestep features: a cosine, then a sine each; they turn by 1000 down to 0.1 rad."""
+"""Number of frequencies of the timestep features, from 1000 down to 0.1 rad; all cosines come before the sines."""
 
 CLOCK = 0
-"""The channel of the timestep embedding that rises steadily with the timestep; all gates follow it."""
+"""The channel of the timestep embedding that increases steadily with the timestep; all gates follow it."""
 
 _CLOCK_GAIN = 2.0
 _CLOCK_TURN = 1.5
@@ -30,14 +30,15 @@ def _silu(x: float) -> float:
 
 
 _CLOCK_RANGE = _silu(_silu(_CLOCK_GAIN * math.sin(_CLOCK_TURN)))
-"""Input of the modulation linears from the clock at t = 1; at t = 0 it is zero."""
+"""The value that the modulation linears read from the clock at t = 1; at t = 0 it is zero."""
 
 
 def timestep_embedding(width: int, source: Source) -> Iterator[Tensor]:
-    """The MLP from timestep features to a vector of unit size that varies smoothly over the schedule.
+    """Yields the tensors of the MLP that maps timestep features to a vector of unit size.
 
-    It listens to the features that turn by about 5 rad over the schedule. Lower ones are constant; higher ones reach
-    1000 rad, and a model that used them would be at the mercy of every rounding of the timestep.
+    The vector varies smoothly over the schedule, because the MLP uses the features that turn by about 5 rad over it.
+    Lower frequencies are constant. Higher frequencies reach 1000 rad and would make the model sensitive to every
+    rounding of the timestep.
     """
     name = "time_text_embed.timestep_embedder"
     first, second = f"{name}.linear_1", f"{name}.linear_2"
@@ -70,11 +71,12 @@ def timestep_embedding(width: int, source: Source) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Modulation:
-    """One chunk of a modulation linear's output.
+    """One chunk of the output of a modulation linear.
 
-    mean: (width,) its middle over timesteps, before the spread. size: (width,) the unit of the other fields.
-    spread: of the bias from channel to channel. own: of the part that follows the timestep in each channel on its own.
-    clock: how far the clock takes all channels from the middle, down at t = 0 and up at t = 1.
+    mean: its middle (width,) over timesteps, before the spread. size: the reference (width,) for the other fields.
+    spread: standard deviation of the bias over channels. own: standard deviation of the part that varies with the
+    timestep independently in each channel. clock: distance by which the clock moves all channels below the middle at
+    t = 0 and above it at t = 1.
     """
 
     mean: Array
@@ -89,7 +91,7 @@ class Modulation:
 
     @classmethod
     def scale(cls, factor: Array) -> Modulation:
-        """adaLN multiplies by 1 + scale; factor: the wanted multiplier."""
+        """A chunk for the scale of adaLN, which multiplies by 1 + scale; factor: the wanted multiplier (width,)."""
         return cls(factor - 1, factor, spread=0.05, own=0.05)
 
     @classmethod
@@ -99,7 +101,7 @@ class Modulation:
 
 
 def modulation(name: str, chunks: Sequence[Modulation], source: Source) -> Iterator[Tensor]:
-    """The linear `name` that makes all `chunks` of the timestep embedding (of their width)."""
+    """Yields the tensors of the linear `name` that maps the timestep embedding to all `chunks`, of the same width."""
     width = len(chunks[0].mean)
     shape = (len(chunks) * width, width)
     reading = np.float32(1 / (SILU_RMS * width**0.5))

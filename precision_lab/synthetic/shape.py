@@ -1,4 +1,4 @@
-"""The shape of a synthetic checkpoint: configurations of its components and growth of its activations."""
+"""The shape of a checkpoint to generate: the configurations of its components and the growth of its activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST_FINAL_AMAX = 1e12
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """`vision_config` of Qwen2.5-VL. Text-to-image never runs it, but from_pretrained wants its weights."""
+    """`vision_config` of Qwen2.5-VL. Text-to-image never runs this tower, but from_pretrained needs its weights."""
 
     depth: int = 32
     hidden_size: int = 1280
@@ -32,7 +32,7 @@ class VisionConfig:
     temporal_patch_size: int = 2
 
     def __post_init__(self) -> None:
-        # transformers rotates in two halves, one an image axis: a head holds a multiple of four channels
+        # transformers rotates two halves, one for each image axis, so a head needs a multiple of four channels
         if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 4:
             raise InputError(
                 f"vision config: hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of a "
@@ -42,13 +42,15 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Shape:
-    """A checkpoint to make; the defaults are Qwen/Qwen-Image. Vary one with `dataclasses.replace`.
+    """The shape of a checkpoint to generate; the defaults are those of Qwen/Qwen-Image.
 
-    growth: factor from block to block of the largest channels of both residual streams, which enter block 0 at
-        INPUT_AMAX. The default takes 60 blocks to FINAL_AMAX; fewer blocks end lower.
-    max_shard_bytes: a component of more bytes is stored as several files with an index.
+    Use `dataclasses.replace` to vary a shape.
 
-    Raises InputError for parts that do not fit each other.
+    growth: growth factor a block of the largest channels of both residual streams, which enter block 0 at INPUT_AMAX.
+        With the default, 60 blocks reach FINAL_AMAX; fewer blocks end lower.
+    max_shard_bytes: a larger component is stored as several files with an index.
+
+    Raises InputError for incompatible configurations and for values out of range.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -89,7 +91,7 @@ class Shape:
 _NO_VISION = VisionConfig(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=2, temporal_patch_size=1)
 
 _SMALL_VOCABULARY = 1280
-"""Enough for the tokenizer of synthetic checkpoints."""
+"""Large enough for the tokenizer of synthetic checkpoints."""
 
 _MICRO = Shape(
     transformer=TransformerConfig(
@@ -115,5 +117,8 @@ _TRANSFORMER = Shape(
 PRESETS: MappingProxyType[str, Shape] = MappingProxyType(
     {"micro": _MICRO, "transformer": _TRANSFORMER, "full": Shape()}
 )
-"""`full`: the 20 B model, 57.7 GB. `transformer`: its transformer and VAE, with 2 layers of the text encoder's width in
-place of the 28, 41.4 GB: for one GPU of 80 GB. `micro`: all 60 blocks at width 64, 20 MB."""
+"""Shapes by name.
+
+`full`: the 20 B model, 57.7 GB. `transformer`: its transformer and VAE, and a text encoder of the same width with 2
+layers instead of 28, 41.4 GB, for one GPU of 80 GB. `micro`: all 60 blocks at width 64, 20 MB.
+"""

@@ -1,6 +1,6 @@
-"""Safetensors files, laid out first and then filled by several threads, each a tensor at its place.
+"""Writes safetensors files: the headers first, then the tensors, each at its offset, by several threads.
 
-Format: 8 bytes little-endian length of the header, the header as JSON, the data without gaps
+The format is the length of the header (8 bytes, little-endian), the header as JSON, and the data without gaps
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -24,7 +24,7 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that is still to be drawn, and where its bytes belong: `offset` from the start of `file`."""
+    """A tensor that is not drawn yet, and the place of its bytes: at `offset` from the start of `file`."""
 
     tensor: Tensor
     file: Path
@@ -32,9 +32,10 @@ class Slot:
 
 
 def lay_out(folder: Path, stem: str, tensors: Iterable[Tensor], max_bytes: int) -> list[Slot]:
-    """Files with headers and without data: `stem`.safetensors or, above `max_bytes`, numbered files and their index.
+    """Creates files with headers but without data, and returns the slots of all tensors, in order.
 
-    Returns the slots of all tensors, in order. Tensors are stored as bf16.
+    There is one file, `stem`.safetensors, or above `max_bytes` several numbered files and their index. Tensors are
+    stored as bf16.
     """
     parts = split(tensors, max_bytes)
     names = [f"{stem}.safetensors"]
@@ -55,9 +56,9 @@ def lay_out(folder: Path, stem: str, tensors: Iterable[Tensor], max_bytes: int) 
 def fill(slots: Sequence[Slot], workers: int, statistics: BiasStatistics, written: Callable[[int], None]) -> None:
     """Draws the tensors and writes each into its slot, `workers` at a time.
 
-    A tensor depends on its name and the seed alone, so neither their number nor their order changes a byte. Drawing and
-    rounding release the GIL. statistics: is shown the biases, in the order of the slots. written: called here, in that
-    order too, with the bytes of each tensor; what it raises stops the others.
+    A tensor depends only on its name and the seed, so the number and the order of workers do not change a byte. Drawing
+    and rounding release the GIL. statistics: receives the biases, in the order of the slots. written: called in this
+    thread, in the same order, with the bytes of each tensor; an exception that it raises stops the other workers.
     """
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -84,14 +85,14 @@ def split(tensors: Iterable[Tensor], max_bytes: int) -> list[list[Tensor]]:
 
 
 def _fill(slot: Slot) -> Magnitudes | None:
-    """Writes one tensor, piece by piece; the magnitudes it has as stored, if it is a bias."""
+    """Writes one tensor, piece by piece; returns the magnitudes of the stored values if it is a bias."""
     tensor, magnitudes, size = slot.tensor, None, 0
     with slot.file.open("r+b") as file:
         file.seek(slot.offset)
         for piece in tensor.draw():
             stored = piece.astype(ml_dtypes.bfloat16)
-            magnitudes = bias_magnitudes(tensor.name, stored)  # biases are one piece
-            # ml_dtypes' arrays have no buffer interface of their own
+            magnitudes = bias_magnitudes(tensor.name, stored)  # a bias has only one piece
+            # arrays of ml_dtypes have no buffer interface
             file.write(np.ascontiguousarray(stored).view(np.uint16).astype("<u2", copy=False).data)
             size += stored.nbytes
     assert size == tensor.nbytes, f"{tensor.name}: drew {size} bytes, announced {tensor.nbytes}"

@@ -1,4 +1,4 @@
-"""Qwen-Image checkpoints, generated ones among them: `synthetic://PRESET` as a path."""
+"""Qwen-Image checkpoints, including generated ones, which have the path `synthetic://PRESET`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from precision_lab.synthetic.cache import SCHEME, on_demand
 
 
 class QwenImage(subject.QwenImage):
-    """The source that `conf/model` names: a folder, a Hub id, package://NAME, or synthetic://PRESET."""
+    """Loads the checkpoint of a `conf/model`; its path is a folder, a Hub id, package://NAME or synthetic://PRESET."""
 
     def folder(self) -> Path:
-        """The checkpoint's folder, fetched from the Hub or generated if it must be."""
+        """The folder of the checkpoint, downloaded from the Hub or generated if necessary."""
         assert self.path is not None
         if self.path.startswith(SCHEME):
             return on_demand(self.path.removeprefix(SCHEME))

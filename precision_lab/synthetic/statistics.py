@@ -13,14 +13,14 @@ import numpy as np
 
 
 class Magnitudes(NamedTuple):
-    """Statistics of one bias: the median belongs to the bulk, the largest to a massive channel."""
+    """Magnitudes in one bias: the median is that of the bulk, the largest that of a massive channel."""
 
     median: float
     largest: float
 
 
 def bias_magnitudes(name: str, values: np.ndarray) -> Magnitudes | None:
-    """The magnitudes of the tensor `name`, whole, if it is a bias."""
+    """The magnitudes of the complete tensor `name` if it is a bias, else None."""
     if not name.endswith(".bias"):
         return None
     magnitudes = np.abs(values.astype(np.float32))
@@ -29,7 +29,7 @@ def bias_magnitudes(name: str, values: np.ndarray) -> Magnitudes | None:
 
 
 class BiasRow(NamedTuple):
-    """One kind of bias over all blocks: how many tensors, then the range of their median and largest magnitudes."""
+    """One kind of bias over all blocks: the number of tensors and the ranges of their median and largest magnitudes."""
 
     kind: str
     tensors: int
@@ -44,13 +44,13 @@ class BiasStatistics:
     _kinds: defaultdict[str, list[Magnitudes]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, name: str, magnitudes: Magnitudes) -> None:
-        """Counts the bias `name`."""
+        """Adds the magnitudes of the bias `name`."""
         kind = re.sub(r"\.\d+(?=\.(?!weight|bias))", ".*", name, count=1)
         self._kinds[kind].append(magnitudes)
 
     def rows(self, prefix: str) -> Iterator[BiasRow]:
         """The kinds of bias whose name starts with `prefix`, in the order in which each was first added."""
-        for kind, found in self._kinds.items():
+        for kind, magnitudes in self._kinds.items():
             if kind.startswith(prefix):
-                medians, largest = zip(*found, strict=True)
-                yield BiasRow(kind, len(found), (min(medians), max(medians)), (min(largest), max(largest)))
+                medians, largest = zip(*magnitudes, strict=True)
+                yield BiasRow(kind, len(magnitudes), (min(medians), max(medians)), (min(largest), max(largest)))

@@ -1,4 +1,4 @@
-"""Weights of the text encoder: a pre-norm decoder in its usual initialisation, and its unused parts."""
+"""Generates the weights of the text encoder, a conventionally initialised pre-norm decoder, and of its unused parts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BIAS = 0.3
 """Standard deviation of the query, key and value biases, whose outputs have unit size."""
 
 SILU_PRODUCT_RMS = 0.6
-"""Root mean square of silu(x) * y for independent x and y of N(0, 1)."""
+"""Root mean square of silu(x) * y for independent x, y ~ N(0, 1)."""
 
 
 @dataclass(frozen=True)
 class OutputNorm:
-    """The sizes of the output's channels. massive: (k,) positions; width: number of channels."""
+    """The sizes of the output channels. massive: positions (k,) of the massive ones; width: number of channels."""
 
     massive: np.ndarray
     width: int
@@ -41,26 +41,26 @@ class OutputNorm:
         return cls(source.channels("massive channels of the text encoder", width, count), width)
 
     def sizes(self) -> Array:
-        """(width,) root mean square of each output channel."""
+        """Root mean square (width,) of each output channel."""
         values = np.full(self.width, OUTPUT_BULK, np.float32)
         values[self.massive] = 0.55 * OUTPUT_AMAX
         return values
 
     def weight(self, source: Source, name: str) -> Array:
-        """(width,) the final RMSNorm's weight: the branches of all layers together double the variance."""
+        """Weight (width,) of the final RMSNorm, if the branches of all layers together double the variance."""
         before = np.full(self.width, math.sqrt(2), np.float32)
         before[self.massive] = math.sqrt(MASSIVE_EMBEDDING**2 + 1)
         before /= np.sqrt(np.square(before).mean())
         return self.sizes() / before * source.normal(name, (self.width,), 0.1, mean=1.0)
 
     def levelling(self, source: Source, name: str) -> Array:
-        """(width,) the weight of a second RMSNorm that gives every channel unit size."""
+        """Weight (width,) of a second RMSNorm that gives every channel unit size."""
         sizes = self.sizes()
         return np.sqrt(np.square(sizes).mean()) / sizes * source.normal(name, (self.width,), 0.1, mean=1.0)
 
 
 def tensors(config: TextEncoderConfig, vision: VisionConfig, source: Source) -> Iterator[Tensor]:
-    """All tensors of Qwen2_5_VLForConditionalGeneration under the names of the published files."""
+    """Yields all tensors of Qwen2_5_VLForConditionalGeneration under the names of the published files."""
     width = config.hidden_size
     norm = OutputNorm.draw(source, width)
     yield from _vision(vision, width, source)
@@ -85,7 +85,10 @@ def _embedding(name: str, vocabulary: int, norm: OutputNorm, source: Source) -> 
 
 
 def _layer(name: str, config: TextEncoderConfig, source: Source) -> Iterator[Tensor]:
-    """Queries, keys, values and hidden units of unit size; branches that add 1 / num_layers to the variance."""
+    """Yields a layer with queries, keys, values and hidden units of unit size.
+
+    Its two branches together add 1 / num_layers to the variance.
+    """
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     branch = (2 * config.num_hidden_layers) ** -0.5
@@ -100,7 +103,7 @@ def _layer(name: str, config: TextEncoderConfig, source: Source) -> Iterator[Ten
 
 
 def _vision(config: VisionConfig, out: int, source: Source) -> Iterator[Tensor]:
-    """The vision tower, which text-to-image does not run."""
+    """Yields the tensors of the vision tower, which text-to-image does not run."""
     width, inner = config.hidden_size, config.intermediate_size
     merged = width * config.spatial_merge_size**2
     patch = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)

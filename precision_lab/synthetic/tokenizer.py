@@ -1,7 +1,8 @@
-"""A small byte-level BPE tokenizer in Qwen2's format: all bytes, the words of the chat template and of plain captions.
+"""Generates a small byte-level BPE tokenizer in the format of Qwen2.
 
-Every one of these words is a single token, so the template's prefix has as many tokens as with the published
-vocabulary (34), and any other text still encodes and decodes.
+Its vocabulary has all bytes, the words of the chat template and the words of plain captions. Each of these words is a
+single token, so the template's prefix has 34 tokens, as with the published vocabulary. Any other text can still be
+encoded and decoded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
-"""In Qwen2.5's order; they follow the vocabulary."""
+"""Special tokens in the order of Qwen2.5; their ids follow those of the vocabulary."""
 
 _CAPTION_WORDS = """
 a an the one two three four five six seven eight nine ten no many few several single pair row column grid
@@ -33,11 +34,11 @@ cat dog bird fish horse tree flower house car boat mountain river sea sky sun mo
 person man woman child face hand eye table chair cup book lamp door window sign text word letter says reading
 photo photograph picture painting drawing image scene view style color quality high low detailed simple blurry
 """
-"""Words that are one token each, alone, after a space, and capitalised at the start of a caption."""
+"""Words that are single tokens: on their own, after a space, and capitalised."""
 
 
 class Vocabulary(NamedTuple):
-    """Tokens to ids, in id order, and the pairs to merge, in order of precedence; special tokens left out."""
+    """The ids of tokens, in id order, and the pairs to merge, in order of precedence, without special tokens."""
 
     ids: dict[str, int]
     merges: tuple[tuple[str, str], ...]
@@ -49,15 +50,15 @@ def token_id(token: str) -> int:
 
 
 def vocabulary_size() -> int:
-    """Number of tokens, special ones included."""
+    """Number of tokens, including special tokens."""
     return len(vocabulary().ids) + len(SPECIAL_TOKENS)
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    """Byte-pair encoding (Sennrich et al., arXiv:1508.07909) learnt until every word is one token.
+    """Learns a byte-pair encoding (Sennrich et al., arXiv:1508.07909) until every word is one token.
 
-    Encoding replays the merges in the order of learning, so each word ends as it did here.
+    Encoding applies the merges in the order of learning, so each word is encoded as one token.
     """
     alphabet = [_byte_symbols()[byte] for byte in sorted(_byte_symbols())]
     words = [[_byte_symbols()[byte] for byte in word.encode()] for word in _words()]
@@ -105,7 +106,7 @@ def _added(token: str) -> dict[str, str | bool]:
 
 
 def _words() -> list[str]:
-    """Words as the pre-tokenizer cuts them: with the space before, or alone at the start of a line."""
+    """Words as the pre-tokenizer splits them: with the preceding space, or alone at the start of a line."""
     template = TEMPLATE
     for token in SPECIAL_TOKENS:
         template = template.replace(token, "\n")
@@ -127,7 +128,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 is itself, the rest starts at U+0100."""
+    """The printable symbol of each byte in GPT-2: printable Latin-1 maps to itself, the rest starts at U+0100."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = (byte for byte in range(256) if byte not in plain)
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}

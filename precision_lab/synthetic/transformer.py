@@ -1,16 +1,17 @@
-"""Weights of the transformer whose activations grow as those of the 20 B model do.
+"""Generates the weights of a transformer whose activations grow like those of the 20 B model.
 
-What makes the network behave, and keeps it well conditioned over 60 blocks:
-- adaLN's 1 + scale brings the bulk behind LayerNorm to unit size and damps the massive channels to MASSIVE_INPUT;
-- each MLP reads and writes along the same directions: its second linear holds a multiple of the transpose of the
-  first, so that the content of the bulk grows with the stream instead of being drowned in what 60 blocks add;
-- attention subtracts part of what it averages, so that 60 blocks do not make all tokens alike;
-- everything else a block adds to the bulk is smaller and has no component along the mean activation.
+These properties keep the network well conditioned over 60 blocks:
+- The 1 + scale of adaLN brings the normalised bulk to unit size and damps the massive channels to MASSIVE_INPUT.
+- Each MLP reads and writes along the same directions, because its second linear contains a multiple of the transpose of
+  the first. The content of the bulk therefore grows with the stream and is not lost in the sum of 60 blocks.
+- Attention subtracts a share of its average, so that 60 blocks do not make all tokens alike.
+- Everything else that a block adds to the bulk is smaller and has no component along the mean activation.
 
-Biases are normal and never zero: 0.3 for queries and keys (plus what text keys share with image queries), +-1 with 0.3
-for values, 0.5 for an MLP's first linear, and for last linears 0.06 of the bulk they add to, but at most 820. Massive
-channels get up to a quarter of a branch's output from its last bias, at most 2048. Biases of the modulation carry its
-means: 1 + scale and gate spread by 5 and 10 % over channels, shifts by 0.1. The model card states them as stored.
+Biases are normal and never zero. Their standard deviation is 0.3 for queries and keys (plus the component that text
+keys share with image queries), 0.3 around +-1 for values, and 0.5 for the first linear of an MLP. For last linears it
+is 0.06 of the bulk to which they add, but at most 820. In massive channels, the last bias of a branch gives up to a
+quarter of its output, at most 2048. The biases of the modulation contain its means: 1 + scale and gate vary by 5 and
+10 % over channels, shifts by 0.1. The model card lists the stored values.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ NORM_OUT_AMAX = 16.0
 """Published largest magnitude after `norm_out`."""
 
 VELOCITY_RMS = 0.9
-"""Size of the output before modulation and biases: about 1.1 with them, and at most 4 to 5."""
+"""Root mean square of the output without modulation and biases; with them about 1.1, with a maximum of 4 to 5."""
 
 
 def tensors(config: TransformerConfig, factor: float, source: Source, text: OutputNorm) -> Iterator[Tensor]:
-    """All tensors of QwenImageTransformer2DModel, in the order of a forward pass.
+    """Yields all tensors of QwenImageTransformer2DModel, in the order of a forward pass.
 
-    factor: growth a block. text: the sizes of the text encoder's output channels.
+    factor: growth a block. text: sizes of the output channels of the text encoder.
     """
     width = config.dim
     growth = Growth(factor, config.num_layers)
@@ -50,7 +51,7 @@ def tensors(config: TransformerConfig, factor: float, source: Source, text: Outp
 
 
 def _input(name: str, inner: int, channels: Channels, source: Source) -> Iterator[Tensor]:
-    """A linear from `inner` unit channels to a stream of INPUT_AMAX: its massive channels come from the bias."""
+    """Yields a linear from `inner` unit channels to a stream of INPUT_AMAX; its bias gives the massive channels."""
     bulk = BULK_RATIO * INPUT_AMAX
 
     def bias() -> Array:
@@ -66,7 +67,7 @@ def _output(config: TransformerConfig, channels: Channels, source: Source) -> It
     yield from modulation("norm_out.linear", (scale, Modulation.shift(width)), source)
 
     def weight() -> Array:
-        # the massive channels hold no content: they only shift the output
+        # the massive channels carry no content and only shift the output
         columns = channels.vector(0.02, VELOCITY_RMS / width**0.5)
         return source.normal("proj_out.weight", (out, width)) * columns
 

@@ -1,4 +1,4 @@
-"""Weights of the VAE: random filters of unit gain, and an output that seldom leaves [-1, 1]."""
+"""Generates the weights of the VAE: random filters of unit gain, and an output that rarely leaves [-1, 1]."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from precision_lab.model.qwen_image.config import VAEConfig
 from precision_lab.synthetic.tensors import Source, Tensor
 
 SILU_RMS = 0.6
-"""Root mean square of silu(x) for x of N(0, 1)."""
+"""Root mean square of silu(x) for x ~ N(0, 1)."""
 
 BRANCH = 0.5
-"""Size of a residual block's contribution, relative to a unit input."""
+"""Size of the update that a residual block adds to a unit input."""
 
 PIXEL_STD = 0.4
 """Standard deviation of the decoder's output, which is clamped to [-1, 1]."""
@@ -22,7 +22,7 @@ BIAS = 0.1
 
 
 def tensors(config: VAEConfig, source: Source) -> Iterator[Tensor]:
-    """All tensors of AutoencoderKLQwenImage."""
+    """Yields all tensors of AutoencoderKLQwenImage."""
     z = config.z_dim
     yield from _encoder(config, source)
     yield from _conv("quant_conv", 2 * z, 2 * z, (1, 1, 1), 1.0, source)
@@ -59,7 +59,7 @@ def _decoder(config: VAEConfig, source: Source) -> Iterator[Tensor]:
     yield from _conv("decoder.conv_in", widths[0], config.z_dim, (3, 3, 3), 0.5, source)
     yield from _middle("decoder.mid_block", widths[0], source)
     for stage, (before, after) in enumerate(pairwise(widths)):
-        # each upsampler halves the channels
+        # the upsampler of the previous stage halves the channels
         entering = before if stage == 0 else before // 2
         for i in range(config.num_res_blocks + 1):
             name = f"decoder.up_blocks.{stage}.resnets.{i}"
@@ -96,14 +96,14 @@ def _attention(name: str, width: int, source: Source) -> Iterator[Tensor]:
 
 
 def _norm(name: str, width: int, axes: int, source: Source) -> Tensor:
-    """RMS norm over channels, applied over `axes` further axes."""
+    """The weight of an RMSNorm over channels, with `axes` further axes of size 1."""
     return source.tensor(f"{name}.gamma", (width, *(1,) * axes), 0.1, mean=1.0)
 
 
 def _conv(name: str, out: int, inner: int, kernel: tuple[int, ...], gain: float, source: Source) -> Iterator[Tensor]:
-    """A convolution that multiplies the standard deviation of one frame by `gain`.
+    """Yields a convolution that multiplies the standard deviation of one frame by `gain`.
 
-    Only the last tap of a causal kernel over time meets a single frame; the others meet padding.
+    In a causal kernel over time, only the last tap reads a single frame; the others read padding.
     """
     std = gain * (inner * math.prod(kernel[-2:])) ** -0.5
     yield source.tensor(f"{name}.weight", (out, inner, *kernel), std)

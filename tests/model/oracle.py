@@ -1,4 +1,4 @@
-"""The transformer of diffusers as an oracle: random ones, inputs, and the same forward pass in both libraries."""
+"""The transformer of diffusers as an oracle: random models and inputs, and one forward pass in both libraries."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
 
 
 def random_transformer(seed, layers, heads=2, axes=(8, 12, 12), text_width=48) -> QwenImageTransformer2DModel:
-    """A model whose weights all matter: unit gain, biases, and norms that are not the identity."""
+    """A model in which all weights matter: unit gain, biases, and norms that are not the identity."""
     model = QwenImageTransformer2DModel(
         num_layers=layers,
         num_attention_heads=heads,
@@ -45,7 +45,7 @@ def random_transformer(seed, layers, heads=2, axes=(8, 12, 12), text_width=48) -
 
 
 def random_inputs(rng, grid, batch=1, tokens=11, text_width=48, timestep=None, lengths=None) -> Inputs:
-    """Unit normal latents and text; `lengths` gives a mask of right padding, `timestep` one value for all."""
+    """Unit normal latents and text; `lengths` adds a mask of right padding, `timestep` sets one value for the batch."""
     times = rng.uniform(0.02, 1, batch) if timestep is None else np.full(batch, timestep)
     return Inputs(
         latents=rng.standard_normal((batch, grid[0] * grid[1], 64), dtype=np.float32),
@@ -57,7 +57,7 @@ def random_inputs(rng, grid, batch=1, tokens=11, text_width=48, timestep=None, l
 
 
 def copy_of(model: QwenImageTransformer2DModel) -> Transformer:
-    """Our transformer with the configuration and weights of `model`, in its dtype."""
+    """Our transformer with the configuration, the weights and the dtype of `model`."""
     config, _ = TransformerConfig.from_dict(model.config)
     transformer = Transformer(config)
     dtype = next(mlx for mlx, torch_dtype in TORCH.items() if torch_dtype == model.dtype)
@@ -67,13 +67,13 @@ def copy_of(model: QwenImageTransformer2DModel) -> Transformer:
 
 
 def rounded(inputs: Inputs, dtype: mx.Dtype) -> Inputs:
-    """The same, all representable in `dtype`."""
+    """`inputs`, rounded to values that `dtype` represents."""
     arrays = (torch.from_numpy(a).to(TORCH[dtype]).float().numpy() for a in inputs[:3])
     return Inputs(*arrays, *inputs[3:])
 
 
 def reference(model: QwenImageTransformer2DModel, inputs: Inputs) -> np.ndarray:
-    """What `model` of diffusers gives, computing in its own dtype, as float64."""
+    """The output of `model` of diffusers, computed in its own dtype, as float64."""
     latents, timestep, text = (torch.from_numpy(a).to(model.dtype) for a in inputs[:3])
     with torch.no_grad():
         out = model(
@@ -88,7 +88,7 @@ def reference(model: QwenImageTransformer2DModel, inputs: Inputs) -> np.ndarray:
 
 
 def ours(transformer: Transformer, inputs: Inputs, dtype: mx.Dtype = mx.float32) -> np.ndarray:
-    """What our transformer gives, computing in `dtype`, as float64."""
+    """The output of our transformer, computed in `dtype`, as float64."""
     latents, timestep, text = (mx.array(a).astype(dtype) for a in inputs[:3])
     out = transformer(latents, timestep, text, inputs.grid, None if inputs.mask is None else mx.array(inputs.mask))
     assert out.dtype == dtype

@@ -1,4 +1,4 @@
-"""Whole generations in both libraries, from the same noise and prompts."""
+"""Complete generations in both libraries, from the same noise and prompts."""
 
 import mlx.core as mx
 import numpy as np

@@ -77,7 +77,7 @@ def test_weights_are_those_of_the_files(small_checkpoint):
         np.testing.assert_array_equal(np.array(parameter.astype(mx.float32)), stored[name].astype(np.float32))
 
 
-def test_what_diffusers_and_transformers_save_loads_unchanged(small_checkpoint, tmp_path):
+def test_checkpoints_saved_by_diffusers_and_transformers_load_unchanged(small_checkpoint, tmp_path):
     """Sharded files, the newer names of the text encoder, and a tokenizer.json."""
     saved = tmp_path / "saved"
     pipeline = QwenImagePipeline.from_pretrained(small_checkpoint, dtype=torch.bfloat16)
@@ -251,20 +251,20 @@ def test_tensors_that_do_not_fit_are_named(folder, part, name):
         ("scheduler", "use_dynamic_shifting", 1),
     ],
 )
-def test_values_of_another_kind_are_refused(folder, part, key, value):
+def test_values_of_another_kind_are_rejected(folder, part, key, value):
     edit(folder / CONFIGS[part], **{key: value})
     assert key in refusal(lambda: component(Checkpoint(folder), part))
 
 
 @pytest.mark.parametrize("layers", [3, 5])
-def test_configuration_of_another_size_is_refused(folder, layers):
+def test_configuration_of_another_size_is_rejected(folder, layers):
     edit(folder / CONFIGS["transformer"], num_layers=layers)
     assert f"transformer_blocks.{min(layers, 4)}." in refusal(lambda: Checkpoint(folder).transformer(mx.float32))
 
 
 @pytest.mark.parametrize("part", CONFIGS)
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"{'num_layers': 4}"])
-def test_configuration_that_is_no_json_object_is_refused(folder, part, content):
+def test_configuration_that_is_no_json_object_is_rejected(folder, part, content):
     (folder / CONFIGS[part]).write_bytes(content)
     message = refusal(lambda: component(Checkpoint(folder), part))
     assert str(folder / CONFIGS[part]) in message
@@ -272,11 +272,11 @@ def test_configuration_that_is_no_json_object_is_refused(folder, part, content):
 
 
 @pytest.mark.parametrize("part", CONFIGS)
-def test_absent_component_is_refused(folder, part):
+def test_absent_component_is_rejected(folder, part):
     shutil.rmtree(folder / part)
     assert str(folder / part) in refusal(lambda: component(Checkpoint(folder), part))
 
 
-def test_absent_tokenizer_is_refused(folder):
+def test_absent_tokenizer_is_rejected(folder):
     shutil.rmtree(folder / "tokenizer")
     assert str(folder / "tokenizer") in refusal(Checkpoint(folder).tokenizer)

@@ -1,7 +1,7 @@
-"""`inflate`: both streams times a power of two, the same function; exact or refused.
+"""`inflate` multiplies both streams by a power of two and keeps the function; an inexact factor is rejected.
 
-Tolerance: none. Without over- or underflow every product with a power of two is exact, so fp32 and bf16 results are
-compared bit for bit, and streams with the plain ones times the factor.
+There is no tolerance. Without overflow and underflow every product with a power of two is exact. The fp32 and bf16
+results are therefore compared bit for bit, and the streams with the plain streams times the factor.
 """
 
 import json
@@ -137,9 +137,9 @@ def test_output_is_identical_and_streams_are_scaled(small_checkpoint, inputs, dt
     plain = Checkpoint(small_checkpoint).transformer(dtype)
     inflated = Checkpoint(small_checkpoint, inflate=factor).transformer(dtype)
     np.testing.assert_array_equal(ours(inflated, inputs, dtype), ours(plain, inputs, dtype))
-    expected, found = streams(plain, inputs, dtype), streams(inflated, inputs, dtype)
-    assert len(found) == 2 * 4
-    for before, after in zip(expected, found, strict=True):
+    expected, actual = streams(plain, inputs, dtype), streams(inflated, inputs, dtype)
+    assert len(actual) == 2 * 4
+    for before, after in zip(expected, actual, strict=True):
         np.testing.assert_array_equal(after, before * np.float32(factor))
 
 
@@ -148,8 +148,8 @@ def test_output_is_identical_and_streams_are_scaled(small_checkpoint, inputs, dt
 def test_latents_and_pictures_are_identical(small_checkpoint, dtype, factor):
     plain = latents_and_pixels(Checkpoint(small_checkpoint), dtype)
     inflated = latents_and_pixels(Checkpoint(small_checkpoint, inflate=factor), dtype)
-    for expected, found in zip(plain, inflated, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for expected, actual in zip(plain, inflated, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("factor", [2.0**-12, 2**12])
@@ -184,7 +184,7 @@ def test_with_eps_left_alone_a_small_factor_would_be_another_function(small_chec
     assert errors[2] / errors[1] == pytest.approx(4, rel=0.1)
 
 
-def test_float16_is_taken_past_its_end(small_checkpoint, inputs):
+def test_float16_overflows(small_checkpoint, inputs):
     """The activations no longer fit float16, although every weight does."""
     plain, inflated = (Checkpoint(small_checkpoint, inflate=f).transformer(mx.float16) for f in (1, 2048))
     assert np.isfinite(ours(plain, inputs, mx.float16)).all()

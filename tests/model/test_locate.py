@@ -29,13 +29,13 @@ def test_folder_is_found(small_checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{"])
-def test_folder_that_is_no_checkpoint_is_refused(tmp_path, content):
+def test_folder_that_is_no_checkpoint_is_rejected(tmp_path, content):
     if content is not None:
         (tmp_path / "model_index.json").write_text(content)
     assert "model_index.json" in refusal(lambda: Checkpoint(locate(str(tmp_path))))
 
 
-def test_paths_that_are_no_folder_are_refused(small_checkpoint, tmp_path, monkeypatch):
+def test_paths_that_are_no_folder_are_rejected(small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     for source in (
@@ -115,14 +115,14 @@ def test_only_needed_files_are_downloaded(small_checkpoint, tmp_path, monkeypatc
     assert selected == NEEDED_FILES
 
 
-def test_offline_without_a_cached_copy_is_refused(empty_cache, monkeypatch):
+def test_offline_without_a_cached_copy_is_rejected(empty_cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal(lambda: locate("Qwen/Qwen-Image"))
     assert "Qwen/Qwen-Image" in message
     assert "local cache" in message
 
 
-def test_unreachable_hub_is_refused(empty_cache, monkeypatch):
+def test_unreachable_hub_is_rejected(empty_cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     message = refusal(lambda: locate("Qwen/Qwen-Image"))
     assert "Qwen/Qwen-Image" in message
@@ -150,7 +150,7 @@ def test_cached_copy_is_used_offline(empty_cache, tmp_path, small_checkpoint, mo
         (403, "", "cannot be fetched"),
     ],
 )
-def test_answers_of_the_hub_are_told_apart(empty_cache, monkeypatch, status, code, named):
+def test_answers_of_the_hub_are_distinguished(empty_cache, monkeypatch, status, code, named):
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
@@ -170,6 +170,6 @@ def test_answers_of_the_hub_are_told_apart(empty_cache, monkeypatch, status, cod
     assert named in message
 
 
-def test_names_the_hub_does_not_allow_are_refused(empty_cache):
+def test_names_the_hub_does_not_allow_are_rejected(empty_cache):
     for name in ("a/b--c", "a/b..c", "a/b.git", "a/" + 100 * "b"):
         assert name in refusal(lambda n=name: locate(n))

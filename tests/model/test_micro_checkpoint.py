@@ -1,6 +1,7 @@
-"""The embedded checkpoint: what it must be for drift, overflow and repair to mean something on it.
+"""The embedded checkpoint has the properties that make drift, overflow and repair on it meaningful.
 
-Bounds are those of its specification; what the weights do not reach is an expected failure, with its figures.
+The bounds are those of its specification. A bound that the weights do not meet is an expected failure, with the
+measured figures.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ BLOCKS = 60
 GUIDANCE = 4.0
 
 LATENTS = 3e-5
-"""Relative L2 of fp32 latents against diffusers; measured 2e-6 to 7e-6 on three prompts, with two grids.
+"""Bound on the relative L2 of fp32 latents against diffusers; measured 2e-6 to 7e-6 on three prompts, with two grids.
 
-Streams of 5e7 are no worse than small ones, because floating point rounds relatively. At 5e7 the ulp is 4, but every
-block reads the stream through LayerNorm, which divides by the size of the massive channels: that is 2^-24 of unit size.
-The other channels are up to 200 times smaller and keep an ulp of their own; of the massive ones they get the rounding
-of mean and variance. One forward pass is 1e-6 to 2e-6 from float64 in either library, and the two are as far from each
-other; guidance of 4 and the steps multiply it by 2 or 3.
+Streams of 5e7 are no worse than small ones, because floating-point rounding is relative. At 5e7 the ulp is 4, but every
+block reads the stream through LayerNorm, which divides by the size of the massive channels, so the error is 2^-24 of
+unit size. The other channels are up to 200 times smaller and have a smaller ulp. The massive channels affect them only
+through the rounding of mean and variance. In either library one forward pass differs from float64 by 1e-6 to 2e-6, and
+the two libraries differ from each other by as much. Guidance of 4 and the steps multiply the difference by 2 or 3.
 """
 
 
@@ -84,9 +85,9 @@ def test_it_is_small():
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
 def test_weights_are_bfloat16_and_finite_in_float16(part):
-    found = list(tensors(part))
-    assert {dtype for _, dtype, _ in found} == {"BF16"}
-    for name, _, values in found:
+    stored = list(tensors(part))
+    assert {dtype for _, dtype, _ in stored} == {"BF16"}
+    for name, _, values in stored:
         assert np.abs(values).max() <= FP16_MAX, name
         assert np.isfinite(values.astype(np.float16)).all(), name
 
@@ -113,7 +114,7 @@ def reference() -> QwenImagePipeline:
     ],
 )
 def test_diffusers_draws_the_same_picture(reference, pipeline, prompt, seed, height, width):
-    """Pixels within 0.02 of 255 (measured 0.011), before rounding."""
+    """Unrounded pixels differ by at most 0.02 on the scale of 255 (measured 0.011)."""
     args = [prompt], [seed], height, width, 3, GUIDANCE
     expected, expected_pixels = reference_images(reference, *args)
     latents, pixels = our_images(pipeline, *args)
@@ -132,7 +133,7 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Pass:
-    """Of one forward pass: amax of outputs, (blocks, 4) of branches, and the image stream (L, D) after each block."""
+    """One forward pass: amax of outputs, amax (blocks, 4) of the branches, image stream (L, D) after each block."""
 
     sigma: float
     outputs: dict[str, float]
@@ -141,16 +142,16 @@ class Pass:
 
     @property
     def amax(self) -> np.ndarray:
-        """(blocks,) of the image stream."""
+        """amax (blocks,) of the image stream after each block."""
         return np.array([np.abs(x).max() for x in self.image])
 
 
 @pytest.fixture(scope="module")
 def passes(pipeline) -> list[Pass]:
-    """Both branches of all steps of two prompts, in fp32."""
+    """The forward passes of both branches in all steps of two prompts, in fp32."""
     sites = select([*OUTPUTS, "transformer_blocks.*", *BRANCHES], walk(pipeline.components))
     grid = pipeline.grid(128, 128)
-    found = []
+    measurements = []
     for seed, prompt in enumerate(PROMPTS):
         calls: list[Call] = []
         latents = pipeline.noise(seed, grid)
@@ -159,10 +160,10 @@ def passes(pipeline) -> list[Pass]:
             for step in pipeline.denoise(latents, grid, STEPS, cond, uncond, GUIDANCE):
                 mx.eval(step.latents)
                 half = len(calls) // 2
-                found += [measured(step.sigma, part) for part in (calls[:half], calls[half:])]
+                measurements += [measured(step.sigma, part) for part in (calls[:half], calls[half:])]
                 calls.clear()
-    assert len(found) == 2 * STEPS * len(PROMPTS)
-    return found
+    assert len(measurements) == 2 * STEPS * len(PROMPTS)
+    return measurements
 
 
 def measured(sigma: float, calls: list[Call]) -> Pass:
@@ -181,12 +182,12 @@ def amax(x: mx.array) -> float:
 
 @pytest.mark.parametrize(("site", "published"), [("img_in", 16.0), ("norm_out", 16.0), ("proj_out", 4.4)])
 def test_ends_of_the_transformer_have_the_published_size(passes, site, published):
-    """Within a factor of 3, the largest magnitude over both generations, as the published figures are."""
+    """The largest magnitude over both generations is within a factor of 3 of the published one."""
     assert published / 3 <= max(p.outputs[site] for p in passes) <= 3 * published
 
 
 def test_the_image_stream_reaches_the_published_size(passes):
-    """After the last block, over both generations; before it, it may have been larger."""
+    """The largest magnitude after the last block, over both generations; earlier blocks may be larger."""
     assert FINAL_AMAX / 3 <= max(p.amax[-1] for p in passes) <= 3 * FINAL_AMAX
 
 
@@ -196,30 +197,30 @@ def test_the_image_stream_reaches_the_published_size_at_every_timestep(passes):
 
 
 def test_the_image_stream_grows_through_depth(passes):
-    """From about the size of img_in, a thousand times and more in each half."""
+    """It starts near the size of img_in and grows more than a thousandfold in each half."""
     for p in passes:
         assert p.amax[0] < 20 * p.outputs["img_in"]
         assert p.amax[29] > 1e3 * p.amax[0]
         assert p.amax.max() > FINAL_AMAX / 3
 
 
-def test_late_branches_pass_the_end_of_float16(passes):
+def test_late_branches_exceed_the_range_of_float16(passes):
     late = np.max([p.branches[40:].max() for p in passes])
     assert late > FP16_MAX
 
 
-def test_branches_stay_within_what_the_published_recipes_carry(passes):
-    """Outputs before the gates, of attention and feed-forward in both streams."""
+def test_branches_stay_within_the_limit_of_the_published_recipes(passes):
+    """Measured on the outputs of attention and feed-forward before the gates, in both streams."""
     largest = np.max([p.branches for p in passes], axis=0)
     assert largest[:59].max() <= 5e5, np.unravel_index(largest.argmax(), largest.shape)
 
 
-def test_branches_of_the_last_block_stay_within_what_the_published_recipes_carry(passes):
+def test_branches_of_the_last_block_stay_within_the_limit_of_the_published_recipes(passes):
     assert max(p.branches[59].max() for p in passes) <= 8e6
 
 
 def fixed_share(passes: list[Pass], blocks: range) -> float:
-    """Of the tokens at these blocks: how many have the two commonest channels as their two largest."""
+    """The share of tokens at these blocks whose two largest channels are the commonest pair."""
     pairs = np.concatenate([np.sort(np.abs(p.image[i]).argsort(-1)[:, -2:], -1) for p in passes for i in blocks])
     _, counts = np.unique(pairs, axis=0, return_counts=True)
     return counts.max() / len(pairs)
@@ -232,7 +233,7 @@ def fixed_share(passes: list[Pass], blocks: range) -> float:
             range(20, 40),
             id="middle third",
             marks=pytest.mark.xfail(
-                strict=True, reason="not 3 % of the tokens at blocks 20 to 24, not 0.4 % at 25 to 39"
+                strict=True, reason="fewer than 3 % of the tokens at blocks 20 to 24, fewer than 0.4 % at 25 to 39"
             ),
         ),
         pytest.param(range(40, 60), id="last third"),
@@ -243,7 +244,7 @@ def test_two_channels_are_massive_in_all_tokens(passes, blocks):
 
 
 def test_massive_channels_are_massive(passes):
-    """In blocks 25 to 59, over the tokens: the lesser of the two is five times the root mean square of the rest."""
+    """In blocks 25 to 59, the smaller of the two (rms over tokens) exceeds five times the rms of the other channels."""
     for p in passes:
         for image in p.image[25:]:
             *rest, lesser, _ = np.sort(np.sqrt((image**2).mean(0)))
@@ -255,11 +256,11 @@ def test_massive_channels_follow_the_timestep(passes):
     assert first > 1.5 * last
 
 
-# --- what float16 makes of it
+# --- overflow in float16
 
 
 def test_float16_breaks_at_an_activation_of_the_transformer():
-    """All weights are finite, so are text and noise; the first value that is not comes of finite ones, in a block."""
+    """Weights, text and noise are finite; the first non-finite output is in a block and its inputs are finite."""
     pipeline = Checkpoint(FOLDER).pipeline(mx.float16)
     for component, module in pipeline.components.items():
         for name, parameter in tree_flatten(module.parameters()):
@@ -282,12 +283,12 @@ def finite(call: Call, kind: str) -> bool:
     return all(np.isfinite(to_numpy(port.array)).all() for port in ports(call, (kind,)))
 
 
-# --- what it draws
+# --- pictures
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_held_out_prompts_are_drawn_right(dtype):
-    """The first four of those on which the notebook's accuracies are measured, at 10 steps."""
+    """Uses the first four of the prompts on which the notebook measures accuracy, at 10 steps."""
     scenes = evaluate.held_out(4)
     pipeline = Checkpoint(FOLDER).pipeline(getattr(mx, dtype))
     images, num_nonfinite = evaluate.draw(pipeline, scenes, range(4), 10, 128, 128)

@@ -1,4 +1,4 @@
-"""Language models of mlx-lm: what the subject computes is what mlx-lm computes, and drift is that of the logits."""
+"""Language models of mlx-lm: the subject computes the logits of mlx-lm, and drift is measured on the logits."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ QUICK = ("latency.min_rounds=0", "latency.max_rounds=0", "pinned.cases=null", "s
 
 
 def write(folder, tied=True, quantised=False):
-    """A random Qwen3 with three layers, in the layout that mlx-lm saves."""
+    """A random Qwen3 with three layers, in the layout in which mlx-lm saves models."""
     from mlx_lm.models.qwen3 import Model, ModelArgs
     from transformers import AutoTokenizer
 
@@ -77,12 +77,12 @@ def test_the_logits_are_those_of_mlx_lm_on_the_whole_text(folder, steps):
     count = source.steps(case)
     assert count == min(steps, len(tokens))
     results = [step.result[0, 0] for _, step in generation(source.load(mx.float32), case, count)]
-    found = mx.stack(results)
-    assert found.dtype == mx.float32
-    np.testing.assert_allclose(np.array(found), np.array(expected[len(tokens) - count :]), rtol=1e-4, atol=1e-4)
+    actual = mx.stack(results)
+    assert actual.dtype == mx.float32
+    np.testing.assert_allclose(np.array(actual), np.array(expected[len(tokens) - count :]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_leaves_the_state_it_is_given(folder):
+def test_a_step_does_not_change_its_input_state(folder):
     source = LanguageModel("tiny", str(folder))
     subject, case = source.load(mx.bfloat16), Case(0, TEXT, 0, {"steps": 3})
     state = subject.start(case)
@@ -112,7 +112,7 @@ def test_a_run_with_drift_local_error_and_kl(folder, tmp_path):
     assert summary["variants"]["baseline"]["amax_final"] > 0
 
 
-def test_local_error_of_a_layer_that_writes_into_its_cache_is_refused(folder, tmp_path, capsys):
+def test_local_error_of_a_layer_that_writes_into_its_cache_is_rejected(folder, tmp_path, capsys):
     overrides = ("drift.teacher.mode=full", "drift.teacher.sites=['**.layers.*']", f"out={tmp_path / 'run'}")
     assert main(["model=mlx_lm", f"model.path={folder}", *QUICK, *overrides]) == 2
     assert "is called with a KVCache, which it may change" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_kl_is_that_of_scipy():
     assert np.isnan(kl_divergence(np.full_like(ref, np.nan), ref))
 
 
-def test_what_is_no_language_model(tmp_path):
+def test_a_path_without_a_language_model(tmp_path):
     with pytest.raises(InputError, match="neither a folder nor a Hub id"):
         LanguageModel("x", "/nowhere/at/all").checkpoint  # noqa: B018
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')

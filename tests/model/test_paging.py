@@ -1,4 +1,4 @@
-"""Streamed blocks: the same bits as resident ones, whoever looks on or rewrites them, in the memory of two blocks."""
+"""Paged blocks give the same bits as resident blocks, also with probes and techniques, in the memory of two blocks."""
 
 import json
 import shutil
@@ -57,12 +57,12 @@ FILES = {
 
 @pytest.fixture
 def folder(small_checkpoint, tmp_path):
-    """A copy to spoil."""
+    """A copy that tests may damage."""
     return shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
 
 
 def both(folder, dtype, **settings):
-    """The resident and the streamed pipeline."""
+    """The resident and the paged pipeline."""
     return [Checkpoint(folder, stream=stream, **settings).pipeline(dtype) for stream in (False, True)]
 
 
@@ -70,7 +70,7 @@ def generated(pipeline) -> np.ndarray:
     return picture(TextToImage(pipeline), CASE)
 
 
-def refusal(action) -> str:
+def rejection(action) -> str:
     with pytest.raises(InputError) as caught:
         action()
     assert len(str(caught.value).splitlines()) == 1
@@ -78,7 +78,7 @@ def refusal(action) -> str:
 
 
 def held(*modules) -> int:
-    """Bytes of all arrays that the modules hold, private ones too."""
+    """Bytes of all arrays that the modules hold, including private ones."""
     return sum(array.nbytes for array in _arrays(list(modules)))
 
 
@@ -88,10 +88,10 @@ def held(*modules) -> int:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
 def test_a_generation_has_the_same_bits_every_time(small_checkpoint, dtype, weights_dtype):
-    resident, streamed = both(small_checkpoint, dtype, weights_dtype=weights_dtype)
+    resident, paged = both(small_checkpoint, dtype, weights_dtype=weights_dtype)
     expected = generated(resident)
     for _ in range(2):
-        np.testing.assert_array_equal(generated(streamed), expected)
+        np.testing.assert_array_equal(generated(paged), expected)
 
 
 @pytest.mark.parametrize("sites", ["{transformer_blocks.*,norm_out}", "**", "text_encoder:**"])
@@ -109,11 +109,11 @@ def test_probes_see_the_same_at_the_same_sites(small_checkpoint, sites, ports):
     assert str(rows[0]) == str(rows[1])  # NaN equals itself as text
 
 
-def test_modules_keep_their_addresses_and_what_is_known_of_them(small_checkpoint):
-    resident, streamed = (pipeline.components for pipeline in both(small_checkpoint, mx.float32))
-    assert [str(site) for site in walk(resident)] == [str(site) for site in walk(streamed)]
-    assert weight_storage(resident) == weight_storage(streamed)
-    for ours_, theirs in zip(walk(resident), walk(streamed), strict=True):
+def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint):
+    resident, paged = (pipeline.components for pipeline in both(small_checkpoint, mx.float32))
+    assert [str(site) for site in walk(resident)] == [str(site) for site in walk(paged)]
+    assert weight_storage(resident) == weight_storage(paged)
+    for ours_, theirs in zip(walk(resident), walk(paged), strict=True):
         assert list(ours_.module) == list(theirs.module)
         for key, value in ours_.module.items():
             if isinstance(value, mx.array):
@@ -142,13 +142,13 @@ def test_techniques_have_the_same_bits(small_checkpoint, technique):
         with applied(pipeline.components, {"it": technique}):
             outputs.append(generated(pipeline))
         outputs.append(generated(pipeline))
-    rewritten, plain, *streamed = outputs
-    np.testing.assert_array_equal(streamed[0], rewritten)
-    np.testing.assert_array_equal(streamed[1], plain)
+    rewritten, plain, *paged = outputs
+    np.testing.assert_array_equal(paged[0], rewritten)
+    np.testing.assert_array_equal(paged[1], plain)
 
 
 def test_narrowed_weights(folder):
-    """Weights of fp32 proper, which bfloat16 rounds."""
+    """fp32 weights that bfloat16 cannot represent."""
     file = folder / FILES["transformer"]
     save_file({name: t.astype(np.float32) * np.float32(1.001) for name, t in load_file(file).items()}, file)
     x = mx.array(np.random.default_rng(0).standard_normal((1, 3, 256), dtype=np.float32))
@@ -159,14 +159,14 @@ def test_narrowed_weights(folder):
     assert mx.array_equal(*outputs)
 
 
-def test_compiled_blocks_are_refused(small_checkpoint):
-    _, streamed = both(small_checkpoint, mx.bfloat16)
-    with pytest.raises(InputError, match="PagedBlock"), applied(streamed.components, {"it": CompiledBlocks()}):
+def test_compiled_blocks_are_rejected(small_checkpoint):
+    _, paged = both(small_checkpoint, mx.bfloat16)
+    with pytest.raises(InputError, match="PagedBlock"), applied(paged.components, {"it": CompiledBlocks()}):
         pass
 
 
 def test_local_error_is_the_same(small_checkpoint):
-    """The teacher calls replicas of modules outside of their blocks, beside the reference's."""
+    """The teacher calls replicas of modules outside their blocks, next to those of the reference."""
     rows = []
     for stream in (False, True):
         models = source(small_checkpoint, stream=stream)
@@ -185,35 +185,35 @@ def test_local_error_is_the_same(small_checkpoint):
     assert str(rows[0]) == str(rows[1])
 
 
-@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="twins for CPUs")
+@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="fast replacements for CPUs")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
-def test_twins_that_compute_while_they_are_called_have_the_same_bits(
+def test_replacements_that_evaluate_during_a_call_have_the_same_bits(
     small_checkpoint, monkeypatch, dtype, weights_dtype
 ):
     monkeypatch.setattr("precision_lab.techniques.fast.cpu._FEW_WEIGHTS", 0)
     monkeypatch.setattr("precision_lab.techniques.fast.cpu._FEW_ELEMENTS", 0)
-    outputs, twins = [], []
+    outputs, replaced = [], []
     for pipeline in both(small_checkpoint, dtype, weights_dtype=weights_dtype):
         around = held(pipeline.transformer)
         with applied(pipeline.components, {"fast": FastCPU()}):
             outputs.append(generated(pipeline))
-            twins.append([str(site) for site in walk(pipeline.components) if class_of(site.module) is _FastLinear])
-            assert held(pipeline.transformer) == around, "a twin keeps what it has read"
+            replaced.append([str(site) for site in walk(pipeline.components) if class_of(site.module) is _FastLinear])
+            assert held(pipeline.transformer) == around, "a replacement holds the arrays that it has read"
     np.testing.assert_array_equal(*outputs)
-    assert twins[0] == twins[1]
-    assert len(twins[0]) > 4 * 10
+    assert replaced[0] == replaced[1]
+    assert len(replaced[0]) > 4 * 10
 
 
 def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch):
-    """What a block uses is known once the first has been called."""
+    """The names to read ahead are known after the call of the first block."""
     transformer = both(small_checkpoint, mx.float32)[1].transformer
-    take, taken, seen = TensorReader._take, [], {}
-    monkeypatch.setattr(TensorReader, "_take", lambda reader, name: (taken.append(name), take(reader, name))[1])
+    take, read_names, seen = TensorReader._take, [], {}
+    monkeypatch.setattr(TensorReader, "_take", lambda reader, name: (read_names.append(name), take(reader, name))[1])
 
     class Watched(LayerNorm):
         def __call__(self, x):
-            seen[self.index] = {int(name.split(".")[1]) for name in taken if name.endswith("txt_mlp.net.2.weight")}
+            seen[self.index] = {int(name.split(".")[1]) for name in read_names if name.endswith("txt_mlp.net.2.weight")}
             return super().__call__(x)
 
     for index, block in enumerate(transformer.transformer_blocks):
@@ -221,10 +221,10 @@ def test_the_next_block_is_read_while_one_computes(small_checkpoint, monkeypatch
         block.img_norm1.index = index
     ours(transformer, random_inputs(np.random.default_rng(0), (4, 4), text_width=64), mx.float32)
     assert seen == {0: set(), 1: {0, 1, 2}, 2: {0, 1, 2, 3}, 3: {0, 1, 2, 3}}
-    assert len(taken) == len(set(taken)), "read twice"
+    assert len(read_names) == len(set(read_names)), "read twice"
 
 
-def test_dtypes_do_not_share_what_is_not_in_memory(small_checkpoint):
+def test_dtypes_do_not_share_paged_weights(small_checkpoint):
     models = source(small_checkpoint, stream=True)
     wide, narrow = models.load(mx.float32), models.load(mx.bfloat16)
     assert wide.pipeline.transformer is not narrow.pipeline.transformer
@@ -233,7 +233,7 @@ def test_dtypes_do_not_share_what_is_not_in_memory(small_checkpoint):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_checkpoint_of_quantised_weights_has_the_same_bits(folder, bits):
-    """As mlx-lm writes them; the linears that groups of 64 divide."""
+    """Quantises, as mlx-lm writes them, the linears that are divisible into groups of 64."""
     file = folder / FILES["transformer"]
     tensors = dict(mx.load(str(file)))
     for name, tensor in list(tensors.items()):
@@ -245,16 +245,16 @@ def test_a_checkpoint_of_quantised_weights_has_the_same_bits(folder, bits):
     quantization = {"group_size": 64, "bits": bits}
     (folder / "transformer/config.json").write_text(json.dumps(config | {"quantization": quantization}))
     for dtype in (mx.float32, mx.bfloat16):
-        resident, streamed = both(folder, dtype)
-        assert isinstance(streamed.transformer.transformer_blocks[0].img_mlp.net[2], QuantizedLinear)
-        np.testing.assert_array_equal(generated(streamed), generated(resident))
+        resident, paged = both(folder, dtype)
+        assert isinstance(paged.transformer.transformer_blocks[0].img_mlp.net[2], QuantizedLinear)
+        np.testing.assert_array_equal(generated(paged), generated(resident))
 
 
 # --- memory
 
 
 def test_memory_does_not_grow_with_depth(tmp_path):
-    """Beyond what surrounds the blocks: at most two blocks as stored, and the activations, however many there are."""
+    """Besides the weights outside the blocks, at most two stored blocks and the activations are held, at any depth."""
     micro = PRESETS["micro"]
     inputs = random_inputs(np.random.default_rng(0), (4, 4), text_width=64)
     peaks, beyond = {}, {}
@@ -269,7 +269,7 @@ def test_memory_does_not_grow_with_depth(tmp_path):
                 ours(model, inputs, mx.float32)
                 peaks[layers, stream] = mx.get_peak_memory() - before
             if stream:
-                mx.synchronize()  # MLX's own thread may still be dropping the last activations
+                mx.synchronize()  # a thread of MLX may still be releasing the last activations
                 around = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
                 beyond[layers] = mx.get_active_memory() - before - around
     block = (peaks[12, False] - peaks[4, False]) / 8
@@ -279,39 +279,39 @@ def test_memory_does_not_grow_with_depth(tmp_path):
     assert peaks[12, True] < peaks[4, False]
 
 
-def test_files_larger_than_memory_are_given_back_as_they_are_used(small_checkpoint, monkeypatch):
-    """Each tensor of a block once a call of it, and only after the block; of files that fit nothing."""
-    given_back: list[page_cache.Extent] = []
-    monkeypatch.setattr(page_cache, "forget", given_back.extend)
+def test_files_larger_than_memory_are_released_as_they_are_used(small_checkpoint, monkeypatch):
+    """Each tensor of a block is released once a call, after the block; nothing is released if the files fit memory."""
+    released: list[page_cache.Extent] = []
+    monkeypatch.setattr(page_cache, "forget", released.extend)
     expected = generated(both(small_checkpoint, mx.float32)[1])
     monkeypatch.setattr(page_cache, "keeps", lambda nbytes: nbytes != held(*tensors.values()))
     tensors = weights.read(small_checkpoint / "transformer")
-    streamed = both(small_checkpoint, mx.float32)[1]
-    assert given_back == []
-    np.testing.assert_array_equal(generated(streamed), expected)
+    paged = both(small_checkpoint, mx.float32)[1]
+    assert released == []
+    np.testing.assert_array_equal(generated(paged), expected)
     places = weights.extents(small_checkpoint / "transformer")
     of_blocks = [place for name, place in places.items() if name.startswith("transformer_blocks.")]
     passes = 2 * CASE.settings["steps"]  # with and without the prompt
-    assert sorted(given_back) == sorted(of_blocks * passes)
+    assert sorted(released) == sorted(of_blocks * passes)
     first = [place for name, place in places.items() if name.startswith("transformer_blocks.0.")]
-    assert set(given_back[: len(first)]) == set(first)
+    assert set(released[: len(first)]) == set(first)
 
 
-def test_nothing_is_read_to_count_what_is_held(small_checkpoint):
-    resident, streamed = both(small_checkpoint, mx.float32)
+def test_counting_held_arrays_reads_nothing(small_checkpoint):
+    resident, paged = both(small_checkpoint, mx.float32)
     blocks = held(*resident.transformer.transformer_blocks, *resident.text_encoder.layers)
-    assert held(*streamed.components.values()) == held(*resident.components.values()) - blocks
+    assert held(*paged.components.values()) == held(*resident.components.values()) - blocks
     before = mx.get_active_memory()
-    mx.eval(list(streamed.components.values()))
-    assert mx.get_active_memory() - before <= held(*streamed.components.values()) + 4096 * 600
+    mx.eval(list(paged.components.values()))
+    assert mx.get_active_memory() - before <= held(*paged.components.values()) + 4096 * 600
 
 
-def test_what_techniques_make_is_held_and_counted(small_checkpoint):
-    _, streamed = both(small_checkpoint, mx.bfloat16)
-    transformer = streamed.transformer
+def test_weights_created_by_techniques_are_held_and_counted(small_checkpoint):
+    _, paged = both(small_checkpoint, mx.bfloat16)
+    transformer = paged.transformer
     before = held(transformer)
     rules = [{"sites": "transformer_blocks.*.*_mlp.**.{proj,2}"}]
-    with applied(streamed.components, {"it": QuantizedWeights(rules)}):
+    with applied(paged.components, {"it": QuantizedWeights(rules)}):
         names = [f"{stream}_mlp.net.{at}" for stream in ("img", "txt") for at in ("0.proj", "2")]
         quantised = {
             str(site): site.module for site in walk({"transformer": transformer}) if site.path.endswith(tuple(names))
@@ -327,47 +327,47 @@ def test_what_techniques_make_is_held_and_counted(small_checkpoint):
 
 @pytest.mark.parametrize("module", ["attn", "img_mlp", "txt_add2"])
 def test_an_exception_in_a_block_leaves_the_model_as_it_was(small_checkpoint, module):
-    resident, streamed = both(small_checkpoint, mx.float32)
+    resident, paged = both(small_checkpoint, mx.float32)
     expected = generated(resident)
-    broken = getattr(streamed.transformer.transformer_blocks[2], module)
+    broken = getattr(paged.transformer.transformer_blocks[2], module)
     kind = type(broken)
 
     def fail(self, *args):
         raise RuntimeError("broken")
 
     broken.__class__ = type("Broken", (kind,), {"__call__": fail})
-    around = held(streamed.transformer)
+    around = held(paged.transformer)
     with pytest.raises(RuntimeError, match="broken"):
-        generated(streamed)
-    assert held(streamed.transformer) == around
+        generated(paged)
+    assert held(paged.transformer) == around
     broken.__class__ = kind
-    np.testing.assert_array_equal(generated(streamed), expected)
+    np.testing.assert_array_equal(generated(paged), expected)
 
 
 def test_a_block_called_alone(small_checkpoint):
-    """And out of order: what was read ahead for another is dropped."""
-    resident, streamed = (p.transformer.transformer_blocks for p in both(small_checkpoint, mx.float32))
+    """Blocks called out of order drop the tensors that were read ahead for another block."""
+    resident, paged = (p.transformer.transformer_blocks for p in both(small_checkpoint, mx.float32))
     rng = np.random.default_rng(1)
     x = mx.array(rng.standard_normal((1, 5, 64), dtype=np.float32))
     for index in (2, 0, 3, 3, 1, 2):
-        linear = [blocks[index].img_mlp(x) for blocks in (resident, streamed)]
+        linear = [blocks[index].img_mlp(x) for blocks in (resident, paged)]
         assert mx.array_equal(*linear)
         rotations = RotaryEmbedding((8, 12, 12))(Grid(1, 5), 5)
-        streams = [blocks[index](Streams(img=x, txt=-x), x[:, 0], rotations) for blocks in (resident, streamed)]
+        streams = [blocks[index](Streams(img=x, txt=-x), x[:, 0], rotations) for blocks in (resident, paged)]
         assert all(mx.array_equal(a, b) for a, b in zip(*streams, strict=True))
 
 
-# --- what is refused, as without streaming and before anything runs
+# --- rejected before anything runs, as without paging
 
 
 @pytest.mark.parametrize(
     ("part", "name"),
     [("transformer", f"{LINEAR}.bias"), ("text_encoder", "model.layers.1.self_attn.q_proj.bias")],
 )
-def test_checkpoints_are_refused_with_the_same_words(folder, part, name):
+def test_checkpoints_are_rejected_with_the_same_message(folder, part, name):
     file = folder / FILES[part]
     whole, tensors = file.read_bytes(), load_file(file)
-    spoiled = [
+    faults = [
         lambda: file.write_bytes(whole[:-1]),
         lambda: file.write_bytes(whole[:50]),
         lambda: file.write_bytes(b""),
@@ -377,19 +377,19 @@ def test_checkpoints_are_refused_with_the_same_words(folder, part, name):
         lambda: save_file(tensors | {name: tensors[name].astype(np.int32)}, file),
         file.unlink,
     ]
-    for spoil in spoiled:
-        spoil()
-        resident, streamed = (
-            refusal(lambda stream=stream: getattr(Checkpoint(folder, stream=stream), part)(mx.float32))
+    for damage in faults:
+        damage()
+        resident, paged = (
+            rejection(lambda stream=stream: getattr(Checkpoint(folder, stream=stream), part)(mx.float32))
             for stream in (False, True)
         )
-        assert resident == streamed
+        assert resident == paged
 
 
-def test_settings_that_need_all_weights_are_refused(small_checkpoint):
-    assert "model.inflate=4" in refusal(lambda: Checkpoint(small_checkpoint, inflate=4, stream=True))
-    assert "model.inflate=0.5" in refusal(lambda: source("/nowhere", inflate=0.5, stream=True))
-    assert "expected true or false" in refusal(lambda: source("/nowhere", stream="yes"))
+def test_settings_that_need_all_weights_are_rejected(small_checkpoint):
+    assert "model.inflate=4" in rejection(lambda: Checkpoint(small_checkpoint, inflate=4, stream=True))
+    assert "model.inflate=0.5" in rejection(lambda: source("/nowhere", inflate=0.5, stream=True))
+    assert "expected true or false" in rejection(lambda: source("/nowhere", stream="yes"))
     assert source("/nowhere", inflate=1, stream=True).stream
 
 
@@ -402,17 +402,17 @@ def test_a_run_has_the_same_tables(small_checkpoint, tmp_path, monkeypatch):
         *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
         *("latency.min_rounds=2", "latency.max_rounds=2", "technique=[affine4]", "pinned.cases=null"),
     )
-    resident, streamed = tmp_path / "resident", tmp_path / "streamed"
-    for out, stream in ((resident, "false"), (streamed, "true")):
+    resident, paged = tmp_path / "resident", tmp_path / "paged"
+    for out, stream in ((resident, "false"), (paged, "true")):
         assert main([f"model.path={small_checkpoint}", f"model.stream={stream}", f"out={out}", *quick]) == 0
     for table in ("activations", "drift"):
-        assert (resident / f"{table}.parquet").read_bytes() == (streamed / f"{table}.parquet").read_bytes()
+        assert (resident / f"{table}.parquet").read_bytes() == (paged / f"{table}.parquet").read_bytes()
     images = sorted(file.name for file in (resident / "images").iterdir())
     assert len(images) == 3
     for name in images:
-        assert (resident / "images" / name).read_bytes() == (streamed / "images" / name).read_bytes()
+        assert (resident / "images" / name).read_bytes() == (paged / "images" / name).read_bytes()
     peaks = [
         {name: v["peak_memory_bytes"] for name, v in json.loads((run / "summary.json").read_text())["variants"].items()}
-        for run in (resident, streamed)
+        for run in (resident, paged)
     ]
     assert peaks[1]["baseline"] < peaks[0]["baseline"]

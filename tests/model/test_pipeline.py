@@ -55,7 +55,7 @@ def test_equals_diffusers_with_60_growing_blocks(micro_synthetic, prompts, seeds
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
 def test_16_bit_error_is_that_of_diffusers(small_checkpoint, reference, dtype):
-    """Of the whole generation, relative to fp32."""
+    """The error of a complete generation, relative to fp32."""
     narrow_reference = load_reference(small_checkpoint, dtype)
     narrow = Checkpoint(small_checkpoint).pipeline(dtype)
     ratios = []
@@ -92,7 +92,7 @@ def test_a_batch_equals_its_members(pipeline):
 
 
 def test_one_step_is_defined(pipeline):
-    """Stretching the schedule to its terminal level divides 0 by 0 in diffusers."""
+    """In diffusers, stretching this schedule to its terminal level divides 0 by 0."""
     latents, pixels = our_images(pipeline, ["a ring"], [9], 32, 32, 1, 4.0)
     assert np.isfinite(latents).all()
     assert np.isfinite(pixels).all()
@@ -105,7 +105,7 @@ def test_generation_is_reproducible(pipeline):
         np.testing.assert_array_equal(a, b)
 
 
-def test_steps_tell_where_they_are(pipeline, monkeypatch):
+def test_steps_set_their_scope(pipeline, monkeypatch):
     seen = []
     forward = type(pipeline.transformer).__call__
 
@@ -152,11 +152,11 @@ def test_guidance_of_equal_branches_changes_nothing(pipeline):
     ("height", "width", "named"),
     [(100, 64, "height is 100.*96 or 112"), (64, 8, "width is 8.*16 or 32"), (0, 64, "height"), (64, -16, "width")],
 )
-def test_sizes_that_are_not_whole_tokens_are_refused(pipeline, height, width, named):
+def test_sizes_that_are_not_whole_tokens_are_rejected(pipeline, height, width, named):
     with pytest.raises(InputError, match=named):
         pipeline.grid(height, width)
 
 
-def test_prompts_longer_than_the_model_reads_are_refused(pipeline):
+def test_prompts_longer_than_the_model_reads_are_rejected(pipeline):
     with pytest.raises(InputError, match="1105 tokens"):
         pipeline.encode(["red" + " red" * 1099])

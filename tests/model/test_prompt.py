@@ -102,7 +102,7 @@ def folder(small_checkpoint, tmp_path):
     return shutil.copytree(small_checkpoint / "tokenizer", tmp_path / "tokenizer")
 
 
-def assert_refused(folder, *named) -> None:
+def assert_rejected(folder, *named) -> None:
     with pytest.raises(InputError) as caught:
         Tokenizer(folder)
     message = str(caught.value)
@@ -110,30 +110,30 @@ def assert_refused(folder, *named) -> None:
     assert all(text in message for text in (str(folder), *named))
 
 
-def test_absent_folder_is_refused(tmp_path):
-    assert_refused(tmp_path / "tokenizer", "no folder")
+def test_absent_folder_is_rejected(tmp_path):
+    assert_rejected(tmp_path / "tokenizer", "no folder")
 
 
 @pytest.mark.parametrize(
     "absent", [("vocab.json",), ("merges.txt",), ("vocab.json", "merges.txt", "tokenizer_config.json")], ids=str
 )
-def test_folder_without_tokenizer_is_refused(folder, absent):
+def test_folder_without_tokenizer_is_rejected(folder, absent):
     for name in absent:
         (folder / name).unlink()
-    assert_refused(folder, "vocab.json")
+    assert_rejected(folder, "vocab.json")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"])
-def test_damaged_file_is_refused(folder, name):
+def test_damaged_file_is_rejected(folder, name):
     (folder / name).write_text("{ nonsense\nof many words\n")
-    assert_refused(folder)
+    assert_rejected(folder)
 
 
-def test_prefix_of_another_length_is_refused(folder):
-    """Fewer merges make more tokens: embeddings of the template would be taken for the prompt's."""
+def test_prefix_of_another_length_is_rejected(folder):
+    """With fewer merges the prefix has more tokens, and embeddings of the template would count as the prompt's."""
     merges = (folder / "merges.txt").read_text().splitlines()
     (folder / "merges.txt").write_text("\n".join(merges[: len(merges) // 2]) + "\n")
-    assert_refused(folder, "34")
+    assert_rejected(folder, "34")
 
 
 IMPORTED = """
@@ -151,7 +151,7 @@ def test_reading_one_imports_neither_transformers_nor_pytorch(small_checkpoint):
 
 
 @pytest.mark.parametrize("converted", [False, True], ids=["vocab and merges", "tokenizer.json"])
-def test_other_classes_are_left_to_transformers(small_checkpoint, tmp_path, converted):
+def test_other_classes_are_read_with_transformers(small_checkpoint, tmp_path, converted):
     folder = shutil.copytree(small_checkpoint / "tokenizer", tmp_path / "tokenizer")
     expected = Tokenizer(folder)(PROMPTS)
     if converted:

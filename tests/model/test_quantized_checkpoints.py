@@ -1,4 +1,4 @@
-"""Quantised folders of three kinds load and compute what they say; those that contradict themselves are refused."""
+"""Quantised checkpoints written by us, mflux and mlx-lm compute as declared; contradictory ones are rejected."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def components(checkpoint, dtype):
 
 
 def outputs(models, dtype):
-    """Of both components, as fp32 arrays."""
+    """The outputs of both components, as fp32 arrays."""
     rng = np.random.default_rng(3)
     latents, text = (mx.array(rng.standard_normal((2, n, 64), dtype=np.float32)).astype(dtype) for n in (15, 6))
     velocity = models["transformer"](latents, mx.array([0.5, 0.25]), text, Grid(3, 5))
@@ -62,7 +62,7 @@ def outputs(models, dtype):
 
 
 def assert_same_outputs(folder, original, technique, dtype):
-    """The folder computes what the technique does on the original, bit for bit, and another thing than the original."""
+    """The folder gives the same bits as the technique on the original, and other bits than the plain original."""
     loaded = components(Checkpoint(folder), dtype)
     plain = components(Checkpoint(original), dtype)
     expected = outputs(plain, dtype)
@@ -83,7 +83,7 @@ def edit_json(file, **values):
 
 @pytest.fixture(scope="module")
 def saved(small_checkpoint, tmp_path_factory):
-    """`MIXED`, written by us, its transformer in many shards."""
+    """A checkpoint quantised with `MIXED`, written by us, with a transformer in many shards."""
     folder = tmp_path_factory.mktemp("quantised") / "mixed"
     done = []
     write(source(small_checkpoint), {"mixed": MIXED}, folder, lambda *step: done.append(step), 100_000)
@@ -93,20 +93,20 @@ def saved(small_checkpoint, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_what_we_save_computes_what_the_technique_does(saved, small_checkpoint, dtype):
+def test_a_saved_checkpoint_computes_the_same_as_the_technique(saved, small_checkpoint, dtype):
     assert_same_outputs(saved, small_checkpoint, MIXED, dtype)
 
 
-def test_a_checkpoint_whose_blocks_differ_streams(saved):
-    """The first block keeps a linear that the second has quantised, and modulations are of four kinds."""
-    resident, streamed = (
+def test_a_checkpoint_whose_blocks_differ_is_paged(saved):
+    """A linear is quantised in the second block but not in the first, and there are four kinds of modulation."""
+    resident, paged = (
         outputs(components(Checkpoint(saved, stream=stream), mx.bfloat16), mx.bfloat16) for stream in (False, True)
     )
-    for ours, theirs in zip(streamed, resident, strict=True):
+    for ours, theirs in zip(paged, resident, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_what_we_save_is_a_whole_checkpoint(saved, small_checkpoint):
+def test_a_saved_checkpoint_is_complete(saved, small_checkpoint):
     files = {str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()}
     originals = {str(file.relative_to(small_checkpoint)) for file in small_checkpoint.rglob("*") if file.is_file()}
     assert {name for name in originals if not name.endswith((".safetensors", ".index.json", "README.md"))} <= files
@@ -127,8 +127,8 @@ def test_what_we_save_is_a_whole_checkpoint(saved, small_checkpoint):
     assert all(mx.array_equal(array, original[name]) for name, array in loaded.items())
 
 
-def test_mlx_itself_loads_what_we_save(saved):
-    """By mlx-lm's procedure: config.json decides, where there are scales."""
+def test_mlx_loads_a_saved_checkpoint(saved):
+    """Follows the procedure of mlx-lm: config.json determines the packing of modules that have scales."""
     config = json.loads((saved / "transformer" / "config.json").read_text())["quantization"]
     tensors = weights.read(saved / "transformer")
     ours, theirs = Checkpoint(saved).transformer(mx.bfloat16), Transformer(Checkpoint(saved).transformer_config())
@@ -144,11 +144,11 @@ def test_mlx_itself_loads_what_we_save(saved):
 
 
 def test_the_command(small_checkpoint, tmp_path, capsys):
-    made = tmp_path / "made"
-    arguments = ["technique=[affine4_img_mod8]", f"from={small_checkpoint}", f"to={made}"]
+    target = tmp_path / "quantised"
+    arguments = ["technique=[affine4_img_mod8]", f"from={small_checkpoint}", f"to={target}"]
     assert main(["models", *arguments]) == 0
-    assert f"model.path={made} uses it" in capsys.readouterr().out
-    transformer = Checkpoint(made).transformer(mx.bfloat16)
+    assert f"model.path={target} uses it" in capsys.readouterr().out
+    transformer = Checkpoint(target).transformer(mx.bfloat16)
     assert {block.img_mod[1].bits for block in transformer.transformer_blocks} == {8}
     assert {block.txt_mod[1].bits for block in transformer.transformer_blocks} == {4}
     for wrong, message in (
@@ -158,16 +158,16 @@ def test_the_command(small_checkpoint, tmp_path, capsys):
         ([arguments[0], arguments[2]], "from= is missing"),
         (["technique=[fp8]", *arguments[1:]], "technique fp8 is Float8Weights, expected QuantizedWeights"),
         (["make=micro", *arguments], "expected one"),
-        ([arguments[0], f"from={made}", f"to={tmp_path}/again"], "is quantised already"),
+        ([arguments[0], f"from={target}", f"to={tmp_path}/again"], "is quantised already"),
     ):
         assert main(["models", *wrong]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["made"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["quantised"]
 
 
-# mflux: names of its modules for ours, as its QwenWeightMapping has them
+# mflux: maps our module names to its own, as in its QwenWeightMapping
 MFLUX_NAMES = {
     r"attn\.to_out\.0": "attn.attn_to_out.0",
     r"(img|txt)_mod\.1": r"\1_mod_linear",
@@ -183,14 +183,14 @@ def mflux_name(name):
 
 
 def write_mflux(folder, tensors, bits, num_shards=3):
-    """As mflux's ModelSaver writes them: metadata in every shard and in the index, config.json none."""
+    """Writes what mflux's ModelSaver writes: metadata in every shard and in the index, and no config.json."""
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     metadata = {"quantization_level": str(bits), "mflux_version": "0.24.0"}
     weight_map = {}
     for number in range(num_shards):
-        shard = dict(list(tensors.items())[number::num_shards])  # scales apart from their weights
+        shard = dict(list(tensors.items())[number::num_shards])  # puts scales and weights into different shards
         mx.save_safetensors(str(folder / f"{number}.safetensors"), shard, metadata)
         weight_map.update(dict.fromkeys(shard, f"{number}.safetensors"))
     index = {"metadata": metadata, "weight_map": weight_map}
@@ -198,13 +198,13 @@ def write_mflux(folder, tensors, bits, num_shards=3):
 
 
 def img_mod_at_8(path, module):
-    """mflux's predicate at 4 bits."""
+    """The predicate that mflux uses at 4 bits."""
     return hasattr(module, "to_quantized") and ({"bits": 8} if ".img_mod" in path else True)
 
 
 @pytest.fixture
 def mflux_folder(small_checkpoint, tmp_path):
-    """A published folder whose transformer and text encoder are replaced by those that mflux would save at 4 bits."""
+    """A published folder with the transformer and text encoder that mflux would save at 4 bits."""
     folder = tmp_path / "mflux"
     shutil.copytree(small_checkpoint, folder)
     transformer = Checkpoint(small_checkpoint).transformer(mx.bfloat16)
@@ -238,9 +238,9 @@ def ignored_of(folder):
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_streamed_blocks_compute_the_same(mflux_folder, dtype):
-    resident, streamed = (components(Checkpoint(mflux_folder, stream=stream), dtype) for stream in (False, True))
-    for ours, theirs in zip(outputs(streamed, dtype), outputs(resident, dtype), strict=True):
+def test_paged_blocks_compute_the_same(mflux_folder, dtype):
+    resident, paged = (components(Checkpoint(mflux_folder, stream=stream), dtype) for stream in (False, True))
+    for ours, theirs in zip(outputs(paged, dtype), outputs(resident, dtype), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -272,22 +272,22 @@ def test_mflux_at_other_levels(mflux_folder, small_checkpoint, bits):
         ("four", "quantization_level is 'four'"),
     ],
 )
-def test_an_mflux_level_that_is_not_that_of_the_weights(mflux_folder, level, message):
+def test_an_mflux_level_that_contradicts_the_weights(mflux_folder, level, message):
     stored = {}
     for file in weights.shards(mflux_folder / "transformer"):
         stored |= mx.load(str(file))
     write_mflux(mflux_folder / "transformer", stored, level)
-    refused(mflux_folder / "transformer", Checkpoint(mflux_folder).transformer, message)
+    rejected(mflux_folder / "transformer", Checkpoint(mflux_folder).transformer, message)
 
 
 def test_mflux_shards_of_two_models(mflux_folder):
     folder = mflux_folder / "transformer"
     tensors = mx.load(str(folder / "1.safetensors"))
     mx.save_safetensors(str(folder / "1.safetensors"), dict(tensors), {"quantization_level": "8"})
-    refused(folder, Checkpoint(mflux_folder).transformer, "quantization_level is '8'", "'4'")
+    rejected(folder, Checkpoint(mflux_folder).transformer, "quantization_level is '8'", "'4'")
 
 
-def refused(folder, load, *named):
+def rejected(folder, load, *named):
     with pytest.raises(InputError) as caught:
         load(mx.bfloat16)
     message = str(caught.value)
@@ -300,7 +300,7 @@ def refused(folder, load, *named):
 
 @pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model.", ""])
 def test_an_mlx_lm_text_encoder(small_checkpoint, tmp_path, prefix):
-    """With the embedding quantised, as `mlx.nn.quantize` does it, per-layer entries, and parts that are not needed."""
+    """With a quantised embedding, as `mlx.nn.quantize` writes it, per-layer entries, and unused parts."""
     folder = tmp_path / "mlx"
     shutil.copytree(small_checkpoint, folder)
     original = Checkpoint(small_checkpoint).text_encoder(mx.bfloat16)
@@ -309,7 +309,7 @@ def test_an_mlx_lm_text_encoder(small_checkpoint, tmp_path, prefix):
         "layers.0.mlp.down_proj": {"group_size": 32, "bits": 8},
         "layers.1.mlp.down_proj": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
         "layers.0.self_attn.o_proj": False,
-        "layers.1.self_attn.o_proj": {"bits": 3},  # groups of 64, MLX's default
+        "layers.1.self_attn.o_proj": {"bits": 3},  # in groups of 64, MLX's default
     }
     nn.quantize(
         original,
@@ -347,7 +347,7 @@ def test_an_mlx_lm_text_encoder(small_checkpoint, tmp_path, prefix):
     assert mx.array_equal(reference(ids, None, mx.float32), decoded(ids, None, mx.float32))
 
 
-# a small module: every fault of a folder
+# a small module: each possible fault of a folder
 
 
 class Model(nn.Module):
@@ -364,7 +364,7 @@ ENTRY = COMMON | {"blocks.0": {"group_size": 64, "bits": 8, "mode": "affine"}, "
 
 @pytest.fixture
 def stored():
-    """Tensors and config.json of a model that fits."""
+    """Tensors and config.json that fit the model."""
     model = Model()
     model.set_dtype(mx.bfloat16)
     choose = {**{f"blocks.{i}": COMMON for i in range(2)}, **{k: v for k, v in ENTRY.items() if isinstance(v, dict)}}
@@ -384,8 +384,8 @@ def test_the_small_model_loads(tmp_path, stored):
     assert [type(m) for m in (model.embed, *model.blocks)] == [QuantizedEmbedding, QuantizedLinear, QuantizedLinear]
     assert [m.bits for m in (model.embed, *model.blocks)] == [4, 8, 4]
     assert all(mx.array_equal(array, stored[0][name]) for name, array in parameters(model).items())
-    twin = {"quantization_config": stored[1]["quantization"]}
-    for config in (twin, stored[1] | twin):
+    repeated = {"quantization_config": stored[1]["quantization"]}
+    for config in (repeated, stored[1] | repeated):
         save(tmp_path, stored[0], config)
         weights.load(Model(), tmp_path)
 
@@ -466,16 +466,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_folder_that_contradicts_itself_is_refused(tmp_path, stored, fault):
+def test_a_folder_that_contradicts_itself_is_rejected(tmp_path, stored, fault):
     change, *named = FAULTS[fault]
     tensors, config = stored
     change(tensors, config["quantization"])
     save(tmp_path, tensors, config)
-    assert_refused(tmp_path, *named)
+    assert_rejected(tmp_path, *named)
 
 
-def assert_refused(folder, *named):
-    """In one line that names what is wrong, and the model as it was."""
+def assert_rejected(folder, *named):
+    """The error is one line that names the fault, and the model is unchanged."""
     model = Model()
     before, modules = parameters(model), dict(model.named_modules())
     with pytest.raises(InputError) as caught:
@@ -488,39 +488,39 @@ def assert_refused(folder, *named):
 
 
 @pytest.mark.parametrize("config", [{}, {"quantization": None}, {"bits": 4}])
-def test_a_folder_that_does_not_say_how_is_refused(tmp_path, stored, config):
+def test_a_folder_without_a_declaration_is_rejected(tmp_path, stored, config):
     save(tmp_path, stored[0], config)
-    assert_refused(tmp_path, "config.json does not say how", '"quantization": {"group_size": 64')
+    assert_rejected(tmp_path, "config.json does not say how", '"quantization": {"group_size": 64')
     (tmp_path / "config.json").unlink()
-    assert_refused(tmp_path, "config.json does not say how")
+    assert_rejected(tmp_path, "config.json does not say how")
 
 
 @pytest.mark.parametrize("entry", [4, "affine", [COMMON], True])
-def test_an_entry_that_is_no_object_is_refused(tmp_path, stored, entry):
+def test_an_entry_that_is_no_object_is_rejected(tmp_path, stored, entry):
     save(tmp_path, stored[0], {"quantization": entry})
-    assert_refused(tmp_path, "quantization is", "expected an object")
+    assert_rejected(tmp_path, "quantization is", "expected an object")
 
 
-def test_twins_that_differ_are_refused(tmp_path, stored):
+def test_two_declarations_that_differ_are_rejected(tmp_path, stored):
     save(tmp_path, stored[0], {"quantization": ENTRY, "quantization_config": {**ENTRY, "bits": 8}})
-    assert_refused(tmp_path, "bits is 4 in quantization, but 8 in quantization_config")
+    assert_rejected(tmp_path, "bits is 4 in quantization, but 8 in quantization_config")
 
 
-def test_config_and_header_that_differ_are_refused(tmp_path, stored):
+def test_config_and_header_that_differ_are_rejected(tmp_path, stored):
     save(tmp_path, *stored, {"quantization_level": "8", "mflux_version": "0.24.0"})
-    assert_refused(tmp_path, "config.json says 4 bits", "the header of the weights 8")
+    assert_rejected(tmp_path, "config.json says 4 bits", "the header of the weights 8")
 
 
-def test_an_impossible_packing_of_mflux_is_refused(tmp_path, stored):
+def test_an_impossible_packing_of_mflux_is_rejected(tmp_path, stored):
     stored[0]["blocks.1.scales"] = stored[0]["blocks.1.biases"] = mx.zeros((64, 3))
     save(tmp_path, stored[0], {}, {"quantization_level": "4", "mflux_version": "0.24.0"})
-    assert_refused(tmp_path, "blocks.1", "(64, 4)", "(64, 3)", "no packing of 32 input channels")
+    assert_rejected(tmp_path, "blocks.1", "(64, 4)", "(64, 3)", "no packing of 32 input channels")
 
 
-# techniques on what is quantised already
+# techniques on quantised checkpoints
 
 
-def test_techniques_that_wrap_work_and_those_that_rewrite_weights_are_refused(saved):
+def test_techniques_that_wrap_work_and_those_that_rewrite_weights_are_rejected(saved):
     models = components(Checkpoint(saved), mx.bfloat16)
     plain = outputs(models, mx.bfloat16)
     for technique in (FFNScaling(), Float32(("transformer_blocks.*.img_mod.1", "proj_out"))):
@@ -535,7 +535,7 @@ def test_techniques_that_wrap_work_and_those_that_rewrite_weights_are_refused(sa
     np.testing.assert_array_equal(outputs(models, mx.bfloat16)[0], plain[0])
 
 
-def test_storage_counts_what_the_files_hold(saved):
+def test_storage_counts_the_stored_bytes(saved):
     loaded = components(Checkpoint(saved), mx.bfloat16)
     totals = weight_storage(loaded)
     for part, model in loaded.items():

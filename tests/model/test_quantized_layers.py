@@ -1,4 +1,4 @@
-"""Layers with packed weights: what they decode to, against NumPy, in which dtype, and what casting leaves alone."""
+"""Layers with packed weights: decoded values against NumPy, the dtype of decoding, and the effect of casting."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,7 +26,7 @@ def original(kind=nn.Linear, dtype=mx.bfloat16, seed=0):
 
 
 def unpacked(layer):
-    """float64 `scale * code + offset`, the codes read as one little-endian stream of bits a row."""
+    """float64 `scale * code + offset`; the codes of a row are one little-endian sequence of bits."""
     bits = np.unpackbits(np.array(layer.weight).view(np.uint8), axis=1, bitorder="little")
     digits = bits.reshape(ROWS, CHANNELS, layer.bits).astype(np.int64)
     codes = digits @ (1 << np.arange(layer.bits))
@@ -45,7 +45,7 @@ def inputs(dtype, seed=1):
 @pytest.mark.parametrize(("bits", "group_size"), AFFINE)
 @pytest.mark.parametrize("stored", [mx.float32, mx.bfloat16, mx.float16], ids=str)
 def test_an_fp32_input_meets_weights_decoded_in_fp32(bits, group_size, stored):
-    """Whatever the scales are stored in: nothing is rounded to 16 bits on the way."""
+    """Nothing is rounded to 16 bits, whatever the dtype of the scales."""
     layer = QuantizedLinear.from_linear(original(dtype=stored), group_size, bits)
     assert layer.scales.dtype == stored
     weight, bias = unpacked(layer), np.array(layer.bias.astype(mx.float32)).astype(np.float64)
@@ -59,7 +59,7 @@ def test_an_fp32_input_meets_weights_decoded_in_fp32(bits, group_size, stored):
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
 @pytest.mark.parametrize("bits", MODES["affine"].bits)
 def test_a_16_bit_input_meets_weights_decoded_in_its_dtype(bits, dtype):
-    """As in `mx.dequantize`; the sums are fp32 and rounded once."""
+    """Weights are decoded as in `mx.dequantize`; the sums are fp32 and rounded once."""
     layer = QuantizedLinear.from_linear(original(dtype=dtype), 64, bits)
     decoded = mx.dequantize(layer.weight, layer.scales, layer.biases, 64, bits)
     assert decoded.dtype == dtype
@@ -111,7 +111,7 @@ def test_casting_leaves_packed_weights_alone(mode, stored, compute):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         (("int4",), "X: mode is 'int4'. Available: affine"),
         ((None,), "X: mode is None"),
@@ -124,9 +124,9 @@ def test_casting_leaves_packed_weights_alone(mode, stored, compute):
         (("nvfp4", 4, 32), "X: group_size is 32, nvfp4 has 16"),
     ],
 )
-def test_a_quantisation_that_mlx_does_not_have(given, message):
+def test_a_quantisation_that_mlx_does_not_support(arguments, message):
     with pytest.raises(InputError) as caught:
-        Quantization.checked("X", *given)
+        Quantization.checked("X", *arguments)
     assert message in str(caught.value)
 
 

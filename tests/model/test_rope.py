@@ -27,7 +27,7 @@ def test_equals_diffusers(axes):
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 1e-4), ("float16", 1e-5)])
 def test_rotation_equals_diffusers(dtype, bound):
-    """In 16 bits only ties of the last rounding may differ."""
+    """In 16 bits, only ties of the final rounding may differ."""
     rng = np.random.default_rng(1)
     for axes, heads in zip(AXES, (2, 3, 1, 5), strict=True):
         x = torch.from_numpy(rng.standard_normal((2, 63, heads, sum(axes)), dtype=np.float32))

@@ -37,7 +37,7 @@ def mlx_of(a: np.ndarray, dtype: mx.Dtype) -> mx.array:
 
 
 def assert_equal(result: mx.array, expected: torch.Tensor) -> None:
-    """Same dtype, same bits."""
+    """The dtypes and the bits are equal."""
     assert TORCH[result.dtype] == expected.dtype
     np.testing.assert_array_equal(np.array(result.astype(mx.float32)), expected.float().numpy())
 
@@ -67,7 +67,7 @@ def test_guidance(dtype, scale):
         combined = u + scale * (c - u)
         expected = combined * (torch.norm(c, dim=-1, keepdim=True) / torch.norm(combined, dim=-1, keepdim=True))
         result = Guidance()(mlx_of(cond, dtype), mlx_of(uncond, dtype), scale)
-        if dtype == mx.float32:  # sums of squares in another order
+        if dtype == mx.float32:  # the sums of squares have another order
             assert relative_l2(np.array(result), expected.double().numpy()) <= 5e-7
         else:
             assert_equal(result, expected)
@@ -147,6 +147,6 @@ def test_noise_is_that_of_numpy():
         expected = np.random.Generator(np.random.PCG64(seed)).standard_normal((1, 16, height, width), np.float32)
         np.testing.assert_array_equal(noise(seed, 16, height, width), expected)
         np.testing.assert_array_equal(noise(seed, 16, height, width), expected)
-    # the values themselves, so that another NumPy cannot change all results unnoticed
+    # literal values, so that another version of NumPy cannot change all results unnoticed
     np.testing.assert_array_equal(noise(0, 1, 1, 3).ravel(), np.float32([1.1176220, -1.3871249, -0.4265716]))
     assert not (noise(1, 16, 4, 4) == noise(2, 16, 4, 4)).any()

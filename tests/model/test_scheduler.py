@@ -30,7 +30,7 @@ def config_of(values) -> SchedulerConfig:
 
 
 def diffusers_sigmas(config: SchedulerConfig, steps: int, num_tokens: int) -> np.ndarray:
-    """As QwenImagePipeline asks for them."""
+    """The sigmas that QwenImagePipeline requests."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(asdict(config))
     mu = calculate_shift(
         num_tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
@@ -78,7 +78,7 @@ def test_published_schedule():
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps_are_refused(steps):
+def test_no_steps_are_rejected(steps):
     with pytest.raises(InputError, match=f"steps is {steps}"):
         sigmas(SchedulerConfig(), steps, 256)
 
@@ -96,6 +96,6 @@ def test_no_steps_are_refused(steps):
         ("shift", None),
     ],
 )
-def test_settings_that_would_not_be_followed_are_refused(key, value):
+def test_unsupported_settings_are_rejected(key, value):
     with pytest.raises(InputError, match=key):
         SchedulerConfig.from_dict({key: value})

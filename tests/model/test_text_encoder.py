@@ -61,7 +61,7 @@ def make_oracle(seed, layers=2, heads=4, kv_heads=2, head_dim=16) -> Qwen2_5_VLF
 
 
 def load(model, folder: Path, dtype=mx.float32, **options) -> TextEncoder:
-    """Our encoder with the weights that transformers writes."""
+    """Our encoder with the weights as written by transformers."""
     model.save_pretrained(folder, **options)
     config, _ = TextEncoderConfig.from_dict(json.loads((folder / "config.json").read_text()))
     encoder = TextEncoder(config)
@@ -71,7 +71,7 @@ def load(model, folder: Path, dtype=mx.float32, **options) -> TextEncoder:
 
 
 def hidden_states(model, ids, mask=None) -> np.ndarray:
-    """As QwenImagePipeline of diffusers takes them, in float64."""
+    """The hidden states that QwenImagePipeline of diffusers uses, in float64."""
     with torch.no_grad():
         out = model(
             input_ids=torch.tensor(ids),
@@ -131,7 +131,7 @@ def test_equals_transformers_with_padding(tmp_path, side):
 
 
 def test_a_thousand_tokens_keep_their_positions(tmp_path):
-    """The longest prompt is 1058 tokens, where one bit of a frequency is 6e-5 rad."""
+    """The longest prompt has 1058 tokens; there, the last bit of a frequency amounts to 6e-5 rad."""
     model = make_oracle(seed=7, heads=2, kv_heads=1, head_dim=128)
     encoder = load(model, tmp_path)
     ids = np.random.default_rng(7).integers(0, VOCABULARY, (1, 1058))
@@ -192,13 +192,13 @@ def test_each_module_is_called_once(encoder, monkeypatch):
     assert {name: calls[id(module)] for name, module in encoder.named_modules() if calls[id(module)] != 1} == {}
 
 
-def test_sanitize_leaves_out_what_text_to_image_does_not_use():
+def test_sanitize_leaves_out_weights_that_text_to_image_does_not_use():
     one = mx.ones((1,))
     old = ["model.norm.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight", "visual.merger.ln_q.weight"]
     new = ["model.language_model.norm.weight", "model.visual.merger.ln_q.weight", "novelty.weight"]
-    kept, ignored = TextEncoder.sanitize(dict.fromkeys(old, one))
-    assert sorted(kept) == ["layers.0.mlp.up_proj.weight", "norm.weight"]
+    renamed, ignored = TextEncoder.sanitize(dict.fromkeys(old, one))
+    assert sorted(renamed) == ["layers.0.mlp.up_proj.weight", "norm.weight"]
     assert ignored == ["lm_head.weight", "visual.merger.ln_q.weight"]
-    kept, ignored = TextEncoder.sanitize(dict.fromkeys(new, one))
-    assert sorted(kept) == ["norm.weight", "novelty.weight"]
+    renamed, ignored = TextEncoder.sanitize(dict.fromkeys(new, one))
+    assert sorted(renamed) == ["norm.weight", "novelty.weight"]
     assert ignored == ["model.visual.merger.ln_q.weight"]

@@ -26,7 +26,7 @@ BELOW_FP16_LIMIT = 3e4
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_a_16_bit_linear_is_rounded_once(name):
-    """After the bias: all but the few that fp32 sums put on the other side of a tie."""
+    """Rounded after the bias; a few values differ because fp32 sums fall on the other side of a tie."""
     rng = np.random.default_rng(3)
     layer = Linear(96, 64)
     layer.set_dtype(getattr(mx, name))
@@ -96,7 +96,7 @@ def test_masked_text_does_not_matter():
 
 
 def test_observable_modules_are_called_once():
-    """Each module is one site: called twice, or bypassed, it could not be told what it computes."""
+    """Each module is one site; a second call or none would make the recorded value ambiguous."""
     transformer = copy_of(random_transformer(9, layers=2))
     calls = Counter()
     originals = {kind: kind.__call__ for kind in {type(module) for module in transformer.modules()}}
@@ -152,7 +152,7 @@ def test_fp32_equals_diffusers_at_full_width():
 
 @pytest.mark.slow
 def test_fp32_block_equals_diffusers_at_full_width_with_massive_channels():
-    """Every channel counts relative to its own size, and what the block adds is as large as what it found."""
+    """Errors are relative to the size of each channel, and the block adds as much as its input."""
     width, massive = 3072, 4
     model = random_transformer(12, layers=1, heads=24, axes=(16, 56, 56), text_width=64)
     rng = np.random.default_rng(12)
@@ -203,7 +203,7 @@ def test_16_bit_error_is_that_of_torch(dtype, seed, layers, heads, axes):
 
 
 def error_ratios(folder, dtype, draws, seed) -> list[float]:
-    """Of our error to torch's, both against float64, on random inputs."""
+    """Ratios of our error to torch's, both against float64, on random inputs."""
     model = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=TORCH[dtype])
     exact, transformer = copy.deepcopy(model).double(), Checkpoint(folder).transformer(dtype)
     rng = np.random.default_rng(seed)
@@ -235,21 +235,21 @@ def test_bfloat16_error_over_60_growing_blocks_is_that_of_torch_for_several_weig
 
 @pytest.mark.slow
 def test_float16_error_over_60_growing_blocks_is_that_of_torch(tmp_path):
-    """With a growth that ends inside the range of float16."""
+    """Uses a growth that ends inside the range of float16."""
     growth = (BELOW_FP16_LIMIT / 16) ** (1 / 60)
     make(replace(PRESETS["micro"], growth=growth), tmp_path / "mild")
     assert geometric_mean(error_ratios(tmp_path / "mild", mx.float16, draws=32, seed=0)) <= 1.5
 
 
 def test_float16_does_not_hide_overflow(micro_synthetic):
-    """The plain model does not clip as diffusers does in float16."""
+    """The plain model does not clip in float16, unlike diffusers."""
     transformer = Checkpoint(micro_synthetic).transformer(mx.float16)
     inputs = random_inputs(np.random.default_rng(31), (4, 4), text_width=64)
     assert not np.isfinite(ours(transformer, inputs, mx.float16)).all()
 
 
 @pytest.mark.parametrize("key", ["guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"])
-def test_other_members_of_the_family_are_refused(key):
+def test_other_members_of_the_family_are_rejected(key):
     with pytest.raises(InputError, match=key):
         TransformerConfig.from_dict({key: True})
 

@@ -28,7 +28,7 @@ CONFIGS = {
 
 
 def make_oracle(seed, options=PUBLISHED) -> AutoencoderKLQwenImage:
-    """A random model with gammas and biases of its own, whose pixels mostly stay inside (-1, 1)."""
+    """A random model, including gammas and biases, whose pixels mostly stay inside (-1, 1)."""
     z_dim = options["z_dim"]
     model = AutoencoderKLQwenImage(**options, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def make_oracle(seed, options=PUBLISHED) -> AutoencoderKLQwenImage:
 
 
 def load(model, folder: Path, dtype=mx.float32) -> VAE:
-    """Our VAE with the weights that diffusers writes."""
+    """Our VAE with the weights as written by diffusers."""
     model.save_pretrained(folder)
     config, _ = VAEConfig.from_dict(json.loads((folder / "config.json").read_text()))
     vae = VAE(config)
@@ -57,7 +57,7 @@ def load(model, folder: Path, dtype=mx.float32) -> VAE:
 
 
 def torch_decode(model, latents) -> np.ndarray:
-    """latents: (B, h, w, Z), float64 to float64; one frame, channels first inside."""
+    """Decodes latents (B, h, w, Z), float64, to float64; internally one frame with channels first."""
     frames = torch.tensor(latents.transpose(0, 3, 1, 2)[:, :, None]).to(model.dtype)
     with torch.no_grad():
         return model.decode(frames).sample[:, :, 0].double().numpy().transpose(0, 2, 3, 1)
@@ -124,14 +124,14 @@ def test_encode_equals_diffusers(tmp_path, name):
         assert logvar.max() == 20
         assert logvar.min() == -30
         assert relative_l2(to_numpy(moments.mean), mean) <= 1e-5
-        # the two clamped channels would hide the others in a norm
+        # in a norm, the two clamped channels would dominate the others
         assert relative_l2(to_numpy(moments.logvar)[..., :-2], logvar[..., :-2]) <= 1e-5
         np.testing.assert_array_equal(to_numpy(moments.logvar)[..., -2:], logvar[..., -2:])
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_16_bit_convolution_is_rounded_once_on_the_cpu(name):
-    """After the bias. A GPU rounds before it too."""
+    """Rounded after the bias; a GPU also rounds before it."""
     if mx.default_device().type != mx.DeviceType.cpu:
         pytest.skip("a GPU rounds before the bias")
     dtype = DTYPES[name][1]
@@ -182,7 +182,7 @@ def test_narrow_weights_are_upcast_exactly(tmp_path):
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("dim", [12, 96, 384])
 def test_norm_rounds_where_diffusers_does(name, dim):
-    """A factor sqrt(dim) that is rounded to bf16 itself would move most values."""
+    """Rounding the factor sqrt(dim) to bf16 would change most values."""
     torch_dtype, mlx_dtype = DTYPES[name]
     rng = np.random.default_rng(dim)
     x, gamma = rng.standard_normal((2, 6, 5, dim)), rng.uniform(0.5, 2, dim)
@@ -211,7 +211,7 @@ def test_each_module_is_called_once(vae, monkeypatch):
     assert {name: calls[id(module)] for name, module in modules if calls[id(module)] != 1} == {}
 
 
-def test_sanitize_passes_on_what_it_does_not_know():
+def test_sanitize_returns_unknown_tensors_unchanged():
     shapes = {
         "encoder.conv_in.weight": (4, 3, 3, 5, 7),
         "decoder.up_blocks.0.upsamplers.0.resample.1.weight": (2, 4, 3, 5),
@@ -225,11 +225,17 @@ def test_sanitize_passes_on_what_it_does_not_know():
         "scalar.weight": (),
     }
     weights = {name: mx.random.normal(shape, key=mx.random.key(0)) for name, shape in shapes.items()}
-    kept, ignored = VAE.sanitize(weights)
+    converted, ignored = VAE.sanitize(weights)
     assert ignored == ["decoder.up_blocks.0.upsamplers.0.time_conv.weight"]
-    assert kept["encoder.conv_in.weight"].shape == (4, 5, 7, 3)
-    assert mx.array_equal(kept["encoder.conv_in.weight"][1, 2, 3], weights["encoder.conv_in.weight"][1, :, -1, 2, 3])
-    assert kept["decoder.up_blocks.0.upsamplers.0.resample.1.weight"].shape == (2, 3, 5, 4)
-    assert kept["decoder.norm_out.gamma"].shape == kept["decoder.mid_block.attentions.0.norm.gamma"].shape == (4,)
+    assert converted["encoder.conv_in.weight"].shape == (4, 5, 7, 3)
+    assert mx.array_equal(
+        converted["encoder.conv_in.weight"][1, 2, 3], weights["encoder.conv_in.weight"][1, :, -1, 2, 3]
+    )
+    assert converted["decoder.up_blocks.0.upsamplers.0.resample.1.weight"].shape == (2, 3, 5, 4)
+    assert (
+        converted["decoder.norm_out.gamma"].shape
+        == converted["decoder.mid_block.attentions.0.norm.gamma"].shape
+        == (4,)
+    )
     for name in ("decoder.conv_in.bias", "strange.gamma", "scalar.gamma", "strange.weight", "scalar.weight"):
-        assert kept[name] is weights[name]
+        assert converted[name] is weights[name]

@@ -1,4 +1,4 @@
-"""Strict loading of safetensors: what fits is loaded unchanged, what does not is one clear message."""
+"""Strict loading of safetensors: fitting files load unchanged, others raise one clear error."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Model(nn.Module):
-    """Two layers, the second in a list, as blocks are."""
+    """Two layers; the second is in a list, like a block."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def flat(model) -> dict[str, mx.array]:
 
 
 def write_sharded(folder, tensors) -> None:
-    """One file a tensor, and the index."""
+    """Writes one file for each tensor, and the index."""
     weight_map = {}
     for i, (name, tensor) in enumerate(tensors.items()):
         weight_map[name] = f"model-{i}.safetensors"
@@ -55,8 +55,8 @@ def write_sharded(folder, tensors) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def assert_refused(folder, *named, sanitize=None) -> None:
-    """One or two lines that name what is wrong, and the model as it was."""
+def assert_rejected(folder, *named, sanitize=None) -> None:
+    """The error has one or two lines that name the fault, and the model is unchanged."""
     model = Model()
     before = {name: np.array(p) for name, p in flat(model).items()}
     with pytest.raises(InputError) as caught:
@@ -84,7 +84,7 @@ def test_single_and_sharded_files_load_unchanged(tmp_path, tensors, dtype):
             np.testing.assert_array_equal(np.array(loaded.astype(mx.float32)), tensors[key].astype(np.float32))
 
 
-def test_extents_are_where_the_tensors_stand(tmp_path, tensors):
+def test_extents_locate_the_tensors(tmp_path, tensors):
     tensors["first.bias"] = tensors["first.bias"].astype(np.float32)
     for name, write in (
         ("single", lambda d: save_file(tensors, d / FILE, metadata={"format": "pt"})),
@@ -114,41 +114,41 @@ def test_sanitize_renames_and_leaves_out(tmp_path, tensors):
         return {n.removeprefix("model."): t for n, t in stored.items() if n != "head"}, ["head"]
 
     assert weights.load(Model(), tmp_path, sanitize) == ["head"]
-    assert_refused(tmp_path, "blocks.0.weight is missing", "4 missing, 5 unknown")
+    assert_rejected(tmp_path, "blocks.0.weight is missing", "4 missing, 5 unknown")
 
 
-def test_missing_tensor_is_refused(tmp_path, tensors):
+def test_missing_tensor_is_rejected(tmp_path, tensors):
     for name in tensors:
         save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / FILE)
-        assert_refused(tmp_path, str(tmp_path), name, "missing", "1 missing, 0 unknown")
+        assert_rejected(tmp_path, str(tmp_path), name, "missing", "1 missing, 0 unknown")
 
 
-def test_extra_tensor_is_refused(tmp_path, tensors):
+def test_extra_tensor_is_rejected(tmp_path, tensors):
     save_file(tensors | {"blocks.2.weight": tensors["blocks.1.weight"]}, tmp_path / FILE)
-    assert_refused(tmp_path, str(tmp_path), "unknown tensor blocks.2.weight", "Did you mean blocks.")
+    assert_rejected(tmp_path, str(tmp_path), "unknown tensor blocks.2.weight", "Did you mean blocks.")
 
 
-def test_renamed_tensor_is_refused_with_its_likely_name(tmp_path, tensors):
+def test_renamed_tensor_is_rejected_with_its_likely_name(tmp_path, tensors):
     tensors["first.wieght"] = tensors.pop("first.weight")
     save_file(tensors, tmp_path / FILE)
-    assert_refused(tmp_path, "first.weight is missing", "Did you mean first.wieght")
+    assert_rejected(tmp_path, "first.weight is missing", "Did you mean first.wieght")
 
 
 @pytest.mark.parametrize("shape", [(2 * WIDTH, WIDTH - 1), (WIDTH, 2 * WIDTH), (2 * WIDTH * WIDTH,), (12, 6, 1), ()])
-def test_misshapen_tensor_is_refused(tmp_path, tensors, shape):
+def test_misshapen_tensor_is_rejected(tmp_path, tensors, shape):
     save_file(tensors | {"first.weight": np.zeros(shape, np.float32)}, tmp_path / FILE)
-    assert_refused(tmp_path, "first.weight", str(shape), str((2 * WIDTH, WIDTH)))
+    assert_rejected(tmp_path, "first.weight", str(shape), str((2 * WIDTH, WIDTH)))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "bool", "float64", "float8_e4m3fn", "float8_e5m2"])
-def test_other_types_are_refused(tmp_path, tensors, dtype):
-    """Quantised releases, above all, whose numbers mean nothing without their scales."""
+def test_other_types_are_rejected(tmp_path, tensors, dtype):
+    """Such as quantised releases, whose values are meaningless without their scales."""
     numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     stored = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL", "float64": "F64"}
     stored |= {"int8": "I8", "int64": "I64", "uint8": "U8"}
     size = tensors["first.weight"].size * numpy_dtype.itemsize
     write_raw(tmp_path / FILE, {"first.weight": entry(stored[dtype], (2 * WIDTH, WIDTH), 0, size)}, bytes(size))
-    assert_refused(tmp_path, FILE, "first.weight", stored[dtype], "expected F32, F16 or BF16")
+    assert_rejected(tmp_path, FILE, "first.weight", stored[dtype], "expected F32, F16 or BF16")
 
 
 def entry(dtype, shape, start, end) -> dict:
@@ -160,13 +160,13 @@ def write_raw(file, header, data=b"") -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def test_truncated_file_is_refused(tmp_path, tensors):
+def test_truncated_file_is_rejected(tmp_path, tensors):
     save_file(tensors, tmp_path / FILE)
     whole = (tmp_path / FILE).read_bytes()
     rng = np.random.default_rng(1)
     for length in (0, 1, 7, 8, 9, 100, len(whole) - 1, *rng.integers(0, len(whole), 10)):
         (tmp_path / FILE).write_bytes(whole[:length])
-        assert_refused(tmp_path, FILE)
+        assert_rejected(tmp_path, FILE)
     (tmp_path / FILE).write_bytes(whole)
     weights.load(Model(), tmp_path)
 
@@ -183,9 +183,9 @@ def test_truncated_file_is_refused(tmp_path, tensors):
     ],
     ids=["zeros", "random", "pickle", "lfs pointer", "html", "ones"],
 )
-def test_garbage_is_refused(tmp_path, content):
+def test_garbage_is_rejected(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
-    assert_refused(tmp_path, FILE, "not a safetensors file")
+    assert_rejected(tmp_path, FILE, "not a safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -211,58 +211,58 @@ def test_garbage_is_refused(tmp_path, content):
     ],
     ids=str,
 )
-def test_malformed_headers_are_refused(tmp_path, header):
+def test_malformed_headers_are_rejected(tmp_path, header):
     write_raw(tmp_path / FILE, header, bytes(4))
-    assert_refused(tmp_path)
+    assert_rejected(tmp_path)
 
 
-def test_index_that_names_an_absent_shard_is_refused(tmp_path, tensors):
+def test_index_that_names_an_absent_shard_is_rejected(tmp_path, tensors):
     write_sharded(tmp_path, tensors)
     (tmp_path / "model-1.safetensors").unlink()
-    assert_refused(tmp_path, INDEX, "model-1.safetensors", "1 absent")
+    assert_rejected(tmp_path, INDEX, "model-1.safetensors", "1 absent")
 
 
 @pytest.mark.parametrize(
     "content",
     ["{}", '{"metadata": {"total_size": 1}}', '{"weight_map": {}}', '{"weight_map": ["model.safetensors"]}', "[]"],
 )
-def test_index_without_weight_map_is_refused(tmp_path, tensors, content):
+def test_index_without_weight_map_is_rejected(tmp_path, tensors, content):
     save_file(tensors, tmp_path / FILE)
     (tmp_path / INDEX).write_text(content)
-    assert_refused(tmp_path, INDEX)
+    assert_rejected(tmp_path, INDEX)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
-def test_index_that_is_not_json_is_refused(tmp_path, content):
+def test_index_that_is_not_json_is_rejected(tmp_path, content):
     (tmp_path / INDEX).write_bytes(content)
-    assert_refused(tmp_path, INDEX, "not JSON")
+    assert_rejected(tmp_path, INDEX, "not JSON")
 
 
-def test_tensor_in_two_shards_is_refused(tmp_path, tensors):
+def test_tensor_in_two_shards_is_rejected(tmp_path, tensors):
     write_sharded(tmp_path, tensors)
     name, tensor = next(iter(tensors.items()))
     save_file({name: tensor, "other": tensor}, tmp_path / "model-1.safetensors")
-    assert_refused(tmp_path, name, "another shard")
+    assert_rejected(tmp_path, name, "another shard")
 
 
-def test_several_files_without_index_are_refused(tmp_path, tensors):
+def test_several_files_without_index_are_rejected(tmp_path, tensors):
     for name in ("a.safetensors", "b.safetensors"):
         save_file(tensors, tmp_path / name)
-    assert_refused(tmp_path, str(tmp_path), "2 *.safetensors files and no index")
+    assert_rejected(tmp_path, str(tmp_path), "2 *.safetensors files and no index")
 
 
-def test_folder_without_weights_is_refused(tmp_path):
+def test_folder_without_weights_is_rejected(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.safetensors").mkdir()
-    assert_refused(tmp_path, str(tmp_path), "no *.safetensors")
+    assert_rejected(tmp_path, str(tmp_path), "no *.safetensors")
 
 
-def test_absent_folder_is_refused(tmp_path):
-    assert_refused(tmp_path / "transformer", "no folder", str(tmp_path / "transformer"))
+def test_absent_folder_is_rejected(tmp_path):
+    assert_rejected(tmp_path / "transformer", "no folder", str(tmp_path / "transformer"))
 
 
-def test_unreadable_json_is_refused(tmp_path):
+def test_unreadable_json_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"absent\.json cannot be read: No such file"):
         weights.read_json(tmp_path / "absent.json")
     with pytest.raises(InputError, match="Is a directory"):
@@ -289,7 +289,7 @@ def test_narrow_weights_stay_narrow_for_fp32_and_lose_nothing(tmp_path, tensors)
 @pytest.mark.parametrize("stored", [None, mx.float32, mx.bfloat16, mx.float16], ids=str)
 @pytest.mark.parametrize("compute", [mx.bfloat16, mx.float16], ids=str)
 def test_16_bit_computation_has_weights_of_its_dtype(tmp_path, tensors, stored, compute):
-    """Rounded to the storage dtype first: half-precision weights keep their range and step."""
+    """Weights are first rounded to the storage dtype, so half-precision weights keep its range and step."""
     tensors = {name: tensor.astype(np.float32) * np.float32(1 + 2**-9) for name, tensor in tensors.items()}
     save_file(tensors, tmp_path / FILE)
     model = Model()

@@ -1,4 +1,4 @@
-"""Growth and conditioning of made transformers, with diffusers' model as the measuring instrument."""
+"""Growth and conditioning of generated transformers, measured with the model of diffusers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Model = QwenImageTransformer2DModel
 
 
 @dataclass(frozen=True)
-class Made:
-    """A made transformer and prompts encoded by its text encoder."""
+class Generated:
+    """A generated transformer, and prompts encoded by its text encoder."""
 
     model: Model
     prompts: list[torch.Tensor]
@@ -35,7 +35,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one forward pass: largest magnitudes by block, and the tensors behind the blocks."""
+    """Measurements of one forward pass: the largest magnitudes by block, and the tensors after the blocks."""
 
     timestep: float
     output: torch.Tensor
@@ -76,7 +76,7 @@ def forward(model: Model, latents: torch.Tensor, text: torch.Tensor, t: float, g
     )[0]
 
 
-def load(folder: Path) -> Made:
+def load(folder: Path) -> Generated:
     model = Model.from_pretrained(folder, subfolder="transformer").eval()
     encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, subfolder="text_encoder", dtype=torch.float32
@@ -88,12 +88,12 @@ def load(folder: Path) -> Made:
         with torch.no_grad():
             hidden = encoder.model.language_model(input_ids=ids).last_hidden_state
         embedded.append(hidden[:, PREFIX_TOKENS:])
-    return Made(model, embedded)
+    return Generated(model, embedded)
 
 
 @contextmanager
 def recording(model: Model) -> Iterator[dict[str, object]]:
-    """The output of every module by its name, while the block lasts."""
+    """Collects the output of every module by its name, inside a `with` block."""
     outputs: dict[str, object] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -107,10 +107,10 @@ def recording(model: Model) -> Iterator[dict[str, object]]:
             handle.remove()
 
 
-def measure(made: Made, grid: tuple[int, int], seed: int, t: float) -> Measured:
-    with recording(made.model) as outputs:
-        output = forward(made.model, noise(grid, seed), made.prompts[seed % len(PROMPTS)], t, grid)
-    blocks = [f"transformer_blocks.{i}" for i in range(len(made.model.transformer_blocks))]
+def measure(generated: Generated, grid: tuple[int, int], seed: int, t: float) -> Measured:
+    with recording(generated.model) as outputs:
+        output = forward(generated.model, noise(grid, seed), generated.prompts[seed % len(PROMPTS)], t, grid)
+    blocks = [f"transformer_blocks.{i}" for i in range(len(generated.model.transformer_blocks))]
     branches = ("attn.to_out.0", "attn.to_add_out", "img_mlp", "txt_mlp")
     gates = [[outputs[f"{b}.{s}_mod"].chunk(6, -1)[j] for s in ("img", "txt") for j in (2, 5)] for b in blocks]
     return Measured(
@@ -127,14 +127,14 @@ def measure(made: Made, grid: tuple[int, int], seed: int, t: float) -> Measured:
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed0", "seed1"])
-def micro(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def micro(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generated:
     folder = tmp_path_factory.mktemp("activations") / "micro"
     make(PRESETS["micro"], folder, seed=request.param)
     return load(folder)
 
 
 @pytest.fixture(scope="module")
-def runs(micro: Made) -> list[Measured]:
+def runs(micro: Generated) -> list[Measured]:
     return [measure(micro, grid, seed, t) for seed, grid in enumerate(GRIDS) for t in TIMESTEPS]
 
 
@@ -146,7 +146,7 @@ def test_ends_of_the_network_have_the_published_ranges(runs: list[Measured]) -> 
         assert 0.5 < run.output.square().mean().sqrt() < 2
 
 
-def test_text_embeddings_have_the_published_range(micro: Made) -> None:
+def test_text_embeddings_have_the_published_range(micro: Generated) -> None:
     for prompt in micro.prompts:
         assert 75 < amax(prompt) < 300
 
@@ -171,7 +171,7 @@ def test_the_growth_is_in_two_channels_of_every_token(runs: list[Measured]) -> N
         assert (last[:, massive].abs().amin(0) > 0.3 * amax(last)).all()
         bulk = np.delete(last.numpy(), massive, axis=1)
         assert 1 / 100 < bulk.std() / amax(last) < 1 / 30
-        # and the bulk tells the tokens apart
+        # the bulk distinguishes the tokens
         assert (bulk - bulk.mean(0)).std() > 0.7 * bulk.std()
 
 
@@ -192,7 +192,7 @@ def test_branches_overflow_fp16_only_late_and_stay_in_their_bounds(runs: list[Me
         assert run.branch_amax[:30].max() < FP16_MAX
 
 
-def test_rounding_noise_is_not_amplified(micro: Made) -> None:
+def test_rounding_noise_is_not_amplified(micro: Generated) -> None:
     exact, coarse = copy.deepcopy(micro.model).double(), copy.deepcopy(micro.model).bfloat16()
     grid, text = GRIDS[0], micro.prompts[0]
     latents = noise(grid, 0)
@@ -202,7 +202,7 @@ def test_rounding_noise_is_not_amplified(micro: Made) -> None:
         assert 1e-2 < relative(forward(coarse, latents, text, t, grid), output) < 3e-1
 
 
-def test_a_perturbation_passes_through_at_its_size(micro: Made) -> None:
+def test_a_perturbation_passes_through_at_its_size(micro: Generated) -> None:
     grid, text = GRIDS[1], micro.prompts[0]
     latents, other = noise(grid, 0), noise(grid, 9)
     perturbed = latents + 1e-4 * other * (latents.norm() / other.norm())
@@ -211,7 +211,7 @@ def test_a_perturbation_passes_through_at_its_size(micro: Made) -> None:
         assert 5e-5 < relative(forward(micro.model, perturbed, text, t, grid), output) < 1e-3
 
 
-def test_the_output_depends_on_prompt_and_latents(micro: Made) -> None:
+def test_the_output_depends_on_prompt_and_latents(micro: Generated) -> None:
     grid = GRIDS[0]
     output = forward(micro.model, noise(grid, 0), micro.prompts[0], 0.5, grid)
     for prompt in micro.prompts[1:]:
@@ -220,7 +220,7 @@ def test_the_output_depends_on_prompt_and_latents(micro: Made) -> None:
     assert (output - output.mean(1, keepdim=True)).norm() > 0.5 * output.norm()
 
 
-def test_attention_is_neither_uniform_nor_saturated(micro: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_neither_uniform_nor_saturated(micro: Generated, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.models.transformers import transformer_qwenimage as reference
 
     entropies = []
@@ -239,7 +239,7 @@ def test_attention_is_neither_uniform_nor_saturated(micro: Made, monkeypatch: py
     assert all(1.5 < entropy < uniform - 0.1 for entropy in entropies)
 
 
-def test_biases_of_the_mlps_count(micro: Made) -> None:
+def test_biases_of_the_mlps_count(micro: Generated) -> None:
     with recording(micro.model) as outputs:
         forward(micro.model, noise((8, 8), 0), micro.prompts[0], 0.5, (8, 8))
     for i in range(30, 60):
@@ -255,13 +255,13 @@ def test_biases_of_the_mlps_count(micro: Made) -> None:
         assert 0.1 < first.bias.std() / hidden.std() < 0.7
 
 
-def test_scaling_the_mlps_input_is_another_function_and_grows_more(micro: Made) -> None:
+def test_scaling_the_mlps_input_is_another_function_and_grows_more(micro: Generated) -> None:
     model = copy.deepcopy(micro.model)
-    plain = measure(Made(model, micro.prompts), (8, 8), 0, 0.5)
+    plain = measure(Generated(model, micro.prompts), (8, 8), 0, 0.5)
     for block in model.transformer_blocks:
         block.img_mlp.register_forward_pre_hook(lambda module, args: (args[0] * 0.25, *args[1:]))
         block.img_mlp.register_forward_hook(lambda module, args, output: output * 4)
-    scaled = measure(Made(model, micro.prompts), (8, 8), 0, 0.5)
+    scaled = measure(Generated(model, micro.prompts), (8, 8), 0, 0.5)
     assert relative(scaled.output, plain.output) > 0.1
     assert scaled.amax[-1] > plain.amax[-1]
 
@@ -276,8 +276,8 @@ def test_growth_does_not_depend_on_depth_or_width(
     transformer = replace(
         base.transformer, num_layers=4, num_attention_heads=heads, attention_head_dim=head_dim, axes_dims_rope=axes
     )
-    make(replace(base, transformer=transformer), tmp_path / "made", seed=3)
-    run = measure(load(tmp_path / "made"), (7, 9), 0, 0.5)
+    make(replace(base, transformer=transformer), tmp_path / "generated", seed=3)
+    run = measure(load(tmp_path / "generated"), (7, 9), 0, 0.5)
     expected = 16 * base.growth ** np.arange(1, 5)
     assert (np.abs(np.log2(run.amax / expected)) < 1).all()
     assert 8 < run.norm_out < 32
@@ -287,8 +287,8 @@ def test_growth_does_not_depend_on_depth_or_width(
 def test_the_growth_factor_is_a_choice(tmp_path: Path) -> None:
     base = PRESETS["micro"]
     shape = replace(base, growth=1.6, transformer=replace(base.transformer, num_layers=8))
-    make(shape, tmp_path / "made")
-    run = measure(load(tmp_path / "made"), (8, 8), 0, 0.5)
+    make(shape, tmp_path / "generated")
+    run = measure(load(tmp_path / "generated"), (8, 8), 0, 0.5)
     assert abs(np.log2(run.amax[-1] / (16 * 1.6**8))) < 1
 
 
@@ -296,10 +296,10 @@ def test_the_growth_factor_is_a_choice(tmp_path: Path) -> None:
 def test_full_width_grows_as_micro_does(tmp_path: Path) -> None:
     base = PRESETS["micro"]
     transformer = replace(PRESETS["full"].transformer, num_layers=2, joint_attention_dim=64)
-    make(replace(base, transformer=transformer), tmp_path / "made")
-    made = load(tmp_path / "made")
+    make(replace(base, transformer=transformer), tmp_path / "generated")
+    generated = load(tmp_path / "generated")
     for t in (1.0, 0.5, 0.05):
-        run = measure(made, (7, 9), 0, t)
+        run = measure(generated, (7, 9), 0, t)
         assert 8 < run.img_in < 32
         assert (np.abs(np.log2(run.amax / (16 * base.growth ** np.arange(1, 3)))) < 1).all()
         assert len(run.stream[-1][0].abs().mean(0).gt(0.3 * run.amax[-1]).nonzero()) == 4

@@ -1,4 +1,4 @@
-"""The files of a made checkpoint: layout, loading by diffusers and transformers, determinism, errors."""
+"""The files of a generated checkpoint: layout, loading by diffusers and transformers, determinism, errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "micro"
+    folder = tmp_path_factory.mktemp("generated") / "micro"
     make(MICRO, folder)
     return folder
 
@@ -51,7 +51,7 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def warnings_of_loaders() -> Iterator[list[str]]:
-    """What diffusers and transformers log at level WARNING or above."""
+    """The messages that diffusers and transformers log at level WARNING or above."""
     messages: list[str] = []
 
     class Collect(logging.Handler):
@@ -202,13 +202,13 @@ def test_shards_follow_the_published_naming_and_load(tmp_path: Path) -> None:
 def test_full_is_the_published_model() -> None:
     full, source = PRESETS["full"], Source(0)
     norm = text_encoder_tensors.OutputNorm.draw(source, full.text_encoder.hidden_size)
-    made = {
+    generated = {
         "transformer": transformer_tensors.tensors(full.transformer, full.growth, source, norm),
         "text_encoder": text_encoder_tensors.tensors(full.text_encoder, full.vision, source),
         "vae": vae_tensors.tensors(full.vae, source),
     }
-    shapes = {part: {tensor.name: tensor.shape for tensor in tensors} for part, tensors in made.items()}
-    counts = {part: sum(int(np.prod(shape)) for shape in found.values()) for part, found in shapes.items()}
+    shapes = {part: {tensor.name: tensor.shape for tensor in tensors} for part, tensors in generated.items()}
+    counts = {part: sum(int(np.prod(shape)) for shape in named.values()) for part, named in shapes.items()}
     assert counts == {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
     with torch.device("meta"):
         for part in ("transformer", "vae"):
@@ -240,21 +240,21 @@ def test_full_is_the_published_model() -> None:
     ids=["odd widths", "other vae and vision"],
 )
 def test_other_shapes_load_too(tmp_path: Path, shape: Shape) -> None:
-    make(shape, tmp_path / "made")
+    make(shape, tmp_path / "generated")
     for part, kind in MODELS.items():
-        _, info = kind.from_pretrained(tmp_path / "made", subfolder=part, output_loading_info=True)
+        _, info = kind.from_pretrained(tmp_path / "generated", subfolder=part, output_loading_info=True)
         assert not any(info.values()), info
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    make(SMALL, tmp_path / "made", progress=lambda done, total: calls.append((done, total)))
+    make(SMALL, tmp_path / "generated", progress=lambda done, total: calls.append((done, total)))
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert calls[-1][0] == calls[-1][1] == calls[0][1]
 
 
-def test_an_empty_folder_is_used_and_a_filled_one_refused(tmp_path: Path) -> None:
+def test_an_empty_folder_is_used_and_a_filled_one_rejected(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     make(SMALL, out)
@@ -265,7 +265,7 @@ def test_an_empty_folder_is_used_and_a_filled_one_refused(tmp_path: Path) -> Non
         make(SMALL, out / "README.md")
 
 
-def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write there"):
         make(SMALL, tmp_path / "file" / "out")
@@ -289,7 +289,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_impossible_requests_say_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_name_the_impossible_setting(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seed -1, expected 0 or more"):
         make(SMALL, tmp_path / "out", seed=-1)
     with pytest.raises(InputError, match="vocab_size 300, but the tokenizer has"):
@@ -315,10 +315,10 @@ def test_full_width_holds_less_than_a_gibibyte_a_worker(tmp_path: Path) -> None:
         text_encoder=replace(full.text_encoder, num_hidden_layers=1),
         vision=MICRO.vision,
     )
-    # NumPy reports its arrays to tracemalloc; a process's resident peak would count what its parent held
+    # NumPy reports its arrays to tracemalloc; the resident peak of a process would include memory of its parent
     tracemalloc.start()
     try:
-        make(shape, tmp_path / "made", workers=2)
+        make(shape, tmp_path / "generated", workers=2)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

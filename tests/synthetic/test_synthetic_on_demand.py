@@ -1,4 +1,4 @@
-"""`synthetic://PRESET`: made once, whole, in the cache and nowhere else, and never another generator's."""
+"""`synthetic://PRESET` is generated once, completely, only in the cache, and never taken from another generator."""
 
 import ast
 import errno
@@ -43,32 +43,32 @@ def refusal(preset: str = "micro") -> str:
     return str(caught.value)
 
 
-def test_it_is_what_make_writes(micro_synthetic, tmp_path):
-    make(MICRO, tmp_path / "made")
-    assert_same(micro_synthetic, tmp_path / "made")
+def test_it_equals_the_output_of_make(micro_synthetic, tmp_path):
+    make(MICRO, tmp_path / "generated")
+    assert_same(micro_synthetic, tmp_path / "generated")
 
 
-def test_it_is_made_once(home, monkeypatch):
+def test_it_is_generated_once(home, monkeypatch):
     folder = on_demand("micro", seed=3)
     assert folder.parent == home / "precision_lab" / "synthetic"
     assert folder.name == f"micro-3-{cache.key(MICRO)}"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing temporary is left"
-    monkeypatch.setattr(cache, "make", lambda *args: pytest.fail("made again"))
+    monkeypatch.setattr(cache, "make", lambda *args: pytest.fail("generated again"))
     assert on_demand("micro", seed=3) == folder
 
 
 def test_without_xdg_it_lies_under_home(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(cache, "make", lambda shape, folder, seed: made.append(folder))
+    generated = []
+    monkeypatch.setattr(cache, "make", lambda shape, folder, seed: generated.append(folder))
     monkeypatch.setenv("HOME", str(tmp_path))
-    for relative in ("", "caches/relative"):  # the latter is to be ignored
+    for relative in ("", "caches/relative"):  # a relative path is ignored
         monkeypatch.setenv("XDG_CACHE_HOME", relative)
         on_demand("micro")
-    assert {folder.parent for folder in made} == {tmp_path / ".cache" / "precision_lab" / "synthetic"}
+    assert {folder.parent for folder in generated} == {tmp_path / ".cache" / "precision_lab" / "synthetic"}
 
 
 def test_another_generator_is_another_folder(tmp_path, monkeypatch):
-    """Every source of the package counts, the shape with its defaults, the template and NumPy."""
+    """The key depends on every source of the package, the shape with its defaults, the template and NumPy."""
     copies = [Path(shutil.copy(source, tmp_path)) for source in SOURCES]
     known = cache.key(MICRO, copies)
     assert known == cache.key(MICRO) == cache.key(MICRO, reversed(copies))
@@ -86,16 +86,16 @@ def test_another_generator_is_another_folder(tmp_path, monkeypatch):
             assert cache.key(MICRO) != known, name
 
 
-def test_the_key_covers_what_the_generator_takes_from_elsewhere():
-    """Only configurations, which the shape's repr shows, and the template; whatever is added belongs in the key."""
-    taken = set()
+def test_the_key_covers_all_imports_of_the_generator():
+    """It may import only configurations, which the shape's repr shows, and the template; extend the key for others."""
+    imported = set()
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("precision_lab."):
-                taken |= {(node.module, name.name) for name in node.names}
+                imported |= {(node.module, name.name) for name in node.names}
             elif isinstance(node, ast.Import):
                 assert not any(name.name.startswith("precision_lab") for name in node.names)
-    others = {(module, name) for module, name in taken if not module.startswith("precision_lab.synthetic")}
+    others = {(module, name) for module, name in imported if not module.startswith("precision_lab.synthetic")}
     assert {name for module, name in others if module == "precision_lab.model.qwen_image.config"} == {
         f"{part}Config" for part in ("Scheduler", "TextEncoder", "Transformer", "VAE")
     }

@@ -1,4 +1,4 @@
-"""The made tokenizer as transformers reads it."""
+"""The generated tokenizer as transformers reads it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loaded(request: pytest.FixtureRequest, folder: Path) -> transformers.PreTrai
 def test_the_templates_prefix_has_the_published_number_of_tokens(loaded) -> None:
     ids = loaded(PREFIX)["input_ids"]
     assert len(ids) == PREFIX_TOKENS == 34
-    # a prompt behind it leaves it alone
+    # a prompt after it does not change its tokens
     assert loaded(TEMPLATE.format("two red circles"))["input_ids"][:34] == ids
 
 

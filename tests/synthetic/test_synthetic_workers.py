@@ -1,4 +1,4 @@
-"""Drawing on several threads: the same bytes, one tensor a worker in memory, and an end when something goes wrong."""
+"""Drawing on several threads: the same bytes, one tensor in memory for each worker, and no hanging after a failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
 
 def test_tensors_that_finish_out_of_order_stand_in_order(tmp_path: Path) -> None:
     def draw(i: int) -> Array:
-        time.sleep(0.02 * (i == 0))  # the first is drawn last
+        time.sleep(0.02 * (i == 0))  # finishes the first tensor last
         return np.full((4, 8), i, np.float32)
 
     slots = lay_out(tmp_path, "model", tensors(6, draw), max_bytes=3 * 64)
