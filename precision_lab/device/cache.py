@@ -1,4 +1,4 @@
-"""Where files may be kept that can be made again at any time."""
+"""The folder for files that can be regenerated at any time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """This program's folder in the user's cache: under $XDG_CACHE_HOME or ~/.cache. It need not exist.
+    """This program's cache folder, under $XDG_CACHE_HOME or ~/.cache. It may not exist yet.
 
-    Raises OSError where the user has no home.
+    Raises OSError if the user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG base directory specification: relative paths are to be ignored
+    if not os.path.isabs(base):  # the XDG base directory specification ignores relative paths
         base = os.path.join(os.path.expanduser("~"), ".cache")
     if not os.path.isabs(base):
         raise OSError("no home folder and no XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-"""What the program runs on: recorded with every result, since numbers are comparable only under the same."""
+"""The hardware and software environment. It is recorded with every result: only results from equal ones compare."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from precision_lab.device import allocator, blas, onednn
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
-# A model with probes is thousands of small CUDA graphs; MLX refuses to go on when 400 of them keep evicting each other.
+# A model with probes creates thousands of small CUDA graphs; MLX aborts if a cache of 400 keeps evicting them.
 _CAPACITIES = {"MLX_CUDA_GRAPH_CACHE_SIZE": "10000"}
 
 
 def numeric_switches(tf32: bool = False) -> dict[str, str]:
-    """Environment variables that MLX reads once a process, at the first operation that asks, for the given modes.
+    """Environment variables that select the given modes. MLX reads each once per process, when it is first needed.
 
-    MLX_ENABLE_TF32 defaults to 1: an fp32 product on CUDA then has a relative error of 2.9e-4 instead of 2.2e-7
-    (one H100, MLX 0.32.4). On a CPU it changes nothing.
+    MLX_ENABLE_TF32 defaults to 1, which gives an fp32 product on CUDA a relative error of 2.9e-4 instead of 2.2e-7
+    (one H100, MLX 0.32.4). It has no effect on a CPU.
     """
     return {"MLX_ENABLE_TF32": str(int(tf32))}
 
 
 def set_numeric_switches(tf32: bool = False) -> None:
-    """Sets the reduced-precision modes of this process, off unless stated; must run before the first MLX operation."""
+    """Sets the reduced-precision modes of this process, all off by default. Must run before the first MLX operation."""
     os.environ.update(numeric_switches(tf32))
     for name, value in _CAPACITIES.items():
         os.environ.setdefault(name, value)
 
 
 def backend() -> str:
-    """cpu, cuda or metal: where MLX puts operations by default."""
+    """The backend of MLX's default device: cpu, cuda or metal."""
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.cpu:
@@ -62,7 +62,7 @@ def device_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Device, back end, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
+    """Device, backend, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -70,7 +70,9 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     git = ("git", "-C", str(Path(__file__).resolve().parents[1]))
-    tracked = _output(*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not in somebody's .venv
+    tracked = _output(
+        *git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())
+    )  # excludes a .venv inside another repository
     commit = _output(*git, "rev-parse", "HEAD") if tracked else None
     return {
         "device": device_name(),
@@ -91,7 +93,7 @@ def environment() -> dict[str, Any]:
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

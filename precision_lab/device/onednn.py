@@ -1,10 +1,11 @@
-"""Products of bfloat16 and of fp32 matrices by oneDNN, where its package is and the processor multiplies bfloat16.
+"""Products of bfloat16 and fp32 matrices with oneDNN, if it is installed and the processor multiplies bfloat16.
 
-No BLAS of PyPI multiplies bfloat16, and in fp32 oneDNN's product with its bias takes 0.9 of OpenBLAS's time (two cores
-of Zen 4). AVX512_BF16 and AMX multiply two bfloat16 exactly, add in fp32 and treat subnormal numbers, in and out, as
-zero; apart from these the result errs as an fp32 product of the widened matrices does.
-oneDNN's C interface, version 3 (github.com/uxlfoundation/oneDNN, include/oneapi/dnnl/dnnl.h), by ctypes: the package
-onednn-cpu-gomp brings the library, and no module for Python.
+No BLAS on PyPI multiplies bfloat16. In fp32, oneDNN's product with its bias takes 0.9 of OpenBLAS's time (two cores of
+Zen 4). AVX512_BF16 and AMX multiply two bfloat16 values exactly, accumulate in fp32, and treat subnormal inputs and
+outputs as zero. Apart from subnormals, the error equals that of an fp32 product of the widened matrices.
+
+ctypes calls oneDNN's C interface, version 3 (github.com/uxlfoundation/oneDNN, include/oneapi/dnnl/dnnl.h): the package
+onednn-cpu-gomp contains the library, but no Python module.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import numpy as np
 _PACKAGE = "onednn-cpu-gomp"
 _SWITCH = "PRECISION_LAB_ONEDNN"
 
-# of dnnl_types.h
+# from dnnl_types.h
 _CPU, _IN_ORDER, _SUCCESS = 1, 1, 0
 _TYPES = {"float32": 3, "bfloat16": 2}
 _SOURCE, _WEIGHTS, _BIAS, _DESTINATION = 1, 33, 41, 17
-_ISA_WITH_BFLOAT16 = 0xE7  # avx512_core_bf16: the bits of those before it and its own
+_ISA_WITH_BFLOAT16 = 0xE7  # avx512_core_bf16: its own bit and those of its predecessors
 
 
 class _Argument(ctypes.Structure):
@@ -35,12 +36,12 @@ class _Argument(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off: never; PRECISION_LAB_ONEDNN=PATH: by that library."""
+    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it; PRECISION_LAB_ONEDNN=PATH sets the library."""
     return _library() is not None
 
 
 def description() -> str | None:
-    """What `linear` would be computed by, for the record."""
+    """The library and version that `linear` uses, for the run record; None if it is not available."""
     library = _library()
     if library is None:
         return None
@@ -50,16 +51,16 @@ def description() -> str | None:
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-    """out = x @ weight.T + bias, added in fp32 and rounded once, on the calling thread.
+    """Computes out = x @ weight.T + bias on the calling thread, accumulated in fp32 and rounded once.
 
-    x: (m, k), weight: (n, k), bias: (n,), out: (m, n); all bfloat16 or all float32, their last axes contiguous.
+    x: (m, k), weight: (n, k), bias: (n,), out: (m, n); all bfloat16 or all float32, with contiguous last axes.
     """
     arrays = [x, weight.T, *([] if bias is None else [bias[None]]), out]
     _this_thread().product(arrays)(arrays)
 
 
 class _Layout(NamedTuple):
-    """Of a matrix; strides in elements."""
+    """Shape, strides in elements, and dtype of a matrix."""
 
     shape: tuple[int, int]
     strides: tuple[int, int]
@@ -73,18 +74,18 @@ class _Layout(NamedTuple):
 
     @property
     def arguments(self) -> tuple[object, int, object]:
-        """As the library describes it."""
+        """The layout as arguments of dnnl_memory_desc_create_with_strides: dims, data type, strides."""
         return (c_int64 * 2)(*self.shape), _TYPES[self.dtype], (c_int64 * 2)(*self.strides)
 
 
 class _Thread:
-    """What one thread needs of the library. Its products run on it alone: scratch memory belongs to a thread."""
+    """The oneDNN engine, stream and products of one thread. They are not shared: scratch memory is thread-local."""
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
-        _openmp().omp_set_num_threads(1)  # of this thread: a product's pieces are shared out among threads of our own
-        self.engine = _made(library.dnnl_engine_create, _CPU, ctypes.c_size_t(0))
-        self.stream = _made(library.dnnl_stream_create, self.engine, _IN_ORDER)
+        _openmp().omp_set_num_threads(1)  # for this thread: our own threads share the pieces of a product
+        self.engine = _create(library.dnnl_engine_create, _CPU, ctypes.c_size_t(0))
+        self.stream = _create(library.dnnl_stream_create, self.engine, _IN_ORDER)
         self._products: dict[object, _Product] = {}
 
     def product(self, arrays: Sequence[np.ndarray]) -> _Product:
@@ -95,22 +96,22 @@ class _Thread:
 
 
 class _Product:
-    """A product of matrices of certain shapes and strides: source, weights, perhaps a bias, and destination."""
+    """A product for fixed layouts of source, weights, optional bias, and destination."""
 
     def __init__(self, thread: _Thread, layouts: Sequence[_Layout]):
         self._thread, library = thread, thread.library
-        described = [_made(library.dnnl_memory_desc_create_with_strides, 2, *layout.arguments) for layout in layouts]
-        source, weights, *bias, destination = described
+        descriptors = [_create(library.dnnl_memory_desc_create_with_strides, 2, *item.arguments) for item in layouts]
+        source, weights, *bias, destination = descriptors
         operands = (source, weights, bias[0] if bias else None, destination)
-        recipe = _made(library.dnnl_matmul_primitive_desc_create, thread.engine, *operands, None)
-        self._primitive = _made(library.dnnl_primitive_create, recipe)
-        self._memories = [_made(library.dnnl_memory_create, one, thread.engine, None) for one in described]
+        primitive_descriptor = _create(library.dnnl_matmul_primitive_desc_create, thread.engine, *operands, None)
+        self._primitive = _create(library.dnnl_primitive_create, primitive_descriptor)
+        self._memories = [_create(library.dnnl_memory_create, item, thread.engine, None) for item in descriptors]
         indices = (_SOURCE, _WEIGHTS, *([_BIAS] if bias else []), _DESTINATION)
         pairs = (_Argument(i, m.value) for i, m in zip(indices, self._memories, strict=True))
         self._arguments = (_Argument * len(indices))(*pairs)
-        for one in described:
-            library.dnnl_memory_desc_destroy(one)
-        library.dnnl_primitive_desc_destroy(recipe)
+        for descriptor in descriptors:
+            library.dnnl_memory_desc_destroy(descriptor)
+        library.dnnl_primitive_desc_destroy(primitive_descriptor)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> None:
         library, stream = self._thread.library, self._thread.stream
@@ -132,8 +133,8 @@ def _this_thread() -> _Thread:
     return own
 
 
-def _made(create: Callable[..., int], *arguments: object) -> c_void_p:
-    """The handle that a function of the library writes to its first argument."""
+def _create(create: Callable[..., int], *arguments: object) -> c_void_p:
+    """Calls a oneDNN `create` function and returns the handle that it writes to its first argument."""
     handle = c_void_p()
     _check(create(byref(handle), *arguments))
     return handle
@@ -152,12 +153,12 @@ def _library() -> ctypes.CDLL | None:
         _openmp()
     except (OSError, metadata.PackageNotFoundError):
         return None
-    has = library is not None and library.dnnl_get_effective_cpu_isa() & _ISA_WITH_BFLOAT16 == _ISA_WITH_BFLOAT16
-    return library if has else None
+    usable = library is not None and library.dnnl_get_effective_cpu_isa() & _ISA_WITH_BFLOAT16 == _ISA_WITH_BFLOAT16
+    return library if usable else None
 
 
 def _installed() -> str:
-    """The library of the package, wherever pip put it. Raises PackageNotFoundError or OSError."""
+    """Path of the library in the installed package. Raises PackageNotFoundError or OSError if it is missing."""
     for file in metadata.files(_PACKAGE) or ():
         if file.name == "libdnnl.so.3":
             return str(file.locate())
@@ -166,5 +167,5 @@ def _installed() -> str:
 
 @cache
 def _openmp() -> ctypes.CDLL:
-    """The one that the library above is linked with."""
+    """The OpenMP runtime that oneDNN is linked with."""
     return ctypes.CDLL("libgomp.so.1")

@@ -1,9 +1,9 @@
-"""Matrix products and loops in NumPy arrays on all cores of a CPU, in pieces of fixed bounds.
+"""Matrix products and loops over NumPy arrays on all cores of a CPU, in pieces with fixed bounds.
 
-A BLAS with threads of its own splits each product for itself and waits at its end for the slowest core. Here each
-piece is one call on one thread and whoever is free takes the next, so what else a loop does with a piece (widening
-weights, biases, softmax) runs on all cores too, while the piece is in the cache. Which thread takes a piece changes
-no bit of it.
+A multithreaded BLAS splits each product itself and then waits for the slowest core. Here each piece is one call on one
+thread, and the next idle thread takes the next piece. The other work on a piece (widening weights, biases, softmax)
+therefore also runs on all cores, while the piece is in the cache. The result does not depend on the thread, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from precision_lab.device import blas
 
 Float32 = npt.NDArray[np.float32]
 
-# CBLAS's numbers
-_ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112
-# up to so many rows reading the matrix takes longer than the arithmetic, and sgemm would copy it first
+# CBLAS constants
+_ROW_MAJOR, _NOT_TRANSPOSED, _TRANSPOSED = 101, 111, 112
+# with at most this many rows, reading the matrix takes longer than the arithmetic, and sgemm would copy it first
 _FEW_ROWS = 4
 
 
 def sgemm(a: Float32, b: Float32, out: Float32) -> None:
-    """out = a @ b in fp32 on the calling thread; a: (m, k), b: (k, n), out: (m, n).
+    """Computes out = a @ b in fp32 on the calling thread; a: (m, k), b: (k, n), out: (m, n).
 
-    The last axis of a and out is contiguous, and one of the two of b. By the BLAS that serves MLX if this process
-    preloaded one, else by NumPy's.
+    The last axes of a and out must be contiguous, and either axis of b. Uses the BLAS that this process preloaded for
+    MLX, or NumPy's BLAS without one.
     """
     (m, k), n = a.shape, b.shape[1]
     assert b.shape[0] == k
@@ -43,35 +43,35 @@ def sgemm(a: Float32, b: Float32, out: Float32) -> None:
     stored = b if straight else b.T
     matrix = (stored.ctypes.data, _leading(stored))
     if m <= _FEW_ROWS:
-        order = _TRANSPOSED if straight else _AS_IT_IS
+        order = _TRANSPOSED if straight else _NOT_TRANSPOSED
         for row, result in zip(a, out, strict=True):
             vectors = (row.ctypes.data, 1, 0.0, result.ctypes.data, 1)
             by_vector(_ROW_MAJOR, order, *stored.shape, 1.0, *matrix, *vectors)
     else:
-        order = _AS_IT_IS if straight else _TRANSPOSED
-        sizes = (_ROW_MAJOR, _AS_IT_IS, order, m, n, k)
+        order = _NOT_TRANSPOSED if straight else _TRANSPOSED
+        sizes = (_ROW_MAJOR, _NOT_TRANSPOSED, order, m, n, k)
         product(*sizes, 1.0, a.ctypes.data, _leading(a), *matrix, 0.0, out.ctypes.data, _leading(out))
 
 
 def _leading(x: Float32) -> int:
-    """Elements from one row to the next."""
+    """The leading dimension of a matrix: the number of elements from one row to the next."""
     assert x.strides[1] == x.itemsize or x.shape[1] == 1
     return max(x.strides[0] // x.itemsize, x.shape[1])
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_pieces(task: Callable[[slice], None], length: int, step: int) -> None:
-    """`task` of every slice of `step` (the last may be shorter) of range(length), on all cores; overflow is silent.
+    """Runs `task` on all cores for consecutive slices of range(length), each `step` long except perhaps the last.
 
-    The tasks write to places of their own. An exception of one is raised here.
+    NumPy's floating-point warnings are off. Tasks must write to disjoint places. An exception in a task is raised here.
     """
 
     def quiet(piece: slice) -> None:
-        with np.errstate(all="ignore"):  # belongs to the thread
+        with np.errstate(all="ignore"):  # errstate is per thread
             task(piece)
 
     pieces = [slice(first, min(first + step, length)) for first in range(0, length, step)]
@@ -84,5 +84,5 @@ def in_pieces(task: Callable[[slice], None], length: int, step: int) -> None:
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one does not inherit any."""
+    """The thread pool of process `process`. It is cached by process id because a fork inherits no threads."""
     return ThreadPoolExecutor(cores(), thread_name_prefix="precision_lab")

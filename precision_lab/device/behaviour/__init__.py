@@ -1,5 +1,5 @@
-"""What MLX's operations do on the machine at hand, found from numbers that go in and numbers that come out.
+"""Numerical behaviour of MLX's operations on the current machine, inferred from their inputs and outputs.
 
-A probe (products, sums, interior, attention, rounding, ranges, nans, compiled) knows no MLX: it takes an operation on
-NumPy arrays and names its behaviour. `suite` puts MLX's operations through all of them; `verdict` judges S6.
+A probe (products, sums, interior, attention, rounding, ranges, nans, compiled) is independent of MLX: it takes an
+operation on NumPy arrays and names its behaviour. `suite` applies all probes to MLX's operations; `verdict` judges S6.
 """

@@ -1,4 +1,4 @@
-"""MLX operations as functions of NumPy float64 arrays, bit for bit: no conversion on a device that could round."""
+"""Wraps MLX operations as functions of NumPy float64 arrays. Conversions are exact: none runs on a device."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 
 from precision_lab.device.behaviour.storage import Array, Storage
 
-# An operation as the probes see it: float64 arrays holding values of a format, to a float64 array.
+# An operation as the probes see it: float64 arrays with values of a format in, one float64 array out.
 Op = Callable[..., Array]
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 class UnavailableError(Exception):
-    """MLX refuses an operation here: this build, back end or dtype has none. The message is MLX's first line."""
+    """This build, backend or dtype of MLX does not support an operation. The message is the first line of MLX's."""
 
 
 def on_mlx(function: Callable[..., mx.array], storage: Storage) -> Op:
-    """`function` of MLX arrays of the format, as an Op; its output may have any floating-point dtype.
+    """Wraps `function`, which takes MLX arrays of the format, as an Op. It may return any floating-point dtype.
 
-    The Op raises UnavailableError where MLX raises.
+    The Op raises UnavailableError if MLX raises.
     """
 
     def call(*arrays: Any) -> Array:
-        given = [to_mlx(array, storage) for array in arrays]
+        operands = [to_mlx(array, storage) for array in arrays]
         try:
-            result = function(*given)
+            result = function(*operands)
             mx.eval(result)
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()
@@ -40,7 +40,7 @@ def on_mlx(function: Callable[..., mx.array], storage: Storage) -> Op:
 
 
 def to_mlx(x: Any, storage: Storage) -> mx.array:
-    """Values of the format as an MLX array; subnormals, infinities and NaN included."""
+    """Converts values of the format to an MLX array exactly, including subnormals, infinities and NaN."""
     if storage.name == "bfloat16":
         # a bfloat16 is the upper half of the float32 of the same value
         upper = (np.asarray(x, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -49,7 +49,7 @@ def to_mlx(x: Any, storage: Storage) -> mx.array:
 
 
 def from_mlx(x: mx.array) -> Array:
-    """The values of an MLX array, exactly."""
+    """Converts an MLX array to float64 exactly."""
     if x.dtype == mx.bfloat16:
         upper = np.array(x.view(mx.uint16)).astype(np.uint32) << 16
         return upper.view(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What a probe says (Outcome), and of which operation, format and property it says it (Finding)."""
+"""The result of a probe (Outcome), and the operation, format and property that it describes (Finding)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One behaviour: its name, the number that shows it, and the probe in a sentence."""
+    """One behaviour: its name, one sentence of evidence, and the measured value."""
 
     answer: str
     evidence: str
@@ -22,7 +22,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """An outcome with its place: operation, storage dtype, property, and the sizes the probe chose."""
+    """An outcome with its operation, storage dtype, property, and the sizes of the inputs."""
 
     op: str
     dtype: str
@@ -31,7 +31,7 @@ class Finding:
     parameters: Mapping[str, int | str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """For strict JSON: a non-finite value is null with its reason beside it."""
+        """The finding as strict JSON: a missing or non-finite value is null, with a `value_reason`."""
         value = self.outcome.value
         entry: dict[str, Any] = {
             "op": self.op,

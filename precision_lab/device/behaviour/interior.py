@@ -1,4 +1,4 @@
-"""How precise an operation is inside: its error beyond the one rounding of the result that any format costs."""
+"""The internal precision of an operation: its error beyond the single rounding of the result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _MOST = 24.0
 
 
 def interior_bits(op: Op, inputs: tuple[Array, ...], exact: Array, scale: Array, storage: Storage) -> Outcome:
-    """-log2 of the greatest (|result - exact| - half a unit of the result) / scale, at most 24.
+    """-log2 of the largest (|result - exact| - half a unit in the last place) / scale; at most 24.
 
-    An operation that is exact inside and rounds once is never off by more than half a unit, and one that computes in
-    float32 by little more; one that rounds an intermediate to the format is off by another half unit somewhere, which
-    leaves about the format's own width. `scale` is the sum of magnitudes of the terms the result is made of (its own
-    magnitude where nothing cancels); exact and scale have the result's shape. With n results an excess below
-    2^-p / n is not seen: where none is, the bits are p + log2(n), a lower bound.
+    An operation that is exact internally and rounds once has an error of at most half a unit; one that computes in
+    float32, little more. One that rounds an intermediate to the format has another half unit of error somewhere, which
+    leaves about the width of the format. `scale` is the sum of the magnitudes of the result's terms (the magnitude of
+    the result if nothing cancels); `exact` and `scale` have the shape of the result. With n results, an excess below
+    2^-p / n cannot be detected: if there is none, the bits are p + log2(n), a lower bound.
     """
     result = op(*inputs)
     if not np.isfinite(result).all():

@@ -1,4 +1,4 @@
-"""Whether NaN shows in the result, or is swallowed by what came after it."""
+"""Tests whether NaN propagates to the result or is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from precision_lab.device.behaviour.finding import Outcome
 
 
 def propagation(op: Op, length: int = 64) -> Outcome:
-    """`op` maps (length, length) to one value a row; row i holds a NaN at place i among finite numbers."""
+    """Whether a NaN in any position of a row reaches the result.
+
+    `op` maps (length, length) to one or more values per row. Row i contains a NaN at index i among finite numbers.
+    """
     x = np.tile(np.linspace(-1, 1, length), (length, 1))
     x[np.diag_indices(length)] = np.nan
     out = op(x).reshape(length, -1)
@@ -19,7 +22,7 @@ def propagation(op: Op, length: int = 64) -> Outcome:
 
 
 def masked_row(softmax: Op, length: int = 64) -> Outcome:
-    """What a softmax makes of a row of -inf, as a fully masked query has: 0/0 is NaN in IEEE arithmetic."""
+    """The softmax of a row of -inf, as a fully masked query has. In IEEE arithmetic it is 0/0, NaN."""
     out = softmax(np.full((1, length), -np.inf))
     if np.isnan(out).all():
         answer = "NaN"

@@ -1,4 +1,4 @@
-"""All probes on all operations, in the three formats."""
+"""Runs all probes on all operations in the three formats."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FAMILIES: dict[str, Callable[[Storage, np.random.Generator], Iterator[Finding]]]
 }
 
 PARTS = len(FAMILIES) * len(STORAGES)
-"""How many parts `measure` yields."""
+"""Number of parts that `measure` yields."""
 
 
 def measure() -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each family and format, as they are made, with a label.
+    """Yields the findings of each family and format with a label, as they are measured.
 
-    The inputs are the same in every call. Numeric switches are the caller's: MLX reads them at its first operation.
+    The inputs are the same in every call. The caller sets the numeric switches: MLX reads them at its first operation.
     """
     for family, findings in FAMILIES.items():
         for storage in STORAGES:

@@ -1,4 +1,4 @@
-"""MLX's operations, each with the probes it is put through: one `findings(storage, rng)` a family.
+"""MLX's operations and the probes applied to each, as one `findings(storage, rng)` per family.
 
-The only part of `behaviour`, besides its bridge, that knows MLX.
+Besides `bridge`, this is the only part of `behaviour` that depends on MLX.
 """

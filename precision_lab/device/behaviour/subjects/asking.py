@@ -1,4 +1,4 @@
-"""Asking one question of one operation, also where the operation does not exist."""
+"""Applies one probe to one operation, which this build of MLX may not provide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ask(
     *arguments: Any,
     sizes: Mapping[str, int | str] | None = None,
 ) -> Finding:
-    """The finding of `probe(*arguments)`, or that the operation is not available, with MLX's reason."""
+    """The finding of `probe(*arguments)`. If the operation is not available, the finding states MLX's reason."""
     try:
         outcome = probe(*arguments)
     except UnavailableError as error:
