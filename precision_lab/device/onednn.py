@@ -36,7 +36,7 @@ class _Argument(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it; PRECISION_LAB_ONEDNN=PATH sets the library."""
+    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it, a path sets the library."""
     return _library() is not None
 
 

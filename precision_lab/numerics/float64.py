@@ -1,7 +1,8 @@
-"""The operations of the transformer in NumPy float64: what they should give from the inputs they were given.
+"""The operations of the transformer in NumPy float64, as a reference for each operation on its actual inputs.
 
-Inputs are taken as they are, already rounded; all arithmetic, exponentials and sums are float64. B batch, L tokens,
-D width, H heads, C channels a head. MLX's own float64 is no oracle: its exp, erf and norms are of fp32's accuracy.
+Inputs keep the rounding that they already have; all arithmetic, exponentials and sums are float64. Shape letters:
+B batch, L tokens, D width, H heads, C channels per head. MLX's own float64 is no reference: its exp, erf and norms
+have the accuracy of fp32.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def layer_norm(x: Array, eps: float) -> Array:
-    """`(x - mean) / sqrt(variance + eps)` over the last axis, in two passes."""
+    """`(x - mean) / sqrt(variance + eps)` over the last axis, computed in two passes."""
     centred = x.astype(np.float64)
     centred = centred - centred.mean(axis=-1, keepdims=True)
     return centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + eps)
@@ -57,7 +58,7 @@ def silu(x: Array) -> Array:
 def gelu_tanh(x: Array) -> Array:
     """`0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel, arXiv:1606.08415).
 
-    As `x / (1 + exp(-2 t))`, the same function: for negative x the sum 1 + tanh(t) would cancel.
+    Computed as the equivalent `x / (1 + exp(-2 t))`: for negative x the sum 1 + tanh(t) would cancel.
     """
     y = x.astype(np.float64)
     inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)
@@ -66,7 +67,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def rotate(x: Array, rotation: Array) -> Array:
-    """Interleaved channel pairs as complex numbers, times `rotation`.
+    """Multiplies interleaved channel pairs, taken as complex numbers, by `rotation`.
 
     x: (B, L, H, C); rotation: (L, C), real and imaginary parts interleaved.
     """
@@ -78,7 +79,7 @@ def rotate(x: Array, rotation: Array) -> Array:
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(C)) v; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key takes part."""
+    """softmax(q k^T / sqrt(C)) v; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key is used."""
     query, key, value = (a.astype(np.float64).transpose(0, 2, 1, 3) for a in (q, k, v))
     scores = query @ key.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     if mask is not None:
@@ -89,26 +90,27 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def own_error(output: Array, exact: Array, fmt: Format | str) -> dict[str, float]:
-    """What an operation itself got wrong: its `output`, of dtype `fmt`, against the `exact` float64 result.
+    """The error that an operation itself makes: its `output`, of dtype `fmt`, against the `exact` float64 result.
 
-    - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; up to 0.5 if correctly rounded.
-      Large where terms cancel: an ulp of what is left is small beside their rounding;
+    - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; at most 0.5 if correctly rounded.
+      It is large where terms cancel, because the ulp of the difference is small against the rounding of the terms;
     - `own_rel_l2`: |output - exact| / |exact|;
-    - `rounding_rel_l2`: the same of the correctly rounded result, the least that any implementation leaves;
+    - `rounding_rel_l2`: the same for the correctly rounded result, the smallest error of any implementation;
     - `own_misrounded_pct`: percent of elements that are not the correctly rounded result;
-    - `own_overflow`: elements that are not finite though the exact result rounds to a finite number.
+    - `own_overflow`: number of elements that are not finite although the exact result rounds to a finite number.
 
-    The first three are over elements where output and correctly rounded result are finite; NaN if there are none, and
-    the relative ones where the exact result is zero throughout. Raises InputError for an unknown format name.
+    The first three cover elements where the output and the correctly rounded result are finite. They are NaN if there
+    are no such elements; a relative error that is not zero is also NaN if the exact result is zero everywhere. Raises
+    InputError for an unknown format name.
     """
     fmt = format_named(fmt) if isinstance(fmt, str) else fmt
     y, best = output.astype(np.float64), round_to(exact, fmt)
     finite = np.isfinite(y) & np.isfinite(best)
     wrong = (y != best) & ~(np.isnan(y) & np.isnan(best))
-    found, nearest, right = y[finite], best[finite], np.asarray(exact)[finite]
+    actual, nearest, right = y[finite], best[finite], np.asarray(exact)[finite]
     return {
-        "own_ulp_max": float((np.abs(found - right) / ulp(right, fmt)).max()) if found.size else math.nan,
-        "own_rel_l2": float(compare(found, right).values["rel_l2"]),
+        "own_ulp_max": float((np.abs(actual - right) / ulp(right, fmt)).max()) if actual.size else math.nan,
+        "own_rel_l2": float(compare(actual, right).values["rel_l2"]),
         "rounding_rel_l2": float(compare(nearest, right).values["rel_l2"]),
         "own_misrounded_pct": 100 * float(wrong.mean()) if y.size else math.nan,
         "own_overflow": float(np.count_nonzero(~np.isfinite(y) & np.isfinite(best))),

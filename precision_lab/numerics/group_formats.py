@@ -1,15 +1,16 @@
-"""What MLX's quantisation would do to an activation: groups of a row that share a scale.
+"""The effect of MLX's quantisation on an activation: groups within a row share a scale.
 
-The modes of `mx.quantize` with the arithmetic of its kernels, on the float32 values of a tensor:
+Implements the modes of `mx.quantize`, with the arithmetic of its kernels, on the float32 values of a tensor:
 
 - mxfp8, mxfp4 (OCP Microscaling v1.0): 32 values of e4m3 or e2m1 share a power of two, the smallest that is not below
-  amax / (largest element), so that nothing saturates. The specification's own example takes the floor of both
-  logarithms, and MLX before 0.32.4 the nearest power: both saturate;
-- nvfp4: 16 values of e2m1 share an e4m3 scale, amax / 6, at most 448: whatever exceeds 2688 saturates, and a group
-  whose amax is at most 6 * 2^-10 becomes zero;
-- affine: levels between the extremes of a group, laid so that the one of larger magnitude and zero are among them.
+  amax / (largest element), so that nothing saturates. The specification's own example uses the floor of both
+  logarithms, and MLX before 0.32.4 the nearest power; both saturate;
+- nvfp4: 16 values of e2m1 share an e4m3 scale, amax / 6, at most 448. Values above 2688 saturate, and a group whose
+  amax is at most 6 * 2^-10 becomes zero;
+- affine: equally spaced levels between the extremes of a group, placed so that zero and the extreme of larger magnitude
+  are levels.
 
-Elements are rounded to nearest, ties to even, as MLX's GPU kernels and `mx.qqmm` do; `mx.quantize` on the CPU takes the
+Elements are rounded to nearest, ties to even, as in MLX's GPU kernels and `mx.qqmm`. `mx.quantize` on the CPU rounds
 ties of e2m1 towards zero instead.
 """
 
@@ -29,14 +30,14 @@ from precision_lab.errors import InputError, nearest
 Array = npt.NDArray[Any]
 
 E4M3, E2M1 = (3, -6, 448.0), (1, 0, 6.0)
-"""Of an element format: stored bits of the significand, exponent of the smallest normal, largest value."""
+"""An element format: stored bits of the significand, exponent of the smallest normal, largest value."""
 _AFFINE = re.compile(r"affine([234568])(?:_g(32|64|128))?")
 DEFAULT_GROUP_FORMATS = ("mxfp8", "mxfp4", "nvfp4", "affine8", "affine4")
 
 
 @dataclass(frozen=True)
 class GroupFormat:
-    """A mode of `mx.quantize`; groups of `group_size` run along the last axis."""
+    """A mode of `mx.quantize`; groups of `group_size` elements lie along the last axis."""
 
     name: str
     mode: str
@@ -46,26 +47,30 @@ class GroupFormat:
 
 @lru_cache
 def group_format(name: str) -> GroupFormat:
-    """mxfp8, mxfp4, nvfp4, or affineBITS or affineBITS_gSIZE (64 without), as affine4_g32. Raises InputError else."""
+    """The format named mxfp8, mxfp4, nvfp4, affineBITS (groups of 64) or affineBITS_gSIZE, such as affine4_g32.
+
+    Raises InputError for any other name.
+    """
     if name in ("mxfp8", "mxfp4"):
         return GroupFormat(name, name, int(name[-1]), 32)
     if name == "nvfp4":
         return GroupFormat(name, name, 4, 16)
-    if found := _AFFINE.fullmatch(name):
-        return GroupFormat(name, "affine", int(found[1]), int(found[2] or 64))
+    if match := _AFFINE.fullmatch(name):
+        return GroupFormat(name, "affine", int(match[1]), int(match[2] or 64))
     raise InputError(f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or affine4_g32 and so on")
 
 
 def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Quantised and decoded again: float32 values, and where they were clipped to the end of the element's range.
+    """Quantises and dequantises `groups`: (n, fmt.group_size) float32, finite.
 
-    groups: (n, fmt.group_size) float32, finite.
+    Returns the float32 values, and a mask of those that were clipped to the element's range, both of the shape of
+    `groups`.
     """
     if fmt.mode == "affine":
         return _affine(groups, 2**fmt.bits - 1)
     mantissa_bits, lowest, largest = E4M3 if fmt.bits == 8 else E2M1
     magnitude = np.abs(groups)
-    ratio = _of_groups(np.maximum, magnitude) / np.float32(largest)
+    ratio = _reduce_groups(np.maximum, magnitude) / np.float32(largest)
     scale = _e4m3_scale(ratio) if fmt.mode == "nvfp4" else _power_of_two_scale(ratio)
     magnitude /= np.where(scale > 0, scale, np.float32(np.inf))
     magnitude = round_significand(magnitude, mantissa_bits, lowest)
@@ -76,7 +81,7 @@ def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.b
 
 
 def _power_of_two_scale(ratio: Array) -> Array:
-    """2^ceil(log2(ratio)), within the e8m0 range; 1 for a group of zeros."""
+    """2^ceil(log2(ratio)), clipped to the e8m0 range; 1 for a group of zeros."""
     fraction, exponent = np.frexp(ratio)  # ratio = fraction * 2^exponent with the fraction in [0.5, 1)
     return np.ldexp(np.float32(1), np.clip(exponent - (fraction == 0.5), -127, 127))
 
@@ -86,9 +91,10 @@ def _e4m3_scale(ratio: Array) -> Array:
 
 
 def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
-    """Non-negative float32 rounded to so many bits, fixed-point below 2^lowest; the range above is not limited.
+    """Non-negative float32 rounded to `mantissa_bits` bits, and to fixed point below 2^lowest. Nothing overflows.
 
-    Adding and taking away 2^(23 - mantissa_bits) times the value's power of two leaves just those bits, ties to even.
+    Adding and then subtracting 2^(23 - mantissa_bits) times the value's power of two leaves exactly those bits, ties to
+    even.
     """
     power = np.maximum(magnitude, np.float32(2.0**lowest)).view(np.uint32)
     power &= np.uint32(0x7F800000)
@@ -100,7 +106,7 @@ def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Arra
 
 
 def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-    low, high = _of_groups(np.minimum, groups), _of_groups(np.maximum, groups)
+    low, high = _reduce_groups(np.minimum, groups), _reduce_groups(np.maximum, groups)
     below = np.abs(low) > np.abs(high)
     scale = np.maximum((high - low) / np.float32(levels), np.float32(1e-7))
     scale = np.where(below, scale, -scale)
@@ -117,7 +123,7 @@ def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
     return level, clipped
 
 
-def _of_groups(function: np.ufunc, groups: Array) -> Array:
-    """(n, 1): `function` reduced along each group, which for short ones is faster than along an axis."""
+def _reduce_groups(function: np.ufunc, groups: Array) -> Array:
+    """Reduces each group with `function`; returns (n, 1). Faster than reducing along an axis for short groups."""
     starts = np.arange(0, groups.size, groups.shape[1])
     return function.reduceat(groups.reshape(-1), starts)[:, None]

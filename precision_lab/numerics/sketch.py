@@ -1,14 +1,14 @@
-"""Sketches: a tensor in eight numbers that still tell how far it is from another.
+"""Sketches: eight numbers per tensor, from which the distance between two tensors can be estimated.
 
-A sketch of x, seen as a matrix (rows, cols) whose last axis is that of the tensor, is p_k = a_k^T x b_k for
-k = 0 .. 7, with random signs a_k and b_k. The signs are independent, so E[p_k^2] = |x|_F^2, and p is linear in x: the
-root mean square of p_k(x) - p_k(y) estimates |x - y|_F although neither tensor is kept (Alon, Matias and Szegedy, "The
-space complexity of approximating the frequency moments", 1996). With eight projections the estimate is within a factor
-of two of the truth as a rule, and a change of one element is seen exactly.
+View x as a matrix (rows, cols) whose columns are the last axis of the tensor. Its sketch is p_k = a_k^T x b_k for
+k = 0 .. 7, with random signs a_k and b_k. The signs are independent, so E[p_k^2] = |x|_F^2, and p is linear in x. The
+root mean square of p_k(x) - p_k(y) therefore estimates |x - y|_F although neither tensor is stored (Alon, Matias and
+Szegedy, "The space complexity of approximating the frequency moments", 1996). With eight projections the estimate is
+usually within a factor of two of the true distance; for a change of one element it is exact.
 
-The signs are fixed for ever, since sketches of different years are compared: projection k of an axis of some length
-takes the bits of PCG64, seeded by SeedSequence([axis, k, length]), as `random_raw` gives them, 64 a word, lowest bit
-first; a set bit is +1, a clear one -1. axis is 0 for rows and 1 for columns. NumPy keeps that stream stable (NEP 19).
+The signs must never change, since sketches from different years are compared. Projection k of an axis of a given length
+uses the bits of PCG64, seeded by SeedSequence([axis, k, length]), as `random_raw` returns them: 64 per word, lowest bit
+first; a set bit is +1, a clear bit -1. axis is 0 for rows and 1 for columns. NumPy keeps this stream stable (NEP 19).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SKETCH_COLUMNS = tuple(f"sketch_{k}" for k in range(NUM_PROJECTIONS))
 
 _ROWS, _COLUMNS = 0, 1
 _BATCH = 1 << 17
-"""Elements worked on at a time: their float64 copy stays in cache."""
+"""Elements processed at a time: their float64 copy stays in cache."""
 
 
 class Sketch(NamedTuple):
-    """projections: (8,) float64, in the unit of the tensor; rms: of the same unit.
+    """projections: (8,) float64, and rms, both in the unit of the tensor.
 
-    Where an element is not finite, both are NaN. An empty tensor has zeros.
+    Both are NaN if any element is not finite, and zero for an empty tensor.
     """
 
     projections: npt.NDArray[np.float64]
@@ -43,12 +43,12 @@ class Sketch(NamedTuple):
 
 
 def sketch(x: npt.NDArray[Any]) -> Sketch:
-    """The sketch of a real tensor of any shape, evaluated in float64; magnitudes up to 1e150."""
+    """The sketch of a real tensor of any shape with magnitudes up to 1e150, evaluated in float64."""
     return sketch_each([x])[0]
 
 
 def sketch_each(arrays: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
-    """The sketch of each array; small ones of one shape are worked on together, which is several times faster."""
+    """The sketch of each array. Small arrays of equal shape are processed together, which is several times faster."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, x in enumerate(arrays):
         alike[matrix_shape(x.shape)].append(index)
@@ -57,33 +57,33 @@ def sketch_each(arrays: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
         count = max(1, _BATCH // max(1, rows * cols))
         for start in range(0, len(indices), count):
             batch = indices[start : start + count]
-            sketches |= zip(batch, _of_one_shape([arrays[i].reshape(rows, cols) for i in batch]), strict=True)
+            sketches |= zip(batch, _sketch_batch([arrays[i].reshape(rows, cols) for i in batch]), strict=True)
     return [sketches[index] for index in range(len(arrays))]
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(rows, cols) of the matrix that a tensor is seen as: its last axis, and all others."""
+    """(rows, cols) of the matrix view of a tensor: cols is its last axis, rows the product of all others."""
     return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
 def row_signs(length: int) -> npt.NDArray[np.int8]:
-    """The signs a_k of `length` rows: (8, length), 1 and -1."""
+    """The signs a_k for `length` rows: (8, length) int8, each 1 or -1."""
     return _signs(_ROWS, length)
 
 
 def column_signs(length: int) -> npt.NDArray[np.int8]:
-    """The signs b_k of `length` columns: (8, length), 1 and -1."""
+    """The signs b_k for `length` columns: (8, length) int8, each 1 or -1."""
     return _signs(_COLUMNS, length)
 
 
 def deviation(
     projections: npt.ArrayLike, reference: npt.ArrayLike, reference_rms: npt.ArrayLike, numel: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
-    """Estimates of |x - reference| / |reference|, the relative L2 error, from two sketches of tensors of one shape.
+    """Estimates |x - reference| / |reference|, the relative L2 error, from the sketches of two tensors of equal shape.
 
-    projections, reference: (..., 8); reference_rms, numel: (...), of the reference. Returns (...). 0 where both
-    sketches are zero; else NaN for a reference of zeros, and wherever something is not finite: compare such that NaN
-    does not pass.
+    projections, reference: (..., 8); reference_rms, numel: (...), of the reference. Returns (...) float64. It is 0
+    where both sketches are zero, and otherwise NaN where the reference is zero or anything is not finite. Write
+    comparisons so that NaN does not pass.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = np.asarray(projections, np.float64) - np.asarray(reference, np.float64)
@@ -103,8 +103,8 @@ def _signs(axis: int, length: int) -> npt.NDArray[np.int8]:
     return signs
 
 
-def _of_one_shape(batch: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
-    """Sketches of matrices of one shape (rows, cols)."""
+def _sketch_batch(batch: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
+    """Sketches of matrices of equal shape (rows, cols)."""
     rows, cols = batch[0].shape
     a, b = row_signs(rows).T.astype(np.float64), column_signs(cols).T.astype(np.float64)
     projections = np.zeros((len(batch), NUM_PROJECTIONS))

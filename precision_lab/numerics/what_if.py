@@ -1,4 +1,4 @@
-"""What if an activation were stored in another format: what would saturate, what would vanish, what would be lost."""
+"""The loss if an activation were stored in another format: overflow, underflow, and signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from precision_lab.numerics.group_formats import GroupFormat, group_format, roun
 from precision_lab.numerics.statistics import summarize
 
 PACK = 1 << 15
-"""Elements worked on at a time: many small arrays together, or one large one."""
+"""Elements processed at a time: many small arrays together, or one large array."""
 _ROUNDED_BY_ADDING = 2.0**100
-"""Formats that end below are rounded by `round_significand`, whose sums stay in float32's range: faster than a cast."""
+"""Formats with a smaller maximum are rounded by `round_significand`: its sums fit float32, and a cast is slower."""
 
 Array = npt.NDArray[Any]
 AnyFormat = Format | GroupFormat
@@ -30,18 +30,18 @@ def any_format(name: str) -> AnyFormat:
 
 
 def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
-    """For each array and each format f:
+    """Measures the loss of each array in each format f, as one mapping per array:
 
-    - `overflow_pct_f`: percent of the elements beyond the end of f. A floating-point format makes them infinite or NaN;
-      in a group format they are clipped, relative to the scale of their group;
+    - `overflow_pct_f`: percent of elements beyond the range of f. In a floating-point format they become infinite or
+      NaN; in a group format they are clipped, relative to the scale of their group;
     - `underflow_pct_f`: percent of all elements that are not zero and become zero;
-    - `sqnr_db_f`: 20 log10(|x| / |x - round trip of x|), higher is better. NaN where nothing is lost, or a value
+    - `sqnr_db_f`: 20 log10(|x| / |x - round trip of x|), higher is better. NaN if nothing is lost, or if a value
       overflows to infinity or NaN.
 
-    All three are NaN for an empty array, and in a group format whose groups do not divide the last axis. Of an array
-    with infinities or NaN only the percentages of floating-point formats are given.
+    All three are NaN for an empty array, and for a group format whose group size does not divide the last axis. For an
+    array with infinities or NaN, everything except the percentages of floating-point formats is NaN.
 
-    Arrays: real, of dtypes that float32 holds.
+    arrays: real, of dtypes whose values float32 represents.
     """
     results: list[dict[str, float]] = [{}] * len(arrays)
     for channels, indices in _packs(arrays):
@@ -52,7 +52,7 @@ def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[
                 chosen.append(i)
                 pieces.append(piece)
             else:
-                results[i] = _of_irregular(arrays[i], formats)
+                results[i] = _measure_irregular(arrays[i], formats)
         if chosen:
             for i, result in zip(chosen, _measure(pieces, channels, formats), strict=True):
                 results[i] = result
@@ -60,7 +60,10 @@ def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[
 
 
 def _packs(arrays: Sequence[Array]) -> Iterator[tuple[int, list[int]]]:
-    """Arrays of one dtype with as many channels, by their indices: PACK elements in all, or one larger array."""
+    """Yields (channels, indices) of arrays of equal dtype and number of channels.
+
+    A pack has up to PACK elements in total, or one larger array.
+    """
     alike: dict[tuple[int, str], list[int]] = defaultdict(list)
     for i, x in enumerate(arrays):
         alike[x.shape[-1] if x.ndim else 1, x.dtype.name].append(i)
@@ -77,13 +80,13 @@ def _packs(arrays: Sequence[Array]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _measure(pieces: Sequence[Array], channels: int, formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
-    """pieces: (n,) float32 each, finite, n > 0 a multiple of `channels`."""
+    """The result of `what_if` for each piece: (n,) float32, finite, n > 0 a multiple of `channels`."""
     x = np.concatenate(pieces)
     sizes = np.array([piece.size for piece in pieces])
     starts = np.cumsum(sizes) - sizes
 
     def percent(mask: Array) -> Array:
-        """Of each piece."""
+        """Percent of the elements of each piece where `mask` is true."""
         return 100 * np.add.reduceat(mask.view(np.uint8), starts, dtype=np.uint32) / sizes
 
     magnitude = np.abs(x)
@@ -116,18 +119,18 @@ def _names(fmt: AnyFormat) -> tuple[str, str, str]:
 
 
 def _cast(magnitude: Array, fmt: Format) -> tuple[Array, Array]:
-    """Finite magnitudes rounded to `fmt`, infinite where they overflow; and where they do."""
+    """Finite magnitudes rounded to `fmt`, and a mask of those that overflow; overflow gives infinity or NaN."""
     over = magnitude >= fmt.overflow_threshold if fmt.threshold_overflows else magnitude > fmt.overflow_threshold
     if fmt.max > _ROUNDED_BY_ADDING:
         with np.errstate(over="ignore"):
             return magnitude.astype(ml_dtypes.finfo(fmt.name).dtype).astype(np.float32), over
-    with np.errstate(over="ignore", invalid="ignore"):  # far beyond the range of fmt
+    with np.errstate(over="ignore", invalid="ignore"):  # raised far beyond the range of fmt
         y = round_significand(magnitude, fmt.mantissa_bits, math.frexp(fmt.smallest_normal)[1] - 1)
     y[over] = np.inf
     return y, over
 
 
-def _of_irregular(x: Array, formats: Sequence[AnyFormat]) -> dict[str, float]:
-    """Of an array that is empty or not finite."""
+def _measure_irregular(x: Array, formats: Sequence[AnyFormat]) -> dict[str, float]:
+    """The result of `what_if` for an array that is empty or has elements that are not finite."""
     catalogue = summarize(x, [fmt for fmt in formats if isinstance(fmt, Format)])
     return {name: float(catalogue.get(name, math.nan)) for fmt in formats for name in _names(fmt)}

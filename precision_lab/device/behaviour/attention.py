@@ -46,7 +46,7 @@ def rounding_places(attend: Attention, storage: Storage, shape: Shape) -> Outcom
 
 
 def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[int, int]]:
-    """q, k, v that are zero except in the last channel, which masks all keys except those at the two indices returned."""
+    """q, k, v that are zero except in the last channel, which masks all keys but those at the two returned indices."""
     places = (shape.keys // 3, shape.keys - 1)
     q, k, v = (np.zeros((1, 1, n, shape.channels)) for n in (shape.queries, shape.keys, shape.keys))
     q[..., -1] = 1.0

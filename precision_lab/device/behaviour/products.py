@@ -60,7 +60,7 @@ def _significands(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -
 
 
 def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.Generator, trials: int = 128) -> Outcome:
-    """The width of the accumulator in any order of summation: from the smallest d for which 1, d and -1 always sum to d.
+    """The width of the accumulator, in any order of summation: the smallest d for which 1, d and -1 always sum to d.
 
     `reduce` maps (trials, length) to sums of rows, (trials,) or (trials, n). Each row has 1, d and -1 at random
     positions and zeros elsewhere. In any order, some rows add 1 and d first; an accumulator of p bits represents

@@ -33,7 +33,7 @@ def cast_overflow(cast: Op, storage: Storage) -> Outcome:
 
 
 def range_inside(reduce: Op, storage: Storage, length: int) -> Outcome:
-    """Whether m + m - m overflows in an intermediate sum, for m near the maximum. An accumulator in the format overflows.
+    """Whether m + m - m, with m near the maximum, overflows in an intermediate sum, as it does in the format itself.
 
     `reduce` maps (n, length) to sums of rows, or means. The other terms are zero. The -m takes each of three positions,
     so that any order of summation adds the two m first in some row.

@@ -38,8 +38,8 @@ def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
 def norm_rounding(norm: Op, storage: Storage, rng: np.random.Generator, biased: bool) -> Outcome:
     """Whether a norm rounds the normalised value, or its product with the weight, to the format (16-bit formats).
 
-    The call is `norm(x, weight)`, or `norm(x, weight, bias)` if `biased`; its eps must be negligible. The bias subtracts
-    the rounded product, which leaves only the part that an unrounded product has.
+    The call is `norm(x, weight)`, or `norm(x, weight, bias)` if `biased`, with a negligible eps. The bias subtracts the
+    rounded product, which leaves only the part that an unrounded product has.
     """
     width = 256
     x = storage.round(rng.standard_normal((64, width)))
