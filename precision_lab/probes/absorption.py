@@ -66,7 +66,7 @@ class Absorption:
 
 
 def _rms(x: npt.NDArray[np.float64]) -> float:
-    """Root mean square of the finite elements, at most products of two float32: no square overflows. NaN without any."""
+    """Root mean square of the finite elements, NaN without any. For products of two float32, no square overflows."""
     square = float(np.vdot(x, x))
     if math.isfinite(square):
         return math.sqrt(square / x.size) if x.size else math.nan
