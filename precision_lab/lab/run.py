@@ -1,4 +1,4 @@
-"""Running an experiment: every variant on every case, then timing; leaves tables, images and a manifest."""
+"""Runs an experiment: every variant on every case, then timing. Writes tables, images and a manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HERE = ProcessSpec()
 
 
 class Progress(Protocol):
-    """What a run tells whoever waits for it; `amount` is in denoising steps, timing rounds included."""
+    """Receives the progress of a run; `total` and `amount` are in denoising steps, including timing rounds."""
 
     def start(self, total: float) -> None: ...
 
@@ -45,17 +45,17 @@ class Progress(Protocol):
 
 
 def run(spec: RunSpec, progress: Progress, child: Sequence[str] = ()) -> None:
-    """Runs `spec` into `spec.out`. Raises InputError before anything is written if it cannot be run.
+    """Runs `spec` and writes to `spec.out`. Raises InputError before it writes anything if `spec` cannot be run.
 
-    A variant that raises is noted in the manifest, and the others go on. After Ctrl-C the manifest says
-    `interrupted` and everything finished stays; `spec.resume` continues. child: the command that starts another process
-    for variants that need one, see `precision_lab.lab.process`.
+    If a variant raises, the manifest records the error and the other variants continue. After Ctrl-C, the manifest's
+    status is `interrupted` and all completed parts remain; `spec.resume` continues the run. child: the command that
+    starts a process for variants that need their own, see `precision_lab.lab.process`.
     """
     Laboratory(spec, progress, child).run()
 
 
 class Laboratory:
-    """One run: the spec, the models, and the manifest as it grows."""
+    """One run: the spec, the models, and the contents of the manifest."""
 
     def __init__(self, spec: RunSpec, progress: Progress, child: Sequence[str]):
         self.spec = spec
@@ -82,7 +82,7 @@ class Laboratory:
         elsewhere = {variant.process for variant in spec.variants} - {_HERE}
         assert child or not elsewhere, "variants of another process need a command that starts one"
         self.children = {process: Child(child, spec.out, process) for process in elsewhere}
-        alone = bool(elsewhere) or not child  # a process that is asked by two would mix up its answers
+        alone = bool(elsewhere) or not child  # two requesters would mix up the answers of a process
         number = 1 if alone else crew.workers(spec, self.steps, _bytes(components))
         self.helpers = [Child(child, spec.out, _HERE) for _ in range(number - 1)]
         self.reporting = Lock()
@@ -129,7 +129,7 @@ class Laboratory:
         generations = Crew(spec.all_variants, spec.cases, self._finished)
         helpers = [partial(self._make, helper=helper) for helper in self.helpers]
         generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
-        for helper in self.helpers:  # what follows is timed
+        for helper in self.helpers:  # timing follows
             helper.close()
         self._time_steps(timing)
 
@@ -161,7 +161,7 @@ class Laboratory:
             self.progress.advance(amount, label)
 
     def _is_done(self, variant: Variant, case: Case) -> bool:
-        """Whether a generation was finished before; the reference's, only if no variant still needs its arrays."""
+        """Whether a generation is complete. For a reference, no variant may still need its arrays."""
         if variant.name == REFERENCE and not reference_path(self.spec.out, case).exists():
             return all(self._is_done(other, case) for other in self.spec.variants)
         return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
@@ -190,7 +190,7 @@ class Laboratory:
         tables.write_part(self.spec.out, "latency", part, rows)
 
     def _dry_run(self, variant: Variant) -> None:
-        """Applies the techniques once: what the user got wrong is an error now, what they get wrong is a result."""
+        """Applies the techniques once. An InputError is raised now; any other exception is recorded for the variant."""
         try:
             with self.bench.variant(variant) as (_, components, coverage):
                 self.coverage[variant.name] = coverage
@@ -201,9 +201,9 @@ class Laboratory:
             self._failed(variant, error)
 
     def _failed(self, variant: Variant, error: Exception) -> None:
-        said = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
-        self.errors[variant.name] = said
-        self.progress.note(f"{variant.name} failed: {said}")
+        message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
+        self.errors[variant.name] = message
+        self.progress.note(f"{variant.name} failed: {message}")
 
     def _write_manifest(self, status: Status) -> None:
         spec = self.spec
@@ -221,7 +221,7 @@ class Laboratory:
             baseline=spec.baseline,
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
             sites={
-                name: {technique: manifest.Coverage(*found) for technique, found in coverage.items()}
+                name: {technique: manifest.Coverage(*matched) for technique, matched in coverage.items()}
                 for name, coverage in self.coverage.items()
             },
             errors=self.errors,
