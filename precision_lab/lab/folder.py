@@ -58,7 +58,7 @@ def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes pixel values in [0, 255] as an 8-bit PNG. Its text `num_nonfinite` counts non-finite values, drawn as 0."""
+    """Writes pixel values in [0, 255] as an 8-bit PNG; its text `num_nonfinite` counts non-finite ones, drawn as 0."""
     from PIL import Image, PngImagePlugin
 
     path.parent.mkdir(parents=True, exist_ok=True)
