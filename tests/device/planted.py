@@ -1,4 +1,4 @@
-"""Operations in NumPy whose behaviour is known: what a probe must name."""
+"""Operations in NumPy with known behaviour, which a probe must name."""
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def softmax(storage, accumulate, exponent=keep):
 
 
 def attention(storage, query=keep, scores=keep, probabilities=keep, unnormalised=keep):
-    """softmax(scale q k^T) v with the rounding asked for at each place."""
+    """softmax(scale q k^T) v with the requested rounding of each intermediate."""
 
     def call(q, k, v, scale):
         s = scores(query(q * scale) @ np.swapaxes(k, -1, -2))
@@ -87,7 +87,7 @@ def norm(storage, first=keep, second=keep, centre=True):
 
 
 def flushing(storage, function):
-    """`function` on a device that takes subnormal inputs and results for zero."""
+    """`function` on a device that flushes subnormal inputs and results to zero."""
 
     def flush(x):
         return np.where(np.abs(x) < storage.smallest_normal, 0.0, x)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process if it was asked for, and goes back if not."""
+"""The process retains freed memory if the setting is on, and returns it otherwise."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every probe names each behaviour it can meet, planted in NumPy."""
+"""Every probe names each behaviour, planted in NumPy operations."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""Values cross between NumPy and MLX bit for bit, and what MLX refuses is said, not raised."""
+"""Values are converted between NumPy and MLX bit for bit, and operations that MLX rejects are reported."""
 
 import numpy as np
 import pytest

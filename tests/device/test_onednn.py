@@ -1,4 +1,4 @@
-"""Products by oneDNN: exact but for one rounding, where there is such a library, and never in the way."""
+"""Products by oneDNN: exact up to one rounding if the library exists, and its absence never breaks anything."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def made(rng, *shape, scale=1.0, dtype=BFLOAT16):
 
 
 def exact(x, weight, bias):
-    """In float64."""
+    """The product in float64."""
     product = x.astype(np.float64) @ weight.astype(np.float64).T
     return product + (0 if bias is None else bias.astype(np.float64))
 
@@ -37,7 +37,7 @@ def test_a_product_is_rounded_once(m, k, n, biased, dtype, half_ulp, seed):
     out = np.full((m, n), np.nan, dtype)
     onednn.linear(x, weight, bias, out)
     expected = exact(x, weight, bias)
-    # half an ulp of the result, and what fp32 sums of k terms and the bias may add to it
+    # half an ulp of the result, plus the rounding error of fp32 sums of k terms and the bias
     terms = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + (0 if bias is None else np.abs(bias))
     bound = half_ulp * np.abs(expected) + (k + 1) * 2.0**-24 * terms
     assert (np.abs(out.astype(np.float64) - expected) <= bound).all()

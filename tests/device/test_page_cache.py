@@ -1,4 +1,4 @@
-"""Parts of files given back to the operating system, and only those."""
+"""The requested parts of files are dropped from the page cache, and only those."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cached(file) -> np.ndarray:
-    """Which pages of a file are in memory."""
+    """A mask of the pages of a file that are in memory."""
     mapped = np.memmap(file, mode="r")
     resident = np.zeros(-(-len(mapped) // PAGE), np.uint8)
     libc = ctypes.CDLL(None)

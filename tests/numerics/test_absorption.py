@@ -1,4 +1,4 @@
-"""Absorbed updates: hand-computed cases, and what rounding really does."""
+"""Absorbed updates: hand-computed cases, and a comparison with actual rounding."""
 
 import math
 

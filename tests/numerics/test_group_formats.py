@@ -30,7 +30,7 @@ def tensors(dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_round_trip_is_that_of_mlx(name, dtype):
-    """Every value is the same, but for exact ties of e2m1, which MLX's CPU takes towards zero and its GPUs to even."""
+    """Every value is equal, except at exact ties of e2m1: MLX rounds them towards zero on a CPU, to even on GPUs."""
     fmt, x = group_format(name), tensors(dtype)
     ours = round_trip(x.reshape(-1, fmt.group_size), fmt)[0].reshape(x.shape)
     theirs = by_mlx(x, fmt)

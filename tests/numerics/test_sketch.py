@@ -1,4 +1,4 @@
-"""Sketches: the norm without bias, distances between tensors of which only sketches are left, the same for ever."""
+"""Sketches: an unbiased norm, distances between tensors from their sketches alone, and stability over time."""
 
 import hashlib
 import math
@@ -69,7 +69,7 @@ def test_projections_are_uncorrelated():
 
 
 def test_golden():
-    """Sketches of years ago stand in baselines: if this fails, the signs changed, and that is the mistake."""
+    """Baselines contain old sketches: if this fails, the signs have changed, which must never happen."""
     assert sketch(np.arange(1.0, 16).reshape(3, 5)).projections.tolist() == GOLDEN_PROJECTIONS
     for signs, digest in ((row_signs(1000), GOLDEN_ROWS), (column_signs(1000), GOLDEN_COLUMNS)):
         assert signs.dtype == np.int8

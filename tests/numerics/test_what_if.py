@@ -1,4 +1,4 @@
-"""What if an activation were stored in another format: hand-computed, and against the range catalogue and `compare`."""
+"""What-if analysis: hand-computed cases, and comparisons with the range catalogue and `compare`."""
 
 import math
 
