@@ -100,7 +100,9 @@ class Capture:
         self._flush()
         tables = frames_of(self._recorders)
         if name not in tables:
-            raise InputError(f"No probe of this capture writes a table {name!r}: there is {', '.join(sorted(tables))}")
+            raise InputError(
+                f"No probe of this capture writes a table {name!r}. Available: {', '.join(sorted(tables))}"
+            )
         rows = tables[name] if len(tables[name]) else pd.DataFrame(columns=[*_LEADING, "component", "stream"])
         rows["call"] = rows.groupby(["site", "port"])["order"].rank(method="dense").astype(int) - 1
         unsaid = [column for column in _MOMENT if column in rows and rows[column].isna().all()]
@@ -139,7 +141,7 @@ class Capture:
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if self._ended:
-                raise InputError("This function was compiled to be observed in a capture that has ended: compile anew")
+                raise InputError("This function was compiled for a capture that has ended: compile it again")
             outputs, arrays = compiled(*args, **kwargs)
             for path, name, stream, array, inputs in arrays:
                 self._take(Seen(by_path[path], Port(name, stream, array), tuple(inputs)))

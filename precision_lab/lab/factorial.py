@@ -66,6 +66,8 @@ def combined(techniques: Mapping[str, T], factors: Mapping[str, Mapping[str, T]]
     for factor in on:
         for name, technique in factors[factor].items():
             if name in together:
-                raise InputError(f"factorial: technique {name} of factor {factor} is in the base or another factor too")
+                raise InputError(
+                    f"factorial: technique {name} of factor {factor} is also in the base or another factor"
+                )
             together[name] = technique
     return together

@@ -57,7 +57,9 @@ def group_format(name: str) -> GroupFormat:
         return GroupFormat(name, name, 4, 16)
     if match := _AFFINE.fullmatch(name):
         return GroupFormat(name, "affine", int(match[1]), int(match[2] or 64))
-    raise InputError(f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or affine4_g32 and so on")
+    raise InputError(
+        f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or, for example, affine4_g32"
+    )
 
 
 def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.bool_]]:
