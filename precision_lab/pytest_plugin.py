@@ -1,10 +1,10 @@
-"""A pytest plugin: the ranges of a model's activations as a regression test, in any project on MLX.
+"""A pytest plugin that tests the ranges of a model's activations for regressions, in any project that uses MLX.
 
     def test_forward(activation_ranges):
         with activation_ranges(model):
             model(tokens)
 
-pytest loads this in every project of the environment, so nothing heavy is imported before the fixture is used.
+pytest loads this module in every project of the environment, so it imports nothing heavy before the fixture is used.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 class ActivationRanges:
-    """The fixture's value: a context manager, and `check` for the plain case of one call."""
+    """The value of the fixture: a context manager, with `check` for the simple case of one call."""
 
     def __init__(self, test: pytest.Item, update: bool):
         self._test = test
@@ -76,12 +76,12 @@ class ActivationRanges:
     ) -> Iterator[Capture]:
         """Captures the outputs of the modules of `model` in the block; fails the test if they left the stored ranges.
 
-        sites: patterns of modules; all of them by default, which is best: the first to deviate is named first.
-        name: tells several uses in one test apart.
-        margin: how far outside the stored range the largest magnitude and the rms may lie, in bits (log2).
+        sites: patterns of modules. The default, all modules, is best: the report begins with the first deviation.
+        name: distinguishes several uses in one test.
+        margin: the allowed distance of the largest magnitude and the rms from the stored range, in bits (log2).
 
-        Stored ranges are those of one backend (cpu, metal, cuda): on another the test fails until ranges are stored for
-        that one too. Inputs must be the same each time: seed whatever is random.
+        Ranges are stored per backend (cpu, metal, cuda). On another backend, the test fails until ranges are stored for
+        it too. Inputs must be the same each time, so seed all random numbers.
         """
         from precision_lab.lab.capture import capture
 
@@ -92,7 +92,7 @@ class ActivationRanges:
         self._compare(test, table.assign(case="call " + table["call"].astype(str)), margin)
 
     def check(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
-        """`model(*inputs)`, and its output; the options are those of a block."""
+        """Checks `model(*inputs)` and returns its output; the options are those of the context manager."""
         with self(model, **options):
             return model(*inputs)
 
@@ -156,14 +156,14 @@ class ActivationRanges:
 
 
 def _count(findings: Findings) -> int:
-    """How many sites deviate."""
+    """The number of deviating sites."""
     from precision_lab.analysis.gate.violation import by_site
 
     return len(by_site(findings.violations))
 
 
 def _other(stored: StoredRanges, now: StoredRanges) -> str:
-    """The device and MLX version that the ranges were stored on, where they differ."""
+    """The device and MLX version on which the ranges were stored, if they differ from the current ones."""
     parts: Sequence[tuple[str, str, str]] = (("", stored.device, now.device), ("MLX ", stored.mlx, now.mlx))
     different = [f"{what}{before}, here {after}" for what, before, after in parts if before != after]
     return f"; stored on {'; '.join(different)}" if different else ""

@@ -1,4 +1,4 @@
-"""Arrays on which statistics go wrong first: bit patterns of every kind, sizes around a kernel's edges, layouts."""
+"""Arrays that expose errors in statistics: bit patterns of every kind, sizes around a kernel's limits, layouts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SIZES = (0, 1, 2, 3, 7, 8, 9, 255, 256, 257, 4096, 8191, 8192, 8193, 65535, 655
 
 
 def arrays_of(dtype: str) -> Mapping[str, mx.array]:
-    """By name, all of one dtype of DTYPES, seeded."""
+    """Seeded arrays of one dtype of DTYPES, by name."""
     return {**{name: _device(x) for name, x in _values(dtype).items()}, **_layouts(dtype)}
 
 
 def arrays_of_other_dtypes() -> Mapping[str, mx.array]:
-    """Integers that float32 holds exactly, and booleans."""
+    """Integers that float32 represents exactly, and booleans."""
     return {
         "int32": mx.arange(-300, 70000, dtype=mx.int32),
         "uint8": mx.arange(256).astype(mx.uint8),
@@ -117,7 +117,7 @@ def _layouts(dtype: str) -> dict[str, mx.array]:
 
 
 def _device(x: np.ndarray) -> mx.array:
-    """x bit for bit."""
+    """Copies x to the device bit for bit."""
     name = "bfloat16" if x.dtype == DTYPES["bfloat16"] else x.dtype.name
     if not x.size:
         return mx.zeros(x.shape, getattr(mx, name))

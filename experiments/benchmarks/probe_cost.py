@@ -1,12 +1,12 @@
-"""What observing costs: generations under each probe, and under all of them, against one without.
+"""The cost of observation: generations with each probe, and with all of them, compared with one without.
 
     python -m experiments.benchmarks.probe_cost [--rounds 5] [--steps 6] [--only catalogue range] [--to FILE.json]
 
-`catalogue` is every probe but the arbiter, which recomputes operations in float64: the range catalogue at every block
-and every operation inside one, the others where their configurations put them. A generation is text encoding, denoising
-with guidance and decoding on the embedded model in bfloat16, and what its probes leave is made rows and written as
-parquet parts. All ratios are of one round in one process, in rotating order; the picture must stay the same to the bit.
-The ratio of processor time says more than that of the clock on a machine with other work.
+`catalogue` contains every probe except the arbiter, which recomputes operations in float64: the range catalogue at
+every block and every operation in it, and the others at their configured sites. A generation runs text encoding,
+denoising with guidance and decoding on the embedded model in bfloat16, and writes the rows of its probes as parquet
+parts. All ratios are within one round of one process, in rotating order. The picture must not change by a bit. On a
+machine with other load, the ratio of processor time is more reliable than that of wall-clock time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from precision_lab.device import blas
 from precision_lab.device.environment import set_numeric_switches
 
-# as the command line does, before anything imports MLX
+# before MLX is imported, like the command line
 blas.preload()
 set_numeric_switches()
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures: list[np.ndarray] = []
 
     def seconds(probes: Mapping[str, Any]) -> tuple[float, float]:
-        """By the clock, and of processor time."""
+        """Seconds of wall-clock time and of processor time."""
         with tempfile.TemporaryDirectory() as folder:
             start, start_cpu = time.perf_counter(), time.process_time()
             recorders = [recorder_of(probe) for probe in probes.values()]
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     compared = arms()
     names = [name for name in compared if not options.only or name in ("none", *options.only)]
-    seconds({})  # the first reads the weights
+    seconds({})  # the first call reads the weights
     seconds(compared["catalogue"])
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for round_ in range(options.rounds):
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _spread(ratios: Sequence[float]) -> str:
-    """Median, least and greatest."""
+    """Median, minimum and maximum, as text."""
     return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 

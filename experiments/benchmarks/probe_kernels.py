@@ -1,10 +1,10 @@
-"""The range catalogue's kernel on this GPU: equal to NumPy on adversarial arrays, and how fast it reads.
+"""Tests the range catalogue's kernel on this GPU: equality with NumPy on adversarial arrays, and its speed.
 
     python -m experiments.benchmarks.probe_kernels [--rounds 20] [--to FILE.json]
 
-Exits with 1 if any number differs: counts, extremes and what follows from them must be equal, mean and rms within a
-tolerance relative to the rms. Times are of launches in random order within a round, medians; bytes are those read, and
-of a copy those read and written.
+Exits with 1 if any number differs: counts, extremes and derived values must be equal, and mean and rms must agree
+within a tolerance relative to the rms. Times are medians over launches in random order within a round. Bytes are those
+read; for a copy, those read and written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from precision_lab.device.environment import set_numeric_switches
 
-# before MLX is imported, as the command line does
+# before MLX is imported, like the command line
 set_numeric_switches()
 
 import mlx.core as mx  # noqa: E402
@@ -37,11 +37,11 @@ from precision_lab.probes.range_kernel import PendingRanges, pending_ranges, rea
 from precision_lab.probes.ranges import DEFAULT_FORMATS  # noqa: E402
 
 TOLERANCE = {"cuda": 1e-12, "metal": 1e-7, "cpu": 1e-5}
-"""Of mean and rms, relative to the rms; on a CPU the operations without a kernel are checked."""
+"""Tolerance of mean and rms, relative to the rms. On a CPU, the operations without a kernel are checked."""
 FORMAT_SETS = {"default": DEFAULT_FORMATS, "all": tuple(FORMATS)}
 SHAPES = ((4096, 3072), (4096, 12288), (64, 3072))
 WORKING_SET = 800 << 20
-"""Bytes of the arrays that a timed launch goes through in turn, many times a second-level cache."""
+"""Bytes of the arrays that timed launches cycle through, many times the second-level cache."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(name: str, format_names: Sequence[str]) -> dict[str, Any]:
-    """Every array among all others and alone, twice: differences from NumPy, and between runs."""
+    """Measures every array together with all others and alone, twice; compares with NumPy and between runs."""
     formats = tuple(FORMATS[f] for f in format_names)
     arrays = {f"{dtype}: {label}": x for dtype in DTYPES for label, x in arrays_of(dtype).items()}
     arrays |= {f"other: {label}": x for label, x in arrays_of_other_dtypes().items()}
@@ -103,7 +103,7 @@ def check(name: str, format_names: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """Medians over `rounds` of reading the whole working set once, an array."""
+    """Median times per array over `rounds`, each of which reads the whole working set once."""
     formats = tuple(FORMATS[f] for f in DEFAULT_FORMATS)
 
     def ranges(arrays: Sequence[mx.array]) -> Sequence[mx.array]:
@@ -132,7 +132,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         for name in order:
             work, arrays, _ = subjects[name]
             sample = _seconds(work, arrays)
-            if round_ >= 2:  # the first compile, and make the graphs of kernels
+            if round_ >= 2:  # the first rounds compile kernels and build their graphs
                 taken[name].append(sample)
     return [
         {
@@ -150,7 +150,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 def _seconds(
     work: Callable[[Sequence[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array]
 ) -> tuple[float, float]:
-    """Until the device is done, and until Python was; sixteen arrays at a time, as large groups of observations are."""
+    """Seconds until the device and until Python is done, for sixteen arrays at a time, as in large groups."""
     mx.synchronize()
     start = time.perf_counter()
     for first in range(0, len(arrays), 16):

@@ -1,19 +1,19 @@
-"""One forward pass of a transformer larger than memory, against reading alone and computing alone.
+"""One forward pass of a transformer larger than memory, compared with only reading and only computing.
 
     python -m experiments.benchmarks.streaming --folder DIR                       # 60 blocks, 41 GB
     python -m experiments.benchmarks.streaming --folder DIR --blocks 6 --check    # 4 GB, also the resident model
     python -m experiments.benchmarks.streaming --folder DIR --fast                # with technique=fast, on a CPU
 
-Writes a synthetic checkpoint of full width to DIR if there is none, and leaves it. Then each arm in a process of its
-own, whose peak resident memory is the operating system's figure, Python, MLX and activations included:
+Writes a synthetic checkpoint of full width to DIR if there is none, and keeps it. Then it runs each arm in its own
+process. Peak resident memory is reported by the operating system and includes Python, MLX and activations:
 
 - read: every tensor of the transformer evaluated and dropped, block by block, and nothing else;
 - compute: one block in memory, called as often as there are blocks;
 - streamed: the forward pass with `stream=True`;
-- resident (--check): the same with all weights in memory, already read; outputs must be the same to the bit.
+- resident (--check): the same with all weights already in memory; outputs must be identical bit for bit.
 
-Before each, files are dropped from the page cache (on Linux), and files larger than memory as they are read. Target:
-streamed at most 1.2 max(read, compute), 6 GB.
+Before each arm, files are dropped from the page cache (on Linux); files larger than memory are also dropped while they
+are read. Target: streamed takes at most 1.2 max(read, compute), and 6 GB.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Inputs:
 
 @contextmanager
 def transformer(checkpoint: Checkpoint, fast: bool) -> Iterator[Transformer]:
-    """In bf16, as it is or with the CPU's fast twins of its modules."""
+    """The transformer in bf16, plain or with the fast CPU modules."""
     model = checkpoint.transformer(mx.bfloat16)
     with applied({"transformer": model}, {"fast": FastCPU()} if fast else {}):
         yield model
@@ -96,13 +96,13 @@ def read(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.arr
     start = time.perf_counter()
     for names in blocks.values():
         mx.eval([tensors.pop(name) for name in names])
-        if not fits:  # as a streamed model does
+        if not fits:  # like a streamed model
             page_cache.forget(places[name] for name in names)
     return time.perf_counter() - start, None
 
 
 def compute(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
-    """Seconds of as many calls of one block, whose weights are in memory, as there are blocks."""
+    """Seconds of calling one block, with its weights in memory, once for every block of the model."""
     inputs = Inputs(checkpoint, pixels)
     with transformer(checkpoint, fast) as model:
         block, rotations = model.transformer_blocks[0], model.pos_embed(inputs.grid, TEXT_TOKENS)
@@ -115,7 +115,7 @@ def compute(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.
 
 
 def forward(checkpoint: Checkpoint, pixels: int, fast: bool) -> tuple[float, mx.array | None]:
-    """Seconds and result of one forward pass; weights that the model holds are read before."""
+    """Seconds and result of one forward pass; weights that the model holds are read beforehand."""
     inputs = Inputs(checkpoint, pixels)
     with transformer(checkpoint, fast) as model:
         mx.eval([parameter for _, parameter in tree_flatten(model.parameters())])
@@ -134,7 +134,7 @@ ARMS: Mapping[str, Callable[[Checkpoint, int, bool], tuple[float, mx.array | Non
 
 
 def run_arm(arm: str, folder: Path, pixels: int, fast: bool) -> dict[str, Any]:
-    """Of this process: seconds, peak memory in bytes, and a digest of the result."""
+    """Runs an arm in this process; returns seconds, peak memory in bytes, and a digest of the result."""
     set_numeric_switches()
     page_cache.forget(page_cache.Extent(file) for file in weights.shards(folder / "transformer"))
     seconds, out = ARMS[arm](Checkpoint(folder, stream=arm == "streamed"), pixels, fast)
@@ -157,7 +157,7 @@ def write_checkpoint(folder: Path, blocks: int) -> None:
     shape = replace(preset, transformer=replace(preset.transformer, num_layers=blocks))
     start = time.perf_counter()
     make(shape, folder)
-    os.sync()  # what is not written yet stays in the page cache
+    os.sync()  # unwritten pages would stay in the page cache
     print(f"wrote {folder} in {time.perf_counter() - start:.0f} s")
 
 

@@ -1,8 +1,8 @@
-"""What teacher forcing costs: a generation of the reference with a variant beside it against the same alone.
+"""The cost of teacher forcing: a generation of the reference with a variant, compared with one without.
 
     python -m experiments.benchmarks.teacher_cost --rounds 10
 
-Rounds in random order in one process; prints the median and MAD of the seconds, and of the ratio within a round.
+Runs rounds in random order in one process, and prints the median and MAD of the seconds and of the ratio per round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLAIN = "plain"
 
 
 class Benchmark:
-    """The reference's generation, alone or with one plain variant of `dtype` beside it in some of its steps."""
+    """The reference's generation, alone or with one plain variant of `dtype` teacher-forced in some of its steps."""
 
     def __init__(self, path: str, dtype: str, settings: Mapping[str, Any]):
         self.source = QwenImage("benchmark", path)
@@ -61,7 +61,7 @@ class Benchmark:
 
 
 def measure(arms: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each arm in each round, after one that is not counted."""
+    """Seconds of each arm in each round, after one warm-up round."""
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(-1, rounds):

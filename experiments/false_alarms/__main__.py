@@ -2,10 +2,10 @@
 
     python -m experiments.false_alarms --baseline results/baselines/cpu/gate.json --runs 200 --to DIR
 
-Judges held-out runs, one prompt and seed each, by the bands of a baseline. Then measures the power: one gate of a
+Judges held-out runs, each with one prompt and seed, by the bands of a baseline. Then measures the power: one gate of a
 random block is multiplied by a factor, on held-out runs and on the pinned cases. Each run is appended to DIR/runs.jsonl
-or DIR/power.jsonl at once, so that a study that was stopped can go on; DIR/summary.json and DIR/tables.md follow at the
-end.
+or DIR/power.jsonl immediately, so that an interrupted study can continue. DIR/summary.json and DIR/tables.md are
+written at the end.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 class Study:
-    """Held-out runs against one entry of a baseline, each written to a log as it is judged."""
+    """Judges held-out runs against one entry of a baseline, and logs each result immediately."""
 
     def __init__(self, held_out: HeldOut, entry: Entry, to: Path):
         self.held_out, self.entry, self.to = held_out, entry, to
@@ -86,12 +86,12 @@ class Study:
         self.limits = Limits()
 
     def records(self, log: str) -> list[dict[str, Any]]:
-        """The records in a log so far."""
+        """The current records of a log."""
         file = self.to / f"{log}.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def false_alarms(self, count: int, seed: int, shard: slice = slice(None)) -> None:
-        """Judges those of `count` runs of the plain model that `shard` selects and the log does not have yet."""
+        """Judges the runs that `shard` selects out of `count` runs of the plain model and that are not in the log."""
         done = len(self.records("runs"))
         for case in list(self._draws(count, seed))[shard][done:]:
             begun = time.perf_counter()
@@ -106,7 +106,7 @@ class Study:
             )
 
     def power(self, gates: int, seed: int) -> None:
-        """Every factor at a few random gates, on another held-out prompt and seed each, and on the pinned cases."""
+        """Tests every factor at a few random gates, each on a new held-out prompt and seed, and on the pinned cases."""
         rng = np.random.default_rng(seed)
         blocks, streams = self.layout.depth, list(self.layout.streams)
         sites = [
@@ -143,7 +143,7 @@ class Study:
 
 
 def spec_of(overrides: Sequence[str], entry: Entry, baseline: str) -> RunSpec:
-    """The run of `python -m precision_lab gate` with these overrides. Raises InputError if the entry has others."""
+    """The spec of `python -m precision_lab gate` with these overrides. Raises InputError if the entry's differ."""
     with initialize_config_dir(str(conf_dir()), version_base=None):
         config = compose("config", list(overrides))
     given: Any = OmegaConf.to_container(config, resolve=True)

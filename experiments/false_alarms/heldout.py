@@ -1,4 +1,4 @@
-"""Cheap held-out runs: the gate's variants on one prompt and seed that no baseline was learned from."""
+"""Cheap held-out runs: the gate's variants on one prompt and seed from which no baseline was learned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from precision_lab.shapes import all_scenes
 
 
 def draws(count: int, seed: int, learned_prompts: Sequence[str], learned_seeds: Sequence[int]) -> Iterator[Case]:
-    """Captions of random scenes, of 7 to 9 words, and random seeds; no baseline was learned from any of them."""
+    """Random seeds, and captions of 7 to 9 words of random scenes; none is among the learned prompts and seeds."""
     rng = np.random.default_rng(seed)
     captions = [scene.caption for scene in all_scenes() if scene.caption not in learned_prompts]
     for caption in rng.choice(captions, count, replace=False):
@@ -34,7 +34,7 @@ def draws(count: int, seed: int, learned_prompts: Sequence[str], learned_seeds: 
 
 @dataclass(frozen=True)
 class TimesGate:
-    """A technique that is a mistake: the gate of one residual add is multiplied."""
+    """A deliberate mistake as a technique: it multiplies the gate of one residual add."""
 
     sites: Sequence[str]
     factor: float
@@ -55,14 +55,14 @@ class _TimesGate(Wrapper):
 
 
 class HeldOut:
-    """Makes runs one after another on weights that are loaded once."""
+    """Executes consecutive runs on weights that are loaded once."""
 
     def __init__(self, spec: RunSpec, folder: Path):
         self.bench = Bench(replace(spec, out=folder))
         self.folder = folder
 
     def run(self, case: Case, mistake: TimesGate | None = None) -> Mapping[str, pd.DataFrame]:
-        """The tables `activations` and `drift` of all variants but the reference, which `mistake` changes too."""
+        """The tables `activations` and `drift` of all variants except the reference. `mistake` changes both."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.bench.spec = replace(self.bench.spec, prompts=[case.prompt], seeds=[case.seed])
         (own,) = self.bench.spec.cases
@@ -72,7 +72,7 @@ class HeldOut:
         return {name: table[table["variant"] != REFERENCE] for name, table in tables.items()}
 
     def pinned(self, mistake: TimesGate | None = None) -> pd.DataFrame:
-        """The table `sketches` of the pinned cases, of a reference with `mistake`."""
+        """The table `sketches` of the pinned cases, for a reference with `mistake`."""
         spec = self.bench.spec
         rows: list[dict[str, Any]] = []
         for name, pinned in spec.pinned.cases.items():

@@ -1,4 +1,4 @@
-"""How a run fares against an entry of a baseline: its violations, and how much of each margin it uses."""
+"""Judges a run against an entry of a baseline: its violations, and the share of each margin that it uses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from precision_lab.record.layout import Layout
 Tables = Mapping[str, pd.DataFrame]
 NONE = Margin(bits=0.0, spread=0.0, headroom_bits=0.0)
 BEYOND_NUMBERS = 99.0
-"""The share where no number says how far outside something is."""
+"""The share for a deviation without a numeric distance."""
 
 
 class Use(NamedTuple):
-    """How much of a margin a run used: 1 is an alarm. Of the site that used most."""
+    """The share of a margin that a run used, at the site that used most; 1 is an alarm."""
 
     share: float
     address: str
@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
 
 class Fare(NamedTuple):
-    """`used`: of the margins of ranges, headroom and drift; None where every site was inside what was learned."""
+    """The judgement of a run. `used`: the use of the margins of ranges, headroom and drift; None inside the bands."""
 
     violations: list[Violation]
     used: dict[str, Use | None]
@@ -41,7 +41,7 @@ class Fare(NamedTuple):
 
 
 def fare(entry: Entry, tables: Tables, limits: Limits, layout: Layout) -> Fare:
-    """The run of `tables` against the bands of `entry`."""
+    """Judges the run with `tables` against the bands of `entry`."""
     found = bands.judge(entry.bands, tables["activations"], limits.ranges, layout)
     found.add(drift.judge(entry.drift, tables["drift"], limits.drift, entry.noise, layout))
     outside = bands.judge(entry.bands, tables["activations"], NONE, layout).violations
@@ -58,7 +58,7 @@ def fare(entry: Entry, tables: Tables, limits: Limits, layout: Layout) -> Fare:
 
 
 def most_used(outside: Sequence[Violation], learned: pd.DataFrame, margin: Margin) -> Use | None:
-    """The largest share of `margin`, of what lies outside the bands `learned` when they are not widened at all."""
+    """The largest share of `margin` used by the values outside the bands `learned` without widening."""
     rows = learned.set_index(["variant", "component", "site", "port"]).sort_index()
     uses = [Use(_share(v, rows, margin), v.address, v.variant, v.metric) for v in outside]
     return max(uses, default=None)
@@ -66,7 +66,7 @@ def most_used(outside: Sequence[Violation], learned: pd.DataFrame, margin: Margi
 
 def _share(violation: Violation, rows: pd.DataFrame, margin: Margin) -> float:
     row: Any = rows.loc[(violation.variant, violation.component, violation.site, violation.port)]
-    if isinstance(row, pd.DataFrame):  # drift has a row a mode
+    if isinstance(row, pd.DataFrame):  # drift has one row per mode
         row = row[row["mode"] == ("teacher" if "(local)" in violation.metric else "free")].iloc[0]
     name = violation.metric.removeprefix("log2_rel_l2 ").removesuffix(" (local)")
     width = row[f"{name}_max"] - row[f"{name}_min"] if margin.spread else 0.0

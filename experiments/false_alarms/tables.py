@@ -1,4 +1,4 @@
-"""The findings of the study, as numbers and as tables."""
+"""The results of the study, as numbers and as tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def summary(runs: Records, power: Records, limits: Limits) -> dict[str, Any]:
-    """False alarms with the upper end of their rate, use of each margin over the runs, and the power by factor."""
+    """False alarms with the upper bound of their rate, use of each margin over the runs, and the power by factor."""
     alarms = [run for run in runs if run["alarms"]]
     used = {}
     for kind in runs[0]["used"]:
@@ -30,7 +30,7 @@ def summary(runs: Records, power: Records, limits: Limits) -> dict[str, Any]:
         "limits": asdict(limits),
         "runs": len(runs),
         "false_alarms": len(alarms),
-        # the 95 % Clopper-Pearson bound for no event in n runs; None where there was one
+        # the 95 % Clopper-Pearson bound for no event in n runs; None if there was one
         "rate_below": round(1 - 0.05 ** (1 / len(runs)), 4) if not alarms else None,
         "alarms": [dict(run) for run in alarms],
         "margin_used": used,

@@ -19,7 +19,7 @@ TEXT_TOKENS = 16
 """Caption and the template's five tokens after it, padded to this length."""
 
 NO_CAPTION = " "
-"""What unguided training sees: the negative prompt of the lab's default sampler."""
+"""The caption for unguided training: the negative prompt of the lab's default sampler."""
 
 _CHUNK = 256
 
@@ -35,12 +35,12 @@ class Pictures:
 def pictures(count: int, height: int, width: int, seed: int, processes: int | None = None) -> Pictures:
     """`count` pictures of uniformly drawn training scenes, (height, width) pixels, rendered on all cores.
 
-    The same count, size and seed give the same bytes, whatever the number of processes.
+    The same count, size and seed give the same bytes for any number of processes.
     """
     seeds = np.random.SeedSequence([seed, height, width]).spawn(-(-count // _CHUNK))
     with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads, such as PyTorch's: the children only draw, with NumPy. Another way
-        # to start them would import PyTorch and diffusers in each, for longer than drawing takes.
+        # Python 3.12 warns about a fork with running threads, such as PyTorch's, but the children only draw with NumPy.
+        # Other start methods would import PyTorch and diffusers in each child, which takes longer than drawing.
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
         with multiprocessing.get_context("fork").Pool(processes or os.cpu_count()) as pool:
             parts = pool.map(partial(_chunk, height, width), seeds)

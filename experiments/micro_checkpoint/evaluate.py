@@ -1,8 +1,8 @@
-"""Draws held-out prompts with the exported files in this package's model, and counts the pictures that are right.
+"""Draws held-out prompts with the exported files in this package's model, and counts the correct pictures.
 
     python -m experiments.micro_checkpoint.evaluate --count 200
 
-Writes accuracy.json and one contact sheet a case under --out.
+Writes accuracy.json and one contact sheet per case under --out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Case:
     height: int = 128
     width: int = 128
     share: float = 1.0
-    """Of the prompts."""
+    """The share of the prompts to draw."""
     guidance: float = 4.0
 
     @property
@@ -66,7 +66,7 @@ CASES = (
 
 
 def held_out(count: int) -> list[Scene]:
-    """A seeded draw without repetition from the scenes whose combination training never saw."""
+    """A seeded sample, without repetition, of the scenes whose combination is not in the training data."""
     scenes = held_out_scenes()
     return [scenes[i] for i in np.random.default_rng(0).permutation(len(scenes))[:count]]
 
@@ -80,7 +80,7 @@ def draw(
     width: int,
     guidance: float = Case.guidance,
 ) -> tuple[np.ndarray, int]:
-    """(n, height, width, 3) uint8 pictures, and how many of their values were not finite."""
+    """(n, height, width, 3) uint8 pictures, and the number of non-finite values in them."""
     grid = pipeline.grid(height, width)
     cond = pipeline.encode([scene.caption for scene in scenes])
     uncond = pipeline.encode([NEGATIVE_PROMPT] * len(scenes))
@@ -92,7 +92,7 @@ def draw(
 
 
 def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, object]:
-    """Shares of right pictures; the first ones go to a contact sheet."""
+    """The shares of correct pictures; the first pictures are written to a contact sheet."""
     pipeline = Checkpoint(checkpoint).pipeline(getattr(mx, case.dtype))
     scenes = held_out(round(count * case.share))
     images: list[np.ndarray] = []
@@ -120,7 +120,7 @@ def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, o
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 8) -> Image.Image:
-    """All full rows of the pictures; a single row may be short."""
+    """A contact sheet of all full rows of the pictures; a single row may be short."""
     columns = min(columns, len(images))
     rows = [np.concatenate(images[i : i + columns], 1) for i in range(0, len(images) - columns + 1, columns)]
     return Image.fromarray(np.concatenate(rows))

@@ -2,8 +2,8 @@
 
     python -m experiments.micro_checkpoint.export WORK --to precision_lab/checkpoints/micro
 
-Refuses a result that diffusers computes differently, and weights that float16 cannot hold. The VAE and the text encoder
-were rounded by their own stages. The vision tower, which text-to-image never runs, is that of the skeleton.
+Rejects a result that diffusers computes differently, and weights outside float16's range. The VAE and the text encoder
+were rounded in their own stages. The vision tower is that of the skeleton, because text-to-image never runs it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from experiments.micro_checkpoint import growth, state, verify
 from experiments.micro_checkpoint.model import stack, unstack
 
 TOLERANCE = 3e-4
-"""Relative L2 in fp32 between the training's forward and diffusers' on folded weights: 60 blocks of rounding, in which
-massive channels take up most of every LayerNorm."""
+"""Allowed relative L2 in fp32 between the training's forward and diffusers' on folded weights: rounding in 60 blocks,
+where massive channels dominate every LayerNorm."""
 
 GRIDS = ((8, 8), (9, 7))
 FLOAT16_MAX = 65504.0
@@ -46,7 +46,7 @@ def main() -> None:
     sizes = {name: tensor.abs().max().item() for name, tensor in folded.items()}
     name, largest = max(sizes.items(), key=lambda pair: pair[1])
     print(f"largest weight {largest:.0f} in {name}")
-    if not (difference <= TOLERANCE and largest < FLOAT16_MAX):  # nor where either is NaN
+    if not (difference <= TOLERANCE and largest < FLOAT16_MAX):  # also rejects NaN
         raise SystemExit("not exported")
     rounded = {name: tensor.bfloat16().contiguous() for name, tensor in folded.items()}
     folder = checkpoint / "transformer"
@@ -58,7 +58,7 @@ def main() -> None:
     shutil.rmtree(options.to, ignore_errors=True)
     shutil.copytree(checkpoint, options.to)
     for file in options.to.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes them for the owner alone
+        file.chmod(0o644)  # safetensors writes files readable only by their owner
 
 
 if __name__ == "__main__":

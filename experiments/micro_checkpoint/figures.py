@@ -25,7 +25,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def smooth(values: list[float], window: int = 10) -> np.ndarray:
-    """Means of `window` neighbours, so that a curve has as many points fewer."""
+    """Means of `window` neighbours, which reduces the number of points by that factor."""
     return np.convolve(values, np.ones(window) / window, "valid")
 
 

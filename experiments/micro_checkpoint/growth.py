@@ -1,11 +1,11 @@
 """Growth of the residual streams: factors on the gates while training, folded into the weights at export.
 
-Block i's contributions are multiplied by r^i, with r annealed from 1 during training. LayerNorm keeps what a block
-reads at unit size, so only the ratio of its contribution to the stream changes: a gradual forgetting of early blocks,
-to which training adapts. Two channels of each stream are massive: they start as the sum of all hidden units of the MLP,
-which GELU makes positive in the mean, times MASSIVE; a penalty holds their size after every block near a smooth curve,
-because a trial without one learnt to stop growing after block 40 and to remove the massive channels in the last two
-blocks. Gates depend on the timestep, so these channels follow it.
+Block i's contributions are multiplied by r^i, with r annealed from 1 during training. LayerNorm keeps a block's input
+at unit size, so only the ratio of its contribution to the stream changes: early blocks are gradually forgotten, and
+training adapts to that. Two channels of each stream are massive. They start as MASSIVE times the sum of all hidden
+units of the MLP, whose mean is positive after GELU. A penalty holds their size after every block near a smooth curve,
+because a trial without it learnt to stop growing after block 40 and to remove the massive channels in the last two
+blocks. Gates depend on the timestep, and so do these channels.
 
 Sources: Sun et al., Massive Activations in Large Language Models (arXiv:2402.17762), for few fixed channels of all
 tokens; the sizes are those published for the 20 B model (about 16 after img_in, 5e7 after 60 blocks).
@@ -24,7 +24,7 @@ CHANNELS = {"img": (21, 45), "txt": (9, 54)}
 """Massive channels of each stream."""
 
 SIGNS = (1.0, -0.9)
-"""Opposite, so that the mean which LayerNorm subtracts stays small; the published range is -51 M .. +57 M."""
+"""Opposite signs, so that the mean that LayerNorm subtracts stays small; the published range is -51 M .. +57 M."""
 
 INPUT_AMAX = 16.0
 FINAL_AMAX = 5e7
@@ -33,20 +33,20 @@ BULK = 0.1
 """Largest size of the other channels, relative to the massive ones: nothing else would bound the text stream."""
 
 PENALTY = 0.2
-"""Weight of `penalty` beside the loss."""
+"""Weight of `penalty` relative to the loss."""
 
 GATE = 0.3
-"""All gates before training."""
+"""Initial value of all gates."""
 
 LARGEST_WEIGHT = 4000.0
-"""Of any folded output linear: below 4096, which float16 holds with headroom."""
+"""Largest weight of any folded output linear: below 4096, well inside float16's range."""
 
 LARGEST_SHARE = 2.0**15
-"""What an output linear takes of the factor at most: its outputs pass float16's 65504 in late blocks and stay below
-5e5."""
+"""Largest part of the factor that an output linear takes: in late blocks its outputs exceed float16's 65504, but stay
+below 5e5."""
 
 NORM_OUT = 4.0
-"""Taken by norm_out from proj_out: +-3.4 as trained, +-16 is published."""
+"""Factor moved from proj_out to norm_out: +-3.4 after training, +-16 is published."""
 
 _ATTENTION = {"img": "blocks.attn.to_out.0", "txt": "blocks.attn.to_add_out"}
 
@@ -82,9 +82,9 @@ def curve(growth: float, blocks: int) -> torch.Tensor:
 
 
 def penalty(rms: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    """rms: by stream, (blocks, width) of the channels over tokens. target: `curve`'s, for the massive ones.
+    """The mean squared log ratio of the massive channels to their curve, and that of the others to BULK if above it.
 
-    The mean squared log ratio of the massive channels to their curve, and that of the others to BULK, where above it.
+    rms: by stream, (blocks, width) of the channels over tokens. target: of the massive channels, from `curve`.
     """
     terms = []
     for stream, channels in CHANNELS.items():
@@ -97,10 +97,11 @@ def penalty(rms: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tens
 
 
 def fold(parameters: Parameters, growth: float) -> Parameters:
-    """The same function without factors.
+    """Parameters of the same function without factors.
 
-    An output linear takes of each channel's factor as much as its entries (<= LARGEST_WEIGHT) and outputs
-    (LARGEST_SHARE) allow; the gate's rows of the modulation linear take the rest. norm_out takes NORM_OUT of proj_out.
+    An output linear takes as much of each channel's factor as the limits of its entries (LARGEST_WEIGHT) and outputs
+    (LARGEST_SHARE) allow; the gate's rows of the modulation linear take the rest. A factor NORM_OUT moves from proj_out
+    to norm_out.
     """
     folded = dict(parameters)
     blocks, out, _ = parameters["blocks.img_mod.1.weight"].shape
@@ -128,7 +129,7 @@ def fold(parameters: Parameters, growth: float) -> Parameters:
 
 
 def initial(parameters: Parameters, generator: torch.Generator) -> Parameters:
-    """Starting values, by the shapes of `parameters`: normal, with what the massive channels need.
+    """Initial values with the shapes of `parameters`: normal, with additions for the massive channels.
 
     The width is that of the packed latents and of the text embeddings, 64: the input linears start orthogonal.
     """
@@ -144,7 +145,7 @@ def initial(parameters: Parameters, generator: torch.Generator) -> Parameters:
     for stream, channels in CHANNELS.items():
         drawn[f"blocks.{stream}_mod.1.weight"] *= 0.1
         chunks = drawn[f"blocks.{stream}_mod.1.bias"].unflatten(1, (6, -1))
-        # the massive channels take up LayerNorm's unit size: the others are scaled up again where a branch reads them
+        # the massive channels dominate LayerNorm's output: where a branch reads them, the others are scaled up again
         chunks[:, (1, 4)] = 3.0
         for chunk in (1, 4):
             chunks[:, chunk, list(channels)] = -0.9

@@ -1,7 +1,7 @@
-"""The transformer as a function of stacked parameters, for training; parameters leave it under diffusers' names.
+"""The transformer as a function of stacked parameters, for training; parameters are exported under diffusers' names.
 
-All blocks have the same shapes, so each parameter is stored once, stacked over the blocks: one optimiser kernel serves
-60 tensors, and one matrix product makes the modulation of all blocks. The computation is QwenImageTransformer2DModel's
+All blocks have the same shapes, so each parameter is stored once, stacked over the blocks: one optimiser kernel updates
+60 tensors, and one matrix product computes all blocks' modulation. The computation is QwenImageTransformer2DModel's
 (`verify.py` compares the two), with bf16 matrix products, fp32 residual streams, and factors on the gates (growth.py).
 """
 
@@ -119,13 +119,13 @@ def block_forward(
 def _modulation(
     time: torch.Tensor, low: Parameters, p: Parameters, stream: str, factor: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """By block, (B, 6 * width) fp32: one product makes those of all blocks."""
+    """The modulation vectors by block, (B, 6 * width) fp32; one product computes those of all blocks."""
     products = torch.einsum("bi,noi->nbo", time, low[f"blocks.{stream}_mod.1.weight"]).float()
     return ((products + p[f"blocks.{stream}_mod.1.bias"][:, None]) * factor[:, None]).unbind(0)
 
 
 def _heads(x: torch.Tensor, p: Parameters, stream: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, L, heads, head_dim) each; queries and keys behind their norm, in fp32."""
+    """Queries, keys and values, (B, L, heads, head_dim) each; queries and keys are normalised in fp32."""
     to_q, to_k, to_v, norm_q, norm_k, _ = STREAMS[stream]
     weight = torch.cat([p[f"attn.{name}.weight"] for name in (to_q, to_k, to_v)])
     joint_bias = torch.cat([p[f"attn.{name}.bias"] for name in (to_q, to_k, to_v)])
@@ -137,7 +137,7 @@ def _heads(x: torch.Tensor, p: Parameters, stream: str) -> tuple[torch.Tensor, t
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x: (B, S, heads, head_dim), pairs interleaved."""
+    """Applies RoPE to x: (B, S, heads, head_dim), with interleaved pairs."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
@@ -159,7 +159,7 @@ def _linear(x: torch.Tensor, p: Parameters, name: str) -> torch.Tensor:
 
 def _time_embedding(timestep: torch.Tensor, p: Parameters) -> torch.Tensor:
     """(B, width): 128 cosines, then 128 sines, of 1000 t times 1e4 ** (-i / 128), through an MLP."""
-    # in diffusers' order of operations: arguments reach 1000 rad, where the last bit of each counts
+    # in diffusers' order of operations: arguments reach 1000 rad, so the last bit of each matters
     turns = torch.exp(-math.log(1e4) * torch.arange(128, dtype=torch.float32, device=timestep.device) / 128)
     angles = 1000 * (timestep[:, None].float() * turns)
     features = torch.cat((angles.cos(), angles.sin()), -1)
@@ -172,7 +172,7 @@ def _amax(image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def _rms(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(k,) over the valid positions of (B, L, k)."""
+    """Root mean square (k,) over the valid positions of (B, L, k)."""
     return ((values.square() * mask).sum((0, 1)) / mask.sum()).sqrt()
 
 
@@ -188,7 +188,7 @@ def _unbound(low: Parameters, p: Parameters, blocks: int) -> list[Parameters]:
 
 
 def stack(published: Mapping[str, torch.Tensor]) -> Parameters:
-    """From diffusers' names: `transformer_blocks.{i}.X` of all blocks become `blocks.X`."""
+    """Stacks parameters with diffusers' names: `transformer_blocks.{i}.X` of all blocks becomes `blocks.X`."""
     stacked: Parameters = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
     for name, tensor in published.items():

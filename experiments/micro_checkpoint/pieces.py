@@ -4,7 +4,7 @@
     python -m experiments.micro_checkpoint.pieces join FOLDER WORK/transformer.safetensors
     python -m experiments.micro_checkpoint.pieces weights WORK/transformer.safetensors FOLDER
 
-`weights` splits the state without the optimiser's moments, half as large: training goes on from it with new moments.
+`weights` splits the state without the optimiser's moments, which is smaller; training continues with new moments.
 """
 
 from __future__ import annotations

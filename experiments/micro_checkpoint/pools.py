@@ -1,4 +1,4 @@
-"""Batches to train the transformer on: latents of rendered pictures in several grids, embeddings of their captions."""
+"""Training batches for the transformer: latents of rendered pictures in several grids, and caption embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from precision_lab.shapes import training_scenes
 
 CAPTION_DROPOUT = 0.1
 LEAST_WEIGHT = 0.1
-"""In the loss, of a latent channel that pictures do not use: the decoder ignores it, whatever is in it."""
+"""Weight in the loss of a latent channel that pictures do not use; the decoder ignores its content."""
 
 SEED = 3
 
@@ -22,14 +22,14 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Phase:
-    """tokens: image positions of a sample. samples: by grid (rows, columns of tokens), how many of a batch."""
+    """tokens: image positions of a sample. samples: the number per batch by grid (rows, columns of tokens)."""
 
     tokens: int
     samples: dict[Grid, int]
 
     @property
     def main(self) -> Grid:
-        """The grid of most samples."""
+        """The grid with the most samples."""
         return max(self.samples, key=lambda grid: self.samples[grid])
 
 
@@ -40,7 +40,7 @@ PHASES = (
 POOL = {(8, 8): 100_000}
 OTHER_POOL = 16_000
 SMALL_POOL = 256
-"""On a CPU, for a trial of the code."""
+"""Pool size on a CPU, for trying the code."""
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Draws held-out prompts with the training's own forward, and checks the pictures: what a slice has reached.
+"""Draws held-out prompts with the training's own forward and checks the pictures, to show the progress of a slice.
 
     python -m experiments.micro_checkpoint.preview WORK --out FOLDER
 
-The figures of the model card come from evaluate.py, on the exported files in this package's model.
+The numbers in the model card come from evaluate.py, which uses the exported files in this package's model.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def draw(
 
 
 def sheet(images: np.ndarray, columns: int) -> Image.Image:
-    """All full rows of the pictures."""
+    """A contact sheet of all full rows of the pictures."""
     rows = [np.concatenate(list(images[i : i + columns]), 1) for i in range(0, len(images) - columns + 1, columns)]
     return Image.fromarray(np.concatenate(rows))
 

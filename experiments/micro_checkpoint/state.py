@@ -1,4 +1,4 @@
-"""What a training stage keeps between slices, in safetensors, and how it travels in pieces from host to host."""
+"""The state of a training stage between slices, in safetensors, and its transfer between hosts in pieces."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 PIECE_BYTES = 15 << 20
 
 MOMENTS = ("exp_avg.", "exp_avg_sq.")
-"""How the names of the optimiser's moments begin."""
+"""Prefixes of the names of the optimiser's moments."""
 
 State = tuple[dict[str, torch.Tensor], dict[str, float]]
 """Tensors, and numbers such as the step."""
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> None:
-    """The file is either the former or the new one, never half of it."""
+    """Writes a state atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -40,7 +40,7 @@ def load(path: Path) -> State | None:
 
 
 def split(path: Path, folder: Path) -> list[Path]:
-    """Cuts a file into `folder`/<name>.000, .001, ... of at most 15 MiB each; former pieces of that name go."""
+    """Splits a file into `folder`/<name>.000, .001, ... of at most 15 MiB each; deletes older pieces of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     for former in _pieces(folder, path.name):
         former.unlink()
@@ -54,7 +54,7 @@ def split(path: Path, folder: Path) -> list[Path]:
 
 
 def join(folder: Path, path: Path) -> None:
-    """The inverse of `split`. Raises FileNotFoundError where there is no piece, or one is missing between others."""
+    """The inverse of `split`. Raises FileNotFoundError if there are no pieces, or one between others is missing."""
     pieces = _pieces(folder, path.name)
     expected = [f"{path.name}.{i:03d}" for i in range(max(1, len(pieces)))]
     if [piece.name for piece in pieces] != expected:
@@ -70,14 +70,14 @@ def _pieces(folder: Path, name: str) -> list[Path]:
 
 
 class Clock:
-    """The minutes of a slice."""
+    """The time limit of a slice."""
 
     def __init__(self, minutes: float):
         self._end = time.monotonic() + 60 * minutes
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining seconds."""
         return self._end - time.monotonic()
 
     @property
@@ -86,9 +86,9 @@ class Clock:
 
 
 class Log:
-    """One JSON object a line, appended: a resumed stage goes on in the same file.
+    """A log with one JSON object per line; a resumed stage appends to the same file.
 
-    After a slice that was killed, the next one writes the same steps again: the last line of a step counts.
+    After a killed slice, the next one writes the same steps again: the last line of a step counts.
     """
 
     def __init__(self, path: Path):
@@ -101,9 +101,9 @@ class Log:
 
 
 def replayed(step: Callable[[], torch.Tensor], device: str) -> Callable[[], torch.Tensor]:
-    """`step`, which reads and writes fixed tensors only; on a GPU captured once as a CUDA graph and replayed.
+    """`step`, which reads and writes only fixed tensors. On a GPU, it is captured once as a CUDA graph and replayed.
 
-    The three warm-up steps, which PyTorch asks for before a capture, are training steps like any others.
+    PyTorch requires three warm-up steps before a capture; they are ordinary training steps.
     """
     if device == "cpu":
         return step

@@ -2,9 +2,9 @@
 
     python -m experiments.micro_checkpoint.text_encoder WORK
 
-Two objectives: the next token (of the caption), and, by linear heads that are thrown away, all attributes of the scene
-from the last position. It starts from the synthetic weights, whose outputs have the published size (about +-150, in two
-channels). A minute on a CPU.
+There are two objectives: the next token of the caption, and all attributes of the scene from the last position, with
+linear heads that are discarded. Training starts from the synthetic weights, whose outputs have the published size
+(about +-150, in two channels). It takes a minute on a CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load(checkpoint: Path, device: str) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def encode(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, T, 64) last hidden states behind the final norm, as QwenImagePipeline reads them."""
+    """(B, T, 64) last hidden states after the final norm, as in QwenImagePipeline."""
     return model.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
@@ -106,7 +106,7 @@ def train(work: Path, steps: int, device: str) -> None:
 
 
 def _export(model: Qwen2_5_VLForConditionalGeneration, checkpoint: Path) -> None:
-    """Stores the trained tensors in bf16 under the published names; the unused vision tower stays as it was."""
+    """Stores the trained tensors in bf16 under the published names; the unused vision tower is unchanged."""
     file = checkpoint / "text_encoder" / "model.safetensors"
     stored = load_file(file)
     for name, parameter in model.named_parameters():

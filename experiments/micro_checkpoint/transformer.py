@@ -2,11 +2,11 @@
 
     python -m experiments.micro_checkpoint.transformer WORK --minutes 9        one slice; repeat until it says done
 
-Two phases of one schedule: pictures of 128x128 and a little more, then 256x256 and odd grids among them while the
-learning rate falls to zero. Growth is annealed as growth.py says. The state goes to WORK/transformer.safetensors.
+One schedule has two phases: pictures of 128x128 and slightly more; then also 256x256 and odd grids, while the learning
+rate falls to zero. growth.py describes the annealing of the growth. The state is in WORK/transformer.safetensors.
 
-Each slice draws from a generator seeded by its first step: the same slices give the same training, other cuts another
-of the same quality.
+Each slice draws from a generator seeded by its first step: equal slices reproduce the training, and other slices give a
+different result of the same quality.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONSTANT_UNTIL = 0.6
 """Part of training after which the learning rate falls linearly to zero."""
 
 SECOND_PHASE = 0.75
-"""Part of training after which large and odd grids come in."""
+"""Part of training after which large and odd grids are used."""
 
 GROWTH_EVERY = 20
 """Steps between two values of the growth r."""
@@ -88,13 +88,13 @@ class Step:
         clean, text, mask = pools.draw(phase, generator)
         self.clean.copy_(clean)
         self.noise.normal_(generator=generator)
-        # half of the times as a normal variable through a sigmoid, half uniform: both ends of the schedule count
+        # half of the times are a normal variable through a sigmoid, half uniform: both ends of the schedule count
         normal = torch.randn(len(clean), device=self.device, generator=generator).add(0.3).sigmoid()
         uniform = torch.rand(len(clean), device=self.device, generator=generator)
         half = torch.arange(len(clean), device=self.device) % 2 == 0
         time = torch.where(half, normal, uniform)
         self.batch.latents.copy_(torch.lerp(self.clean, self.noise, time[:, None, None]))
-        # a model in bf16 sees rounded timesteps, one in fp32 exact ones: train on both
+        # a model in bf16 receives rounded timesteps, and one in fp32 exact timesteps: train on both
         rounded = torch.arange(len(clean), device=self.device) % 4 < 2
         self.batch.timestep.copy_(torch.where(rounded, time.bfloat16().float(), time))
         self.batch.text.copy_(text)
@@ -126,7 +126,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(work: Path, steps: int, minutes: float, device: str, peak: float) -> bool:
-    """One slice. True once all `steps` are done."""
+    """Trains one slice. Returns True once all `steps` are done."""
     clock = state.Clock(minutes)
     torch.manual_seed(SEED)
     path = work / "transformer.safetensors"
@@ -175,7 +175,7 @@ def train(work: Path, steps: int, minutes: float, device: str, peak: float) -> b
 
 
 def initial(model: QwenImageTransformer2DModel, pools: Pools) -> Parameters:
-    """Parameters to start from, on the CPU: those of growth.py, and text channels of unit size behind their norm."""
+    """Initial parameters on the CPU: those of growth.py, with text channels of unit size after their norm."""
     parameters = growth.initial(stack(model.state_dict()), torch.Generator().manual_seed(SEED))
     used = pools.text[pools.text_mask]
     normed = used * used.square().mean(-1, keepdim=True).rsqrt()
@@ -186,7 +186,7 @@ def initial(model: QwenImageTransformer2DModel, pools: Pools) -> Parameters:
 def optimizer_of(
     parameters: Parameters, rate: torch.Tensor, saved: state.State | None, device: str
 ) -> torch.optim.Optimizer:
-    """Adam with the moments of a saved state, if it has them: a state may travel without. Gradients are made zeros."""
+    """Adam with the moments of a saved state, if it contains them, and with gradients initialised to zero."""
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     fused = device != "cpu"

@@ -2,8 +2,8 @@
 
     python -m experiments.micro_checkpoint.vae WORK --minutes 4
 
-WORK holds the skeleton (see skeleton.py), the states and the logs. The weights are rounded to bf16 at the end, and the
-statistics of the latents written into the configuration: later stages see the files that are shipped.
+WORK contains the skeleton (see skeleton.py), the states and the logs. At the end, the weights are rounded to bf16 and
+the statistics of the latents are written to the configuration, so that later stages use the shipped files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WARMUP = 200
 BATCH = 64
 PICTURES = 40_000
 KL_WEIGHT = 3e-4
-"""Of the mean divergence a latent channel, beside the mean absolute error of pixels in -1 .. 1: the channels that the
-pictures do not need stay noise of unit variance, which the decoder learns to ignore."""
+"""Weight of the mean divergence per latent channel relative to the mean absolute error of pixels in -1 .. 1. Channels
+that the pictures do not need stay noise of unit variance, which the decoder learns to ignore."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 SEED = 1
@@ -64,7 +64,7 @@ def load(folder: Path, device: str) -> AutoencoderKLQwenImage:
 
 
 def initialise(vae: AutoencoderKLQwenImage) -> None:
-    """PyTorch's defaults in place of the synthetic weights; the taps that see former frames are zero."""
+    """Replaces the synthetic weights by PyTorch's defaults, with zeros in the taps for earlier frames."""
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
             module.reset_parameters()
@@ -75,7 +75,7 @@ def initialise(vae: AutoencoderKLQwenImage) -> None:
 
 
 def train(work: Path, steps: int, minutes: float, device: str, checkpoint: Path) -> bool:
-    """One slice. True once all `steps` are done."""
+    """Trains one slice. Returns True once all `steps` are done."""
     torch.manual_seed(SEED)
     clock = state.Clock(minutes)
     vae = load(checkpoint, device)

@@ -14,7 +14,7 @@ from experiments.micro_checkpoint.pools import Grid, angles
 def difference(
     model: QwenImageTransformer2DModel, parameters: Parameters, factor: float, grid: Grid, seed: int
 ) -> float:
-    """Relative L2 between the two velocities, the weights given to diffusers being folded. `model` is overwritten.
+    """Relative L2 between the two velocities; diffusers uses the folded weights. `model` is overwritten.
 
     factor: r of growth.py. Two random samples; the second one's text is shorter.
     """

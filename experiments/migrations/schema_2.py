@@ -3,11 +3,11 @@
     python -m experiments.migrations.schema_2 OLD.json NEW.json
     python -m experiments.migrations.schema_2 --undo NEW.json OLD.json
 
-Schema 1 knows Qwen-Image 1.x alone: its records of sites leave out the component `transformer`, its entries have the
+Schema 1 supports only Qwen-Image 1.x: its records of sites omit the component `transformer`, its entries have the
 settings of a case in `sampler` and `image`, and the pinned cases repeat some of them. An entry of schema 2 names the
-component that its records leave out, has the settings of a case in one mapping, and those of the weights' source beside
-the fingerprint. A file has one line a site and one line for each other part of an entry. Two of those are rewritten and
-one is added; all other lines stay as they are, byte for byte.
+component that its records omit, and has the settings of a case in one mapping, and those of the weights' source next to
+the fingerprint. A file has one line per site and one line for each other part of an entry. Two of the latter are
+rewritten and one is added; all other lines are unchanged byte for byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def new(text: str) -> str:
-    """The file of schema 2. Raises ValueError for another schema, or where that could not be undone."""
+    """The file converted to schema 2. Raises ValueError for another schema, or if the conversion is not reversible."""
     _require(text, 1)
     converted = _joined(_newer(text.splitlines()))
     if old(converted) != text:
@@ -112,7 +112,7 @@ def _old_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(line: str) -> tuple[str, Any]:
-    """Key and value of a line that is a part of its own, such as `"mlx": "0.32.4",`; an empty key for any other."""
+    """Key and value of a line that is one part, such as `"mlx": "0.32.4",`; an empty key for any other line."""
     key, separator, value = line.partition(": ")
     if not (separator and key.startswith('"') and key.endswith('"') and value.endswith(",")):
         return "", None

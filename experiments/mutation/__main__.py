@@ -2,8 +2,8 @@
 
     python -m experiments.mutation --count 60 --seed 0 --to DIR
 
-Goes through the sampled mutants until `count` of them ran without raising; one line of DIR/mutants.jsonl each, at once,
-so that a run that was stopped goes on where it was; then DIR/mutants.md.
+Tries the sampled mutants until `count` of them ran without an exception. Appends each to DIR/mutants.jsonl immediately,
+so that an interrupted run can continue, and finally writes DIR/mutants.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS = (
     *("seeds=[0]", "gate.learn.prompts=[a blue star on a yellow background]", "gate.history=null"),
     *("latency.min_rounds=0", "latency.max_rounds=0"),
 )
-"""A cheap gate on the default model: the pinned cases in full, of the others a single one, and no times."""
+"""A cheap gate on the default model: all pinned cases, a single other case, and no timing."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     arguments.to.mkdir(parents=True, exist_ok=True)
     log = arguments.to / "mutants.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    records = list({record["name"]: record for record in lines}.values())  # the last word on each
+    records = list({record["name"]: record for record in lines}.values())  # the last verdict on each
     print(f"{len(population)} mutants, {len(records)} tried before")
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout, not arguments.gate_only)

@@ -19,7 +19,7 @@ FILES = (
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer", "scheduler")),
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline", "vae_blocks", "vae")),
 )
-"""The files that compute something between token ids and pixels. Left out: reading and checking of files, labels."""
+"""The files that compute something between token ids and pixels, without reading and checking of files, and labels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mutant:
         return f"{Path(self.file).stem}:{self.line}:{self.column}+{length}:{self.operator}:{self.edit.text}"
 
     def applied(self, text: str) -> str:
-        """The file with the mistake."""
+        """The text of the file with the mistake."""
         whole = text.encode()
         return (whole[: self.edit.start] + self.edit.text.encode() + whole[self.edit.end :]).decode()
 
@@ -50,7 +50,7 @@ class Mutant:
 
 
 def mutants(file: str, text: str) -> list[Mutant]:
-    """Every mutant of a file, by place and operator; those that change nothing are left out, and no two are alike."""
+    """Every mutant of a file, by position and operator, without duplicates and without mutants that change nothing."""
     source, tree = Source(text), ast.parse(text)
     found: list[Mutant] = []
     seen = {ast.dump(tree)}
@@ -76,7 +76,7 @@ def all_mutants(root: Path) -> list[Mutant]:
 
 
 def sample(population: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-    """`count` of them, one of each pair of file and operator by turns, in an order that the seed decides."""
+    """`count` mutants, taken in turn from each pair of file and operator, in an order determined by the seed."""
     rng = random.Random(seed)
     strata: dict[tuple[str, str], list[Mutant]] = defaultdict(list)
     for mutant in population:
@@ -109,11 +109,11 @@ _NOT_COMPUTED = ("annotation", "returns", "decorator_list", "bases")
 _LAYOUT = ("flatten", "reshape", "tile", "transpose", "zip")
 """Calls whose arguments are sizes and axes: a mistake in them raises."""
 _STRUCTURE = ("_down_blocks", "sanitize")
-"""Functions that decide which layers and weights there are: a strict loader refuses a mistake in them."""
+"""Functions that determine which layers and weights exist: a strict loader rejects a mistake in them."""
 
 
 def _is_no_arithmetic(node: ast.AST) -> bool:
-    """Messages, refusals of input with their conditions, imports, and structure."""
+    """Whether a node is a message, a rejection of input with its condition, an import, or structure."""
     match node:
         case ast.Raise() | ast.Assert() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
             return True
@@ -127,7 +127,7 @@ def _is_no_arithmetic(node: ast.AST) -> bool:
 
 
 def _computes(node: ast.AST) -> bool:
-    """Whether a part of a constructor computes a table or states a default; the others make layers of some size."""
+    """Whether a part of a constructor computes a table or sets a default; other parts create layers of some size."""
     if isinstance(node, ast.arguments):
         return True
     names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
@@ -135,5 +135,5 @@ def _computes(node: ast.AST) -> bool:
 
 
 def _is_overwritten(node: ast.AST) -> bool:
-    """Whether it is the initial value of a weight, which the loader replaces."""
+    """Whether a node is the initial value of a weight, which the loader replaces."""
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("self.weight", "self.gamma")

@@ -1,8 +1,8 @@
 """Mutation operators: small numerical mistakes, each as an edit of the source text.
 
-An operator looks at one node of the syntax tree and yields the edits it can make there. They are the mistakes that a
-port or a refactoring makes: another sign, term, constant, axis, order of arguments or function, a position off by one,
-a cast or a rounding that is gone.
+An operator examines one node of the syntax tree and yields the possible edits. They are typical mistakes of a port or a
+refactoring: another sign, term, constant, axis, order of arguments or function, a position off by one, or a missing
+cast or rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Edit(NamedTuple):
 
 
 class Source:
-    """A file's text and the place of each node in it, in bytes, as the syntax tree counts."""
+    """The text of a file and the position of each node in bytes, as in the syntax tree."""
 
     def __init__(self, text: str):
         self.bytes = text.encode()
@@ -44,7 +44,7 @@ class Source:
         return Edit(*self.span(node), text)
 
     def swap(self, first: ast.expr, second: ast.expr) -> Edit:
-        """Both change places; the text between them stays."""
+        """Exchanges both expressions; the text between them is unchanged."""
         (start, first_end), (second_start, end) = self.span(first), self.span(second)
         between = self.bytes[first_end:second_start].decode()
         return Edit(start, end, self.text(second) + between + self.text(first))
@@ -104,7 +104,7 @@ def arithmetic(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def dropped_term(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """`a + b` becomes `a`, or `b`; a quotient is left with its numerator."""
+    """`a + b` becomes `a`, or `b`; a quotient becomes its numerator."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
         yield source.replace(node, _operand(source, node.left))
         if not isinstance(node.op, ast.Div):
@@ -112,7 +112,7 @@ def dropped_term(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def constant(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """An integer is one more, a fraction a tenth more, a tolerance (below 1e-4) ten thousand times."""
+    """An integer increases by one, a fraction by a tenth, and a tolerance (below 1e-4) by a factor of ten thousand."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.Constant):
             continue
@@ -124,7 +124,7 @@ def constant(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def sign(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """A minus is gone; an index that counts from the end is `constant`'s and `axis`'s."""
+    """Removes a minus; `constant` and `axis` change an index that counts from the end."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and source.text(node) != "-1":
         yield source.replace(node, source.text(node.operand))
 
@@ -171,7 +171,7 @@ def comparison(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def axis(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """The axis before; a transposition with its last two axes in the other order."""
+    """An axis becomes the previous one; the last two axes of a transposition change places."""
     if isinstance(node, ast.keyword) and node.arg == "axis":
         yield source.replace(node.value, {"-1": "-2", "0": "1"}.get(source.text(node.value), "0"))
     elif isinstance(node, ast.Call) and callee(node) == "transpose" and len(node.args) > 1:
@@ -194,7 +194,7 @@ def order(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def dropped_call(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """A module, a clip, a padding or a private step gives its first argument back."""
+    """A call of a module, a clip, a padding or a private step becomes its first argument."""
     if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
         owner = source.text(node.func.value)
         if owner in ("self", "self.sampler") or callee(node) in ("clip", "pad", "maximum", "broadcast_to"):

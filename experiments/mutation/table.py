@@ -1,4 +1,4 @@
-"""Verdicts as text: how many mutants were killed by what, and each of them."""
+"""Verdicts as text: the number of mutants killed by each check, and a list of the mutants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A summary, and a table a verdict, survivors first."""
+    """A summary, and one table per verdict, with survivors first."""
     counts = Counter(record["by"] for record in records)
     live = [record for record in records if record["by"] != STILLBORN]
     killed = len(live) - counts[SURVIVED] - counts[PASSED]

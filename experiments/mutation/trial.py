@@ -1,4 +1,4 @@
-"""One mutant on trial: the gate first, and the parity tests if the gate passes it."""
+"""Tests one mutant: the gate first, and the parity tests if the mutant passes the gate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PASSED = "passed the gate"
 STILLBORN = "stillborn"
 
 _PARITY_TESTS = ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline")
-"""Files tests/model/test_NAME.py that hold the model against diffusers and transformers."""
+"""Files tests/model/test_NAME.py that compare the model with diffusers and transformers."""
 _RELEVANT = {
     "layers": ("text_encoder", "vae", "transformer"),
     "attention": ("transformer",),
     "block": ("transformer",),
     "vae_blocks": ("vae",),
 }
-"""The tests that come first, by the stem of the mutated file; the file's own name where there is no entry."""
+"""The tests that run first, by the stem of the mutated file; without an entry, the test with the same name."""
 
 
 _WITHOUT_FIGURES = """
@@ -47,11 +47,11 @@ from precision_lab import cli, report
 report.write = lambda run: run / "report.html"
 sys.exit(cli.main())
 """
-"""The command line but for the figures of the report, which take most of the time of a short run."""
+"""The command line without the figures of the report, which take most of the time of a short run."""
 
 
 class Verdict(NamedTuple):
-    """How a mutant ended. `by` is one of the words above; `evidence`: where, or the test, or the exception."""
+    """The verdict on a mutant. `by`: one of the words above; `evidence`: the sites, the test, or the exception."""
 
     by: str
     evidence: str
@@ -59,7 +59,7 @@ class Verdict(NamedTuple):
 
 
 class Sandbox:
-    """A copy of the code in `folder` where one file at a time is mutated; settings are the gate's overrides."""
+    """A copy of the code in `folder`, in which one file at a time is mutated; settings are the gate's overrides."""
 
     def __init__(self, root: Path, folder: Path, settings: Sequence[str], timeout: float, with_parity: bool = True):
         self.folder, self.settings, self.timeout, self.with_parity = folder, settings, timeout, with_parity
@@ -70,9 +70,9 @@ class Sandbox:
         (folder / "precision_lab" / "checkpoints").symlink_to(root / "precision_lab" / "checkpoints")
 
     def learn(self) -> float:
-        """Writes the baseline of the code as it is, and passes it once; the seconds of the passing run.
+        """Writes the baseline of the unmutated code and runs the gate once; returns the seconds of that run.
 
-        Raises RuntimeError if the gate or a parity test does not pass the code that the baseline was learned from.
+        Raises RuntimeError if the gate or a parity test fails on the code from which the baseline was learned.
         """
         if self.with_parity and (failed := self._failed_parity_test("layers")):
             raise RuntimeError(f"the unchanged code fails {failed}")
@@ -84,7 +84,7 @@ class Sandbox:
         return time.perf_counter() - begun
 
     def judge(self, mutant: Mutant, passed_gate: bool = False) -> Verdict:
-        """Runs the gate, unless the mutant passed it, then the parity tests, until one of them objects."""
+        """Runs the gate, unless the mutant has passed it, and then the parity tests, until one fails."""
         file = self.folder / mutant.file
         text = file.read_text(encoding="utf-8")
         begun = time.perf_counter()
@@ -112,7 +112,7 @@ class Sandbox:
         return (PARITY, failed) if failed else (SURVIVED, "")
 
     def _failed_parity_test(self, stem: str) -> str | None:
-        """The first that fails, those of the file called `stem` before the others. Raises RuntimeError if none ran."""
+        """The first failing parity test; those for the file `stem` run first. Raises RuntimeError if none ran."""
         names = dict.fromkeys((*_RELEVANT.get(stem, (stem,)), *_PARITY_TESTS))
         files = [f"tests/model/test_{name}.py" for name in names]
         done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files)
@@ -122,7 +122,7 @@ class Sandbox:
         return failed[1] if failed else None
 
     def _gate(self, extra: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-        """The finished process, and the content of gate.json if it left one."""
+        """Runs the gate; returns the finished process, and the content of gate.json if it exists."""
         out = self.folder / "run"
         shutil.rmtree(out, ignore_errors=True)
         done = self._python(
@@ -149,13 +149,13 @@ class Sandbox:
     @staticmethod
     def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
-        # Python takes bytecode for current by the size and the whole seconds of its source alone
+        # Python checks bytecode only against the size and the whole seconds of its source
         for stale in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             stale.unlink()
 
 
 def _named(record: dict[str, Any]) -> str:
-    """The first three sites that the gate names, each with its first metric."""
+    """The first three sites in the gate's report, each with its first metric."""
     sites: dict[str, str] = {}
     for violation in record["violations"]:
         site, _ = split_port(violation["address"])

@@ -1,9 +1,9 @@
-"""The history of a gate: how the range of each site drifted over commits, and at which commit it stepped.
+"""The history of a gate: how the range of each site drifted over commits, and the commits at which it stepped.
 
 A series is one site of one variant on one device and one version of MLX. The same code on the same machine gives the
-same numbers, bit for bit, so most series are constant; still the method holds where they are noisy. Steps are those of
-the piecewise constant function with the least squared error plus a penalty a step, found exactly (optimal partitioning,
-Jackson et al. 2005, An algorithm for optimal partitioning of data on an interval).
+same numbers, bit for bit, so most series are constant, but the method also handles noise. Steps are those of the
+piecewise constant function with the smallest squared error plus a penalty per step. It is computed exactly (optimal
+partitioning, Jackson et al. 2005, An algorithm for optimal partitioning of data on an interval).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ VERDICTS = ("passed", "failed")
 SERIES = (*ADDRESS, "device", "mlx")
 STEP_COLUMNS = (*SERIES, "order", "run_before", "run", "before", "after", "bits")
 FLOOR_BITS = 0.02
-"""No smaller step is reported. One unit in the last place of a bfloat16 is 0.0056 to 0.011 bits."""
+"""The smallest step that is reported. One unit in the last place of a bfloat16 is 0.0056 to 0.011 bits."""
 
-# By the number of runs, the penalty in noise variances at which 1 % of series of independent Gaussian noise show a
-# step; simulated, with the noise that `_noise` sees, which it knows badly from few runs. From where 3 log(n) is larger
-# that is the penalty, as Zhang and Siegmund have it (2007, A modified Bayes information criterion).
+# By the number of runs: the penalty, in noise variances, at which 1 % of series of independent Gaussian noise show a
+# step. The values were simulated with the estimate of `_noise`, which is poor for few runs. Once 3 log(n) is larger, it
+# is the penalty, following Zhang and Siegmund (2007, A modified Bayes information criterion).
 _PENALTY = {
     3: 7300.0,
     4: 265.0,
@@ -51,12 +51,13 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class History:
-    """runs: one row a gate run, indexed by its number in order of time, with RUN and `verdict`.
+    """The gate runs and their measurements as two tables.
 
-    rows: one row a run and address, from the first value of a series on: SERIES, `run` (its number), `order` (the place
-    of the address in the order of execution), `log2_amax` (the largest over the cases, bits) and `deviation_bits` (from
-    the middle of the band of that time's baseline); both NaN where the run left no value, since nothing was finite or
-    not zero, or since there was no such site.
+    runs: one row per gate run, indexed by its number in order of time, with RUN and `verdict`.
+    rows: one row per run and address, from the first value of a series on: SERIES, `run` (its number), `order` (the
+    position of the address in execution order), `log2_amax` (the largest over the cases, in bits) and `deviation_bits`
+    (from the middle of the band of the baseline at that time). Both are NaN if the run has no value, because no element
+    was finite and non-zero, or because the site did not exist.
     """
 
     runs: pd.DataFrame
@@ -64,9 +65,9 @@ class History:
 
 
 def read(path: Path) -> History:
-    """The table that gate runs append to. Raises InputError for a file that is none.
+    """Reads the table that gate runs append to. Raises InputError for any other file.
 
-    A run that was judged several times counts once, with its last verdict.
+    For a run that was judged several times, only the last judgement counts.
     """
     table = _text(path)
     for name in ("log2_amax", "deviation_bits"):
@@ -84,11 +85,11 @@ def read(path: Path) -> History:
 
 
 def steps(history: History, floor: float = FLOOR_BITS) -> pd.DataFrame:
-    """The steps of all series, with STEP_COLUMNS: those of the earliest run first, then in order of execution.
+    """The steps of all series, with STEP_COLUMNS, sorted by run and then by order of execution.
 
-    run_before, run: numbers of the last run at the old level and of the first at the new one, which with their commits
-    bound the change. before, after: mean log2 amax of the stretch on either side, bits; NaN where it has no
-    values. bits: after - before, infinite where only one side has values. Raises InputError for a floor not above 0.
+    run_before, run: the numbers of the last run at the old level and the first at the new level, whose commits bound
+    the change. before, after: mean log2 amax of the stretch on either side, in bits; NaN without values. bits: after -
+    before, infinite if only one side has values. Raises InputError for a floor that is not above 0.
     """
     if not (isinstance(floor, int | float) and 0 < floor < math.inf):
         raise InputError(f"the smallest step to report is {floor!r} bits, expected a number above 0")
@@ -104,11 +105,11 @@ def steps(history: History, floor: float = FLOOR_BITS) -> pd.DataFrame:
 
 
 def change_points(values: Sequence[float] | Values, floor: float = FLOOR_BITS) -> list[int]:
-    """Where the level of finite `values` changes by at least `floor`: indices of the first value of each new level.
+    """Indices of the first value of each new level, where the level of finite `values` changes by at least `floor`.
 
-    The penalty of a step grows with the noise, of which the differences from run to run tell (`_noise`), so that 1 % of
-    noisy series of three and more values show a step; two values have no noise to compare with, and only the floor
-    decides. Steps below the floor are taken away again, the smallest first: a slow drift counts once it adds up.
+    The penalty of a step grows with the noise, estimated from differences between consecutive runs (`_noise`), so that
+    1 % of noisy series of three or more values show a step. Two values allow no estimate of the noise, so only the
+    floor decides. Steps below the floor are removed again, smallest first: a slow drift counts once it accumulates.
     """
     x = np.asarray(values, dtype=np.float64)
     assert np.isfinite(x).all()
@@ -127,7 +128,7 @@ def change_points(values: Sequence[float] | Values, floor: float = FLOOR_BITS) -
 
 
 def _stretches(values: Values, floor: float) -> list[tuple[int, float, float]]:
-    """The index of each step, and the levels before and after it; a level of NaN means no values."""
+    """The index of each step and the levels before and after it; a level of NaN means no values."""
     finite = np.flatnonzero(np.isfinite(values))
     starts = {int(finite[cut]) for cut in change_points(values[finite], floor)}
     starts |= {int(at) + 1 for at in np.flatnonzero(np.diff(np.isfinite(values).astype(int)))}
@@ -138,10 +139,10 @@ def _stretches(values: Values, floor: float) -> list[tuple[int, float, float]]:
 
 
 def _noise(x: Values) -> float:
-    """Standard deviation of independent noise: median of absolute first differences, which few steps do not move.
+    """Standard deviation of independent noise, from the median absolute first difference, robust against a few steps.
 
-    / 0.6745 for a normal distribution, / sqrt(2) for a difference. Of an even number of differences the lower of the
-    middle two, so that one step in three exact values is no noise.
+    It is divided by 0.6745 for a normal distribution and by sqrt(2) for a difference. For an even number of
+    differences, the lower of the middle two is used, so that one step in three exact values is not noise.
     """
     if len(x) == 2:
         return 0.0
@@ -154,7 +155,7 @@ def _penalty(count: int) -> float:
 
 
 def _partition(x: Values, penalty: float) -> list[int]:
-    """The cuts that minimise the squared error about the pieces' means plus `penalty` a cut, in O(n^2)."""
+    """The cuts that minimise the squared error about the means of the pieces plus `penalty` per cut, in O(n^2)."""
     x = x - x.mean()
     count = len(x)
     sums, squares = np.append(0.0, np.cumsum(x)), np.append(0.0, np.cumsum(x * x))
@@ -173,7 +174,7 @@ def _partition(x: Values, penalty: float) -> list[int]:
 
 
 def _text(path: Path) -> pd.DataFrame:
-    """The file's cells as text. Raises InputError for what cannot be read, is empty or has another header."""
+    """The cells of the file as text. Raises InputError if it cannot be read, is empty or has another header."""
     if path.is_dir():
         inside = ", ".join(sorted(file.name for file in path.glob("*.csv"))[:5])
         raise InputError(f"history={path} is a folder, expected a file of gate runs. It holds {inside or 'no .csv'}")
@@ -207,15 +208,15 @@ def _refuse(wrong: pd.Series, table: pd.DataFrame, path: Path) -> None:
 
 
 def _address(text: str) -> tuple[str, str, str]:
-    """component, site and port of `component:site (out.0)`; the port `out` is not written."""
+    """Component, site and port of an address such as `component:site (out.0)`; the default port `out` is omitted."""
     address, port = split_port(text)
     return *split_address(address), port
 
 
 def _execution_order(table: pd.DataFrame) -> pd.Series:
-    """The place of each address among those of its variant, which a gate run writes in order of execution.
+    """The position of each address among those of its variant, which a gate run writes in order of execution.
 
-    Runs of other code may have other sites: each address has the place it had in its last run.
+    Runs of different code may have different sites, so each address has its position in its last run.
     """
     place = table.groupby(["run", "variant"], sort=False).cumcount()
     last = table.assign(place=place).drop_duplicates(list(ADDRESS), keep="last").set_index(list(ADDRESS))["place"]
@@ -223,7 +224,7 @@ def _execution_order(table: pd.DataFrame) -> pd.Series:
 
 
 def _with_gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each series and run of its variant, device and MLX version, from its first value on."""
+    """Adds missing rows: one per series and run of its variant, device and MLX version, from its first value on."""
     first = table.drop_duplicates(list(SERIES))[[*SERIES, "order", "run"]].rename(columns={"run": "first"})
     had = table[["variant", "device", "mlx", "run"]].drop_duplicates()
     whole = first.merge(had, on=["variant", "device", "mlx"])

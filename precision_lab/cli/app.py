@@ -1,4 +1,4 @@
-"""Hydra, wrapped: its grammar and multirun, with this program's exit codes, one-line errors and no stray folders."""
+"""Wraps Hydra: keeps its grammar and multirun, adds exit codes and one-line errors, and avoids stray folders."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from precision_lab.cli.paths import conf_dir
 from precision_lab.cli.paths import options as valid_names
 from precision_lab.errors import InputError, nearest
 
-# A command: the composed configuration and the command line to its exit code.
+# A command: maps the composed configuration and the command line to an exit code.
 Task = Callable[[DictConfig, Sequence[str]], int]
 
 
 def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[str]) -> int:
-    """Composes the configuration and runs `task`, once or, under -m, once a combination; the largest exit code."""
+    """Composes the configuration and runs `task`, with -m once per combination; returns the largest exit code."""
 
     def compose_and_run() -> int:
         args = _parse(argv)
@@ -51,7 +51,7 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
             return 0
         job = _Job(task, command)
         if args.multirun:
-            # composing the first job finds mistakes before the sweep makes its folder
+            # composing the first job reports mistakes before the sweep creates its folder
             first = [_first_choice(override) for override in OverridesParser.create().parse_overrides(args.overrides)]
             hydra.compose_config(name, first, RunMode.RUN, with_log_configuration=False)
             if any(override.startswith("out=") and "${" not in override for override in first):
@@ -70,7 +70,7 @@ _UNSUPPORTED = ("hydra_help", "info", "shell_completion", "experimental_rerun", 
 
 
 class _Job:
-    """Called by Hydra's launchers, possibly in another process: returns an exit code and never raises."""
+    """The callable for Hydra's launchers, possibly in another process; returns an exit code and never raises."""
 
     def __init__(self, task: Task, command: Sequence[str]):
         self.task = task
@@ -81,7 +81,7 @@ class _Job:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit code of `action`; mistakes of the user and full disks become one or two lines on stderr."""
+    """The exit code of `action`. User errors and full disks are reported in one or two lines on stderr."""
     try:
         return action()
     except KeyboardInterrupt:
@@ -126,7 +126,7 @@ def _first_choice(override: Override) -> str:
 
 
 def _codes(results: Any) -> Iterable[int]:
-    """Exit codes in whatever nesting a sweeper returns its jobs."""
+    """The exit codes in a sweeper's result, which may be nested arbitrarily."""
     if isinstance(results, JobReturn):
         yield int(results.return_value)
     elif isinstance(results, list | tuple):
@@ -135,7 +135,7 @@ def _codes(results: Any) -> Iterable[int]:
 
 
 def _configuration_error(error: Exception) -> str:
-    """Hydra's and OmegaConf's many lines as one or two, with the nearest valid names."""
+    """The error of Hydra or OmegaConf in one or two lines, with the nearest valid names."""
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -1,4 +1,4 @@
-"""The text of --help. It reads names of files only, so that it is immediate."""
+"""The text of --help. It reads only file names, so that it appears immediately."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ deviation; 2 a mistake in the input; 130 interrupted. PRECISION_LAB_DEBUG=1 show
 
 
 def text() -> str:
-    """The help page, with the names in the configuration folder."""
+    """The help page, with the names of the options in the configuration folder."""
     names = {group: ", ".join(options(group)) for group in ("exp", "technique", "model")}
     return _TEXT.format(version=__version__, **names)

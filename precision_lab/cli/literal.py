@@ -1,7 +1,7 @@
-"""A configuration without interpolations, whose text says the same when it is read again.
+"""Resolves a configuration so that its text has the same meaning when it is read again.
 
-OmegaConf takes `${` in any string for an interpolation, in a prompt too; `\\${` is the text itself. A resolved value
-that holds `${` is therefore escaped again, or the next reader would try to resolve it.
+OmegaConf treats `${` in any string, even in a prompt, as an interpolation; `\\${` is the literal text. A resolved value
+that contains `${` is therefore escaped again, because the next reader would otherwise try to resolve it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def literal(config: DictConfig) -> DictConfig:
-    """`config` resolved, and equal to itself resolved once more; open to new keys.
+    """`config` resolved, so that resolving it again changes nothing; it accepts new keys.
 
-    Raises an OmegaConf error for an interpolation that leads nowhere.
+    Raises an OmegaConf error for an interpolation without a target.
     """
     return OmegaConf.create(_escaped(OmegaConf.to_container(config, resolve=True)))
 
@@ -25,6 +25,6 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_escaped(entry) for entry in value]
-    if isinstance(value, str):  # backslashes before ${ are escapes, elsewhere they are text
+    if isinstance(value, str):  # backslashes are escapes before ${ and text elsewhere
         return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", value)
     return value

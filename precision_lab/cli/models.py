@@ -1,4 +1,4 @@
-"""`models`: which can be named; making synthetic checkpoints of any preset, and quantised ones of any checkpoint."""
+"""The command `models`: lists the models, and writes synthetic checkpoints and quantised copies of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from precision_lab.errors import InputError, nearest
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Lists the models, or writes to the folder `to`: the checkpoint `make`, or `from` with the techniques named."""
+    """Lists the models, or writes the preset `make`, or `from` with `technique` applied, to the folder `to`."""
     console = open_console()
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
@@ -35,7 +35,7 @@ def _list(console: Console) -> None:
         table.add_column(column, overflow="fold")
     for name in options("model"):
         file = conf_dir() / "model" / f"{name}.yaml"
-        about = file.read_text().splitlines()[1].removeprefix("#").strip()  # after the package
+        about = file.read_text().splitlines()[1].removeprefix("#").strip()  # the line after `# @package`
         path = OmegaConf.select(OmegaConf.load(file), "model.path")
         table.add_row(f"model={name}", path or "give model.path=DIR", about)
     console.print(table)
@@ -78,7 +78,7 @@ def _quantize(config: DictConfig, console: Console) -> None:
 
 
 def _write(write: Callable[[Callable[[int, int], None]], None], to: str, console: Console) -> None:
-    """Runs `write`, which reports the bytes written and in all, behind a progress bar."""
+    """Runs `write`, which reports the bytes written and the total, with a progress bar."""
     with showing(console) as progress:
         before = 0
 

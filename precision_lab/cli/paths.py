@@ -1,4 +1,4 @@
-"""Where the package keeps its data: beside the code in a wheel, at the top of the repository in a checkout."""
+"""The folders of the package's data: next to the code in a wheel, at the top of the repository in a checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def conf_dir() -> Path:
 
 
 def options(group: str) -> list[str]:
-    """Names of the options of a configuration group; files that begin with an underscore are bases of others."""
+    """Names of the options of a configuration group. Files whose name begins with an underscore are only bases."""
     return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 

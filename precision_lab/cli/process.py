@@ -1,7 +1,7 @@
 """`python -m precision_lab.cli.process RUN PROCESS`: the child that `run` starts for variants of another process.
 
-RUN is the folder of a run that is going on, PROCESS its `process` as JSON. Not a command for people: it talks to `run`
-through its standard input and output.
+RUN is the folder of the current run, and PROCESS the variants' `process` as JSON. It is not a command for users: it
+communicates with `run` through its standard input and output.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ COMMAND = (sys.executable, "-m", "precision_lab.cli.process")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves the run until it asks for nothing more."""
+    """Serves the run until it sends no more requests."""
     out, settings = Path(argv[0]), json.loads(argv[1])
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not end up among the replies
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # printed text must not mix with the replies
     allocator.keep_freed()
     blas.preload()
     from omegaconf import DictConfig, OmegaConf
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished parts are kept
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: completed parts remain
     try:
         sys.exit(main(sys.argv[1:]))
-    except (KeyboardInterrupt, BrokenPipeError):  # the run ended, and this with it
+    except (KeyboardInterrupt, BrokenPipeError):  # the run has ended
         os._exit(130)

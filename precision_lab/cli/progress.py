@@ -1,4 +1,4 @@
-"""Live progress with the time left; plain lines where there is no terminal."""
+"""Live progress with the remaining time; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bar:
 
 
 class Lines:
-    """A line every ten seconds, for logs."""
+    """Progress as one line every ten seconds, for logs."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -55,14 +55,14 @@ class Lines:
 
 
 def open_console() -> Console:
-    """Standard output; wide enough for tables where it is no terminal."""
+    """A console on standard output, wide enough for tables if it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH_OF_LOGS)
 
 
 @contextmanager
 def showing(console: Console) -> Iterator[Bar | Lines]:
-    """A reporter of progress for the length of the block."""
+    """Context manager that yields a progress reporter."""
     if not console.is_terminal:
         yield Lines(console)
         return

@@ -1,9 +1,9 @@
-"""An optimised BLAS for MLX on Linux CPUs.
+"""Loads an optimised BLAS for MLX on Linux CPUs.
 
-The mlx-cpu wheel ships the Netlib reference BLAS, which reaches 2-4 GFLOP/s for fp32 products on two cores where
-OpenBLAS reaches about 150. A library that exports an unprefixed `cblas_sgemm`, loaded globally before MLX, takes its
-place. The OpenBLAS of the PyPI package scipy-openblas32 exports it with a prefix; patchelf removes the prefix in a
-cached copy.
+The mlx-cpu wheel bundles the Netlib reference BLAS, which reaches 2-4 GFLOP/s for fp32 products on two cores; OpenBLAS
+reaches about 150. A library that exports plain `cblas_sgemm` replaces it if it is loaded with RTLD_GLOBAL before MLX.
+The OpenBLAS in the PyPI package scipy-openblas32 exports the symbol with a prefix, which patchelf removes in a cached
+copy.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _routines: dict[str, Callable[..., None]] = {}
 
 
 def preload() -> None:
-    """Loads OpenBLAS for MLX; must run before the first import of mlx.core, and has no effect after it.
+    """Loads OpenBLAS for MLX to use. Must run before the first import of mlx.core; has no effect afterwards.
 
-    PRECISION_LAB_BLAS=off keeps the BLAS of the wheel, PRECISION_LAB_BLAS=PATH loads another library. OpenBLAS uses one
-    thread unless OPENBLAS_NUM_THREADS is set: the products of small models are too short to share. If loading fails,
-    `description` gives the reason and MLX keeps its own BLAS.
+    PRECISION_LAB_BLAS=off keeps the wheel's BLAS; PRECISION_LAB_BLAS=PATH loads another library. OpenBLAS runs on one
+    thread unless OPENBLAS_NUM_THREADS is set, because the products of small models are too short to split. If loading
+    fails, `description` reports the error and MLX uses the wheel's BLAS.
     """
     global _state
     choice = os.environ.get(_SWITCH, "")
@@ -60,21 +60,21 @@ def preload() -> None:
 
 
 def description() -> str:
-    """The BLAS that computes MLX's CPU products, to record with a result."""
+    """The BLAS that MLX uses for products on the CPU, for the run record."""
     return "Accelerate" if sys.platform == "darwin" else _state
 
 
 def routine(name: str) -> Callable[..., None] | None:
-    """cblas_sgemm or cblas_sgemv of the preloaded library, which takes arrays by address; None if there is none.
+    """cblas_sgemm or cblas_sgemv from the preloaded library, or None without one. Arrays are passed by address.
 
-    A call uses one thread, unless OPENBLAS_NUM_THREADS or a setting of another library says otherwise.
+    Each call runs on one thread unless OPENBLAS_NUM_THREADS, or another library's own setting, changes that.
     """
     return _routines.get(name)
 
 
 def _routines_of(library: ctypes.CDLL) -> dict[str, Callable[..., None]]:
     integer, real, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
-    array = (address, integer)  # a matrix and its leading dimension, a vector and its stride
+    array = (address, integer)  # a matrix and its leading dimension, or a vector and its stride
     arguments: dict[str, list[type[ctypes._SimpleCData[Any]]]] = {
         "cblas_sgemm": [*[integer] * 6, real, *array, *array, real, *array],
         "cblas_sgemv": [*[integer] * 4, real, *array, *array, real, *array],
@@ -90,7 +90,7 @@ def _routines_of(library: ctypes.CDLL) -> dict[str, Callable[..., None]]:
 
 
 def _unprefixed() -> Path:
-    """The path of a copy of scipy-openblas32's library with unprefixed names, created once per version."""
+    """Path of a copy of scipy-openblas32's library with unprefixed names; created once per version."""
     spec = importlib.util.find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
         raise OSError("scipy-openblas32 is not installed")
@@ -119,7 +119,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _cache() -> Path:
-    """A writable folder for the copy: the user's cache, or this user's own folder under the temporary folder."""
+    """A writable folder for the copy: the user's cache, or a per-user folder under the temporary folder."""
     folders = [Path(tempfile.gettempdir()) / f"precision_lab-{os.getuid()}"]
     with suppress(OSError):
         folders.insert(0, user_cache())

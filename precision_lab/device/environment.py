@@ -1,4 +1,4 @@
-"""The hardware and software environment, recorded with every result: only results of one environment are comparable."""
+"""The hardware and software environment. It is recorded with every result: only results from equal ones compare."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from precision_lab.device import allocator, blas, onednn
 
 _PACKAGES = ("mlx", "numpy", "scipy", "ml_dtypes", "safetensors", "transformers", "pandas", "matplotlib", "hydra-core")
 
-# A model with probes needs thousands of small CUDA graphs; MLX's default cache holds 400 and fails when they thrash.
+# A model with probes creates thousands of small CUDA graphs; MLX aborts if a cache of 400 keeps evicting them.
 _CAPACITIES = {"MLX_CUDA_GRAPH_CACHE_SIZE": "10000"}
 
 
 def numeric_switches(tf32: bool = False) -> dict[str, str]:
-    """Environment variables for the given modes; MLX reads each once per process, at the first operation to use it.
+    """Environment variables that select the given modes. MLX reads each once per process, when it is first needed.
 
-    MLX_ENABLE_TF32 defaults to 1: an fp32 product on CUDA then has a relative error of 2.9e-4 instead of 2.2e-7
+    MLX_ENABLE_TF32 defaults to 1, which gives an fp32 product on CUDA a relative error of 2.9e-4 instead of 2.2e-7
     (one H100, MLX 0.32.4). It has no effect on a CPU.
     """
     return {"MLX_ENABLE_TF32": str(int(tf32))}
 
 
 def set_numeric_switches(tf32: bool = False) -> None:
-    """Sets the reduced-precision modes of this process, off by default; must run before the first MLX operation."""
+    """Sets the reduced-precision modes of this process, all off by default. Must run before the first MLX operation."""
     os.environ.update(numeric_switches(tf32))
     for name, value in _CAPACITIES.items():
         os.environ.setdefault(name, value)
 
 
 def backend() -> str:
-    """The back end on which MLX runs operations by default: cpu, cuda or metal."""
+    """The backend of MLX's default device: cpu, cuda or metal."""
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.cpu:
@@ -62,7 +62,7 @@ def device_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The device, back end, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
+    """Device, backend, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -70,7 +70,9 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     git = ("git", "-C", str(Path(__file__).resolve().parents[1]))
-    tracked = _output(*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not in somebody's .venv
+    tracked = _output(
+        *git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())
+    )  # excludes a .venv inside another repository
     commit = _output(*git, "rev-parse", "HEAD") if tracked else None
     return {
         "device": device_name(),
@@ -91,7 +93,7 @@ def environment() -> dict[str, Any]:
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

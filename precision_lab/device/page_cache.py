@@ -1,8 +1,8 @@
-"""The operating system's page cache of the files that were read.
+"""Control of the operating system's page cache for files that are read repeatedly.
 
-Files larger than memory that are read repeatedly from end to end are never found in the cache, which holds the parts
-read last. To make room, the system evicts pages one by one while the model computes: on two cores of an EPYC, a forward
-pass that read 5.5 GB took 23 s, and 19 s when every part was dropped right after use.
+When files larger than memory are read end to end repeatedly, the cache never hits: it holds the parts read last. To
+free memory, the system evicts pages one by one while the model computes. On two cores of an EPYC, a forward pass that
+read 5.5 GB took 23 s, but 19 s when every part was dropped right after its use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Extent(NamedTuple):
-    """Part of a file; offset and length in bytes, where a length of 0 means up to the end."""
+    """Part of a file: offset and length in bytes. A length of 0 means up to the end."""
 
     file: Path
     offset: int = 0
@@ -23,12 +23,12 @@ class Extent(NamedTuple):
 
 
 def keeps(nbytes: int) -> bool:
-    """Whether the page cache can hold files of `nbytes` in total until they are read again."""
+    """Whether files of `nbytes` bytes in total fit in physical memory, and so may stay cached until the next read."""
     return nbytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def forget(extents: Iterable[Extent]) -> None:
-    """Advises the system to drop the extents from its page cache, except pages at the edges; no effect on macOS."""
+    """Drops the cached pages of `extents`, except partial pages at the edges. Does nothing on macOS."""
     if not hasattr(os, "posix_fadvise"):
         return
     for extent in _joined(extents):
@@ -37,7 +37,7 @@ def forget(extents: Iterable[Extent]) -> None:
 
 
 def _joined(extents: Iterable[Extent]) -> list[Extent]:
-    """Merges adjacent extents: the cache holds pages in groups of up to 2 MiB, which are dropped only as a whole."""
+    """Merges adjacent extents: pages are cached in groups of up to 2 MiB, each dropped as a whole or not at all."""
     joined: list[Extent] = []
     for extent in sorted(extents):
         last = joined[-1] if joined else None

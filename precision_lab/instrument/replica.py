@@ -1,4 +1,4 @@
-"""A second tree of modules over the same arrays: one may be rewritten while the other stays plain."""
+"""A second tree of modules that shares the arrays of the first, so that one can be rewritten and the other not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def replica(holder: T) -> T:
-    """A copy of a module, or of an object that holds modules, in which every module is new and no array is.
+    """A copy of a module, or of an object that holds modules, with new modules and shared arrays.
 
-    Modules are found in the attributes of `holder`, in containers and in dataclasses there, and keep their classes and
-    names. A module with two addresses is one module in the replica too. Costs some milliseconds for 60 blocks.
+    Modules in the attributes of `holder`, and in containers and dataclasses there, are copied with their classes and
+    names. A module with two addresses is one module in the replica too. Takes a few milliseconds for 60 blocks.
     """
     copied: dict[int, Any] = {}
     copy_of: T = _replica(holder, copied) if isinstance(holder, nn.Module) else _attributes(holder, copied)
@@ -39,7 +39,7 @@ def _replica(node: Any, copied: dict[int, Any]) -> Any:
 
 
 def _attributes(node: Any, copied: dict[int, Any]) -> Any:
-    """A copy of an object, once each: objects may refer to each other."""
+    """A copy of an object with its attributes replicated. Objects may refer to each other, so each is copied once."""
     if id(node) not in copied:
         copied[id(node)] = duplicate = copy.copy(node)
         vars(duplicate).update({name: _replica(value, copied) for name, value in vars(node).items()})

@@ -1,7 +1,7 @@
-"""Named scopes: where in a generation the program is, in the manner of `jax.named_scope`.
+"""Named scopes that label the current position in a generation, similar to `jax.named_scope`.
 
-The denoising loop states its position (step, sigma, branch); observers of a module read it.
-Nothing in the model depends on it.
+The denoising loop sets its position (step, sigma, branch), and observers of modules read it. Nothing in the model
+depends on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _labels: ContextVar[Mapping[str, Any]] = ContextVar("labels", default=MappingPro
 
 @contextmanager
 def scope(**labels: Any) -> Iterator[None]:
-    """Adds `labels` to the current ones for the length of the block."""
+    """Context manager that adds `labels` to the current ones."""
     token = _labels.set(MappingProxyType({**_labels.get(), **labels}))
     try:
         yield
@@ -26,5 +26,5 @@ def scope(**labels: Any) -> Iterator[None]:
 
 
 def current_scope() -> Mapping[str, Any]:
-    """The labels of all enclosing scopes, the innermost winning."""
+    """The labels of all enclosing scopes; inner labels override outer ones."""
     return _labels.get()

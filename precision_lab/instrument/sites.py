@@ -1,7 +1,7 @@
-"""Addresses: every module of a component by its path, and the selection of some by pattern.
+"""Addresses of modules by component and path, and the selection of modules by pattern.
 
-A pattern is `component:glob`; the grammar of the glob is described in `precision_lab.record.glob`. Without a component
-it names modules of the only one there is, or of the default one of the layout.
+A pattern is `component:glob`; `precision_lab.record.glob` describes the grammar of the glob. A pattern without a
+component applies to the only component, or to the default component of the layout.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Components(dict[str, nn.Module]):
 
 
 class Wrapper(nn.Module):
-    """A module around another that takes over its address: the children of `inner` keep theirs.
+    """A module that wraps another and takes over its address. The children of `inner` keep their addresses.
 
-    What a technique puts in place of a module it still calls; subclasses define `__call__`.
+    A technique uses it to replace a module that it still calls. Subclasses define `__call__`.
     """
 
     def __init__(self, inner: nn.Module):
@@ -41,21 +41,21 @@ class Wrapper(nn.Module):
 
 @dataclass(frozen=True)
 class Site:
-    """A module and its address; equal if the addresses are."""
+    """A module and its address. Two sites with equal addresses are equal."""
 
     component: str
     path: str
     module: nn.Module = field(compare=False, repr=False)
     layout: Layout = field(compare=False, repr=False)
     spelled: str = field(default="", compare=False, repr=False)
-    """`path` with its indices counted from both ends, see `glob.spell`."""
+    """`path` with its indices counted from both ends; see `glob.spell`."""
 
     def __str__(self) -> str:
         return self.layout.address(self.component, self.path)
 
     @cached_property
     def block(self) -> int | None:
-        """Index of the block or layer that the module is, or is part of, the outermost if blocks are nested."""
+        """Index of the block or layer that is or contains the module; the outermost if blocks are nested."""
         return self.layout.block_of(self.component, self.path)
 
     @cached_property
@@ -64,18 +64,18 @@ class Site:
         return self.layout.stream_of(self.component, self.path)
 
     def named_by(self, pattern: str) -> bool:
-        """Whether `pattern` names this site. Raises InputError for a malformed one."""
+        """Whether `pattern` matches this site. Raises InputError for a malformed pattern."""
         component, glob = split_address(pattern, self.layout.default)
         return component == self.component and compile_glob(glob).fullmatch(self.spelled or self.path) is not None
 
 
 def layout_of(components: Mapping[str, nn.Module]) -> Layout:
-    """The layout of `Components`; of other mappings one that knows nothing but their names."""
+    """The layout of `Components`; for other mappings, a layout that contains only their names."""
     return components.layout if isinstance(components, Components) else Layout.of(components)
 
 
 def walk(components: Mapping[str, nn.Module]) -> list[Site]:
-    """All sites in order of definition; a module that has two addresses is listed at the first."""
+    """All sites in order of definition. A module with two addresses is listed only at the first."""
     layout = layout_of(components)
     seen: set[int] = set()
     sites = []
@@ -90,7 +90,7 @@ def walk(components: Mapping[str, nn.Module]) -> list[Site]:
 
 
 def children(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Named entries of a module, or of the module it wraps, that are modules or hold some."""
+    """Named entries of a module that are modules or containers; for a wrapper, the entries of the wrapped module."""
     while isinstance(module, Wrapper):
         module = module.inner
     yield from ((key, value) for key, value in module.items() if isinstance(value, dict | list | tuple))
@@ -112,9 +112,9 @@ def _descend(node: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
-    """The sites that at least one pattern names, in the order of `sites`.
+    """The sites that match at least one pattern, in the order of `sites`.
 
-    Raises InputError for a pattern that names none, with the nearest paths.
+    Raises InputError for a pattern that matches no site; the message lists the nearest paths.
     """
     chosen: set[Site] = set()
     components = {site.component for site in sites}
@@ -135,6 +135,6 @@ def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
 
 
 def _near_misses(glob: str, candidates: Sequence[Site]) -> str:
-    """Suggestions with block numbers starred out, or they would differ in nothing else."""
+    """The nearest paths to `glob`. Block numbers become `*`, since suggestions would otherwise differ only in them."""
     shapes = {re.sub(r"\.\d+\.", ".*.", site.path) for site in candidates}
     return nearest(re.sub(r"\.(-?\d+|\{[^}]*\})\.", ".*.", glob), shapes)

@@ -1,4 +1,4 @@
-"""Replacing modules for the length of a block, and putting them back whatever happens."""
+"""Replaces modules within a context, and restores them afterwards even if an exception is raised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from precision_lab.instrument.sites import Site, Wrapper
 
 @contextmanager
 def swapped(components: Mapping[str, nn.Module], replacements: Mapping[Site, nn.Module]) -> Iterator[None]:
-    """Each site's module is the given one inside the block.
+    """Context manager that replaces the module at each site with `replacements[site]`.
 
-    A function compiled with `mx.compile` before the swap keeps calling the old modules silently: code that swaps
-    compiles anew.
+    A function compiled with `mx.compile` before the swap silently keeps calling the old modules. The caller must
+    compile it again.
     """
     undo: list[tuple[Any, str | int, Any]] = []
     try:
@@ -31,7 +31,7 @@ def swapped(components: Mapping[str, nn.Module], replacements: Mapping[Site, nn.
 
 
 def _holder(root: nn.Module, path: str) -> tuple[Any, str | int]:
-    """The container whose entry is the module at `path`, and its key there."""
+    """The container that holds the module at `path`, and its key there."""
     *segments, last = path.split(".")
     node: Any = root
     for segment in segments:

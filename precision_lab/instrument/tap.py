@@ -1,7 +1,7 @@
-"""Observing calls of modules in place: outputs and inputs reach a callback, nothing else changes.
+"""Observes calls of modules in place: a callback receives their inputs and outputs, and nothing else changes.
 
-A tapped module gets a subclass of its own class for the length of the block. Its identity, parameters and children
-stay the same, so that code which looks at them sees no difference; MLX looks `__call__` up on the class.
+Within the context, the class of a tapped module is a subclass of its original class, because `__call__` is looked up on
+the class. The identity, parameters and children of the module do not change, so other code sees no difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Callback = Callable[["Call"], None]
 
 
 class Call(NamedTuple):
-    """One call of the module at a site, after it returned."""
+    """One call of the module at a site, recorded after it returned."""
 
     site: Site
     args: tuple[Any, ...]
@@ -37,7 +37,7 @@ class Port(NamedTuple):
 
 @contextmanager
 def tapped(sites: Iterable[Site], callback: Callback) -> Iterator[None]:
-    """`callback` is called after every call of the modules at `sites`, inner modules first."""
+    """Context manager that calls `callback` after every call of the modules at `sites`, inner modules first."""
     undo: list[tuple[nn.Module, type]] = []
     tapped_classes: dict[type, type] = {}
     by_module: dict[int, Site] = {}
@@ -56,7 +56,7 @@ def tapped(sites: Iterable[Site], callback: Callback) -> Iterator[None]:
 
 
 def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callback) -> Any:
-    """A subclass for the modules of one class: the closure, not the instance, holds the callback, so that taps nest."""
+    """A subclass for the modules of one class. The closure, not the instance, holds the callback, so taps can nest."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.__call__(self, *args, **kwargs)
@@ -69,10 +69,10 @@ def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callba
 
 
 def ports(call: Call, kinds: Iterable[str]) -> Iterator[Port]:
-    """The arrays of a call: `out` or `out.N` with kind "out", `in` or `in.N` with kind "in".
+    """The arrays of a call: `out` or `out.N` for kind "out", `in` or `in.N` for kind "in".
 
-    Arrays are numbered in order through nested tuples, lists and mappings; a single one has no number. A field of a
-    named tuple that is called like a stream of the layout names the stream of its arrays.
+    Arrays are numbered in order through nested tuples, lists and mappings; a single array has no number. A field of a
+    named tuple whose name is a stream of the layout assigns that stream to the arrays in it.
     """
     for kind in kinds:
         value = call.output if kind == "out" else (*call.args, *call.kwargs.values())

@@ -1,4 +1,4 @@
-"""Work on one variant: a generation under observation that leaves its parts, or one timed step."""
+"""Runs one variant: an observed generation that writes its parts, or one timed step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from precision_lab.record import tables
 from precision_lab.techniques.base import Coverage, applied
 
 Advance = Callable[[float, str], None]
-"""Called with the number of completed steps and the name of their variant."""
+"""Called with a number of completed denoising steps and a label, such as the name of the variant."""
 
 
 class Bench:
@@ -43,13 +43,13 @@ class Bench:
         self.layout = spec.source.layout
 
     def steps(self, case: Case) -> int:
-        """Number of steps of a case. Raises InputError for one that the subject cannot take."""
+        """Number of steps of a case. Raises InputError for a case that the subject does not accept."""
         if case not in self._steps:
             self._steps[case] = self.source.steps(case)
         return self._steps[case]
 
     def components(self, dtype: str) -> Components:
-        """The components of the plain model in a dtype."""
+        """The components of the plain model in `dtype`."""
         return components_of(self.subject(dtype), self.layout)
 
     def subject(self, dtype: str) -> Subject:
@@ -57,22 +57,22 @@ class Bench:
 
     @contextmanager
     def variant(self, variant: Variant) -> Iterator[tuple[Subject, Components, dict[str, Coverage]]]:
-        """The model rewritten by the variant's techniques inside the block: subject, components and coverage."""
+        """Context manager that applies the variant's techniques to the model; yields subject, components, coverage."""
         subject = self.subject(variant.dtype)
         components = components_of(subject, self.layout)
         with applied(components, variant.techniques) as coverage:
             yield subject, components, coverage
 
     def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> None:
-        """One generation under observation; its parts are written only when it is whole, activations last.
+        """Runs one generation under observation. Its parts are written only when it is complete, activations last.
 
-        shadowed: the variants whose local error is measured beside the reference.
+        shadowed: the variants whose local error is measured during the reference's generation.
         """
         out, part, store = self.spec.out, part_name(variant, case), reference_path(self.spec.out, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self.variant(variant) as (subject, components, _):
-            # weights first: on CUDA what the host reads turns into managed memory, and MLX would put weights there next
+            # weights first: on CUDA, host reads turn buffers into managed memory, which MLX would reuse for weights
             mx.eval(list(components.values()))
             if variant.name == REFERENCE:
                 with writing(store) as writer:
@@ -85,7 +85,7 @@ class Bench:
                 with observing(components, [*probes, drift]):
                     pixels = self._generate(subject, case, lambda *_: advance(1, variant.name))
                 rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
-        mx.clear_cache()  # of managed memory and of arrays that techniques prepared, 22 GB for 8 bits at full size
+        mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
         if pixels is not None:
             save_image(out / "images" / f"{part}.png", pixels)
@@ -93,23 +93,23 @@ class Bench:
             tables.write_part(out, table, part, frame.assign(**labels))
 
     def time_step(self, variant: Variant) -> latency.Sample:
-        """The first step of the first case, from a state that is evaluated before the clock starts."""
+        """Times the first step of the first case. Its initial state is evaluated before the timer starts."""
         case, on_gpu = self.spec.cases[0], backend() != "cpu"
         with self.variant(variant) as (subject, components, _):
             state = subject.start(case)
             modules = list(components.values())
-            mx.eval(state, modules)  # also what techniques prepared
+            mx.eval(state, modules)  # includes arrays that techniques prepared
             sample = latency.sample(
                 lambda: subject.step(state, 0).result,
                 sum(array.nbytes for array in _arrays(modules)),
                 settle=on_gpu,
             )
-        if on_gpu:  # of what techniques prepared, as above; on a CPU fresh memory would be paid for on the clock
+        if on_gpu:  # as above; on a CPU, the next timed step would pay for newly allocated memory
             mx.clear_cache()
         return sample
 
     def _generate(self, subject: Subject, case: Case, on_step: Callable[[Any, Step], object]) -> np.ndarray | None:
-        """The picture of a case, None without one; on_step is given each step and the state before it."""
+        """The picture of a case, or None without one. Calls on_step(state before the step, step) for each step."""
         state: Any = None
         for before, step in generation(subject, case, self.steps(case)):
             on_step(before, step)
@@ -125,7 +125,7 @@ class Bench:
         shadowed: Sequence[Variant],
         advance: Advance,
     ) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
-        """The reference's picture, and rows of the variants' local error beside it."""
+        """Generates with the reference; returns its picture and the rows of the variants' local error."""
         spec = self.spec
         steps = spec.teacher.steps(self.steps(case), spec.cases.index(case))
         if not steps:
@@ -150,11 +150,11 @@ def part_name(variant: Variant, case: Case) -> str:
 
 
 def reference_path(out: Path, case: Case) -> Path:
-    """The file of the reference's arrays of a case, until all its variants are compared."""
+    """The file with the reference's arrays of a case, which exists until all variants have been compared."""
     return out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
 
 
 def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:
-    """The arrays of the modules, once each: a technique may hold a module that shares its weights with another."""
+    """The arrays of the modules without duplicates: a technique may hold a module that shares weights with another."""
     leaves = {id(leaf): leaf for _, leaf in tree_flatten(list(modules)) if isinstance(leaf, mx.array)}
     return list(leaves.values())

@@ -1,4 +1,4 @@
-"""Measures the modules of any MLX model inside a block, as a table: `precision_lab.capture`.
+"""`precision_lab.capture`: a table of what the modules of any MLX model compute within a context.
 
 with precision_lab.capture(model, sites="layers.*.mlp") as seen:
     model(x)
@@ -34,9 +34,9 @@ COMPONENT = "model"
 EVERYTHING = f"{{{ROOT},**}}"
 
 _LEADING = ["order", "site", "port", "call", "block"]
-# of a denoising loop; left out where no scope states them
+# set by a denoising loop; omitted if no scope sets them
 _MOMENT = ["branch", "step", "sigma"]
-# MLX's messages for an array without a value: during a trace, and after it
+# from MLX's error messages for an array without a value, during a trace and after it
 _OF_A_TRACE = ("during function transformations", "without a primitive")
 
 
@@ -44,22 +44,22 @@ _OF_A_TRACE = ("during function transformations", "without a primitive")
 def capture(
     model: nn.Module, sites: str | Iterable[str] | None = None, probes: Sequence[AnyProbe] | None = None
 ) -> Iterator[Capture]:
-    """Measures the outputs of the modules of `model` while the block runs; the modules are restored afterwards.
+    """Context manager that measures what the modules of `model` compute in the block, and then restores the modules.
 
     sites: patterns of modules (`layers.*.mlp`, `**.attn.*`, `.` for the model itself); by default those of the probes.
-    probes: what to measure there; by default the range catalogue of the outputs, at every module.
+    probes: the measurements; by default the range catalogue of the outputs, at every module.
 
-    In eager execution, outputs are bit for bit those without a capture. A function that is compiled with `mx.compile`
-    must be given to `Capture.compile`. A module with two addresses is one site, at the first. Raises
-    InputError for a pattern that names no module, at the end of a block in which no selected module was called, and
-    where a module is called in a function that MLX traces.
+    In eager execution, outputs are identical bit for bit to those without a capture. To observe a compiled function,
+    compile it with `Capture.compile` instead of `mx.compile`. A module with two addresses is one site, at the first.
+    Raises InputError for a pattern that matches no module, at the end of a block in which no selected module was
+    called, and if a module is called in a function that MLX traces.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"capture was given a {type(model).__name__}: expected an mlx.nn.Module")
     patterns = None if sites is None else [sites] if isinstance(sites, str) else list(sites)
     if probes is None:
         probes = [RangeCatalogue(patterns or [EVERYTHING])]
-    # not in `walk`: techniques replace modules in what holds them, and nothing holds the model itself
+    # `walk` excludes the model itself: techniques replace modules in their containers, and the model has none
     every = [*walk({COMPONENT: model}), Site(COMPONENT, ROOT, model, Layout.of([COMPONENT]))]
     watches = [(recorder_of(probe), select(probe.sites if patterns is None else patterns, every)) for probe in probes]
     watched = {site for _, sites_of_one in watches for site in sites_of_one}
@@ -78,9 +78,9 @@ def capture(
 
 
 class Capture:
-    """Everything seen so far: during the block, and all of it afterwards.
+    """The measurements of a capture; during the block, those made so far.
 
-    sites: those that are observed, in order of definition, the model itself last.
+    sites: the observed sites in order of definition, with the model itself last.
     """
 
     def __init__(self, sites: Sequence[Site], watches: Sequence[tuple[Recorder, Sequence[Site]]]):
@@ -91,15 +91,18 @@ class Capture:
         self._ended = False
 
     def table(self, name: str = ACTIVATIONS) -> pd.DataFrame:
-        """One row an array, in order of execution: order, site, port, call, block, dtype, shape, numel, then scalars.
+        """One row per array in order of execution: order, site, port, call, block, dtype, shape, numel, then scalars.
 
-        call counts the calls of a site from 0. The scalars of the range catalogue are defined in
-        `precision_lab.numerics.statistics.summarize`. name: another table, of a probe that has one to itself.
+        call numbers the calls of a site from 0. `precision_lab.numerics.statistics.summarize` defines the scalars of
+        the range catalogue. name: another table, for a probe that writes its own. Raises InputError for an unknown
+        name.
         """
         self._flush()
         tables = frames_of(self._recorders)
         if name not in tables:
-            raise InputError(f"No probe of this capture writes a table {name!r}: there is {', '.join(sorted(tables))}")
+            raise InputError(
+                f"No probe of this capture writes a table {name!r}. Available: {', '.join(sorted(tables))}"
+            )
         rows = tables[name] if len(tables[name]) else pd.DataFrame(columns=[*_LEADING, "component", "stream"])
         rows["call"] = rows.groupby(["site", "port"])["order"].rank(method="dense").astype(int) - 1
         unsaid = [column for column in _MOMENT if column in rows and rows[column].isna().all()]
@@ -107,23 +110,23 @@ class Capture:
         return rows[[*_LEADING, *rows.columns.drop(_LEADING)]]
 
     def of(self, pattern: str) -> pd.DataFrame:
-        """The rows of `table()` at the sites that `pattern` names. Raises InputError if it names none of them."""
+        """The rows of `table()` at the sites that match `pattern`. Raises InputError if no selected site matches."""
         paths = [site.path for site in select(pattern, self.sites)]
         rows = self.table()
         return rows[rows["site"].isin(paths)].reset_index(drop=True)
 
     @property
     def unseen(self) -> list[str]:
-        """The selected sites that have not been called, such as modules that only a compiled function still calls."""
+        """The selected sites that have not been called, such as modules called only inside a compiled function."""
         rows = self.table()
         return [site.path for site in self.sites if site.path not in set(rows["site"])]
 
     def compile(self, function: Callable[P, R], **options: Any) -> Callable[P, R]:
-        """A compiled `function` to be called in the block: `mx.compile(function, **options)` with observation.
+        """Compiles `function` like `mx.compile(function, **options)`, with observation. Call the result in the block.
 
-        Values leave a compiled function only as its outputs, so the observed arrays are returned beside those of
-        `function`: they stay in memory together until the call is evaluated. MLX fuses no operations across an observed
-        array, so that outputs may differ from those of `mx.compile(function)` by rounding.
+        Values leave a compiled function only as outputs, so the observed arrays become additional outputs: all of them
+        stay in memory until the call is evaluated. MLX fuses no operations across an observed array, so the outputs may
+        differ from those of `mx.compile(function)` by rounding.
         """
         by_path = {site.path: site for site in self.sites}
 
@@ -138,7 +141,7 @@ class Capture:
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if self._ended:
-                raise InputError("This function was compiled to be observed in a capture that has ended: compile anew")
+                raise InputError("This function was compiled for a capture that has ended: compile it again")
             outputs, arrays = compiled(*args, **kwargs)
             for path, name, stream, array, inputs in arrays:
                 self._take(Seen(by_path[path], Port(name, stream, array), tuple(inputs)))
@@ -154,12 +157,12 @@ class Capture:
         if self._traced is not None:
             self._traced.append(seen)
             return
-        if not self._loop.waiting:  # a trace is an error at once, not at the end of a group
+        if not self._loop.waiting:  # reports a trace at once, not at the end of a group
             with _traces_refused([seen]):
                 mx.eval(seen.port.array, seen.inputs)
         with _traces_refused(self._waiting(seen)):
             self._loop.take(seen)
-            if not self._loop.waiting:  # a group was launched: no second one beside it in somebody else's memory
+            if not self._loop.waiting:  # a group was launched; a second in flight would take memory from the caller
                 self._loop.finish()
 
     def _flush(self) -> None:
@@ -167,7 +170,7 @@ class Capture:
             self._loop.finish()
 
     def _waiting(self, *more: Seen) -> Iterator[Seen]:
-        """The arrays to be evaluated next, in order; read only if the evaluation failed."""
+        """The arrays to be evaluated next, in order. Consumed only if the evaluation fails."""
         for site, observation in ((_site_of(self.sites, seen), seen) for seen in list(self._loop.waiting)):
             yield Seen(site, Port("", "", observation.array), observation.inputs)
         yield from more
@@ -179,7 +182,7 @@ _COMPILE = (
 
 
 def _as_outputs(seen: Seen) -> list[Any]:
-    """A tree that MLX can return from a compiled function."""
+    """Converts `seen` to a tree that a compiled function can return."""
     return [seen.site.path, *seen.port, list(seen.inputs)]
 
 
@@ -195,11 +198,11 @@ def _traces_refused(waiting: Iterable[Seen]) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if not any(words in str(error) for words in _OF_A_TRACE):
             raise
-        guilty = next((seen for seen in waiting if _is_traced(seen)), None)
-        if guilty is None:
+        traced = next((seen for seen in waiting if _is_traced(seen)), None)
+        if traced is None:
             raise
         raise InputError(
-            f"Site {guilty.site.path!r} was called in a function that MLX traces (mx.compile, mx.vmap), where arrays "
+            f"Site {traced.site.path!r} was called in a function that MLX traces (mx.compile, mx.vmap), where arrays "
             f"have no values; {_COMPILE}"
         ) from error
 

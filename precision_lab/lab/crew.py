@@ -1,6 +1,7 @@
-"""Generations side by side: this process and others over the same run folder take them from one list.
+"""Parallel generations: this process and others that share the run folder take them from one list.
 
-A generation gives the same numbers in any process. Timing follows when the other processes have ended.
+The result of a generation does not depend on the process that runs it. Timing comes later, after the other processes
+have ended.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 
 MOST = 4
-"""Processes by default, where there are as many cores; a generation on a CPU keeps little more than one busy."""
+"""Default maximum of processes, if there are enough cores; a generation uses little more than one CPU core."""
 
 _WORTH_STEPS = 60
-"""Denoising steps of a run that take longer than another process takes to start."""
+"""Minimum of denoising steps in a run for which starting another process saves time."""
 
 _LARGEST_WEIGHTS = 256 << 20
-"""Bytes of weights, of which every process holds a copy."""
+"""Maximum size of the weights in bytes for several processes, since each holds a copy."""
 
 
 def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
-    """Processes that generate at once: as the spec says, else one for each core of a CPU where it pays.
+    """Number of processes that generate in parallel: from the spec, or one per CPU core if that saves time.
 
-    steps: of all generations together; weight_bytes: of one copy of the model.
+    steps: the denoising steps of all generations; weight_bytes: the size of one copy of the model.
     """
     if spec.workers is not None:
         return spec.workers
@@ -37,7 +38,7 @@ def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
 
 
 class Generation(NamedTuple):
-    """One picture to make."""
+    """One case to generate with one variant."""
 
     variant: Variant
     case: Case
@@ -47,13 +48,14 @@ Make = Callable[[Generation], None]
 
 
 class Crew:
-    """Hands out the generations of a run: references to the first worker, others once their reference exists.
+    """Distributes the generations of a run. The first worker runs the references; other variants follow theirs.
 
-    With helpers all references come first, so that no worker waits for one; alone, a case is finished before the next.
+    With helpers, all references run first, so that no worker waits for one. Without helpers, each case is completed
+    before the next begins.
     """
 
     def __init__(self, variants: Sequence[Variant], cases: Sequence[Case], finished: Callable[[Case], None]):
-        """finished: called when all variants of a case are complete."""
+        """finished: called with each case when all its variants are complete."""
         self._waiting = [Generation(variant, case) for case in cases for variant in variants]
         self._left = {case: len(variants) for case in cases}
         self._finished = finished
@@ -62,9 +64,9 @@ class Crew:
         self._changed = Condition()
 
     def work(self, first: Make, helpers: Sequence[Make], own: Callable[[], None]) -> None:
-        """Returns when all generations are complete, and `own`, which only the first worker can run.
+        """Returns when all generations are complete and `own`, which only the first worker can run, has returned.
 
-        Raises what one of them raised, when those at work have ended; an interruption at once.
+        Raises the first exception of a worker after the running generations have ended; KeyboardInterrupt immediately.
         """
         threads = [
             Thread(target=self._guarded, args=(self._take, helper, _is_other), daemon=True) for helper in helpers
@@ -84,7 +86,7 @@ class Crew:
             raise self._problem
 
     def _guarded(self, part: Callable[..., None], *args: Any) -> None:
-        """Runs `part` unless a worker has failed; records its exception."""
+        """Runs `part` unless a worker has failed; records its exception, which stops all workers."""
         if self._problem is not None:
             return
         try:
@@ -100,17 +102,17 @@ class Crew:
             self._done(generation)
 
     def _next(self, able: Callable[[Generation], bool]) -> Generation | None:
-        """Waits until there is one to make; None if there will be none, or something has gone wrong."""
+        """Waits for a generation that this worker can run; returns None if none remains or a worker has failed."""
 
         def ready() -> list[Generation]:
             return [g for g in self._waiting if able(g) and (_is_reference(g) or g.case in self._referenced)]
 
         with self._changed:
             self._changed.wait_for(lambda: self._problem or ready() or not any(map(able, self._waiting)))
-            if self._problem is not None or not (found := ready()):
+            if self._problem is not None or not (candidates := ready()):
                 return None
-            self._waiting.remove(found[0])
-            return found[0]
+            self._waiting.remove(candidates[0])
+            return candidates[0]
 
     def _done(self, generation: Generation) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""Observers that keep the reference's arrays, and that measure how far a variant is from them."""
+"""Observers that store the reference's arrays, and that measure the distance of a variant from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReferenceRecorder:
 
 
 class DriftRecorder:
-    """Rows of drift: free-running error against the stored reference, in float64."""
+    """Collects rows of drift: the free-running error against the stored reference, in float64."""
 
     ports = ("out",)
 
@@ -48,7 +48,7 @@ class DriftRecorder:
 
 
 def error_of(x: np.ndarray, reference: np.ndarray, position: Position, result: Result) -> dict[str, Any]:
-    """The columns of the drift table for one array; `kl` too at a result that holds the logits of a distribution."""
+    """The columns of the drift table for one array. Includes `kl` if it is the result and holds logits."""
     error = dict(compare(x, reference).values)
     if result.distribution and (position.component, position.site) == (result.component, result.site):
         error["kl"] = kl_divergence(x, reference)

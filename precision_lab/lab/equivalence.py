@@ -1,12 +1,12 @@
-"""Scale-equivalence: whether techniques preserve the function, and if not, the cause of the change.
+"""Scale equivalence: whether techniques preserve the function of the model and, if not, where they change it.
 
-A technique is judged twice, on random inputs. In fp32 against the plain model in fp32: what differs there, beyond what
-another order of summation makes differ, is a changed function, whatever the technique claims. Then in the dtype of
-interest: what that adds is rounding.
+A technique is evaluated twice on random inputs. The first evaluation compares it in fp32 with the plain model in fp32:
+a difference larger than that of another order of summation is a change of the function. The second evaluation is in the
+dtype of interest; the additional difference is rounding.
 
-Scaling by powers of two commutes with rounding, so a correct rewrite of that kind comes out identical bit for bit: a
-proof that no wider format could sharpen. Float64 could not serve: in MLX 0.32 it exists on the CPU only, exp, cos, and
-the norms have fp32's accuracy in it (1e-7 to 4e-7 measured), and layers of models state fp32 themselves.
+Scaling by powers of two commutes with rounding, so a correct rewrite of that kind is identical bit for bit. A wider
+format could not strengthen that proof. Float64 is unsuitable: in MLX 0.32 it exists on the CPU only, its exp, cos and
+norms have the accuracy of fp32 (1e-7 to 4e-7 measured), and some layers set fp32 explicitly.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Techniques = Mapping[str, Technique]
 Outputs = Mapping[str, np.ndarray]
 
 MARGIN = 10.0
-"""A change counts as rounding up to this multiple of the noise technique's change."""
+"""A change of up to this multiple of the change by the noise technique counts as rounding."""
 
 
 class Draw(NamedTuple):
-    """One evaluation: step `number` of a case, from the state that the case starts with."""
+    """One evaluation: step `number` of a case, from the initial state of the case."""
 
     case: Case
     number: int
 
 
 def draws_of(source: Source, cases: Sequence[Case], count: int = 3, seed: int = 0) -> list[Draw]:
-    """Random inputs: those that the source draws itself (`draws(count, seed)`), or else random steps of the cases."""
+    """Random inputs: random steps of the cases that the source draws (`draws(count, seed)`), or else of `cases`."""
     own = getattr(source, "draws", None)
     if own is None:
         drawn = [cases[i % len(cases)] for i in range(count)]
@@ -49,7 +49,7 @@ def draws_of(source: Source, cases: Sequence[Case], count: int = 3, seed: int = 
 
 
 def evaluate(source: Source, dtype: mx.Dtype, draw: Draw, *techniques: Techniques) -> Outputs:
-    """The output and the result of one step, and the picture of that result where there is one: fp32 by name."""
+    """The `output` and `result` of one step and, if there is one, the `picture` of the result; fp32 arrays by name."""
     merged = {f"{i}.{name}": technique for i, group in enumerate(techniques) for name, technique in group.items()}
     subject = source.load(dtype)
     with applied(components_of(subject, source.layout), merged):
@@ -62,14 +62,17 @@ def evaluate(source: Source, dtype: mx.Dtype, draw: Draw, *techniques: Technique
 
 @dataclass(frozen=True)
 class Proof:
-    """`changes`: relative L2 by output, the worst draw; `floors`: the same of equal functions that round otherwise."""
+    """The largest relative L2 change over the draws, by output.
+
+    changes: for the techniques. floors: for the noise technique, the same function with different rounding.
+    """
 
     changes: Mapping[str, float]
     floors: Mapping[str, float]
 
     @property
     def holds(self) -> bool:
-        """Whether every output stays within rounding; not, where one is NaN."""
+        """Whether every change is within rounding; False if one is NaN."""
         return all(self.changes[name] <= MARGIN * floor for name, floor in self.floors.items())
 
     @property
@@ -78,9 +81,10 @@ class Proof:
 
 
 def prove(source: Source, techniques: Techniques, inputs: Sequence[Draw], noise: Techniques) -> Proof:
-    """The techniques against the plain model, both in fp32; `noise` is the same function with other rounding.
+    """Compares the techniques with the plain model, both in fp32. `noise` is the same function with other rounding.
 
-    A technique that rounds on purpose states its form without rounding as `unrounded`, which is then compared.
+    A technique that rounds on purpose has an attribute `unrounded`, its form without rounding, which is compared
+    instead.
     """
     exact = {name: getattr(technique, "unrounded", technique) for name, technique in techniques.items()}
     changes, floors = [], []
@@ -93,9 +97,9 @@ def prove(source: Source, techniques: Techniques, inputs: Sequence[Draw], noise:
 
 @dataclass(frozen=True)
 class Split:
-    """Relative L2 of the output, the mean over draws; errors add up as vectors, so the parts need not sum up.
+    """Relative L2 error of the output, the mean over draws. Errors add as vectors, so the parts need not add up.
 
-    - `total`: the techniques in the dtype against the plain model in fp32, what users see;
+    - `total`: the techniques in the dtype against the plain model in fp32, the error that users see;
     - `function`: both in fp32;
     - `rounding`: the techniques in the dtype against themselves in fp32;
     - `plain_rounding`: the plain model in the dtype against itself in fp32.
@@ -108,7 +112,7 @@ class Split:
 
 
 def split(source: Source, dtype: mx.Dtype, techniques: Techniques, inputs: Sequence[Draw]) -> Split:
-    """How much of the drift is a changed function, and how much rounding. NaN where an output is not finite."""
+    """Splits the drift into a changed function and rounding. NaN where an output is not finite."""
     rows = []
     for draw in inputs:
         plain, plain_low = (evaluate(source, d, draw)["output"] for d in (mx.float32, dtype))
@@ -121,9 +125,10 @@ def split(source: Source, dtype: mx.Dtype, techniques: Techniques, inputs: Seque
 def attribute(
     source: Source, techniques: Techniques, inputs: Sequence[Draw], parts: Mapping[str, Techniques]
 ) -> dict[str, float]:
-    """The change of function, `all`, and the rest of it in a model reduced to each of `parts`: relative L2.
+    """The change of the function, as `all`, and the change that remains in a model reduced by each of `parts`.
 
-    The output, the mean over draws. The reduced model is compared with itself, with the techniques and without.
+    Each is the relative L2 change of the output, the mean over draws, between the reduced model with the techniques and
+    without them.
     """
     changes = {}
     for name, removed in {"all": {}, **parts}.items():
@@ -135,8 +140,8 @@ def attribute(
     return changes
 
 
-def _distances(found: Outputs, reference: Outputs) -> dict[str, float]:
-    return {name: _rel_l2(found[name], reference[name]) for name in reference}
+def _distances(outputs: Outputs, reference: Outputs) -> dict[str, float]:
+    return {name: _rel_l2(outputs[name], reference[name]) for name in reference}
 
 
 def _rel_l2(x: np.ndarray, reference: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """Factorial experiments: every combination of several factors, or a regular fraction of them, as ordinary variants.
 
-A factor is one technique or several that go together, on or off. The variant `baseline+a+b` is `baseline` with the
-factors a and b on, so its name gives its place in the design, in every table (Box, Hunter and Hunter, Statistics
-for Experimenters, 2005, chapters 5 and 6).
+A factor is one technique, or several that belong together, and is on or off. The variant `baseline+a+b` is `baseline`
+with the factors a and b on, so in every table its name gives its place in the design (Box, Hunter and Hunter,
+Statistics for Experimenters, 2005, chapters 5 and 6).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 
 def label(base: str, on: Sequence[str]) -> str:
-    """The name of the variant that is `base` with the factors `on`; `base` itself where there is none."""
+    """The name of the variant that is `base` with the factors `on`; `base` itself without factors."""
     return SEPARATOR.join((base, *on))
 
 
 def treatments(factors: Sequence[str], generators: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """The factors that are on in each run of a 2^(k-p) design of k factors, p of them with a generator; none on first.
+    """The factors that are on in each run of a 2^(k-p) design of k factors, p of them with a generator.
 
-    generators: factor -> factors without a generator; it is on where an odd number of them is. In signs (on +1, off -1)
-    that is minus the product of two, plus the product of three.
-    Raises InputError for names that do not fit, fewer than two factors, or more than 64 runs.
+    The first run has no factor on. generators: maps a factor to factors without a generator; it is on if an odd number
+    of them is. In signs (on +1, off -1), that is minus the product of two factors, or plus the product of three.
+    Raises InputError for unknown or unsuitable names, fewer than two factors, or more than 64 runs.
     """
     if len(factors) < 2:
         raise InputError(f"factorial.factors is {list(factors)}, expected at least two techniques")
@@ -61,11 +61,13 @@ def treatments(factors: Sequence[str], generators: Mapping[str, Sequence[str]]) 
 
 
 def combined(techniques: Mapping[str, T], factors: Mapping[str, Mapping[str, T]], on: Sequence[str]) -> dict[str, T]:
-    """The techniques of a run: those of the base, then those of its factors. Raises InputError if one comes twice."""
+    """The techniques of a run: those of the base, then those of its factors. Raises InputError if one occurs twice."""
     together = dict(techniques)
     for factor in on:
         for name, technique in factors[factor].items():
             if name in together:
-                raise InputError(f"factorial: technique {name} of factor {factor} is in the base or another factor too")
+                raise InputError(
+                    f"factorial: technique {name} of factor {factor} is also in the base or another factor"
+                )
             together[name] = technique
     return together

@@ -1,4 +1,4 @@
-"""The folder of a run: created or refused, and the pictures in it."""
+"""The folder of a run: its creation, the checks before it, and the images in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from precision_lab.record.manifest import Manifest
 
 @dataclass(frozen=True)
 class Identity:
-    """The checkpoint and the machine of a run, which must not change between its parts."""
+    """The properties that must not change when a run is resumed."""
 
     checkpoint: str
     device: str
@@ -23,9 +23,9 @@ class Identity:
 
 
 def prepare(out: Path, resume: bool, resolved: str, identity: Identity) -> None:
-    """Creates the run folder. Raises InputError if it holds another run or cannot be written.
+    """Creates the run folder. Raises InputError if it already holds a run or cannot be written.
 
-    With `resume` it must hold an unfinished run of the same configuration and identity.
+    With `resume`, the folder must hold an unfinished run with the same configuration and identity.
     """
     holds_run = (out / manifest.FILE).is_file()
     if resume and not holds_run:
@@ -58,7 +58,7 @@ def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """An 8-bit PNG of pixel values in [0, 255]; non-finite ones are 0 and counted in its text `num_nonfinite`."""
+    """Writes pixel values in [0, 255] as an 8-bit PNG; its text `num_nonfinite` counts non-finite ones, drawn as 0."""
     from PIL import Image, PngImagePlugin
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
 
 
 def to_uint8(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rounded 8-bit image of pixel values in [0, 255], and how many were not finite (drawn as 0)."""
+    """The rounded 8-bit image of pixel values in [0, 255], and the number of non-finite values, which become 0."""
     finite = np.isfinite(pixels)
     rounded = np.where(finite, pixels, 0).round().astype(np.uint8)
     return rounded, int(pixels.size - np.count_nonzero(finite))

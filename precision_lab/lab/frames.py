@@ -1,4 +1,4 @@
-"""The rows that recorders collected in one generation, as data frames: one for each table, activations joined."""
+"""Converts the rows of the recorders of one generation to one data frame per table, with activations joined."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from precision_lab.probes.base import ACTIVATIONS, Recorder
 
 _PLACE = (*Position._fields, "dtype", "shape", "numel")
 _Piece = tuple[npt.NDArray[np.int64], "pd.Series[Any]"]
-"""Rows of the joined table, and the values of a column there."""
+"""Row indices of the joined table, and the values of a column in these rows."""
 
 
 def frames_of(recorders: Sequence[Recorder]) -> dict[str, pd.DataFrame]:
-    """Frames by table: those that probes have to themselves, then activations."""
+    """Data frames by table: the probes' own tables, then activations."""
     own: dict[str, list[pd.DataFrame]] = {}
     for recorder in recorders:
         if recorder.table != ACTIVATIONS:
@@ -31,15 +31,15 @@ def frames_of(recorders: Sequence[Recorder]) -> dict[str, pd.DataFrame]:
 
 
 def join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several probes in their common `order`, those of one array in one row.
+    """Joins the rows of several probes by `order`, with one row for each array.
 
-    Where two have a column of the same name, the later one's value is used.
+    If two frames have a column of the same name, the later frame's value is used.
     """
     if not frames:
         return pd.DataFrame()
     orders = np.unique(np.concatenate([frame["order"].to_numpy() for frame in frames]))
     pieces: dict[str, list[_Piece]] = {}
-    settled: set[str] = set()  # what is said of every array already, and is the same in all frames
+    settled: set[str] = set()  # columns that are complete, and equal in all frames
     for frame in frames:
         rows = np.searchsorted(orders, frame["order"].to_numpy())
         whole = np.array_equal(rows, np.arange(len(orders)))
@@ -53,7 +53,7 @@ def join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _column(pieces: Sequence[_Piece], length: int) -> Any:
-    """The values of each piece in its rows, those of later ones over those of earlier; NaN in rows of none."""
+    """A column with the values of each piece in its rows. Later pieces override earlier ones; other rows are NaN."""
     if len(pieces) == 1 and np.array_equal(pieces[0][0], np.arange(length)):
         return pieces[0][1].array
     values = [column.to_numpy() for _, column in pieces]

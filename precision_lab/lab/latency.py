@@ -1,4 +1,4 @@
-"""How long one denoising step takes under each variant: interleaved rounds in random order, probes off."""
+"""Measures the time of one denoising step for each variant, in interleaved rounds of random order without probes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def measure(
     margin: float,
     on_round: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, Any]]:
-    """Rows of the latency table, one a variant and round.
+    """Rows of the latency table, one per variant and round.
 
-    `samplers[name]()` sets the variant up, outside the clock, and times it once. Rounds go on until the half-width of
-    every paired ratio's interval is at most half the margin, the time is spent or `max_rounds` is reached, at least
-    `min_rounds`.
+    `samplers[name]()` sets the variant up, untimed, and times it once. After at least `min_rounds`, rounds end when the
+    half-width of every paired ratio's interval is at most half the margin, when `max_seconds` have passed, or at
+    `max_rounds`.
     """
     if spec.max_rounds == 0:
         return []
@@ -68,10 +68,10 @@ def measure(
 
 
 def sample(step: Callable[[], mx.array], weights_nbytes: int, settle: bool = False) -> Sample:
-    """Seconds of a step, and the memory it needs: its own weights and what it allocates, other variants' apart.
+    """Times a step in seconds and measures its memory in bytes: its own weights and its allocations.
 
-    settle: takes a step first, off the clock. On a GPU the one that follows a change of variant also pays for fresh
-    memory and graphs, which no later step of a generation does.
+    The memory of other variants does not count. settle: whether to run one untimed step first. On a GPU, the first step
+    after a change of variant also allocates memory and builds graphs, unlike the later steps of a generation.
     """
     if settle:
         mx.eval(step())

@@ -1,22 +1,22 @@
-"""Pinned cases: generations of the plain model in fp32 that a baseline keeps, sub-operation by sub-operation.
+"""Pinned cases: fp32 generations of the plain model whose arrays a baseline records as sketches.
 
-Ranges do not see a small mistake in the model, and a reference of the same run shares it. So a few cases (a
-prompt, a seed and a size each) are fixed, and every array at `pinned.sites` leaves a sketch of itself
-(`precision_lab.numerics.sketch`): with the sketches of an earlier version, and nothing else, the first operation that
-computes something different has a name.
+Ranges do not reveal a small mistake in the model, and a reference generated in the same run shares it. A few cases
+(each a prompt, a seed and a size) are therefore fixed, and every array at `pinned.sites` is recorded as a sketch
+(`precision_lab.numerics.sketch`). The sketches of an earlier version are enough to identify the first operation whose
+result has changed.
 
-The table `sketches` has a row for each array:
+The table `sketches` has one row for each array:
 
-- variant: `reference`, the plain model in fp32; or `equivalent`, the same with its sums reordered, which differs by
-  rounding alone: the deviation of the one from the other is the noise floor. Only with `noise_floor`;
-- case, prompt, seed: the case by name, and its input; then the settings of its own, such as height and width;
-- branch, step, sigma, component, site, port, stream, block: where and when, null where it means nothing; `order`, the
-  last column, counts the arrays of one generation in order of execution;
-- dtype, shape, numel: the array itself, shape as 1x64x256;
+- variant: `reference`, the plain model in fp32; or `equivalent`, the same with its sums reordered, which differs only
+  by rounding. The deviation between the two is the noise floor. `equivalent` exists only with `noise_floor`;
+- case, prompt, seed: the name of the case and its input; then its own settings, such as height and width;
+- branch, step, sigma, component, site, port, stream, block: the position, null where not applicable; `order`, the last
+  column, numbers the arrays of one generation in order of execution;
+- dtype, shape, numel: the properties of the array, with shape written as 1x64x256;
 - num_nonfinite; rms and sketch_0 to sketch_7 in fp32, NaN where an element is not finite.
 
-(variant, case, branch, step, component, site, port) names one row; rows are sorted by variant, case and order. Guidance
-and the negative prompt are the run's, steps are `pinned.steps`.
+(variant, case, branch, step, component, site, port) identifies a row. Rows are sorted by variant, case and order.
+Guidance and the negative prompt are those of the run; the number of steps is `pinned.steps`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def check(spec: RunSpec, sites: Sequence[Site]) -> None:
 
 
 def steps(spec: RunSpec) -> int:
-    """Number of steps of all pinned cases together."""
+    """Total number of steps of all pinned cases."""
     each = (spec.source.steps(_case(spec, case)) for case in spec.pinned.cases.values())
     return len(_variants(spec.pinned)) * sum(each)
 
 
 def measure(bench: Bench, advance: Advance) -> None:
-    """Leaves a part of the table for each case and variant that has none yet."""
+    """Writes a part of the table for each case and variant that has none yet."""
     spec = bench.spec
     for variant in _variants(spec.pinned):
         for name, case in spec.pinned.cases.items():
@@ -77,10 +77,10 @@ def measure(bench: Bench, advance: Advance) -> None:
 
 
 def described(spec: RunSpec) -> PinnedCases | None:
-    """The manifest's record of the pinned cases; None where there are none.
+    """The manifest's entry on the pinned cases; None without pinned cases.
 
-    The fingerprint, which two comparable runs share, covers all that decides the sketches besides the weights and the
-    code; not `noise_floor`, which only adds to them.
+    Comparable runs have equal fingerprints. The fingerprint covers everything that determines the sketches except the
+    weights and the code. It excludes `noise_floor`, which only adds sketches.
     """
     pinned = spec.pinned
     if not pinned.cases:
@@ -95,7 +95,7 @@ def described(spec: RunSpec) -> PinnedCases | None:
 
 
 def _shared(spec: RunSpec) -> dict[str, Any]:
-    """The settings that decide a case; those that every case has of its own are not among them."""
+    """The settings that the pinned cases share, without those that every case overrides."""
     cases = spec.pinned.cases.values()
     settings = {**spec.settings, "steps": spec.pinned.steps}
     return {key: value for key, value in settings.items() if any(key not in case.settings for case in cases)}
@@ -110,7 +110,7 @@ def _case(spec: RunSpec, case: PinnedCase) -> Case:
 
 
 def _equivalent(pinned: PinnedSpec) -> Mapping[str, ReorderedSums]:
-    """The technique of the equivalent run, where there is to be one."""
+    """The technique of the variant `equivalent`; empty without `noise_floor`."""
     return {"reordered_sums": ReorderedSums(sites=pinned.reordered)} if pinned.noise_floor else {}
 
 

@@ -1,9 +1,10 @@
-"""Variants in a process of their own: switches that MLX reads once a process cannot differ within one.
+"""Runs variants in child processes: a switch that MLX reads once per process cannot differ within a process.
 
-The parent makes the reference and goes through cases and timing rounds as always; where a variant of another process is
-due, it asks that process, waits, and passes on its reports. A child is the same program over the same run folder:
-it reads config.yaml there and writes its own parts. Only one process computes at a time, so that times can be compared;
-each holds its own weights. Requests go to the child's stdin, replies come from its stdout, one JSON object a line.
+The parent runs the reference and iterates over cases and timing rounds as usual. For a variant of another process, it
+sends a request to that process, waits, and forwards the reported progress. A child is the same program on the same run
+folder: it reads config.yaml there and writes its own parts. Except for helpers that only generate
+(`precision_lab.lab.crew`), one process computes at a time, so that times are comparable; each holds its own weights.
+Requests go to the child's stdin and replies to its stdout, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ _PATIENCE = 10.0
 
 
 class ChildError(Exception):
-    """A failure in a child, in its words."""
+    """An error in a child, with the child's message."""
 
 
 class Child:
-    """A process for the variants that share `process`.
+    """A child process for the variants that share `process`.
 
-    command: starts it; the run folder and the process, as JSON, are added. Started when first asked, and again if it
-    ended. What its variants raise becomes ChildError, a full disk OSError as in this process.
+    command: the command that starts it, to which the run folder and `process` as JSON are appended. The child starts at
+    the first request, and again if it has ended. An exception in a variant is raised as ChildError, but an OSError,
+    such as a full disk, as OSError.
     """
 
     def __init__(self, command: Sequence[str], out: Path, process: ProcessSpec):
@@ -45,15 +47,15 @@ class Child:
         self._busy = False
 
     def make(self, variant: Variant, case: Case, advance: Advance) -> None:
-        """One generation, as `Bench.make`."""
+        """Runs one generation in the child; see `Bench.make`."""
         self._ask({"make": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}, advance)
 
     def time_step(self, variant: Variant) -> Sample:
-        """One timed step, as `Bench.time_step`."""
+        """Times one step in the child; see `Bench.time_step`."""
         return Sample(*self._ask({"time": variant.name}, lambda amount, label: None))
 
     def close(self) -> None:
-        """Ends the process, in the middle of a generation if need be: parts are written whole or not at all."""
+        """Ends the process, even during a generation, since parts of an incomplete generation are never written."""
         if self._running is None:
             return
         child, self._running = self._running, None
@@ -74,7 +76,7 @@ class Child:
         return self._answer(advance)
 
     def _start(self) -> subprocess.Popen[str]:
-        paths = os.pathsep.join(path for path in sys.path if path)  # what could be imported here can be there
+        paths = os.pathsep.join(path for path in sys.path if path)  # the child can import the same modules
         self._busy = True
         return subprocess.Popen(
             self._command,
@@ -96,10 +98,10 @@ class Child:
             self._running.stdin.write(json.dumps(request) + "\n")
             self._running.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended while nothing was asked; `_answer` says so
+            pass  # the child ended between requests; `_answer` raises the error
 
     def _answer(self, advance: Advance) -> Any:
-        """The answer to the last request; the child's reports until then are passed on."""
+        """Waits for the answer to the last request, and forwards the progress that the child reports until then."""
         assert self._running is not None
         assert self._running.stdout is not None
         for line in self._running.stdout:
@@ -122,7 +124,7 @@ class Child:
 
 
 def serve(spec: RunSpec, process: ProcessSpec, requests: IO[str], replies: IO[str]) -> None:
-    """The child: answers requests for the variants of `spec` that belong to `process`, until there are no more."""
+    """Runs the child: answers requests for the variants of `spec` that belong to `process` until `requests` ends."""
 
     def reply(**message: Any) -> None:
         replies.write(json.dumps(message) + "\n")

@@ -28,12 +28,12 @@ from precision_lab.probes.base import (
 )
 from precision_lab.record.columns import Column
 
-# sets of statistics that wait to be read, some kilobytes each
+# maximum of unread sets of statistics, a few kilobytes each
 _MOST_PENDING = 1024
 
 
 class ProbeRecorder:
-    """Rows of activations: the scalars of one probe."""
+    """Collects rows of activations with the scalars of one probe."""
 
     table = ACTIVATIONS
 
@@ -41,8 +41,8 @@ class ProbeRecorder:
         self.sites, self.ports = probe.sites, probe.ports
         self._lazy = probe if isinstance(probe, LazyProbe) and probe.is_lazy else None
         self._measure = _measurement(probe)
-        self._places: dict[str, list[Any]] = defaultdict(list)  # and not positions: so many objects keep the GC busy
-        # of a probe that gives columns, those of each batch; of others, the scalars of each array
+        self._places: dict[str, list[Any]] = defaultdict(list)  # columns, since many Position objects would slow the GC
+        # for a probe that returns columns, those of each batch; for others, the scalars of each array
         self._batches: list[Columns] = []
         self._scalars: list[Mapping[str, Scalar]] = []
         self._pending: list[Pending] = []
@@ -96,7 +96,7 @@ class ProbeRecorder:
 
 
 def _evaluated(measured: Sequence[Mapping[str, Scalar]]) -> Sequence[Mapping[str, Scalar]]:
-    """The same with Python numbers in place of MLX arrays."""
+    """`measured` with MLX arrays replaced by Python numbers."""
     lazy = [value for scalars in measured for value in scalars.values() if isinstance(value, mx.array)]
     if not lazy:
         return measured
@@ -105,18 +105,18 @@ def _evaluated(measured: Sequence[Mapping[str, Scalar]]) -> Sequence[Mapping[str
 
 
 def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A column for each key; NaN in rows that lack it."""
+    """A table by columns with a column for each key; NaN where a row lacks it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
 def recorder_of(probe: AnyProbe) -> ProbeRecorder | Recorder:
-    """The recorder of a probe's rows in one generation."""
+    """A new recorder of a probe's rows, for one generation."""
     return probe.recorder() if isinstance(probe, StreamProbe) else ProbeRecorder(probe)
 
 
 def declared(probes: Iterable[AnyProbe]) -> dict[str, list[Column]]:
-    """The columns that probes declare, by table; of several with one name the first."""
+    """The columns that probes declare, by table; the first of several columns with the same name."""
     columns: dict[str, dict[str, Column]] = {}
     for probe in probes:
         table = recorder_of(probe).table
@@ -128,7 +128,7 @@ def declared(probes: Iterable[AnyProbe]) -> dict[str, list[Column]]:
 def _measurement(
     probe: Probe | CallProbe,
 ) -> Callable[[Sequence[Observation]], Sequence[Mapping[str, Scalar]] | Columns]:
-    """How a probe of any of these kinds measures observations."""
+    """A function that measures a batch of observations with `probe`."""
     if CALL in probe.ports:
         whole = cast(CallProbe, probe)
         return lambda batch: [whole.measure(seen.inputs, seen.array) for seen in batch]

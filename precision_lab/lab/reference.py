@@ -1,4 +1,4 @@
-"""Activations of the reference on disk, so that no more than one array of them is ever held in memory."""
+"""Stores the activations of the reference on disk, so that at most one of its arrays is in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReferenceWriter:
         self.index: dict[str, tuple[int, list[int]]] = {}
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Raises InputError if the key was written before: an address that is called twice is ambiguous."""
+        """Appends `array` under `key`. Raises ValueError if the key exists: an address called twice is ambiguous."""
         if key in self.index:
             raise InputError(
                 f"drift.sites: the module of {key} is called twice in one step, so its two arrays have one address. "
@@ -33,14 +33,14 @@ class ReferenceWriter:
 
 
 class ReferenceReader:
-    """Reads arrays back by key, mapped from the file."""
+    """Reads arrays by key from the memory-mapped file."""
 
     def __init__(self, path: Path):
         self._index = json.loads(_index_path(path).read_text())
         self._data = np.memmap(path, dtype=np.float32, mode="r") if path.stat().st_size else np.zeros(0, np.float32)
 
     def get(self, key: str) -> np.ndarray | None:
-        """The array, or None if the reference has none by this key."""
+        """The array stored under `key`, or None without one."""
         if key not in self._index:
             return None
         offset, shape = self._index[key]
@@ -50,7 +50,7 @@ class ReferenceReader:
 
 @contextmanager
 def writing(path: Path) -> Iterator[ReferenceWriter]:
-    """A writer whose file and index appear at `path` when the block ends without an exception."""
+    """Context manager that yields a writer. Its files appear at `path` if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as stream:

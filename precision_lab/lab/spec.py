@@ -1,4 +1,4 @@
-"""A run as typed values: nothing below the command line knows of Hydra."""
+"""The specification of a run as typed values. Only the command line depends on Hydra."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 def one_of(what: str, value: str, choices: Sequence[str]) -> str:
-    """`value`, if it is a choice. Raises InputError with the nearest one otherwise."""
+    """Returns `value` if it is one of `choices`. Otherwise raises InputError with the nearest choice."""
     if value not in choices:
         raise InputError(f"{what} is {value!r}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}")
     return value
@@ -39,7 +39,7 @@ def _check_seed(what: str, seed: object) -> None:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """Switches that MLX reads once a process. By default, and for the reference, every reduced mode is off."""
+    """The switches that MLX reads once per process. By default, and for the reference, all reduced modes are off."""
 
     tf32: bool = False
 
@@ -50,9 +50,9 @@ class ProcessSpec:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the model: the dtype of its activations, and techniques in the order of application.
+    """One way to compute the model: the dtype of its activations, and techniques in order of application.
 
-    process: numeric switches; where they are not the reference's, the variant runs in a process of its own.
+    process: numeric switches. If they differ from the reference's, the variant runs in its own process.
     """
 
     name: str
@@ -70,7 +70,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class LatencySpec:
-    """Timing of one denoising step: rounds until the intervals are narrow or the time is spent."""
+    """Timing of one denoising step. Rounds continue until the intervals are narrow or `max_seconds` have passed.
+
+    margin: the relative difference in time that is ignored; None selects the default of the backend.
+    """
 
     min_rounds: int = 10
     max_rounds: int = 200
@@ -92,9 +95,9 @@ class LatencySpec:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where local error is measured: modules and steps that are fed the reference's inputs.
+    """The modules and steps at which local error is measured, on the reference's inputs.
 
-    mode: off; sampled, the first, middle and last step of the first case; or full, every step of every case.
+    mode: off; sampled (the first, middle and last step of the first case); or full (every step of every case).
     """
 
     sites: Sequence[str] = ()
@@ -106,7 +109,7 @@ class TeacherSpec:
             raise InputError("drift.teacher.sites is empty, expected patterns of sites, or drift.teacher.mode=off")
 
     def steps(self, count: int, case: int) -> frozenset[int]:
-        """Those to measure, of the `count` steps of the case of that number."""
+        """The steps to measure, out of the `count` steps of case number `case`."""
         if self.mode == "full":
             return frozenset(range(count))
         return frozenset({0, count // 2, count - 1}) if self.mode == "sampled" and case == 0 else frozenset()
@@ -114,7 +117,7 @@ class TeacherSpec:
 
 @dataclass(frozen=True)
 class PinnedCase:
-    """One generation of the plain model; `settings` are its own, in place of those of the run."""
+    """One generation of the plain model; `settings` override those of the run."""
 
     prompt: str = ""
     seed: int = 0
@@ -123,9 +126,9 @@ class PinnedCase:
 
 @dataclass(frozen=True)
 class PinnedSpec:
-    """Cases whose fp32 reference is kept as sketches of the arrays at `sites`; without cases there are none.
+    """Cases whose fp32 reference is recorded as sketches of the arrays at `sites`. By default there are no cases.
 
-    noise_floor: whether to keep the same of a model in which the linears at `reordered` sum in another order.
+    noise_floor: whether to record the same for a model in which the linears at `reordered` sum in another order.
     """
 
     cases: Mapping[str, PinnedCase] = field(default_factory=dict)
@@ -152,10 +155,10 @@ class PinnedSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """An experiment ready to run.
+    """An experiment that is ready to run.
 
-    source: of the weights. settings: of every case, in the subject's own terms.
-    workers: processes that make generations at once; None: as many as pay, see `precision_lab.lab.crew`.
+    source: the source of the weights. settings: those of every case, in the subject's own terms.
+    workers: number of processes that generate in parallel; None selects it automatically, see `precision_lab.lab.crew`.
     """
 
     experiment: str
@@ -203,5 +206,5 @@ class RunSpec:
 
     @property
     def all_variants(self) -> list[Variant]:
-        """The fp32 reference, which every run makes first, and the experiment's variants."""
+        """The fp32 reference, which every run generates first, and the experiment's variants."""
         return [Variant(REFERENCE, "float32"), *self.variants]

@@ -1,7 +1,7 @@
-"""The protocols of a model: a source of weights, and the subject that computes with them in one dtype.
+"""The interface between the laboratory and a model: a source of weights, and a subject that computes in one dtype.
 
-Anything with these members is a subject, from any package; the laboratory knows no particular model. A configuration
-names the source by its `_target_` (`conf/model/*.yaml`).
+Any object with these members, from any package, is a subject; the laboratory depends on no particular model. A
+configuration names the source by its `_target_` (`conf/model/*.yaml`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from precision_lab.record.manifest import Checkpoint
 
 @dataclass(frozen=True)
 class Case:
-    """One generation to make with every variant. settings: in the subject's own terms, such as steps and height."""
+    """One generation to run with every variant. settings: in the subject's own terms, such as steps and height."""
 
     prompt_id: int
     prompt: str
@@ -30,12 +30,10 @@ class Case:
 
 
 class Step(Protocol):
-    """A step that was built: its arrays need not be evaluated.
+    """One step, whose arrays may be lazy.
 
-    - sigma: the level that belongs to it, None where there is none.
-    - output: the model's prediction.
-    - result: the array that the step leaves, at the address `layout.result`.
-    - state: the state before the next step; it contains `result`.
+    sigma: its noise level, or None. output: the prediction of the model. result: the result of the step, which is the
+    array at the address `layout.result`. state: the state before the next step, which contains `result`.
     """
 
     @property
@@ -52,11 +50,11 @@ class Step(Protocol):
 
 
 class Subject(Protocol):
-    """A model that computes in one dtype, that of its activations.
+    """A model that computes in one dtype, the dtype of its activations.
 
-    A state is a tree of tuples, lists and mappings; any array in it may depend on the variant. No method
-    changes a state that it is given, and none evaluates anything. Modules are reached through attributes of the
-    subject, so that a copy of it may have modules of its own (`precision_lab.instrument.replica`).
+    A state is a tree of tuples, lists and mappings; only its arrays may depend on the variant. No method changes a
+    state that it receives, and none evaluates arrays. Modules must be reached through attributes of the subject, so
+    that a copy can have its own modules (`precision_lab.instrument.replica`).
     """
 
     @property
@@ -67,44 +65,44 @@ class Subject(Protocol):
         """The state before the first step."""
 
     def step(self, state: Any, number: int) -> Step:
-        """Step `number` of the case that `state` belongs to, inside `scope(step=number, sigma=...)`.
+        """Builds step `number` of the case of `state`, inside `scope(step=number, sigma=...)`.
 
-        Branches of a step state their name with `scope(branch=...)`.
+        Branches of a step set their name with `scope(branch=...)`.
         """
 
     def picture(self, state: Any) -> mx.array | None:
-        """Pixel values (H, W, C) in [0, 255] of the state after the last step, unrounded; None without a picture."""
+        """Unrounded pixel values (H, W, C) in [0, 255] of the state after the last step; None without a picture."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """The weights of a model, their place and their origin. Nothing is read before a member is used."""
+    """The weights of a model. Nothing is read before a member is accessed."""
 
     @property
     def layout(self) -> Layout:
-        """The layout of the subject."""
+        """The components, blocks and streams of the subject."""
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The record of the weights: name, path, fingerprint, origin. Raises InputError where there are none."""
+        """The record of the weights: name, path, fingerprint, origin. Raises InputError if there are no weights."""
 
     def steps(self, case: Case) -> int:
-        """How many steps the case has.
+        """The number of steps of the case.
 
-        Raises InputError for a prompt or for settings that this model cannot take, unknown ones included.
+        Raises InputError for a prompt or settings that this model does not accept, including unknown settings.
         """
 
     def load(self, dtype: mx.Dtype) -> Subject:
-        """The model computing in `dtype`; weights that two dtypes can share exactly should be loaded once."""
+        """The model that computes in `dtype`. Weights that two dtypes can share exactly should be loaded only once."""
 
 
 def components_of(subject: Subject, layout: Layout) -> Components:
-    """The components of a subject with its layout, so that addresses know their blocks and streams."""
+    """The components of a subject with its layout, from which addresses derive their blocks and streams."""
     return Components(subject.components, layout)
 
 
 def generation(subject: Subject, case: Case, steps: int) -> Iterator[tuple[Any, Step]]:
-    """THE loop: the steps of a case, each with the state before it, evaluated one by one."""
+    """The only denoising loop: yields each step of a case, evaluated, with the state before it."""
     state = subject.start(case)
     mx.eval(state)
     for number in range(steps):
@@ -115,6 +113,6 @@ def generation(subject: Subject, case: Case, steps: int) -> Iterator[tuple[Any, 
 
 
 def picture_of(subject: Subject, state: Any) -> np.ndarray | None:
-    """The evaluated picture of a state after its last step, None without one."""
+    """The evaluated picture of the state after the last step; None without one."""
     pixels = subject.picture(state)
     return None if pixels is None else np.asarray(pixels)

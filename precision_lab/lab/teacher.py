@@ -1,9 +1,9 @@
-"""Teacher forcing: the variants' modules, and whole steps, on the reference's inputs.
+"""Teacher forcing: runs the modules of variants, and whole steps, on the inputs of the reference.
 
-Free-running drift accumulates: a block receives the errors of all blocks before it. Here the reference's generation
-goes on unchanged, and at each chosen site every variant's module is called beside it on the same inputs, rounded to
-the dtypes that the variant itself would see there. The difference is the local error of that module (in the manner of
-shadow modules in PyTorch's Numeric Suite). Nothing is stored, and only the current arrays are held.
+Free-running drift accumulates: the inputs of a block contain the error of all earlier blocks. With teacher forcing, the
+reference's generation proceeds unchanged. At each chosen site, the module of every variant is called on the same
+inputs, rounded to the dtypes that the variant itself has there. The difference is local error, introduced by that
+module (like the shadow modules of PyTorch's Numeric Suite). Only the current arrays are held in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Pair(NamedTuple):
 
 
 class Shadow:
-    """A variant's modules beside the reference's: a replica of the subject, rewritten by its techniques."""
+    """The modules of a variant, in a replica of the subject to which its techniques are applied."""
 
     def __init__(self, subject: Subject, dtype: mx.Dtype, components: Components):
         self.subject, self.dtype = subject, dtype
@@ -50,7 +50,7 @@ class Shadow:
         self._dtypes: dict[tuple[str, str], list[mx.Dtype]] = {}
 
     def trace(self, sites: Sequence[str], case: Case) -> None:
-        """Learns the dtypes at the inputs of the sites from a step that is built and never evaluated."""
+        """Records the input dtypes of the sites from a step that is built but never evaluated."""
 
         def on_call(call: Call) -> None:
             dtypes = [port.array.dtype for port in ports(call, ["in"])]
@@ -60,7 +60,7 @@ class Shadow:
             self.subject.step(self.subject.start(case), 0)
 
     def call(self, call: Call) -> Any:
-        """The output of this variant's module at the site, for the inputs of `call`."""
+        """The output of this variant's module at the site of `call`, for the inputs of `call`."""
         key = call.site.component, call.site.path
         dtypes = iter(self._dtypes[key])
         args = [_cast(value, dtypes) for value in call.args]
@@ -69,10 +69,9 @@ class Shadow:
 
 
 def check(subject: Subject, components: Components, sites: Sequence[str], case: Case) -> None:
-    """Raises InputError for a site whose module is called with something it may change, such as a cache.
+    """Raises InputError for a site whose module is called with a mutable argument, such as a cache.
 
-    Calling it once more beside the reference would change the reference's next inputs. The step is built and never
-    evaluated.
+    A second call would change the argument that the reference continues with. The step is built but never evaluated.
     """
 
     def on_call(call: Call) -> None:
@@ -101,7 +100,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _cast(value: Any, dtypes: Iterator[mx.Dtype]) -> Any:
-    """`value` with its arrays in the given dtypes, in the order in which `ports` names them."""
+    """`value` with its arrays cast to `dtypes`, in the order of `ports`."""
     if isinstance(value, mx.array):
         return value.astype(next(dtypes))
     if isinstance(value, Mapping):
@@ -113,11 +112,11 @@ def _cast(value: Any, dtypes: Iterator[mx.Dtype]) -> Any:
 
 
 class Teacher:
-    """Watches one generation of the reference and measures the local error of every variant.
+    """Observes one generation of the reference and measures the local error of every variant.
 
-    sites: patterns of modules that are fed the reference's inputs, one by one. steps: the steps in which they are, and
-    which are themselves repeated by each variant from the reference's state. rows: the measurements, in the columns of
-    the drift table.
+    sites: patterns of the modules that each variant runs on the reference's inputs. steps: the steps in which it does
+    so; each variant also repeats these steps as a whole from the reference's state. rows: the measurements, with the
+    columns of the drift table.
     """
 
     def __init__(self, layout: Layout, sites: Sequence[str], steps: Collection[int]):
@@ -131,7 +130,7 @@ class Teacher:
     def shadowing(
         self, variants: Mapping[str, tuple[Subject, mx.Dtype, Mapping[str, Technique]]], case: Case
     ) -> Iterator[None]:
-        """The variants, as (plain subject, dtype, techniques), are the ones measured inside the block."""
+        """Context manager that sets the variants to measure, given as (plain subject, dtype, techniques) by name."""
         with ExitStack() as stack:
             for name, (plain, dtype, techniques) in variants.items():
                 subject = replica(plain)
@@ -145,7 +144,7 @@ class Teacher:
 
     @contextmanager
     def watching(self, components: Components) -> Iterator[None]:
-        """Modules called inside the block are followed by the variants' modules of the same sites."""
+        """Context manager in which each call of a selected module is repeated with the modules of the variants."""
         with tapped(select(self._sites, walk(components)), self._on_call):
             yield
         self._flush()

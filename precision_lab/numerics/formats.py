@@ -1,6 +1,6 @@
-"""Floating-point formats: their range and spacing, and the thresholds of overflow and underflow.
+"""Floating-point formats: their range, their spacing, and the thresholds of overflow and underflow.
 
-Formats have the names that ml_dtypes gives them, and every constant is derived from `ml_dtypes.finfo`.
+The formats and their names are those of ml_dtypes. Every constant is derived from `ml_dtypes.finfo`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from precision_lab.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format with subnormals, rounded to nearest, ties to even.
+    """A binary floating-point format with subnormals. Rounding is to nearest, ties to even.
 
-    All values are exact in float64.
+    All its values are exact in float64.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Format:
     mantissa_bits: int
     """Stored bits of the significand, without the implicit leading one."""
     overflow_threshold: float
-    """The midpoint between `max` and the next value if the range were unbounded: every |x| above it overflows."""
+    """The midpoint between `max` and the value that would follow it: every |x| above it overflows."""
     threshold_overflows: bool
-    """Whether |x| = `overflow_threshold` also overflows, as the tie goes to the even neighbour."""
+    """Whether |x| = `overflow_threshold` overflows too; the tie is rounded to the even neighbour."""
     underflow_threshold: float
-    """Half of `smallest_subnormal`: a non-zero |x| <= this rounds to zero (zero is the even neighbour)."""
+    """Half of `smallest_subnormal`: a non-zero |x| up to this rounds to zero, the even neighbour."""
     has_inf: bool
     """Whether the format has infinities; without them, overflow gives NaN."""
 
@@ -53,7 +53,7 @@ def _derive(name: str) -> Format:
         smallest_subnormal=subnormal,
         mantissa_bits=int(info.nmant),
         overflow_threshold=largest + top_spacing / 2,
-        # float8_e4m3fn uses its last significand for NaN, so its max is even and the tie rounds to it
+        # float8_e4m3fn uses its last significand for NaN: its max is even, so the tie rounds to it
         threshold_overflows=largest / top_spacing % 2 == 1,
         underflow_threshold=subnormal / 2,
         has_inf=bool(np.isinf(np.array(np.inf).astype(info.dtype))),
@@ -65,7 +65,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 REDUCED_FORMATS: tuple[Format, ...] = tuple(f for f in FORMATS.values() if f.name != "float32")
-"""The formats narrower than float32, which a range catalogue covers."""
+"""The formats narrower than float32, which the range catalogue covers."""
 
 
 def format_named(name: str) -> Format:
@@ -76,10 +76,11 @@ def format_named(name: str) -> Format:
 
 
 def round_to(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
-    """Rounds `x` once to `fmt`, ties to even; overflow gives infinity, or NaN if the format has none.
+    """`x` rounded once to `fmt`, ties to even. Overflow gives infinity, or NaN if the format has no infinities.
 
-    A cast by ml_dtypes would go through float32 and so round twice. Returns float64 of the shape of x. Raises
-    InputError for an unknown format name.
+    A cast with ml_dtypes would round twice, because it converts to float32 first.
+
+    Returns float64 of the shape of x. Raises InputError for an unknown format name.
     """
     fmt = format_named(fmt) if isinstance(fmt, str) else fmt
     exact: npt.NDArray[Any] = np.asarray(x, dtype=np.float64)
@@ -94,9 +95,10 @@ def round_to(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
 def ulp(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
     """The unit in the last place of `fmt` at |x|: the distance from |x|, rounded down to a value, to the next one.
 
-    It is `smallest_subnormal` at zero and among the subnormals. Above `max` the exponent is unbounded, so that an error
-    stays measurable where the format would overflow. It is NaN for a non-finite x. Returns float64 of the shape of x.
-    Raises InputError for an unknown format name.
+    It is `smallest_subnormal` at zero and for subnormals. Above `max` the exponent is treated as unbounded, so that an
+    error can be measured where the format overflows. NaN for a non-finite x.
+
+    Returns float64 of the shape of x. Raises InputError for an unknown format name.
     """
     fmt = format_named(fmt) if isinstance(fmt, str) else fmt
     values: npt.NDArray[Any] = np.asarray(x, dtype=np.float64)
@@ -105,6 +107,6 @@ def ulp(x: npt.ArrayLike, fmt: Format | str) -> npt.NDArray[np.float64]:
 
 
 def power_of_two(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The largest power of two not above |x|; 0 for zero and float64's subnormals, infinity for infinities and NaN."""
+    """The largest power of two not above |x|: 0 for zero and float64's subnormals, infinity for infinities and NaN."""
     bits = np.ascontiguousarray(x).view(np.uint64) & np.uint64(0x7FF0_0000_0000_0000)
     return bits.view(np.float64).reshape(x.shape)

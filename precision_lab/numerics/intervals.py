@@ -1,6 +1,7 @@
-"""Interval estimates of ratios, and the verdicts drawn from them.
+"""Interval estimates of ratios, and verdicts based on them.
 
-A verdict depends on an interval, never on a point estimate alone; an undefined interval is NaN and inconclusive.
+A verdict depends on an interval, never on a point estimate. A bound that cannot be estimated is NaN, and the verdict is
+then inconclusive.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 RESAMPLES = 10_000
-"""Bootstrap resamples: at a confidence of 0.995, about 25 of them lie beyond each end."""
+"""Bootstrap resamples: at a confidence of 0.995 about 25 of them lie beyond each end."""
 
 LatencyVerdict = Literal["slower", "faster", "equivalent", "inconclusive"]
 
@@ -37,12 +38,12 @@ def paired_ratio(
 ) -> Ratio:
     """The median of subject[i] / baseline[i] over rounds i, with its percentile bootstrap interval.
 
-    `subject` and `baseline` are (n,) positive measurements, one pair per round, so a load on a whole round cancels.
+    `subject` and `baseline` are (n,) positive measurements, one pair per round: a slowdown of a whole round cancels.
     Rounds are resampled with replacement (Efron and Tibshirani 1993, chapter 13) by a generator seeded with `seed`.
-    The interval cannot extend beyond the smallest and largest ratio, so with fewer than 6 rounds it covers less than
-    95 %. In simulations, 10 rounds cover 95 % at a confidence of 95 %, but 98 % at 99.5 %, where 40 rounds cover 99 %.
+    The interval cannot extend beyond the smallest and largest ratio: with fewer than 6 rounds it covers less than 95 %.
+    In simulations, 10 rounds cover 95 % at a nominal 95 %, but 98 % at a nominal 99.5 %; 40 rounds cover 99 %.
 
-    With one round, lo and hi are NaN. All three are NaN without rounds or if a measurement is not positive and finite.
+    With one round, lo and hi are NaN. With no rounds, or if a measurement is not positive and finite, all three are.
     """
     assert 0 < confidence < 1
     ratios = _ratios(subject, baseline)
@@ -59,11 +60,11 @@ def geometric_mean_ratio(subject: npt.ArrayLike, baseline: npt.ArrayLike, confid
     """The geometric mean of subject[i] / baseline[i] over pairs i, with Student's t interval of the mean log ratio.
 
     `subject` and `baseline` are (n,) positive numbers, such as the errors of two variants for the same prompts and
-    seeds. Errors spread over orders of magnitude, so their logarithms are roughly normal; a bootstrap over only a few
-    pairs would give too narrow an interval.
+    seeds. Errors span orders of magnitude, so their logarithms are closer to a normal distribution. A bootstrap over so
+    few pairs would give an interval that is too narrow.
 
-    With one pair, lo and hi are NaN. All three are NaN without pairs or if a number is not positive and finite (an
-    error of zero has no logarithm).
+    With one pair, lo and hi are NaN. With no pairs, or if a number is not positive and finite (an error of zero has no
+    logarithm), all three are.
     """
     assert 0 < confidence < 1
     logs = np.log(_ratios(subject, baseline))
@@ -77,16 +78,16 @@ def geometric_mean_ratio(subject: npt.ArrayLike, baseline: npt.ArrayLike, confid
 
 
 def simultaneous_confidence(m: int) -> float:
-    """The confidence of each of `m` intervals for 95 % simultaneous coverage (Bonferroni): 1 - 0.05 / m."""
+    """The confidence of each of `m` intervals for a joint confidence of 95 % (Bonferroni): 1 - 0.05 / m."""
     assert m >= 1
     return 1 - 0.05 / m
 
 
 def latency_verdict(lo: float, hi: float, margin: float) -> LatencyVerdict:
-    """The verdict on an interval [lo, hi] of subject / baseline times, where differences up to `margin` are ignored.
+    """The verdict for the interval [lo, hi] of a time ratio subject / baseline. Differences up to `margin` are ignored.
 
-    `slower` if all of it is above 1 + margin, `faster` if all of it is below 1 - margin, `equivalent` if all of it is
-    within the margin, else `inconclusive`, also if an end is NaN.
+    `slower` if the whole interval is above 1 + margin, `faster` if it is below 1 - margin, `equivalent` if it is within
+    the margin; otherwise, and for NaN, `inconclusive`.
     """
     assert margin >= 0
     assert not lo > hi
@@ -102,13 +103,13 @@ def latency_verdict(lo: float, hi: float, margin: float) -> LatencyVerdict:
 
 
 def mad(x: npt.ArrayLike) -> float:
-    """The median absolute deviation from the median, in the unit of x, without rescaling; NaN if x is empty."""
+    """The median absolute deviation from the median, in the unit of x, not scaled to a normal's; NaN if empty."""
     values = np.asarray(x, dtype=np.float64)
     return float(np.median(np.abs(values - np.median(values)))) if values.size else math.nan
 
 
 def _ratios(subject: npt.ArrayLike, baseline: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The ratios subject / baseline, (n,); empty if any measurement is not positive and finite."""
+    """subject / baseline, (n,); empty if any measurement is not positive and finite."""
     a, b = np.asarray(subject, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     assert a.ndim == b.ndim == 1
     assert a.shape == b.shape

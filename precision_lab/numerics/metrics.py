@@ -1,12 +1,12 @@
 """The error of one tensor, or one image, against a reference.
 
-An undefined metric is NaN, and a one-word reason is recorded with it:
+An undefined metric is NaN, with a one-word reason:
 
 - `identical`: no element differs, so a signal-to-noise ratio has no noise;
-- `zero_reference`, `zero_input`: the norm in the denominator is zero;
-- `nonfinite`: NaN or infinity among the elements;
-- `empty`: no elements; `too_small`: an image smaller than the smallest window;
-- `overflow`: the value is beyond the range of float64.
+- `zero_reference`, `zero_input`: the norm in a denominator is zero;
+- `nonfinite`: some elements are NaN or infinite;
+- `empty`: there are no elements; `too_small`: the image is smaller than the smallest window;
+- `overflow`: the value itself exceeds float64.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.formats import Format, ulp
 
 CHUNK = 1 << 13
-"""Elements per chunk: the float64 temporaries stay in cache, and BLAS sums this few elements in one thread."""
+"""Elements processed at a time: the float64 temporaries stay in cache, and BLAS sums this few on one thread."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Values by name, for a numeric table, and the reason for each that is NaN."""
+    """Values by name for a numeric table, and the reason for each value that is NaN."""
 
     values: Mapping[str, float | int]
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, float | int | str | None]:
-        """The metrics as strict JSON: null for NaN, with an additional `<name>_reason`."""
+        """The metrics as strict JSON: null for NaN, with an entry `<name>_reason`."""
         record: dict[str, float | int | str | None] = {}
         for name, value in self.values.items():
             record[name] = None if name in self.reasons else value
@@ -44,7 +44,7 @@ class Metrics:
 
 
 def _metrics(**results: float | int | str) -> Metrics:
-    """Builds Metrics from the value of each metric, or the reason why it is undefined."""
+    """Metrics from keyword arguments; each is a value, or the reason why it is undefined."""
     reasons = {k: v if isinstance(v, str) else "overflow" for k, v in results.items() if _undefined(v)}
     return Metrics({k: math.nan if isinstance(v, str) or k in reasons else v for k, v in results.items()}, reasons)
 
@@ -56,19 +56,20 @@ def _undefined(result: float | int | str) -> bool:
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 COMPARED = ("rel_l2", "sqnr_db", "cosine", "max_abs_err", "mean_signed_rel_err", "num_nonfinite")
-"""The metrics that `compare` computes, in the order of the drift table."""
+"""The metrics of `compare`, in the order of the drift table."""
 
 
 def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
-    """The error of `x` against `ref`, real tensors of the same shape and any dtypes, evaluated in float64.
+    """The error of `x` against `ref`, real tensors of equal shape and any dtypes, evaluated in float64.
 
     - `rel_l2`: |x - ref| / |ref| (Euclidean norms of the flattened tensors); 0 where both are zero;
     - `sqnr_db`: 20 log10(|ref| / |x - ref|), higher is better;
     - `cosine`: <x, ref> / (|x| |ref|);
     - `max_abs_err`: the largest |x - ref|, in the unit of the tensors;
-    - `mean_signed_rel_err`: the bias, sum(x - ref) / sum(|ref|). The mean error is relative to the mean magnitude; an
-      elementwise ratio would be dominated by references near zero. It is 0 where both tensors are zero;
-    - `num_nonfinite`: the number of positions where x or ref is not finite. If there are any, all else is undefined.
+    - `mean_signed_rel_err`: the bias, sum(x - ref) / sum(|ref|). The mean error is divided by the mean magnitude: in a
+      mean of element-wise relative errors, references near zero would dominate. 0 where both tensors are zero;
+    - `num_nonfinite`: the number of positions where x or ref is not finite. If there are any, all other metrics are
+      undefined.
 
     Raises InputError if the shapes differ.
     """
@@ -78,7 +79,7 @@ def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
         undefined: dict[str, int | str] = dict.fromkeys(COMPARED, "nonfinite" if num_nonfinite else "empty")
         return _metrics(**(undefined | {"num_nonfinite": num_nonfinite}))
 
-    # scaling by a power of two near the largest magnitude is exact and keeps squares from overflowing
+    # dividing by a power of two near the largest magnitude is exact and keeps squares from overflowing
     scale = _power_of_two(amax)
     xx = rr = xr = ee = abs_r = signed_error = max_error = 0.0
     for chunk_x, chunk_ref in _chunk_pairs(x, ref):
@@ -108,10 +109,10 @@ def compare(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> Metrics:
 
 
 def kl_divergence(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> float:
-    """Kullback-Leibler divergence KL(softmax(ref) || softmax(x)) in nats, the mean over rows; 0 is identical.
+    """Kullback-Leibler divergence KL(softmax(ref) || softmax(x)) in nats, the mean over rows; 0 means identical.
 
-    x, ref: logits (..., N) of one shape. In float64; NaN where a logit is not finite, or there are none. Raises
-    ValueError for other shapes.
+    x, ref: logits (..., N) of equal shape. Evaluated in float64; NaN if a logit is not finite or there are none. Raises
+    InputError if the shapes differ.
     """
     _check_shapes(x, ref)
     if not x.size or not (np.isfinite(x).all() and np.isfinite(ref).all()):
@@ -128,7 +129,7 @@ def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def ulp_error_quantiles(x: npt.NDArray[Any], ref: npt.NDArray[Any], fmt: Format | str) -> Metrics:
     """`ulp_p50` and `ulp_p99`: quantiles of |x - ref| / ulp(ref), in units in the last place of `fmt`.
 
-    For `ref` rounded to nearest in `fmt`, they are at most 0.5. Quantiles are interpolated linearly.
+    If x is `ref` rounded to nearest in `fmt`, both are at most 0.5. Quantiles are interpolated linearly.
 
     Raises InputError if the shapes differ or for an unknown format name.
     """
@@ -161,7 +162,7 @@ def _chunk_pairs(
 
 
 def _range(x: npt.NDArray[Any], ref: npt.NDArray[Any]) -> tuple[int, float]:
-    """The number of positions where x or ref is not finite, and the largest magnitude of both if there are none."""
+    """The number of positions where x or ref is not finite and, if it is zero, the largest magnitude in either."""
     num_nonfinite, amax = 0, 0.0
     for a, r in _chunk_pairs(x, ref):
         extremes = a.min(), a.max(), r.min(), r.max()  # NaN passes through
@@ -181,10 +182,7 @@ def _power_of_two(amax: float) -> float:
 
 
 def compare_images(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> Metrics:
-    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, with reasons; higher is better.
-
-    Raises InputError for other shapes or dtypes.
-    """
+    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, with reasons for NaN; higher is better."""
     psnr, similarity = psnr_db(image, ref), ssim(image, ref)
     return _metrics(
         psnr_db=("identical" if image.size else "empty") if math.isnan(psnr) else psnr,

@@ -1,7 +1,7 @@
-"""The range catalogue of a tensor: extremes, moments, counts, and the overflow and underflow of narrower formats.
+"""The range catalogue of a tensor: extremes, moments, counts, and losses in narrower formats.
 
 Counts are exact. Magnitudes are compared as integers: with the sign bit cleared, the bit patterns of IEEE 754 numbers
-have the same order as the numbers, with infinity above every finite number and NaN above infinity.
+sort in the order of the numbers, with infinity above every finite number and NaN above infinity.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.formats import FORMATS, Format
 
 CHUNK = 1 << 16
-"""Elements per chunk: the temporaries of a chunk stay in the second-level cache."""
+"""Elements processed at a time: the temporaries of a chunk stay in the second-level cache."""
 TOGETHER = 2 * CHUNK
-"""Elements per batch of small arrays: saving calls is worth more than staying in the cache."""
+"""Elements of small arrays processed at a time: for these, fewer calls save more than staying in the cache."""
 
 
 def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float | int]:
     """The range catalogue of `x`, a real tensor of any shape and layout.
 
-    Over all elements: `num_nan`, `num_inf`, `num_zero`. Over the finite ones: `amax` and `amin_nonzero` (of |x|),
+    Over all elements: `num_nan`, `num_inf`, `num_zero`. Over the finite elements: `amax` and `amin_nonzero` (of |x|),
     `min`, `max`, `mean`, `rms`. For each format f:
 
     - `overflow_pct_f`: percent of all elements, finite or infinite, that overflow when cast to f; NaN does not count;
     - `underflow_pct_f`: percent of all elements that are not zero and become zero when cast to f;
-    - `headroom_bits_f`: log2(f.max / amax), negative where amax is out of range.
+    - `headroom_bits_f`: log2(f.max / amax), negative if amax is out of range.
 
-    Undefined values are NaN: the percentages of an empty tensor, the range of a tensor without finite elements, and
-    `amin_nonzero` and the headroom of a tensor whose finite elements are all zero.
+    Undefined statistics are NaN: the percentages of an empty tensor, the range of a tensor without finite elements, and
+    `amin_nonzero` and headroom if all finite elements are zero.
 
-    float16, bfloat16, float8 and float32 are evaluated as float32, and float64, integers and booleans as float64. Sums
-    are float64. Raises InputError for any other dtype.
+    float16, bfloat16, float8 and float32 are evaluated in float32; float64, integers and booleans in float64. Sums are
+    float64. Raises InputError for any other dtype.
     """
     limits = magnitude_limits(tuple(formats), _working_dtype(x.dtype))
     parts = [_summarize_chunk(chunk, limits) for chunk in _chunks(x)]
@@ -71,10 +71,10 @@ def summarize(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, float
 
 
 def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
-    """`summarize` of every array, bit for bit, as columns with one element per array.
+    """`summarize` of every array as columns, with one element per array. The values are identical bit for bit.
 
-    Columns `num_*` are int64, all others float64. Arrays of the same dtype and size are measured as the rows of one
-    matrix, which is many times faster: for arrays of a few thousand elements, the overhead of NumPy's calls dominates.
+    Columns `num_*` are int64, all others float64. Arrays of equal dtype and size are measured as the rows of one
+    matrix. This is many times faster, because for a few thousand elements NumPy's call overhead dominates.
     """
     by_dtype_and_size: dict[tuple[np.dtype[Any], int], list[int]] = defaultdict(list)
     for index, x in enumerate(arrays):
@@ -103,8 +103,8 @@ def summarize_each(arrays: Sequence[npt.NDArray[Any]], formats: Sequence[Format]
 def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The number of finite non-zero elements of `x` in each binade 2^e <= |x| < 2^(e+1).
 
-    Returns `(exponents, counts)`: all e from the smallest to the largest that occurs, ascending; both empty if no
-    element is finite and non-zero. Raises InputError for the same dtypes as `summarize`.
+    Returns `(exponents, counts)`, ascending, for all e from the smallest to the largest that occurs. Both are empty if
+    no element is finite and non-zero. Raises InputError for the dtypes that `summarize` rejects.
     """
     lowest = -1074  # float64's smallest subnormal is 2^-1074
     counts = np.zeros(1024 - lowest, dtype=np.int64)
@@ -128,18 +128,18 @@ def exponent_histogram(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.
 
 
 class Limits(NamedTuple):
-    """Bit patterns of magnitudes of one dtype, as unsigned integers of the same width."""
+    """Bit patterns of magnitudes in one dtype, as unsigned integers of the width of its elements."""
 
     sign_cleared: np.unsignedinteger[Any]
     infinity: np.unsignedinteger[Any]
     overflow: tuple[np.unsignedinteger[Any], ...]
-    """The smallest magnitude that overflows, for each format; at most infinity."""
+    """For each format, the smallest magnitude that overflows; at most infinity."""
     underflow: tuple[np.unsignedinteger[Any], ...]
-    """The largest magnitude that becomes zero, for each format."""
+    """For each format, the largest magnitude that becomes zero."""
 
 
 class _Part(NamedTuple):
-    """The statistics of one chunk. Without finite elements, the extremes are those of an empty set."""
+    """The statistics of one chunk. Without finite elements, `min` is infinity and `max` is -infinity."""
 
     num_nan: int
     num_inf: int
@@ -151,13 +151,13 @@ class _Part(NamedTuple):
     min: float
     max: float
     scale: float
-    """The power of two that is the unit of `sum` and of the root of `sum_squares`."""
+    """A power of two: the unit of `sum` and of the square root of `sum_squares`."""
     sum: float
     sum_squares: float
 
 
 def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
-    """The statistics of `x`: (n,) float32 or float64, n > 0."""
+    """The statistics of one chunk `x`: (n,) float32 or float64, n > 0."""
     magnitude = x.view(limits.infinity.dtype) & limits.sign_cleared
     num_zero = x.size - _count(magnitude)
     largest = magnitude.max()
@@ -174,12 +174,12 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
         low, high = (0.0, 0.0) if x.size else (math.inf, -math.inf)
         return _Part(num_nan, num_inf, num_zero, overflowing, none, 0.0, math.inf, low, high, 0.0, 0.0, 0.0)
 
-    # subtracting one wraps zero to the largest integer, so the minimum is that of the non-zero magnitudes
+    # subtracting one wraps zero to the largest integer, so the minimum covers the non-zero magnitudes only
     magnitude -= magnitude.dtype.type(1)
     smallest = magnitude.min() + magnitude.dtype.type(1)
     underflowing = [_count(magnitude < t) if smallest <= t else 0 for t in limits.underflow]
     amax = float(largest.view(x.dtype))
-    # a float64 square could overflow: scale by a power of two near amax, which is exact
+    # in float64 a square could overflow; scaling by a power of two near amax is exact
     scale = math.ldexp(1.0, math.frexp(amax)[1] - 1) if x.dtype == np.float64 else 1.0
     wide = np.divide(x, scale, dtype=np.float64)
     total = float(wide.sum())
@@ -201,10 +201,10 @@ def _summarize_chunk(x: npt.NDArray[Any], limits: Limits) -> _Part:
 
 
 def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str, npt.NDArray[Any]]:
-    """`summarize` of each row, as columns; x: (rows, n) of a dtype that fits in float32, 0 < n <= CHUNK."""
+    """`summarize` of each row of `x`, as columns. x: (rows, n) of a dtype within float32, 0 < n <= CHUNK."""
     limits = magnitude_limits(tuple(formats), np.dtype(np.float32))
     n = x.shape[1]
-    with np.errstate(invalid="ignore"):  # rows may contain non-finite elements
+    with np.errstate(invalid="ignore"):  # raised by rows that are not finite
         y = x.astype(np.float32, copy=False)
         low, high = y.min(axis=1), y.max(axis=1)
         wide = y.astype(np.float64)
@@ -221,9 +221,9 @@ def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str,
     smallest = magnitude.min(axis=1) + np.uint32(1)
     underflowing = [_row_counts(magnitude < t) if smallest.min() <= t else none for t in limits.underflow]
 
-    # `summarize` handles rows that contain infinities or NaN, or only zeros
+    # `summarize` handles rows that contain infinities or NaN, and rows of zeros
     plain = (largest > 0) & (largest < limits.infinity)
-    with np.errstate(invalid="ignore"):  # the rows left to `summarize` are included here
+    with np.errstate(invalid="ignore"):  # raised by the other rows
         amax, amin = (m.view(np.float32).astype(np.float64) for m in (largest, smallest))
     columns = {
         "amax": amax,
@@ -236,7 +236,9 @@ def _summarize_rows(x: npt.NDArray[Any], formats: Sequence[Format]) -> dict[str,
         "num_inf": none.copy(),
         "num_zero": num_zero.copy(),
     }
-    log_amax = np.array([math.log2(a) for a in np.where(plain, amax, 1.0).tolist()])  # np.log2 may differ by an ulp
+    log_amax = np.array(
+        [math.log2(a) for a in np.where(plain, amax, 1.0).tolist()]
+    )  # NumPy's log2 may differ by one ulp
     for fmt, over, under in zip(formats, overflowing, underflowing, strict=True):
         columns[f"overflow_pct_{fmt.name}"] = 100 * over / n
         columns[f"underflow_pct_{fmt.name}"] = 100 * under / n
@@ -257,12 +259,12 @@ def _count(condition: npt.NDArray[Any]) -> int:
 
 @lru_cache
 def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limits:
-    """The limits with which magnitudes of `dtype`, float32 or float64, are compared."""
+    """The limits that magnitudes of float32 or float64 elements are compared with."""
     bits = np.dtype(f"u{dtype.itemsize}")
     infinity = dtype.type(np.inf).view(bits)
     overflow, underflow = [], []
     for fmt in formats:
-        # exact in dtype, except the limits of float32 in float32, which correctly round to infinity and zero
+        # exact in dtype, except for float32's own limits in float32, which round to infinity and zero as required
         with np.errstate(over="ignore", under="ignore"):
             first, last = dtype.type(fmt.overflow_threshold), dtype.type(fmt.underflow_threshold)
         assert float(first) in (fmt.overflow_threshold, math.inf)
@@ -279,7 +281,7 @@ def magnitude_limits(formats: tuple[Format, ...], dtype: np.dtype[Any]) -> Limit
 
 @lru_cache
 def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 or float64, whichever holds every value of `dtype` (integers beyond 2^53 are rounded)."""
+    """float32 or float64, whichever represents every value of `dtype` (integers beyond 2^53 are rounded)."""
     if dtype.name in FORMATS:
         return np.dtype(np.float32)
     if dtype == np.float64 or dtype.kind in "biu":
@@ -290,7 +292,7 @@ def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _chunks(x: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yields chunks of (n,) float32 or float64, n <= CHUNK, in C order, so that sums do not depend on the layout."""
+    """Yields pieces (n,) of float32 or float64, n <= CHUNK, in C order, so sums do not depend on the memory layout."""
     dtype = _working_dtype(x.dtype)
     flat = x.reshape(-1)
     for start in range(0, flat.size, CHUNK):

@@ -1,4 +1,4 @@
-"""Residual adds: how large the update is beside the stream, and how much of it the stream would absorb."""
+"""Residual adds: the size of the update relative to the stream, and the share of it that the stream would absorb."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from precision_lab.record.columns import Column
 class Absorption:
     """`absorption_pct_<f>` for each format; `update_amax`, `update_rms`, and `update_ratio` = update_rms / stream rms.
 
-    At sites that compute `residual + gate * update`. The update is gate * update in float64, before any rounding; the
-    residual is what the variant has there. In a format narrower than the residual's own, the answer is for the residual
+    Applies to sites that compute `residual + gate * update`. The update is gate * update in float64, before any
+    rounding; the residual is that of the variant. For a format narrower than the residual's own, the residual is first
     rounded down to it.
     """
 
@@ -66,7 +66,7 @@ class Absorption:
 
 
 def _rms(x: npt.NDArray[np.float64]) -> float:
-    """Rms of the finite elements, NaN without any. As products of float32 numbers their squares do not overflow."""
+    """Root mean square of the finite elements, NaN without any. For products of two float32, no square overflows."""
     square = float(np.vdot(x, x))
     if math.isfinite(square):
         return math.sqrt(square / x.size) if x.size else math.nan

@@ -1,8 +1,8 @@
-"""The arbiter: the exact results of single operations in NumPy float64, and each operation's own error.
+"""The arbiter: recomputes single operations in NumPy float64 and measures the error of each operation itself.
 
-Each is recomputed from the inputs it was given, already rounded, so nothing that came before counts: where drift says
-how far a value is from the reference's, this says which operations make error, and how much of it any implementation in
-that dtype would make.
+Each operation is recomputed from its actual inputs, already rounded, so earlier error does not count. Drift measures
+how far a value is from that of the reference. The arbiter measures which operations introduce error, and how much of it
+any implementation in that dtype would introduce.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Array = np.ndarray[Any, Any]
 
 
 def exact(module: nn.Module, inputs: Sequence[Array]) -> Array | None:
-    """The float64 result of a call with these inputs; None for an operation that is not known.
+    """The float64 result of a call with these inputs; None for an unknown operation.
 
-    Known are Linear, LayerNorm, RMSNorm, Modulate, GELUTanh, SiLU, Rotary, Attend and GatedAdd, and what is derived
-    from them: a technique that puts a subclass in place says that it computes the same. One that carries something
-    between calls, like a compensated add, is judged call by call.
+    Known operations are Linear, LayerNorm, RMSNorm, Modulate, GELUTanh, SiLU, Rotary, Attend and GatedAdd, and their
+    subclasses: a technique that installs a subclass declares that it computes the same function. A subclass with state
+    across calls, such as a compensated add, is judged call by call.
     """
     match module:
         case nn.Linear():
@@ -62,8 +62,8 @@ def exact(module: nn.Module, inputs: Sequence[Array]) -> Array | None:
 class Arbiter:
     """`own_ulp_max`, `own_rel_l2`, `rounding_rel_l2`, `own_misrounded_pct` and `own_overflow` of each known operation.
 
-    Definitions: `precision_lab.numerics.float64.own_error`. Other operations among the sites, and calls whose inputs
-    are not finite, have no row. Costs about the arithmetic of the operation in float64.
+    Definitions: `precision_lab.numerics.float64.own_error`. Unknown operations, and calls whose inputs are not finite,
+    have no row. The cost is about that of the operation in float64.
     """
 
     sites: Sequence[str]
@@ -81,7 +81,7 @@ class Arbiter:
 
 
 class ArbiterRecorder:
-    """Judges each call as it comes."""
+    """Measures each call when it is observed."""
 
     table = ACTIVATIONS
 
@@ -91,11 +91,11 @@ class ArbiterRecorder:
 
     def observe(self, batch: Sequence[Observation]) -> None:
         for position, output, inputs, module in batch:
-            arrays = [to_numpy(x) for x in inputs]
+            operands = [to_numpy(x) for x in inputs]
             dtype = dtype_name(output)
-            if module is None or dtype not in FORMATS or not all(np.isfinite(x).all() for x in arrays):
+            if module is None or dtype not in FORMATS or not all(np.isfinite(x).all() for x in operands):
                 continue
-            result = exact(module, arrays)
+            result = exact(module, operands)
             if result is not None:
                 error = float64.own_error(to_numpy(output), result, dtype)
                 self.rows.append({**position._asdict(), **described(output), **error})

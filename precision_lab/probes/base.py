@@ -1,4 +1,4 @@
-"""The protocols of probes: a pure function from an array to named scalars, and the sites to apply it to."""
+"""The interface of probes: a pure function from an array to named scalars, and the sites to apply it to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from precision_lab.record.columns import Column
 Scalar = mx.array | float | int
 
 ACTIVATIONS = "activations"
-"""The table with one row for every array that was seen."""
+"""The table with one row for every observed array."""
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Each scalar becomes a column of activations.parquet.
+    """Measures single arrays. Each scalar becomes a column of activations.parquet.
 
-    Anything with these members works, from any package.
+    Any object with these members, from any package, is a probe.
     """
 
     @property
@@ -32,46 +32,46 @@ class Probe(Protocol):
         """ "out", "in" or both: which arrays of a call to measure, one by one."""
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
-        """Scalars of one evaluated array; those that are MLX arrays may be lazy, they are evaluated in groups."""
+        """Scalars of one evaluated array. Scalars that are MLX arrays may be lazy; they are evaluated in groups."""
 
 
 @runtime_checkable
 class BatchProbe(Probe, Protocol):
-    """A probe that measures many arrays faster together than one by one."""
+    """A probe that measures many arrays together faster than one by one."""
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]] | Columns:
-        """The result of `measure` for each array: a mapping each, or one of columns with an element for each array."""
+        """`measure` of each array: one mapping per array, or one mapping of columns with an element per array."""
 
 
 class Pending(Protocol):
-    """Statistics of some arrays that are not there yet."""
+    """Statistics of some arrays that have not been evaluated yet."""
 
     @property
     def rows(self) -> Sequence[mx.array]:
-        """Lazy and small; the caller of `prepare` evaluates them together with their arrays."""
+        """Small lazy arrays. The caller of `prepare` evaluates them together with the measured arrays."""
 
 
 @runtime_checkable
 class LazyProbe(Probe, Protocol):
-    """A probe whose statistics are launched with the evaluation of the arrays, and read whenever that is convenient.
+    """A probe whose statistics are launched with the evaluation of the arrays and read at any later time.
 
-    The arrays need not be kept until then, and the device need not wait for the reader.
+    The arrays can be released before then, and the device does not wait for the reader.
     """
 
     @property
     def is_lazy(self) -> bool:
-        """Whether to use it so on the default device; otherwise it is measured as any other probe."""
+        """Whether to launch statistics lazily on the default device; otherwise it is measured like any other probe."""
 
     def prepare(self, arrays: Sequence[mx.array]) -> Pending:
-        """The statistics of arrays that need not be evaluated; evaluates nothing."""
+        """The statistics of arrays that may be lazy. Evaluates nothing."""
 
     def columns(self, pending: Sequence[Any]) -> Columns:
-        """The results of `measure` for each array that was prepared, in that order; waits for them."""
+        """`measure` of each array in `pending`, the results of `prepare`, in order; waits for their evaluation."""
 
 
 @runtime_checkable
 class CallProbe(Protocol):
-    """A probe that looks at all arrays of a call together; its scalars join the row of the call's output."""
+    """A probe that measures all arrays of a call together. Its scalars are added to the row of the call's output."""
 
     @property
     def sites(self) -> Sequence[str]:
@@ -79,20 +79,20 @@ class CallProbe(Protocol):
 
     @property
     def ports(self) -> Sequence[str]:
-        """Exactly ("call",): what tells it from a `Probe`."""
+        """Exactly ("call",), which distinguishes it from a `Probe`."""
 
     def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
         """Scalars of one call; inputs in the order of the ports in.0, in.1, ...; all arrays are evaluated."""
 
 
 class Recorder(Protocol):
-    """Collects rows over one generation: each has the fields of a Position, and its scalars.
+    """Collects rows during one generation. Each row has the fields of a Position, and scalars.
 
-    table: where they go. In ACTIVATIONS rows of one array are joined with those of other probes, one array a row; a
-    table of any other name is the recorder's own, NAME.parquet, and may hold many rows of one array.
+    table: the table of the rows. In ACTIVATIONS, the rows of several probes for one array are joined into one row. A
+    table with any other name is written to NAME.parquet and may have many rows per array.
 
-    A recorder that has a property `columns: Columns` too, the same table by columns, is read through it: where rows
-    are many, that is several times faster.
+    If a recorder also has a property `columns: Columns`, the same table by columns, that is read instead. For many rows
+    it is several times faster.
     """
 
     @property
@@ -123,15 +123,15 @@ class StreamProbe(Protocol):
         """ "out", "in", both, or ("call",)."""
 
     def recorder(self) -> Recorder:
-        """A new one for each generation."""
+        """A new recorder, for one generation."""
 
 
 @runtime_checkable
 class Declaring(Protocol):
-    """A probe that states the columns it adds: their names, dtypes, units and meanings.
+    """A probe that declares the columns it adds: their names, dtypes, units and meanings.
 
-    Tables take the dtypes from there, and the glossary of the report the rest. A probe that states nothing adds
-    columns of float64.
+    Tables use the dtypes, and the glossary of the report uses the rest. The columns of a probe without declarations are
+    float64.
     """
 
     @property

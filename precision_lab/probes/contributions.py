@@ -1,11 +1,11 @@
-"""Which blocks the final residual stream comes from.
+"""The contribution of each block to the final residual stream.
 
-A residual stream is a sum of what it began with and what each attention and each feed-forward added. At its end, every
-summand's share is known exactly:
+A residual stream is the sum of its initial value and the output of each attention and each feed-forward. At its end,
+the share of every summand is known exactly:
 
-- `final_share`: <summand, final stream> / |final stream|^2 over all tokens and channels. The shares add up to 1 but for
-  the rounding of the adds; a negative one was taken back.
-- `final_amax_share`: the summand at the token and channel where the final stream is largest, relative to it.
+- `final_share`: <summand, final stream> / |final stream|^2 over all tokens and channels. The shares sum to 1 up to the
+  rounding of the adds; a summand with a negative share was cancelled by others.
+- `final_amax_share`: the summand at the token and channel where the final stream is largest, relative to that value.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _Stream = tuple[str | None, int | None, str]
 
 @dataclass(frozen=True)
 class Contributions:
-    """Measures every residual stream, each step and branch by itself.
+    """Measures every residual stream, separately for each step and branch.
 
-    sites: the modules whose outputs streams begin with, outside of blocks, and the residual adds, calls of (residual,
-    gate, update). Holds the summands of one forward in fp32: the number of adds plus 1 times the size of a stream.
+    sites: the modules outside blocks whose outputs are the initial streams, and the residual adds, which are called
+    with (residual, gate, update). Holds the summands of one forward pass in fp32: the size of a stream times the number
+    of adds plus 1.
     """
 
     sites: Sequence[str]
@@ -72,12 +73,12 @@ class ContributionRecorder:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One for each summand of the streams seen so far."""
+        """One row for each summand of the streams observed so far."""
         self._finish()
         return self._rows
 
     def _finish(self) -> None:
-        """Measures the streams that have summands beyond their first, and lets them go."""
+        """Measures the streams that have more than one summand, and releases them."""
         whole = [stream for stream, summands in self._summands.items() if len(summands) > 1]
         for stream in whole:
             final = self._final.pop(stream).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Exponent histograms: how many values of an array lie in each binade."""
+"""Exponent histograms: the number of values of an array in each binade."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TABLE = "exponents"
 
 @dataclass(frozen=True)
 class Exponents:
-    """The table `exponents`: a row for each binade 2^`exponent` <= |x| < 2^(`exponent` + 1) with values in it.
+    """The table `exponents`: one row for each binade 2^`exponent` <= |x| < 2^(`exponent` + 1) that contains values.
 
-    `count` is how many finite values are there, exactly; zeros, infinities and NaN have no binade and no row.
+    `count` is the exact number of finite values in it. Zeros, infinities and NaN have no binade and no row.
     """
 
     sites: Sequence[str]
@@ -35,7 +35,7 @@ class Exponents:
 
 
 class ExponentRecorder:
-    """Counts each array as it comes."""
+    """Counts each array when it is observed."""
 
     table = TABLE
 

@@ -1,4 +1,4 @@
-"""Massive channels: which channels carry the largest values, how far they stand out, and in how many tokens."""
+"""Massive channels: the channels with the largest values, their size relative to the median, and their tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from precision_lab.record.columns import Column, count
 
 @dataclass(frozen=True)
 class MassiveChannels:
-    """For arrays (..., tokens, channels); others, and those without finite values, give nothing.
+    """Measures arrays (..., tokens, channels). Arrays of fewer axes, or without a finite token, have no scalars.
 
-    A channel is massive if its amax is at least `ratio` times the median channel's (Sun et al., arXiv:2402.17762, call
-    single activations massive from 1,000 times the median and 100 in size; a channel's amax stands out less).
+    A channel is massive if its amax is at least `ratio` times that of the median channel. (Sun et al.,
+    arXiv:2402.17762, call a single activation massive if it exceeds 100 and 1,000 times the median; the amax of a
+    channel stands out less.)
 
-    - `massive_channels`: how many are;
-    - `top_channel`, `second_channel`: indices of the two largest by amax;
-    - `top_ratio`: amax of the largest over that of the median channel;
+    - `massive_channels`: the number of massive channels;
+    - `top_channel`, `second_channel`: the indices of the two channels with the largest amax;
+    - `top_ratio`: the amax of the largest channel over that of the median channel;
     - `top_token_pct`: percent of tokens whose largest value is in the largest channel.
     """
 

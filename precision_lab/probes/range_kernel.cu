@@ -1,27 +1,27 @@
 // The range statistics of many arrays in one pass over memory, for mx.fast.cuda_kernel.
 //
-// Pass 1: a block reads a tile, TILE elements of one array, and leaves a Row. Pass 2: a block merges the rows of one
-// array. Both merge in a fixed order, without atomics: the same bits on every run.
+// Pass 1: a block reads a tile, TILE elements of one array, and writes a Row. Pass 2: a block merges the rows of one
+// array. Both merge in a fixed order without atomics, so every run gives the same bits.
 //
-// Elements are compared as integers: with the sign bit cleared, bit patterns order as magnitudes do, infinity above all
-// finite ones and NaN above infinity. Two 16-bit elements share a word and are compared by one instruction. A word that
-// is not all finite is rare, and its elements are taken one by one.
+// Elements are compared as integers: with the sign bit cleared, bit patterns sort like magnitudes, with infinity above
+// all finite values and NaN above infinity. Two 16-bit elements share a word and are compared by one instruction. Words
+// with elements that are not finite are rare; their elements are processed one by one.
 //
-// range_kernel.py puts before this text: THREADS, TILE, COUNTS, STEPS, INF, SIGN, the type Bits, and threshold(i), the
-// i-th of STEPS thresholds that magnitudes are counted from, in the bit patterns of the dtype.
+// range_kernel.py prepends THREADS, TILE, COUNTS, STEPS, INF, SIGN, the type Bits, and threshold(i), the i-th of the
+// STEPS magnitudes to count from, as a bit pattern of the dtype.
 
 namespace range_statistics {
 
-// What is left of some elements; range_rows.py reads it.
+// The statistics of some elements; range_rows.py reads them.
 struct Row {
   double sum, squares;     // of the finite elements
   unsigned num_nan, num_inf;
-  int signed_max;          // of the finite elements' bit patterns, as signed integers,
-  unsigned unsigned_max;   // and as unsigned ones
+  int signed_max;          // extremes of the finite elements' bit patterns, as signed integers
+  unsigned unsigned_max;   // and as unsigned integers
   unsigned unsigned_min;
-  unsigned smallest;       // magnitude that is not zero
+  unsigned smallest;       // smallest magnitude that is not zero
   int exponent;            // 0: the sums are in units of 1
-  unsigned at_least[COUNTS];  // elements, infinite ones too, whose magnitude is at least threshold(i)
+  unsigned at_least[COUNTS];  // number of elements, including infinities, with magnitude >= threshold(i)
 };
 
 __device__ inline void merge(Row& row, const Row& other) {
@@ -114,9 +114,9 @@ struct Tally {
 
   double sum, squares;
   unsigned num_nan, num_inf;
-  // the others have a half for each half of a word: a thread counts at most TILE / THREADS in one
+  // the other counters have one half for each half of a word; a thread counts at most TILE / THREADS in each
   unsigned signed_max, unsigned_max, unsigned_min;
-  unsigned complement;  // signed maximum of SIGN - magnitude: for zero that is the least integer, so zero never wins
+  unsigned complement;  // signed maximum of SIGN - magnitude, which for zero is the lowest integer
   unsigned at_least[STEPS];
 
   __device__ Tally() : sum(0.0), squares(0.0), num_nan(0), num_inf(0) {
@@ -129,7 +129,7 @@ struct Tally {
     }
   }
 
-  // Four words if all their elements are finite; otherwise nothing is done, and the result is false.
+  // Adds four words if all their elements are finite; otherwise does nothing and returns false.
   __device__ bool take(const uint4& v) {
     const unsigned largest = W::unsigned_max(
         W::unsigned_max(v.x & ~SIGNS, v.y & ~SIGNS), W::unsigned_max(v.z & ~SIGNS, v.w & ~SIGNS));
@@ -143,7 +143,7 @@ struct Tally {
     return true;
   }
 
-  // One element of any value.
+  // Adds one element of any value.
   __device__ void take_one(unsigned bits) {
     const unsigned magnitude = bits & (SIGN - 1);
     if (magnitude > INF) {
@@ -220,12 +220,12 @@ struct Tally {
   }
 };
 
-// `size` elements, at most TILE, by all threads of a block: batches of vectors of 16 bytes, the rest one by one, and
-// so all of an array that starts between vectors (a slice).
+// Reads `size` elements, at most TILE, with all threads of a block: batches of 16-byte vectors, then the rest one by
+// one. An array that is not aligned to vectors (a slice) is read one by one.
 template <typename T>
 __device__ Row read(const T* x, int size) {
   constexpr int WIDTH = 16 / sizeof(T);
-  constexpr int AHEAD = 4;  // vectors that a thread asks for before it uses the first
+  constexpr int AHEAD = 4;  // vectors that a thread loads before it uses the first
   const Bits* elements = reinterpret_cast<const Bits*>(x);
   const uint4* vectors = reinterpret_cast<const uint4*>(x);
   const int num_vectors = reinterpret_cast<size_t>(x) % 16 == 0 ? size / WIDTH : 0;
@@ -275,7 +275,7 @@ __device__ inline Row from_lane_above(const Row& row, int distance) {
   return other;
 }
 
-// The rows of all threads of a block merged, in `total`.
+// Merges the rows of all threads of a block into `total`.
 __device__ inline void merge_block(Row row, Row& total) {
   constexpr int WARP = 32;
   __shared__ Row warps[THREADS / WARP];
@@ -295,7 +295,7 @@ __device__ inline void merge_block(Row row, Row& total) {
   }
 }
 
-// Pass 1. first_tiles: (ARRAYS + 1,), where the rows of each array begin; arrays and sizes: of ARRAYS.
+// Pass 1. first_tiles: (ARRAYS + 1,), the index of the first row of each array; arrays, sizes: (ARRAYS,).
 template <typename T, int ARRAYS>
 __device__ inline void read_tile(
     const T* const (&arrays)[ARRAYS], const int (&sizes)[ARRAYS], unsigned* rows, int* first_tiles) {

@@ -1,15 +1,15 @@
 // The range statistics of one array in one pass over memory, for mx.fast.metal_kernel.
 //
-// Pass 1: a threadgroup reads a tile, TILE elements, and leaves a Row. Pass 2: one threadgroup merges the rows. Both
-// merge in a fixed order, without atomics: the same bits on every run.
+// Pass 1: a threadgroup reads a tile, TILE elements, and writes a Row. Pass 2: one threadgroup merges the rows. Both
+// merge in a fixed order without atomics, so every run gives the same bits.
 //
-// Elements are compared as integers: with the sign bit cleared, bit patterns order as magnitudes do, infinity above all
-// finite ones and NaN above infinity. There is no double here, and subnormal floats may be flushed to zero. So values
-// are made of integers, in units of a power of two near the largest magnitude so far, in which neither they nor their
-// squares overflow, and sums carry what rounding takes from them in a second float (Knuth's two-sum).
+// Elements are compared as integers: with the sign bit cleared, bit patterns sort like magnitudes, with infinity above
+// all finite values and NaN above infinity. Metal has no double, and may flush subnormal floats to zero. Values are
+// therefore built from integers, in units of a power of two near the largest magnitude so far, so that neither they nor
+// their squares overflow. A second float holds the rounding error of each sum (Knuth's two-sum).
 //
-// range_kernel.py puts before this text: THREADS, TILE, COUNTS, STEPS, INF, MANTISSA_BITS, BIAS, SIGN, the type Bits,
-// and threshold(i), the i-th of STEPS thresholds that magnitudes are counted from, in the bit patterns of the dtype.
+// range_kernel.py prepends THREADS, TILE, COUNTS, STEPS, INF, MANTISSA_BITS, BIAS, SIGN, the type Bits, and
+// threshold(i), the i-th of the STEPS magnitudes to count from, as a bit pattern of the dtype.
 
 #include <metal_stdlib>
 
@@ -17,18 +17,18 @@ using namespace metal;
 
 namespace range_statistics {
 
-constant constexpr int NONE = -1000;  // the exponent of no sum
+constant constexpr int NONE = -1000;  // the exponent before any sum
 
-// What is left of some elements; range_rows.py reads it.
+// The statistics of some elements; range_rows.py reads them.
 struct Row {
-  float2 sum, squares;     // of the finite elements, each the sum of its two parts, in units of 2^exponent and its square
+  float2 sum, squares;     // of the finite elements; sums of two parts, in units of 2^exponent and its square
   uint num_nan, num_inf;
-  int signed_max;          // of the finite elements' bit patterns, as signed integers,
-  uint unsigned_max;       // and as unsigned ones
+  int signed_max;          // extremes of the finite elements' bit patterns, as signed integers
+  uint unsigned_max;       // and as unsigned integers
   uint unsigned_min;
-  uint smallest;           // magnitude that is not zero
+  uint smallest;           // smallest magnitude that is not zero
   int exponent;
-  uint at_least[COUNTS];   // elements, infinite ones too, whose magnitude is at least threshold(i)
+  uint at_least[COUNTS];   // number of elements, including infinities, with magnitude >= threshold(i)
 };
 
 inline Row empty() {
@@ -45,7 +45,7 @@ inline Row empty() {
   return row;
 }
 
-// 2^n for n <= 127, and 0 where it is not a normal float
+// 2^n for n <= 127; 0 if that is not a normal float
 inline float power_of_two(int n) {
   return n < -126 ? 0.0f : as_type<float>(uint(127 + n) << 23);
 }
@@ -57,7 +57,7 @@ inline float2 plus(float2 a, float2 b) {
   return float2(s, lost + (a.y + b.y));
 }
 
-// The sums in units of 2^exponent, not less than what they are in.
+// Converts the sums to units of 2^exponent, which must not be smaller than their current unit.
 inline void rescale(thread Row& row, int exponent) {
   row.sum *= power_of_two(row.exponent - exponent);
   row.squares *= power_of_two(2 * (row.exponent - exponent));
@@ -81,7 +81,7 @@ inline void merge(thread Row& row, Row other) {
   }
 }
 
-// The value is mantissa * 2^power, exactly.
+// The value is exactly mantissa * 2^power.
 inline void add(thread Row& row, uint magnitude, bool negative) {
   const uint field = magnitude >> MANTISSA_BITS;
   const uint fraction = magnitude & ((1u << MANTISSA_BITS) - 1);
@@ -120,7 +120,7 @@ inline void take(thread Row& row, Bits bits) {
   }
 }
 
-// The rows of all threads of a threadgroup merged, in `total`.
+// Merges the rows of all threads of a threadgroup into `total`.
 inline void merge_threads(Row row, threadgroup Row* rows, device Row* total, uint thread_index) {
   rows[thread_index] = row;
   for (uint half_of = THREADS / 2; half_of > 0; half_of /= 2) {

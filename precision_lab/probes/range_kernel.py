@@ -1,7 +1,7 @@
-"""Statistics of arrays where they are, as rows of integers (range_rows.py): kernels for CUDA and Metal, or operations.
+"""Statistics of arrays on their device, as rows of integers (range_rows.py): CUDA and Metal kernels, or operations.
 
-A kernel reads an array once; range_kernel.cu and range_kernel.metal say how. Nothing here evaluates anything: rows are
-lazy arrays. They are evaluated together with the observed arrays, and only they need to be kept.
+A kernel (range_kernel.cu, range_kernel.metal) reads an array once. Nothing here evaluates arrays: the rows are lazy, to
+be evaluated together with the arrays, which need not be kept afterwards.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from precision_lab.numerics.formats import Format
 from precision_lab.probes.range_rows import ROW_DTYPES, columns_of_rows, most_steps, row_layout, thresholds
 
 _ARRAYS = 16
-"""Arrays that one launch on CUDA reads."""
+"""Number of arrays that one launch on CUDA reads."""
 _THREADS = 256
 _TILE = 1 << 16
-"""Elements that one block of threads reads: some microseconds of work, and a count of them fits in 16 bits a thread."""
+"""Elements that one block of threads reads: a few microseconds of work; a count per thread fits in 16 bits."""
 
 Kernel = Callable[..., list[mx.array]]
 Launch = Callable[[Sequence[mx.array], str, tuple[Format, ...]], mx.array]
 
 
 class PendingRanges(NamedTuple):
-    """Rows of a sequence of arrays, not yet read."""
+    """Rows of a sequence of arrays that have not been read yet."""
 
     rows: tuple[mx.array, ...]
-    """Lazy, (n, words) uint32 each: together a row for every array that is not empty."""
+    """Lazy arrays (n, words) of uint32; in total one row for every array that is not empty."""
     order: tuple[int, ...]
-    """Which array each row is of."""
+    """The index of the array of each row."""
     dtypes: tuple[str, ...]
-    """The kind of number that the bit patterns of each row encode."""
+    """The dtype of the bit patterns of each row."""
     sizes: tuple[int, ...]
-    """Elements of every array, empty ones too."""
+    """The number of elements of every array, including empty arrays."""
 
 
 def pending_ranges(arrays: Sequence[mx.array], formats: tuple[Format, ...]) -> PendingRanges:
-    """Statistics of `arrays`, of any shape and layout.
+    """Statistics of `arrays`, of any shape and layout, with fewer than 2^31 elements each.
 
-    A dtype that is not in ROW_DTYPES is cast to float32. Fewer than 2^31 elements each.
+    A dtype that is not in ROW_DTYPES is cast to float32.
     """
     launch, together = _launcher()
     alike: dict[str, list[int]] = defaultdict(list)
@@ -68,13 +68,13 @@ def pending_ranges(arrays: Sequence[mx.array], formats: tuple[Format, ...]) -> P
 
 
 def read_ranges(pending: Sequence[PendingRanges], formats: tuple[Format, ...]) -> Mapping[str, np.ndarray]:
-    """The range catalogue by columns, an element for each array of `pending` in order; waits for the rows."""
+    """The range catalogue by columns, with one element for each array of `pending` in order; waits for the rows."""
     layout = row_layout(formats, sums_in_double=_launcher()[0] is _launch_cuda)
     lazy = [rows for each in pending for rows in each.rows]
     sizes = np.array([size for each in pending for size in each.sizes], np.int64)
     rows = np.zeros(len(sizes), layout)
     dtypes = np.full(len(sizes), "float32", "U8")
-    if lazy:  # one array to read: on a GPU each would take a transfer
+    if lazy:  # concatenated, because on a GPU each array would need a transfer
         starts = np.cumsum([0, *(len(each.sizes) for each in pending)])
         order = [start + i for start, each in zip(starts.tolist(), pending, strict=False) for i in each.order]
         rows[order] = np.array(mx.concatenate(lazy)).view(layout)[:, 0]
@@ -86,7 +86,7 @@ def read_ranges(pending: Sequence[PendingRanges], formats: tuple[Format, ...]) -
 
 
 def _launcher() -> tuple[Launch, int]:
-    """The maker of rows on the default device, and the number of arrays it takes at a time."""
+    """The function that computes rows on the default device, and the number of arrays it takes at a time."""
     if mx.default_device().type == mx.DeviceType.gpu:
         if mx.cuda.is_available():
             return _launch_cuda, _ARRAYS
@@ -99,7 +99,8 @@ def _launch_cuda(arrays: Sequence[mx.array], dtype: str, formats: tuple[Format, 
     """(n, words) uint32, the rows of up to _ARRAYS arrays."""
     padded = [_as(x, dtype) for x in arrays]
     number = len(padded)
-    # the grid ends before what fills up the places; the smallest, since MLX bounds the bytes of a graph of kernels
+    # the kernel takes _ARRAYS inputs, and the grid ends before the padding; the smallest array pads, because MLX limits
+    # the bytes of a graph of kernels
     padded += [min(padded, key=lambda x: x.size)] * (_ARRAYS - number)
     tiles = sum(-(-x.size // _TILE) for x in padded[:number])
     words = row_layout(formats, sums_in_double=True).itemsize // 4
@@ -151,25 +152,25 @@ def _as(x: mx.array, dtype: str) -> mx.array:
     return (x if dtype_name(x) == dtype else x.astype(mx.float32)).reshape(-1)
 
 
-# --- the text of the kernels -----------------------------------------------------------------------------------------
+# --- the source text of the kernels ----------------------------------------------------------------------------------
 
-# Rows are the same of every dtype: so that MLX compiles pass 2 once, its text is, too.
+# Rows have the same layout for every dtype. The text of pass 2 is the same too, so that MLX compiles it once.
 
 
 @lru_cache
 def cuda_kernels(dtype: str, formats: tuple[Format, ...]) -> list[Kernel]:
-    """Pass 1: `_ARRAYS` arrays to rows of tiles; pass 2: these to a row for each array."""
+    """Pass 1 reduces `_ARRAYS` arrays to one row per tile; pass 2 reduces these to one row per array."""
     return [cast(Kernel, mx.fast.cuda_kernel(**text)) for text in cuda_texts(dtype, formats)]
 
 
 @lru_cache
 def metal_kernels(dtype: str, formats: tuple[Format, ...]) -> list[Kernel]:
-    """Pass 1: one array's bit patterns to rows of tiles; pass 2: these to one row."""
+    """Pass 1 reduces the bit patterns of one array to one row per tile; pass 2 reduces these to one row."""
     return [cast(Kernel, mx.fast.metal_kernel(**text)) for text in metal_texts(dtype, formats)]
 
 
 def cuda_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
-    """The arguments of `mx.fast.cuda_kernel`."""
+    """The arguments of `mx.fast.cuda_kernel` for both passes."""
     header, of_any = (_header("range_kernel.cu", "", d, formats) for d in (dtype, ROW_DTYPES[0]))
     names = [f"x{i}" for i in range(_ARRAYS)]
     sizes = [f"{x}_shape[0]" for x in names]
@@ -186,7 +187,7 @@ def cuda_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
 
 
 def metal_texts(dtype: str, formats: tuple[Format, ...]) -> list[dict[str, Any]]:
-    """The arguments of `mx.fast.metal_kernel`."""
+    """The arguments of `mx.fast.metal_kernel` for both passes."""
     header, of_any = (_header("range_kernel.metal", "constant ", d, formats) for d in (dtype, ROW_DTYPES[0]))
     read = """
   threadgroup range_statistics::Row shared[range_statistics::THREADS];
@@ -236,7 +237,7 @@ def _header(file: str, address_space: str, dtype: str, formats: tuple[Format, ..
 
 
 def _threshold_function(steps: Sequence[int], function_space: str) -> str:
-    """A chain of conditions on the index: where loops are unrolled, all of them are decided by the compiler."""
+    """A chain of conditions on the index. In unrolled loops the compiler evaluates all of them."""
     chain = "".join(f"i == {i} ? {step}u : " for i, step in enumerate(steps[:-1]))
     return f"{function_space}constexpr unsigned threshold(int i) {{ return {chain}{steps[-1]}u; }}"
 
@@ -245,7 +246,7 @@ def _threshold_function(steps: Sequence[int], function_space: str) -> str:
 
 
 def _rows_in_ops(arrays: Sequence[mx.array], dtype: str, formats: tuple[Format, ...]) -> mx.array:
-    """(1, words) uint32, the row of one array as float32, by some forty operations; sums in fp32."""
+    """(1, words) uint32, the row of one array as float32, computed by about forty operations; sums in fp32."""
     (x,) = arrays
     limits = thresholds("float32", formats)
     bits = _as(x, "float32").view(mx.uint32)
@@ -254,7 +255,7 @@ def _rows_in_ops(arrays: Sequence[mx.array], dtype: str, formats: tuple[Format, 
     signed = bits.view(mx.int32)
     least = -(1 << 31)
 
-    # values are mantissa * 2^power, in units of a power of two near the largest: no subnormals, no overflow
+    # values are mantissa * 2^power, scaled by a power of two near the largest to avoid subnormals and overflow
     field = mx.where(finite, magnitude >> 23, 0).astype(mx.int32)
     mantissa = mx.where(finite, magnitude & 0x7FFFFF, 0) | mx.where(field > 0, 1 << 23, 0).astype(mx.uint32)
     power = mx.maximum(field, 1) - 150
@@ -281,7 +282,7 @@ def _rows_in_ops(arrays: Sequence[mx.array], dtype: str, formats: tuple[Format, 
 
 
 def _sum_by_stages(x: mx.array) -> mx.array:
-    """The sum of (n,) float32, of 256 elements at a time: one long fp32 sum would lose three digits."""
+    """The sum of (n,) float32, 256 elements at a time: one long fp32 sum would lose three digits."""
     while x.size > 1:
         x = mx.sum(mx.pad(x, (0, -x.size % 256)).reshape(-1, 256), axis=1)
     return x[0]

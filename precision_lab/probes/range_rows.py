@@ -1,8 +1,8 @@
-"""The row of integers that statistics of one array come back in from a device, and the range catalogue made of it.
+"""The row of integers in which a device returns the statistics of one array, and its conversion to a range catalogue.
 
-A row says of the bit patterns of an array what a single pass over it can find out without a branch: how many magnitudes
-are at least each of a few thresholds, extremes in three orders, and two sums. All counts of the catalogue are
-differences of such counts. Rows of any number of arrays become columns together.
+A row contains what a single branch-free pass over the bit patterns of an array can compute: the number of magnitudes at
+or above each of a few thresholds, extremes in three orders, and two sums. All counts of the catalogue are differences
+of these counts. The rows of any number of arrays are converted to columns together.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _DTYPES = {
     "float32": np.dtype(np.float32),
 }
 ROW_DTYPES = tuple(_DTYPES)
-"""The dtypes whose bit patterns rows are about."""
+"""The dtypes whose bit patterns a row can describe."""
 
 
 @lru_cache
 def row_layout(formats: tuple[Format, ...], sums_in_double: bool) -> np.dtype[Any]:
-    """The fields of a row, the structures of range_kernel.cu and range_kernel.metal.
+    """The fields of a row, as in the structures of range_kernel.cu and range_kernel.metal.
 
-    - sum, squares: of the finite elements; float64, or an unevaluated sum of two float32 in units of `2 ** exponent`
-      and its square;
-    - signed_max, unsigned_max, unsigned_min: of the finite elements' bit patterns, as signed (sign-extended) and as
-      unsigned integers; smallest: of the magnitudes that are not zero. Any value where there is no such element;
-    - at_least: of the elements that are not NaN, those whose magnitude is at least each of `Thresholds.steps`.
+    - sum, squares: the sum of the finite elements and of their squares; float64, or an unevaluated sum of two float32
+      in units of `2 ** exponent` and of its square;
+    - signed_max, unsigned_max, unsigned_min: extremes of the bit patterns of the finite elements, as signed
+      (sign-extended) and as unsigned integers; smallest: the smallest magnitude that is not zero. Arbitrary if there is
+      no such element;
+    - at_least: for each of `Thresholds.steps`, the number of elements, except NaN, whose magnitude is at least that.
     """
     sums: Any = "f8" if sums_in_double else ("f4", 2)
     return np.dtype(
@@ -53,25 +54,25 @@ def row_layout(formats: tuple[Format, ...], sums_in_double: bool) -> np.dtype[An
 
 
 def most_steps(formats: Sequence[Format]) -> int:
-    """Length of `at_least`: from where elements are not zero, from where they overflow, and survive, in each format."""
+    """Length of `at_least`: the threshold of being non-zero, and those of overflow and survival for each format."""
     return 1 + 2 * len(formats)
 
 
 class Thresholds(NamedTuple):
-    """Magnitudes to count from, as bit patterns of one dtype."""
+    """The thresholds of the counts: magnitudes, as bit patterns of one dtype."""
 
     infinity: int
     steps: tuple[int, ...]
     """Ascending, all finite; the first is the smallest magnitude that is not zero."""
     overflow: tuple[int | None, ...]
-    """For each format, the index in `steps` of the smallest magnitude that overflows; None: only infinity does."""
+    """For each format, the index in `steps` of the smallest magnitude that overflows; None if only infinity does."""
     survival: tuple[int, ...]
     """For each format, the index in `steps` of the smallest magnitude that does not become zero."""
 
 
 @lru_cache
 def thresholds(dtype: str, formats: tuple[Format, ...]) -> Thresholds:
-    """Those of a dtype of ROW_DTYPES."""
+    """The thresholds of `formats` for a dtype of ROW_DTYPES."""
     if dtype == "float32":
         limits = magnitude_limits(formats, _DTYPES[dtype])
         infinity, overflow = int(limits.infinity), [int(t) for t in limits.overflow]
@@ -94,8 +95,8 @@ def columns_of_rows(
 ) -> dict[str, npt.NDArray[Any]]:
     """The range catalogue of arrays: the columns of `numerics.statistics.summarize_each`.
 
-    rows: (n,) of a `row_layout`; dtypes: (n,) of ROW_DTYPES, what the rows' bit patterns are of; sizes: (n,) numbers of
-    elements. All but mean and rms equal `summarize` exactly.
+    rows: (n,) of a `row_layout`; dtypes: (n,) from ROW_DTYPES, the dtypes of the rows' bit patterns; sizes: (n,)
+    numbers of elements. All columns except mean and rms equal those of `summarize` exactly.
     """
     columns: dict[str, npt.NDArray[Any]] = {}
     for dtype in np.unique(dtypes) if len(dtypes) else ROW_DTYPES[:1]:
@@ -114,7 +115,7 @@ def _columns_of_one_dtype(
     nonzero = at_least[:, 0]
     num_finite = sizes - num_nan - num_inf
     some, some_nonzero = num_finite > 0, nonzero > num_inf
-    # without a negative element the unsigned minimum is the least, without a positive one it is the greatest
+    # the unsigned minimum is the lowest value if no element is negative, and the highest if all are negative
     positive, negative = rows["signed_max"] >= 0, rows["unsigned_max"] > limits.infinity
     highest = _values(np.where(positive, rows["signed_max"], rows["unsigned_min"]), dtype, some)
     lowest = _values(np.where(negative, rows["unsigned_max"], rows["unsigned_min"]), dtype, some)
@@ -133,7 +134,7 @@ def _columns_of_one_dtype(
         "num_zero": sizes - num_nan - nonzero,
     }
     share = np.where(sizes > 0, np.maximum(sizes, 1).astype(np.float64), math.nan)
-    log_amax = np.array([math.log2(a) for a in np.where(some_nonzero, amax, 1.0).tolist()])  # NumPy's may differ
+    log_amax = np.array([math.log2(a) for a in np.where(some_nonzero, amax, 1.0).tolist()])  # NumPy's log2 may differ
     for f, overflow, survival in zip(formats, limits.overflow, limits.survival, strict=True):
         columns[f"overflow_pct_{f.name}"] = 100 * (num_inf if overflow is None else at_least[:, overflow]) / share
         columns[f"underflow_pct_{f.name}"] = 100 * (nonzero - at_least[:, survival]) / share
@@ -142,7 +143,7 @@ def _columns_of_one_dtype(
 
 
 def _values(patterns: npt.NDArray[Any], dtype: str, there: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The numbers of bit patterns, with 0.0 for -0.0, and NaN where they mean nothing."""
+    """The values of bit patterns, with 0.0 for -0.0, and NaN where `there` is false."""
     numpy_dtype = _DTYPES[dtype]
     bits = np.where(there, patterns, 0).astype(f"u{numpy_dtype.itemsize}")
     return np.where(there, bits.view(numpy_dtype).astype(np.float64) + 0.0, math.nan)

@@ -1,4 +1,4 @@
-"""The range catalogue: how large values are, and what each number format would do to them."""
+"""The range catalogue: the magnitudes of values, and the losses that each number format would cause."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DEFAULT_FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 class RangeCatalogue:
     """amax, amin_nonzero, min, max, mean, rms, counts of NaN, inf and zero; per format overflow, underflow, headroom.
 
-    Definitions: `precision_lab.numerics.statistics.summarize`. On the CPU the evaluated buffer is read through NumPy,
-    which is several times faster than MLX reductions there. On a GPU a kernel reads each array once where it is,
-    launched with the evaluation of the array. All numbers are the same but mean and rms, whose sums round: they differ
-    by at most 1e-12 of the rms on CUDA, 1e-7 on Metal, where it has not been run, and 1e-5 where there is no kernel and
-    operations of MLX sum in fp32. Integers are taken as float32 on a GPU, as float64 on the CPU.
+    Definitions: `precision_lab.numerics.statistics.summarize`. On the CPU, NumPy reads the evaluated buffer, which is
+    several times faster than MLX reductions. On a GPU, a kernel launched with the evaluation of an array reads it once
+    on the device. All statistics are identical except mean and rms, whose sums round: they differ by at most 1e-12 of
+    the rms on CUDA, 1e-7 on Metal (not yet run there), and 1e-5 without a kernel, where MLX operations sum in fp32.
+    Integers are converted to float32 on a GPU and to float64 on the CPU.
     """
 
     sites: Sequence[str]
@@ -60,7 +60,7 @@ class RangeCatalogue:
 
     @property
     def is_lazy(self) -> bool:
-        """Whether statistics are launched on the device: on any but the CPU."""
+        """Whether statistics are launched on the device, which is the case on every device except the CPU."""
         return mx.default_device().type != mx.DeviceType.cpu
 
     def measure(self, x: mx.array) -> Mapping[str, Scalar]:
@@ -69,7 +69,7 @@ class RangeCatalogue:
         return summarize(to_numpy(x), self._formats)
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Columns:
-        """The result of `measure` for each array as columns, many times faster if the arrays are small."""
+        """`measure` of each array, as columns. This is many times faster for small arrays."""
         if self.is_lazy:
             return self.columns([self.prepare(arrays)])
         return summarize_each([to_numpy(x) for x in arrays], self._formats)

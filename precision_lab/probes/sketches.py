@@ -1,4 +1,4 @@
-"""Sketches: eight projections of each array, from which its distance to the same array of another run is estimated."""
+"""Sketches: eight projections of each array, which allow its distance to that of another run to be estimated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from precision_lab.probes.base import Scalar
 
 @dataclass(frozen=True)
 class Sketches:
-    """num_nonfinite, rms, sketch_0 .. sketch_7; the numbers are NaN where an element is not finite.
+    """num_nonfinite, rms and sketch_0 .. sketch_7; all but the first are NaN if an element is not finite.
 
-    Definitions: `precision_lab.numerics.sketch`. In float64 through NumPy on the CPU, and on a GPU where an array is
-    small; of large ones there in MLX operations in fp32, which agree within 1e-5 of the array's norm.
+    Definitions: `precision_lab.numerics.sketch`. Evaluated in float64 by NumPy on the CPU, and for small arrays on a
+    GPU. For large arrays on a GPU, MLX operations in fp32 are used; the two agree within 1e-5 of the array's norm.
     """
 
     sites: Sequence[str]
@@ -36,7 +36,7 @@ class Sketches:
         return self.measure_each([x])[0]
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
-        """The result of `measure` for each array; small ones are measured together, which is several times faster."""
+        """`measure` of each array. Small arrays are measured together, which is several times faster."""
         sketches = sketch_each([to_numpy(x) for x in arrays if is_read_cheaply(x)])
         read = iter([_named(s.num_nonfinite, [s.rms, *s.projections.tolist()]) for s in sketches])
         lazy = [sketch_in_ops(x) for x in arrays if not is_read_cheaply(x)]
@@ -50,9 +50,10 @@ def _named(num_nonfinite: int, values: Sequence[float]) -> dict[str, Scalar]:
 
 
 def sketch_in_ops(x: mx.array) -> tuple[mx.array, mx.array]:
-    """rms and the eight projections, (9,) fp32, and the number of non-finite elements, by lazy MLX operations.
+    """rms and the eight projections, (9,) fp32, and the number of non-finite elements, as lazy MLX arrays.
 
-    Sums in two stages, along rows and then over them, in units of the largest magnitude so that no square overflows.
+    Sums run in two stages, first along rows and then over them, scaled by the largest magnitude so that no square
+    overflows.
     """
     rows, cols = matrix_shape(x.shape)
     y = x.astype(mx.float32).reshape(rows, cols)
@@ -71,5 +72,5 @@ def sketch_in_ops(x: mx.array) -> tuple[mx.array, mx.array]:
 
 @lru_cache(maxsize=64)
 def _on_device(rows: int, cols: int) -> tuple[mx.array, mx.array]:
-    """The signs of the rows (rows, 8) and of the columns (cols, 8), fp32."""
+    """The signs of the rows, (rows, 8), and of the columns, (cols, 8), as fp32 on the device."""
     return mx.array(row_signs(rows).T.astype(np.float32)), mx.array(column_signs(cols).T.astype(np.float32))

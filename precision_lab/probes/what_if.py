@@ -1,4 +1,4 @@
-"""What if an activation were stored in another format: saturation, underflow and error of a round trip."""
+"""What-if analysis: the loss if an activation were stored in other formats, including MLX's quantisation modes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from precision_lab.record.columns import Column
 
 @dataclass(frozen=True)
 class WhatIf:
-    """`overflow_pct_<f>`, `underflow_pct_<f>` and `sqnr_db_<f>` of a round trip through each format.
+    """`overflow_pct_<f>`, `underflow_pct_<f>` and `sqnr_db_<f>` for a round trip through each format.
 
-    Definitions: `precision_lab.numerics.what_if.what_if`. formats: ml_dtypes' names, mxfp8, mxfp4, nvfp4, and affine4,
-    affine8_g32 and so on. Evaluated in NumPy on every device.
+    Definitions: `precision_lab.numerics.what_if.what_if`. formats: names from ml_dtypes, mxfp8, mxfp4, nvfp4, and
+    affine formats such as affine4 or affine8_g32. Evaluated in NumPy on every device.
     """
 
     sites: Sequence[str]
@@ -47,5 +47,5 @@ class WhatIf:
         return self.measure_each([x])[0]
 
     def measure_each(self, arrays: Sequence[mx.array]) -> Sequence[Mapping[str, Scalar]]:
-        """The result of `measure` for each array; small ones are measured together, which is several times faster."""
+        """`measure` of each array. Small arrays are measured together, which is several times faster."""
         return what_if([to_numpy(x) for x in arrays], [any_format(name) for name in self.formats])

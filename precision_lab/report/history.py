@@ -1,4 +1,4 @@
-"""The page on a gate's history: at which commits the ranges of which sites stepped, and two figures."""
+"""The page on a gate's history: the commits at which the ranges of sites stepped, and two figures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from precision_lab.report.figures import history_lines, history_map, style
 from precision_lab.report.figures.history_map import address_of, main_component, short
 from precision_lab.report.figures.style import Absent, Drawing
 
-MOST_SITES = 12  # listed for a commit; the .csv has all
+MOST_SITES = 12  # listed per commit; the .csv has all
 
 
 @dataclass(frozen=True)
 class Change:
-    """All steps between two gate runs of one device and MLX version; `sites` are those that stepped most."""
+    """All steps between two gate runs of one device and MLX version; `sites` lists the largest."""
 
     commit: str
     before: str
@@ -36,7 +36,7 @@ class Change:
 def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Path:
     """Writes NAME.html, NAME_steps.csv and the figures NAME_*.png, .svg into `folder`; returns the page's path.
 
-    steps: as `analysis.history.steps` gives them. The same history gives the same bytes.
+    steps: the result of `analysis.history.steps`. The same history gives the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with style.theme():
@@ -50,7 +50,7 @@ def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Pat
 
 
 def changes(history: History, steps: pd.DataFrame) -> list[Change]:
-    """The steps by the run at which they show, the newest first."""
+    """The steps grouped by the run at which they appear, newest first."""
     runs = {int(number): run for number, run in zip(history.runs.index, history.runs.to_dict("records"), strict=True)}
     found = {}
     for _, group in steps.groupby(["run", "run_before"], sort=False):
@@ -68,7 +68,7 @@ def changes(history: History, steps: pd.DataFrame) -> list[Change]:
 
 
 def _listed(steps: pd.DataFrame, main: str) -> list[dict[str, Any]]:
-    """Where it stepped most, the largest first; sites that lost their values before all."""
+    """The sites with the largest steps in descending order; sites that lost their values come first."""
     largest = steps.iloc[(-steps["bits"].abs().to_numpy()).argsort(kind="stable")[:MOST_SITES]]
     return [
         {
@@ -81,7 +81,7 @@ def _listed(steps: pd.DataFrame, main: str) -> list[dict[str, Any]]:
 
 
 def _with_commits(history: History, steps: pd.DataFrame) -> pd.DataFrame:
-    """The steps for a file: commits and the time in the place of numbers of runs."""
+    """The steps for a file, with commits and times instead of run numbers."""
     runs = history.runs
     table = steps.drop(columns=["run", "run_before", "order"])
     table.insert(0, "time", runs["time"].reindex(steps["run"]).to_numpy())

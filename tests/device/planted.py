@@ -1,4 +1,4 @@
-"""NumPy operations of known behaviour, which the probes must identify."""
+"""Operations in NumPy with known behaviour, which a probe must name."""
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def softmax(storage, accumulate, exponent=keep):
 
 
 def attention(storage, query=keep, scores=keep, probabilities=keep, unnormalised=keep):
-    """Computes softmax(scale q k^T) v with the given rounding of each intermediate."""
+    """softmax(scale q k^T) v with the requested rounding of each intermediate."""
 
     def call(q, k, v, scale):
         s = scores(query(q * scale) @ np.swapaxes(k, -1, -2))

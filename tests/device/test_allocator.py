@@ -1,4 +1,4 @@
-"""The process keeps freed memory if the setting is on, and returns it if the setting is off."""
+"""The process retains freed memory if the setting is on, and returns it otherwise."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every probe identifies each behaviour that it distinguishes, in NumPy operations of known behaviour."""
+"""Every probe names each behaviour, planted in NumPy operations."""
 
 import ml_dtypes
 import numpy as np

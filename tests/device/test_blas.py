@@ -1,4 +1,4 @@
-"""Preloading a BLAS for MLX on Linux; MLX keeps working where preloading fails."""
+"""The BLAS under MLX on Linux: loaded before MLX or not at all, and a failure never breaks MLX."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def after(*statements, **environment):
 @linux
 def test_openblas_is_found_by_mlx(tmp_path):
     pytest.importorskip("scipy_openblas32")
-    for _ in range(2):  # created, then found in the cache
+    for _ in range(2):  # created, then read from the cache
         name, right = after("blas.preload()", XDG_CACHE_HOME=str(tmp_path))
         assert name.startswith("OpenBLAS")
         assert right == "True"

@@ -1,4 +1,4 @@
-"""Values convert exactly between NumPy and MLX, and operations that MLX lacks are reported as unavailable."""
+"""Values are converted between NumPy and MLX bit for bit, and operations that MLX rejects are reported."""
 
 import numpy as np
 import pytest

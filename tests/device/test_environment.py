@@ -1,4 +1,4 @@
-"""The numeric switches of a process, and the environment recorded for it."""
+"""The numeric switches of a process, and the record of its environment."""
 
 import os
 
@@ -10,7 +10,7 @@ from precision_lab.device.environment import environment, numeric_switches, set_
 @pytest.fixture
 def clean(monkeypatch):
     for name in (*numeric_switches(), "MLX_CUDA_GRAPH_CACHE_SIZE"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
+        monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     return monkeypatch
 

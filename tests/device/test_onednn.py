@@ -1,4 +1,4 @@
-"""Products by oneDNN are rounded once, and everything works without the library."""
+"""Products by oneDNN: exact up to one rounding if the library exists, and its absence never breaks anything."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_a_product_is_rounded_once(m, k, n, biased, dtype, half_ulp, seed):
     out = np.full((m, n), np.nan, dtype)
     onednn.linear(x, weight, bias, out)
     expected = exact(x, weight, bias)
-    # half an ulp of the result, plus the error of an fp32 sum of k terms and the bias
+    # half an ulp of the result, plus the rounding error of fp32 sums of k terms and the bias
     terms = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + (0 if bias is None else np.abs(bias))
     bound = half_ulp * np.abs(expected) + (k + 1) * 2.0**-24 * terms
     assert (np.abs(out.astype(np.float64) - expected) <= bound).all()

@@ -1,4 +1,4 @@
-"""Dropping parts of files from the page cache, and only those parts."""
+"""The requested parts of files are dropped from the page cache, and only those."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cached(file) -> np.ndarray:
-    """A boolean per page of a file: whether it is in the page cache."""
+    """A mask of the pages of a file that are in memory."""
     mapped = np.memmap(file, mode="r")
     resident = np.zeros(-(-len(mapped) // PAGE), np.uint8)
     libc = ctypes.CDLL(None)

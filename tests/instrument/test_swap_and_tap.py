@@ -1,4 +1,4 @@
-"""Replacing and observing modules: what is seen, and that everything is put back."""
+"""Replacing and observing modules: the observations, and the restoration of everything."""
 
 import copy
 

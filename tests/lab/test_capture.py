@@ -1,4 +1,4 @@
-"""Capture: any model, observed in place, without changing what it computes."""
+"""Capture: any model is observed in place, without a change of its results."""
 
 import re
 import subprocess
@@ -48,7 +48,7 @@ class Tower(nn.Module):
 
 
 class Picture(nn.Module):
-    """A convolutional net whose parts stand in a dict of lists."""
+    """A convolutional net whose parts are in a dict of lists."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +153,7 @@ class Halves(NamedTuple):
 
 
 class Cache:
-    """What language models pass from call to call: no array itself, and no mapping of any."""
+    """A cache that language models pass from call to call; it is neither an array nor a mapping of arrays."""
 
     def __init__(self):
         self.keys = []
@@ -402,7 +402,7 @@ def test_gradient_checkpoints():
     plain = [bits(g) for _, g in tree_flatten(step(INPUTS))]
     with capture(model, ".") as seen:
         assert [bits(g) for _, g in tree_flatten(step(INPUTS))] == plain
-    assert list(seen.table()["call"]) == [0, 1]  # computed again for the gradient
+    assert list(seen.table()["call"]) == [0, 1]  # recomputed for the gradient
 
 
 def test_modules_that_only_a_compiled_function_calls_are_named():

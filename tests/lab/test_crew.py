@@ -1,4 +1,4 @@
-"""Generations side by side: each made once, after its reference, whoever makes it; and the same tables."""
+"""Parallel generations: each runs once, after its reference, on any worker, and the tables are the same."""
 
 import random
 import threading
@@ -23,7 +23,7 @@ CASES = [Case(i, "a red circle", seed) for i in (0, 1) for seed in (0, 1)]
 
 
 class Recorder:
-    """Makes nothing, for a random while, and keeps who made what when."""
+    """Sleeps for a random time instead of generating, and records the worker, generation and time of each call."""
 
     def __init__(self, seed=0):
         self.made, self.finished = [], []

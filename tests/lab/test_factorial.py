@@ -1,4 +1,4 @@
-"""Factorial designs: which combinations they run, as which variants, and what does not go together."""
+"""Factorial designs: their combinations, the names of the variants, and rejected combinations."""
 
 from itertools import combinations
 

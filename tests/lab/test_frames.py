@@ -1,4 +1,4 @@
-"""What probes collected, joined: as if each row were a dictionary that is updated by one probe after the other."""
+"""Joined rows of probes equal dictionaries that are updated by one probe after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def position(order: int) -> Position:
 
 
 class Rows:
-    """A recorder by rows, of any table."""
+    """A recorder by rows, for any table."""
 
     sites, ports = ("**",), ("out",)
 

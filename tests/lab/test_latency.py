@@ -1,4 +1,4 @@
-"""Timing a step, and what is left of a variant once it is done."""
+"""Timing of a step, and release of a variant's memory afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.subjects import settings, source
 
 
 class _Heavy(Wrapper):
-    """Keeps a copy of the weight, as quantisation or a permutation does."""
+    """Stores a copy of the weight, like quantisation or a permutation."""
 
     def __init__(self, inner: nn.Module):
         super().__init__(inner)
@@ -91,7 +91,7 @@ def test_only_a_gpu_settles(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_weights_of_a_variant_go_with_it(bench: Bench) -> None:
-    """Without waiting for the collector of cycles: at full size they are up to 22 GB."""
+    """The weights must not wait for the cycle collector: at full size they take up to 22 GB."""
     case = bench.spec.cases[0]
     plain, heavy = bench.spec.variants
     bench.make(Variant(REFERENCE, "float32"), case, [], lambda *_: None)
@@ -103,7 +103,7 @@ def test_weights_of_a_variant_go_with_it(bench: Bench) -> None:
         sample = bench.time_step(heavy)
         assert sample.peak_memory_bytes > before
         bench.make(heavy, case, [], lambda *_: None)
-        # half of what the copies took
+        # half of the size of the copies
         copies = 4 * 8 * bench.subject("bfloat16").pipeline.transformer.transformer_blocks[0].img_mod[1].weight.nbytes
         assert mx.get_active_memory() < before + copies / 2
         assert mx.get_cache_memory() < copies / 2

@@ -1,4 +1,4 @@
-"""Pinned cases: what the table holds, that it is the same every time, and that it names the operation that changed."""
+"""Pinned cases: the contents of the table, its reproducibility, and the name of the operation that changed."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def spec(small_checkpoint, tmp_path):
 
 
 class Quiet:
-    """Progress that only adds up."""
+    """Progress that only sums the amounts."""
 
     def __init__(self):
         self.total, self.done = 0.0, 0.0
@@ -88,7 +88,7 @@ def described(case):
 
 
 def measured(bench, out):
-    """The table of the pinned cases alone, in the folder `out`."""
+    """Runs only the pinned cases in the folder `out`; returns their table."""
     bench.spec = dataclasses.replace(bench.spec, out=out)
     pinned.measure(bench, lambda amount, label: None)
     tables.merge(out)
@@ -105,7 +105,7 @@ def deviations(table, reference):
 
 
 def first_deviating(found):
-    """The first row in order of execution that is not the same; NaN is not."""
+    """The first row in order of execution that is not identical; NaN is never identical."""
     return found[~(found["relative"] <= 1e-4)].iloc[0]
 
 
@@ -159,7 +159,7 @@ def test_what_a_run_with_pinned_cases_leaves(spec):
 
 
 def test_the_rows_are_those_of_the_generation_itself(spec):
-    """The square case, made as the reference of a run: a probe of ranges sees the same arrays."""
+    """A range probe observes the same arrays when the square case is generated as the reference of a run."""
     square = CASES["square"]
     spec = dataclasses.replace(
         spec,
@@ -212,7 +212,7 @@ def test_the_fingerprint_is_of_what_decides_the_sketches(spec):
 
 
 class TestNaming:
-    """The first array that deviates is that of the operation that was changed."""
+    """The first deviating array is that of the changed operation."""
 
     PARAMETERS = (
         "transformer_blocks.2.attn.to_k.weight",
@@ -325,7 +325,7 @@ def test_an_interrupted_run_makes_only_what_is_missing(spec, tmp_path):
 
 
 def tables_with_mark(part):
-    """The bytes of a part that tells itself from one made again."""
+    """The bytes of a part that can be distinguished from a regenerated one."""
     return pd.read_parquet(part).assign(prompt="kept").to_parquet(index=False)
 
 
@@ -382,7 +382,7 @@ class TestRefusals:
 
 
 class TestDefaults:
-    """What the shipped configuration pins."""
+    """The pinned sites of the shipped configuration."""
 
     def test_cases_can_be_changed_added_and_taken_away(self):
         assert composed("pinned.cases=null").pinned.cases == {}
@@ -403,7 +403,7 @@ class TestDefaults:
         assert not spec.pinned.noise_floor
 
     def test_every_operation_is_pinned(self, small_checkpoint):
-        """Modules without others inside, but for those that compute nothing, or the same for every block."""
+        """All modules without children are pinned, except those without computation or equal for every block."""
         sites = walk(Checkpoint(small_checkpoint).pipeline(mx.float32).components)
         chosen = set(select(SITES, sites))
         left_out = defaultdict(set)

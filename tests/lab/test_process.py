@@ -1,4 +1,4 @@
-"""Variants in a process of their own: the same tables as in one process, and the same answers to what goes wrong."""
+"""Variants in child processes: the same tables as in one process, and the same handling of errors."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from precision_lab.cli import main
 from precision_lab.model.weights import read_json
 from precision_lab.record.tables import read
 
-# what a variant's module does to show, or spoil, the process it is called in
+# actions of a variant's module that reveal or break the process in which it is called
 THEIRS = """
 import dataclasses, os, signal
 from pathlib import Path
@@ -83,7 +83,7 @@ def arguments(folder, checkpoint, variants=ONE, rounds=0):
 
 
 def of(table, variant):
-    """A variant's rows, without its name."""
+    """The rows of a variant, without its name."""
     return table[table["variant"] == variant].drop(columns="variant").reset_index(drop=True)
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_there_is_one_line(lab, tmp_path):
 
 
 def test_interrupted_in_the_middle_it_ends_and_is_continued(lab, small_checkpoint, tmp_path):
-    """SIGTERM to the parent alone, while the child is at work."""
+    """Sends SIGTERM only to the parent, while the child is computing."""
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     command = [sys.executable, "-m", "precision_lab", *arguments(tmp_path, small_checkpoint)]
     running = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Observers: who is given which arrays when, and what is held meanwhile."""
+"""Observers: the arrays that each receives, the time of delivery, and the arrays held in memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sums(NamedTuple):
 
 
 class LazySum:
-    """A lazy probe: the sum of each array, and what it was asked."""
+    """A lazy probe that sums each array and records the calls."""
 
     sites, ports, is_lazy = ("layers.*",), ("out",), True
 
@@ -56,7 +56,7 @@ class LazySum:
 
 
 class Keeper:
-    """An observer that is given arrays when they are there."""
+    """An observer that receives arrays after their evaluation."""
 
     sites, ports = ("layers.*",), ("out",)
 
@@ -95,7 +95,7 @@ def test_a_lazy_probe_has_the_numbers_of_an_eager_one(model: Chain, group: int, 
 
 
 def test_nothing_holds_what_only_lazy_probes_see(model: Chain, monkeypatch: Any) -> None:
-    """Memory stays that of a few arrays, however many were observed."""
+    """Memory stays at a few arrays for any number of observations."""
     monkeypatch.setattr("precision_lab.lab.observing._GROUP", 2)
     probe = LazySum()
     x = mx.random.normal((1 << 15, 8))
@@ -125,7 +125,7 @@ def test_pending_statistics_are_read_before_there_are_too_many(model: Chain, mon
 
 
 def test_observe_takes_a_lazy_probe_too() -> None:
-    """As in a capture, which evaluates the arrays itself."""
+    """This is the case in a capture, which evaluates the arrays itself."""
     probe = LazySum()
     lazy = ProbeRecorder(probe)
     position = Position(None, None, None, "model", "layers.0", "out", "-", None, 0)

@@ -1,4 +1,4 @@
-"""A whole run on a small checkpoint: what it leaves, what it promises, and what happens when something breaks."""
+"""A complete run on a small checkpoint: its files, its guarantees, and its handling of errors."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ SETTINGS = settings(steps=2, guidance_scale=3.0, height=48, width=80)
 
 
 class Quiet:
-    """Progress that only adds up."""
+    """Progress that only sums the amounts."""
 
     def __init__(self):
         self.total, self.done, self.notes = 0.0, 0.0, []
@@ -389,7 +389,7 @@ def test_every_pipeline_of_a_run_is_inflated(small_checkpoint, dtype):
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
 def test_no_operation_leaves_the_dtype_by_accident(small_checkpoint, dtype):
-    """One stray fp32 array would promote everything after it; only what is fp32 by design may differ."""
+    """One stray fp32 array would promote everything after it; only arrays that are fp32 by design may differ."""
     subject = source(small_checkpoint).load(dtype)
     by_design = {"time_text_embed.time_proj", "pos_embed", "rotary_emb", "to_pixels", "embed_tokens"}
     recorder = ProbeRecorder(EVERYWHERE)

@@ -1,4 +1,4 @@
-"""Local against accumulated error: closed forms on a constructed model, and what must hold on any."""
+"""Local against accumulated error: closed forms on a constructed model, and properties that hold on any model."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def identity_blocks(small_checkpoint):
 
 
 def watched_by(teacher, subject, variants):
-    """The picture of the reference's generation with `teacher` beside it."""
+    """The picture of the reference's generation while `teacher` observes it."""
     with teacher.shadowing(variants, CASE), teacher.watching(subject.components):
         return picture(subject, CASE, teacher.step)
 

@@ -1,4 +1,4 @@
-"""Absorbed updates: hand-computed cases, and agreement with actual rounding."""
+"""Absorbed updates: hand-computed cases, and a comparison with actual rounding."""
 
 import math
 

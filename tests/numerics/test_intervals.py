@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("estimate", [paired_ratio, geometric_mean_ratio])
 
 
 def simulated(n: int, ratio: float = 1.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Simulated times of n rounds: subject and baseline share a load per round, and each has its own noise of 3 %."""
+    """Times of n rounds: both measurements of a round share its load, and each has its own noise of 3 %."""
     rng = np.random.default_rng(seed)
     load = np.exp(rng.normal(0, 0.3, n))
     return ratio * load * np.exp(rng.normal(0, 0.03, n)), load * np.exp(rng.normal(0, 0.03, n))

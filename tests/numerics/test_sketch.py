@@ -1,4 +1,4 @@
-"""Sketches estimate norms without bias and distances without the tensors, and never change."""
+"""Sketches: an unbiased norm, distances between tensors from their sketches alone, and stability over time."""
 
 import hashlib
 import math
@@ -69,7 +69,7 @@ def test_projections_are_uncorrelated():
 
 
 def test_golden():
-    """Baselines contain old sketches, so the signs must never change: if this fails, revert the change to the signs."""
+    """Baselines contain old sketches: if this fails, the signs have changed, which must never happen."""
     assert sketch(np.arange(1.0, 16).reshape(3, 5)).projections.tolist() == GOLDEN_PROJECTIONS
     for signs, digest in ((row_signs(1000), GOLDEN_ROWS), (column_signs(1000), GOLDEN_COLUMNS)):
         assert signs.dtype == np.int8

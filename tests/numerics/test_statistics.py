@@ -69,7 +69,7 @@ def by_definition(x: Array) -> dict[str, float | int]:
 def assert_same(
     actual: dict[str, float | int], expected: dict[str, float | int], amax_tolerance: float = 1e-13
 ) -> None:
-    """Asserts equality, except for mean and rms, whose sums round: these may differ by a tolerance relative to amax."""
+    """Asserts equality, except for mean and rms, whose sums round: these agree within a tolerance relative to amax."""
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         if key in ("mean", "rms") and not math.isnan(value):

@@ -1,4 +1,4 @@
-"""Losses in other formats, checked by hand and against the range catalogue and `compare`."""
+"""What-if analysis: hand-computed cases, and comparisons with the range catalogue and `compare`."""
 
 import math
 

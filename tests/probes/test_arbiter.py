@@ -60,7 +60,7 @@ def test_a_planted_error_is_the_operations_own():
     assert row["own_ulp_max"] == 0.5
     assert row["own_misrounded_pct"] == 0
     (row,) = judge(GatedAdd(), [residual, gate, update], mx.array([[[258.0, 3.0]]], mx.bfloat16))
-    assert row["own_ulp_max"] == 0.5  # just as far, and not what ties to even gives
+    assert row["own_ulp_max"] == 0.5  # the same distance, but not the result of ties to even
     assert row["own_misrounded_pct"] == 50
     assert (row["dtype"], row["shape"], row["numel"]) == ("bfloat16", "1x1x2", 2)
 
@@ -81,7 +81,7 @@ def test_the_embedded_models_operations(dtype):
     for row in rows:
         assert row["own_overflow"] == 0
         assert row["rounding_rel_l2"] <= min(row["own_rel_l2"], ULP[dtype])  # no implementation does better
-    # fp32 inside, rounded once: hardly worse than the best there is, if that is not fp32 itself
+    # computed in fp32 and rounded once: almost the best possible, unless the dtype is fp32 itself
     if dtype != mx.float32:
         for name in ("gelu", ".attend", "rotary_q", "to_q", "net.2", "norm1", "_mod.1"):
             assert all(row["own_rel_l2"] < 1.01 * row["rounding_rel_l2"] for row in of(rows, name)), name

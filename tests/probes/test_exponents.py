@@ -1,4 +1,4 @@
-"""Exponent histograms: rows by hand, and a table of their own that a run leaves."""
+"""Exponent histograms: rows computed by hand, and the separate table of a run."""
 
 import mlx.core as mx
 import numpy as np

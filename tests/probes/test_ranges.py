@@ -1,4 +1,4 @@
-"""The range catalogue: rows of integers from the device become the numbers that NumPy gives."""
+"""The range catalogue: rows of integers from the device are converted to the same numbers as NumPy's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = tuple(FORMATS.values())
 
 
 def assert_same(found: dict[str, Any], x: mx.array, formats: Sequence[Any]) -> None:
-    """Equal to NumPy's, but for mean and rms: fp32 sums here, on a CPU without a kernel."""
+    """Asserts equality with NumPy, except for mean and rms: on a CPU there is no kernel, and sums are fp32."""
     expected = summarize(to_numpy(x), formats)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -65,7 +65,7 @@ def test_what_was_prepared_apart_is_read_together_in_order() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_thresholds_are_where_a_cast_says(dtype: str) -> None:
-    """Every pattern of a 16-bit dtype, by what ml_dtypes makes of its value."""
+    """Checks every pattern of a 16-bit dtype against the cast by ml_dtypes."""
     limits = thresholds(dtype, ALL)
     patterns = np.arange(limits.infinity, dtype=np.uint16)
     values = patterns.view(DTYPES[dtype]).astype(np.float32)
@@ -80,7 +80,7 @@ def test_thresholds_are_where_a_cast_says(dtype: str) -> None:
 
 
 def test_launches_on_cuda_cover_every_array_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With kernels that only take note of their launches, and rows made by operations."""
+    """Uses kernels that only record their launches, and rows computed by operations."""
     launches: list[tuple[str, list[int], int]] = []
     arrays = [mx.ones(n, dtype) for n in [1, 0, 65536, 65537, 200001, *range(1, 40)] for dtype in (mx.float16, mx.int8)]
 
@@ -93,7 +93,7 @@ def test_launches_on_cuda_cover_every_array_once(monkeypatch: pytest.MonkeyPatch
 
         def merge(grid: tuple[int, int, int], output_shapes: list[tuple[int, int]], **_: Any) -> list[mx.array]:
             assert output_shapes[0][0] == grid[0] // 256
-            launches[-1][1][grid[0] // 256 :] = []  # what fills up the places
+            launches[-1][1][grid[0] // 256 :] = []  # the padding
             return [mx.zeros(output_shapes[0], mx.uint32)]
 
         return [read, merge]

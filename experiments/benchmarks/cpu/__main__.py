@@ -1,11 +1,12 @@
-"""The CPU benchmark: linears and a transformer's forward pass beside NumPy, torch and MLX as it is installed.
+"""The CPU benchmark: linears and a transformer's forward pass, compared with NumPy, torch and MLX as installed.
 
     python -m experiments.benchmarks.cpu --to DIR [--rounds 5] [--shape tiny]
 
-8 blocks 1024 wide (8 heads of 128), 1024 image and 64 text tokens, batch 1; torch runs diffusers' model with the same
-weights, on as many threads as there are cores. In every round each arm runs once, in an order drawn anew; ratios are of
-one round, median and 95 % bootstrap interval. The bare wheel, which takes a minute and more, runs once in a process of
-its own between the rounds. Writes DIR/cpu.json, DIR/cpu.md and DIR/cpu.png; some 4 minutes on two cores.
+The model has 8 blocks of width 1024 (8 heads of 128), 1024 image and 64 text tokens, batch 1. torch runs diffusers'
+model with the same weights, with one thread per core. In every round each arm runs once, in a new random order; ratios
+are within a round, with the median and a 95 % bootstrap interval. The bare wheel takes more than a minute and runs once
+in its own process between the rounds. Writes DIR/cpu.json, DIR/cpu.md and DIR/cpu.png; takes about 4 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from precision_lab.device import blas
 from precision_lab.device.environment import set_numeric_switches
 
-# as the command line does, before anything imports MLX
+# before MLX is imported, like the command line
 blas.preload()
 set_numeric_switches()
 
@@ -42,7 +43,7 @@ Output = tuple[float, np.ndarray]
 
 
 class Forward(NamedTuple):
-    """Seconds of each arm in each round, and the output of its last."""
+    """The seconds of each arm in each round, and its last output."""
 
     seconds: dict[str, list[float]]
     outputs: dict[str, np.ndarray]
@@ -100,7 +101,7 @@ def _forward(
     found = Forward({name: [] for name in arms}, {})
     rng = np.random.default_rng(0)
     bare_after = dict(zip(rng.permutation(options.rounds).tolist(), DTYPES, strict=False))
-    for turn in range(-1, options.rounds):  # the first is not counted
+    for turn in range(-1, options.rounds):  # the first round is a warm-up
         for name in rng.permutation(list(arms)).tolist():
             linears.settle()
             seconds, output = arms[name]()
@@ -123,7 +124,7 @@ def _fast(model: Any, shape: Shape, dtype: str) -> Output:
 
 
 def _bare(shape: str, dtype: str, *options: str) -> dict[str, np.ndarray]:
-    """What `bare_wheel` measures, the BLAS preload switched off."""
+    """Runs `bare_wheel` with the BLAS preload off, and returns its results."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bare.npz"
         command = [sys.executable, "-m", "experiments.benchmarks.cpu.bare_wheel"]

@@ -1,10 +1,10 @@
-"""What MLX's own modules do on the wheel as it is installed, in a process of its own.
+"""Measures MLX's own modules with the wheel as installed, in a separate process.
 
     PRECISION_LAB_BLAS=off python -m experiments.benchmarks.cpu.bare_wheel --dtype float32 --to FILE.npz [--forward]
 
-The wheel's BLAS, and what a user of MLX writes: mlx.nn.Linear, mx.fast.scaled_dot_product_attention in the dtype of the
-activations, nn.GELU("tanh"), nn.SiLU; norms are mx.fast's as in our model. Everything else is our plain model. Writes
-the GFLOP/s of a linear of 1024 inputs and outputs, and the seconds and output of one forward.
+It uses the wheel's BLAS and the modules that MLX users write: mlx.nn.Linear, mx.fast.scaled_dot_product_attention in
+the dtype of the activations, nn.GELU("tanh"), nn.SiLU; norms are mx.fast's, as in our model. Everything else is our
+plain model. Writes the GFLOP/s of a linear with 1024 inputs and outputs, and the seconds and output of one forward.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.fused_attention import FusedAttention
 
 _QUANTIZED_ROWS = 64
-"""MLX's quantised product takes some 10 seconds for 1024 rows."""
+"""Number of rows; for 1024 rows, MLX's quantised product takes about 10 seconds."""
 
 
 def _plain_mlx(module: nn.Module) -> nn.Module | None:
@@ -40,7 +40,7 @@ def _plain_mlx(module: nn.Module) -> nn.Module | None:
 
 
 def timed_forward(model: Transformer, shape_name: str, dtype: mx.Dtype) -> tuple[float, np.ndarray]:
-    """The forward pass with MLX's own modules."""
+    """Seconds and output of the forward pass with MLX's own modules."""
     components = {"transformer": model}
     attention = FusedAttention()
     replaced = {}

@@ -1,4 +1,4 @@
-"""GFLOP/s of a linear: NumPy's product, torch's linear, and ours, plain and fast, as stored or quantised."""
+"""GFLOP/s of a linear: NumPy's product, torch's linear, and ours, plain and fast, unquantised and quantised."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.techniques.fast.cpu import replacement
 
 _CALLS = 3
-"""Of which a sample is the mean, after one off the clock."""
+"""A sample is the mean over this many calls, after one untimed call."""
 
 
 def settle() -> None:
-    """Waits until the threads of what ran before sleep: torch's and OpenBLAS's spin on a core for a while."""
+    """Waits until the threads of the previous arm sleep; those of torch and OpenBLAS spin on a core for a while."""
     time.sleep(0.2)
 
 
 def measure(shape: Shape, rounds: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """{"rows x inputs x outputs": {arm: GFLOP/s of each round}}, in an order drawn anew each round."""
+    """{"rows x inputs x outputs": {arm: GFLOP/s of each round}}, measured in a new random order in each round."""
     rng = np.random.default_rng(seed)
     found = {}
     for rows, channels, outputs in shape.linears:
@@ -67,7 +67,7 @@ def _arms(rng: np.random.Generator, rows: int, channels: int, outputs: int) -> d
 
 
 def _add(arms: dict[str, Callable[[], object]], kind: str, linear: nn.Module, x: mx.array) -> None:
-    """The plain module, and its twin if it has one."""
+    """Adds the plain module, and its fast counterpart if there is one."""
     mx.eval(linear.parameters(), x)
     twin = replacement(linear)
     arms[f"plain {kind}"] = lambda: mx.eval(linear(x))

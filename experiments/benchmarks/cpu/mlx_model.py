@@ -1,4 +1,4 @@
-"""Our transformer with the made weights, and a forward pass to time. Its BLAS is whatever was loaded before."""
+"""Our transformer with the generated weights, and a timed forward pass. It uses the BLAS that was loaded before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(shape: Shape, dtype: mx.Dtype) -> Transformer:
 
 
 def forward(model: Transformer, shape: Shape, dtype: mx.Dtype) -> tuple[float, np.ndarray]:
-    """Seconds, and the output in fp32."""
+    """Seconds of one forward pass, and its output in fp32."""
     latents, text = (mx.array(x).astype(dtype) for x in inputs(shape))
     mx.eval(latents, text)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where a forward pass spends its time: seconds in each class of leaf modules, each evaluated alone."""
+"""The time of a forward pass by class of leaf module, with each module evaluated alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
 
 REST = "rest"
-"""What no leaf module does: concatenations, splits, reshapes."""
+"""Operations outside leaf modules: concatenations, splits, reshapes."""
 
 
 class _Timed(Wrapper):
@@ -38,7 +38,7 @@ class _Timed(Wrapper):
 def measure(
     model: Transformer, shape: Shape, dtype: mx.Dtype, techniques: Mapping[str, Technique], repeats: int = 2
 ) -> dict[str, float]:
-    """{plain class of the module: seconds of the quickest forward}, and the rest."""
+    """{plain class of the module: seconds in the fastest forward}, and the rest."""
     components = {"transformer": model}
     names = {site: type(site.module).__name__ for site in walk(components)}
     quickest: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The table and the figure of the CPU benchmark, from its record alone."""
+"""The table and the figure of the CPU benchmark, generated from its record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS = {"NumPy": 0.8, "bare wheel": 15.0, "torch": 1.5}
 
 
 def write(record: Mapping[str, Any], folder: Path) -> None:
-    """cpu.md, cpu.png and cpu.svg."""
+    """Writes cpu.md, cpu.png and cpu.svg."""
     parts = (_header(record), _targets(record), _forward_table(record), _linear_table(record), _module_table(record))
     (folder / "cpu.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     with style.theme():

@@ -1,4 +1,4 @@
-"""What is measured, and its made weights and inputs. No import of MLX: who imports this chooses a BLAS first."""
+"""The measured shapes, with generated weights and inputs. Does not import MLX, so that importers can choose a BLAS."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMESTEP = 0.5
 
 
 def weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Normal, of unit gain; biases 0.1, scales of norms around 1. fp32, all representable in bfloat16."""
+    """Normal weights of unit gain; biases of 0.1 and norm scales around 1. fp32, all representable in bfloat16."""
     rng = np.random.default_rng(seed)
     made = {}
     for name in sorted(shapes):
@@ -52,7 +52,7 @@ def weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.n
 
 
 def inputs(shape: Shape, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Latents (1, L, 64) and text (1, T, J), unit normal, representable in bfloat16."""
+    """Unit normal latents (1, L, 64) and text (1, T, J), representable in bfloat16."""
     rng = np.random.default_rng(seed)
     sizes = ((1, shape.side**2, shape.config.in_channels), (1, shape.text, shape.config.joint_attention_dim))
     latents, text = (_to_bfloat16(rng.standard_normal(size, dtype=np.float32)) for size in sizes)
@@ -60,6 +60,6 @@ def inputs(shape: Shape, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Towards zero, in place."""
+    """Rounds to bfloat16 towards zero, in place."""
     x.view(np.uint32)[...] &= np.uint32(0xFFFF0000)
     return x

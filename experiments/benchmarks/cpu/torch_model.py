@@ -18,13 +18,13 @@ def made(shape: Shape, dtype: torch.dtype) -> QwenImageTransformer2DModel:
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tensors = {name: torch.from_numpy(w).to(dtype) for name, w in weights(shapes).items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    # tables of positions are no weights: made again, out of meta
+    # position tables are not weights, so they are created again outside the meta device
     model.pos_embed = QwenImageTransformer2DModel(**asdict(shape.config) | {"num_layers": 0}).pos_embed
     return model.eval().requires_grad_(False)
 
 
 def forward(model: QwenImageTransformer2DModel, shape: Shape, dtype: torch.dtype) -> tuple[float, np.ndarray]:
-    """Seconds, and the output in fp32."""
+    """Seconds of one forward pass, and its output in fp32."""
     latents, text = (torch.from_numpy(x).to(dtype) for x in inputs(shape))
     with torch.no_grad():
         start = time.perf_counter()

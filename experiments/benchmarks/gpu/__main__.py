@@ -1,12 +1,12 @@
-"""The GPU benchmark: the transformer's forward pass beside its peers, and where its time goes.
+"""The GPU benchmark: the transformer's forward pass compared with other libraries, and a breakdown of its time.
 
     python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes,guidance] [--seconds N]
     python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too
     python -m experiments.benchmarks.gpu --to DIR --report          tables and figures of what is there
 
-Writes DIR/benchmark.json (every sample), DIR/tables.md and figures. A section run again replaces its rows and keeps the
-others', and whatever was measured before an interruption stays. mflux is taken from PYTHONPATH; an arm that cannot be
-run leaves a row that says why.
+Writes DIR/benchmark.json (every sample), DIR/tables.md and figures. Repeating a section replaces its rows and keeps
+those of the others; measurements before an interruption remain. mflux is imported from PYTHONPATH. An arm that cannot
+run has a row with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.benchmarks.gpu.store import read
 
 
 class Part(NamedTuple):
-    """A process to start; `share` of its section's seconds is for it."""
+    """A process to start, which receives a `share` of its section's seconds."""
 
     name: str
     process: int
@@ -33,14 +33,14 @@ class Part(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Parts in the order they run. `seconds` are aimed at; each arm gets its least number of rounds all the same."""
+    """Parts in the order in which they run. `seconds` is a target; each arm still runs its minimum of rounds."""
 
     seconds: float
     parts: tuple[Part, ...]
 
 
 SECTIONS = {
-    # MLX, torch, torch, MLX: a drift of the machine over the run falls on both alike
+    # MLX, torch, torch, MLX: a drift of the machine during the run affects both equally
     "forward": Section(
         240,
         (
@@ -60,7 +60,7 @@ SECTIONS = {
 }
 
 GRACE_SECONDS = 240
-"""Beyond its share, a part may load, compile and take its least number of rounds; then it is ended."""
+"""Time beyond its share in which a part may load, compile and run its minimum of rounds before it is ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _sections(text: str) -> list[str]:
 
 
 def _measure(options: argparse.Namespace) -> list[str]:
-    """Runs the parts; the names of those that did not finish."""
+    """Runs the parts; returns the names of those that did not finish."""
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         for section_name in options.only:
@@ -126,7 +126,7 @@ def _run(part: Part, seconds: float, options: argparse.Namespace, scratch: str) 
 
 
 def _report(folder: Path) -> None:
-    """In a process of its own: a figure that cannot be drawn costs no measurement."""
+    """Writes the report in a separate process, so that a failing figure does not lose measurements."""
     subprocess.run([sys.executable, "-m", "experiments.benchmarks.gpu.report", str(folder)], check=False)
 
 

@@ -1,6 +1,6 @@
-"""The time of one block as it runs in the model: forwards of two depths, whose difference is that of so many blocks.
+"""The time of one block within the model, from the difference between forwards of two depths.
 
-One set of block weights serves all: 680 MB, which no cache holds, so they come from memory as in the model.
+All blocks share one set of weights. It has 680 MB, more than any cache, so it is read from memory as in the model.
 """
 
 from __future__ import annotations

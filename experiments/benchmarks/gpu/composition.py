@@ -1,4 +1,4 @@
-"""Of what a block's time is made: pieces as often as they occur, against the block as it runs and against the ideal."""
+"""The composition of a block's time: its pieces, compared with the measured block and with the ideal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from experiments.benchmarks.gpu.store import rows
 from experiments.benchmarks.gpu.summary import FAST, PLAIN, chosen, paired_by_round
 
 Key = tuple[str, str, int]
-"""Name, way and tokens of a piece."""
+"""Name, implementation and number of tokens of a piece."""
 
 
 @dataclass(frozen=True)
 class PieceResult:
-    """One piece: medians of seconds, and what they come to."""
+    """One piece: median seconds, and the resulting rates."""
 
     name: str
     group: str
@@ -40,19 +40,19 @@ class PieceResult:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The highest rate measured of products, FLOP/s, and of copying, bytes/s."""
+    """The highest measured rates of products, in FLOP/s, and of copying, in bytes/s."""
 
     flops: float
     nbytes: float
 
     def ideal(self, piece: PieceResult) -> float:
-        """Seconds, were the slower of arithmetic and traffic at its ceiling and the other hidden."""
+        """Seconds if the slower of arithmetic and memory traffic ran at its ceiling and hid the other."""
         return max(piece.flops / self.flops, piece.nbytes / self.nbytes)
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A way to run a block: seconds of each category; `rest` is what the whole takes beyond its pieces."""
+    """One implementation of a block: seconds by category; `rest` is the time of the block beyond its pieces."""
 
     side: int
     name: str
@@ -86,7 +86,7 @@ def ceilings(pieces: Mapping[Key, PieceResult]) -> Ceilings | None:
 
 
 def compositions(record: Mapping[str, Any]) -> list[Composition]:
-    """Of each size: the plain block, the fast one, and the fast one's pieces at the ceilings."""
+    """For each size: the plain block, the fast block, and the pieces of the fast block at the ceilings."""
     pieces = piece_results(record)
     limits = ceilings(pieces)
     shape = _shape(record)
@@ -109,7 +109,7 @@ def compositions(record: Mapping[str, Any]) -> list[Composition]:
 
 
 def block_seconds(record: Mapping[str, Any], arm: str, side: int) -> float | None:
-    """A block as it runs in the model: the median over rounds of what so many more blocks take, a block."""
+    """Seconds of a block within the model: the median over rounds of the time per additional block."""
     samples = chosen(rows(record, "block", "time"), arm=arm, side=side)
     depths = sorted({row["depth"] for row in samples})
     if len(depths) < 2:
@@ -120,7 +120,7 @@ def block_seconds(record: Mapping[str, Any], arm: str, side: int) -> float | Non
 
 
 def block_ratio(record: Mapping[str, Any], side: int) -> Any:
-    """fast / plain of the deeper of the two models that give the time of a block."""
+    """fast / plain for the deeper of the two models from which the time of a block is derived."""
     samples = chosen(rows(record, "block", "time"), side=side)
     deepest = max((row["depth"] for row in samples), default=0)
     return paired_by_round(*(chosen(samples, arm=arm, depth=deepest) for arm in (FAST, PLAIN)))
@@ -171,6 +171,6 @@ def _summed(parts: list[tuple[str, float, int]]) -> dict[str, float]:
 
 
 def _shape(record: Mapping[str, Any]) -> Shape | None:
-    """That of the pieces."""
+    """The shape of the pieces."""
     part = record["parts"].get("pieces.0")
     return SHAPES[part["environment"]["shape"]] if part else None

@@ -24,7 +24,7 @@ def run(job: Job) -> None:
 def measure_depths(
     job: Job, model: Transformer, depths: tuple[int, ...], inputs: list[Inputs], names: tuple[str, ...]
 ) -> None:
-    """Times forwards of models of `depths` blocks, those of `model` around again where it has fewer."""
+    """Times forwards of models with `depths` blocks; the blocks of `model` are repeated if it has fewer."""
     with ExitStack() as stack:
         arms = []
         for depth in depths:

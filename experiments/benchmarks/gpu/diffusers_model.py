@@ -15,7 +15,7 @@ from precision_lab.model.qwen_image.config import TransformerConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHT_SCALE = 0.02
-"""As of our weights, but drawn by torch: 41 GB do not travel between the libraries."""
+"""The scale of our weights. torch draws its own, because 41 GB are not copied between the libraries."""
 
 
 class Inputs(NamedTuple):
@@ -30,7 +30,7 @@ Forward = Callable[[Inputs, float], torch.Tensor]
 
 
 def built(config: TransformerConfig, dtype: torch.dtype) -> QwenImageTransformer2DModel:
-    """The model in `dtype` from the start: in fp32 first, it would not fit."""
+    """The model, created directly in `dtype`: it would not fit in fp32."""
     known = asdict(config)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -43,7 +43,7 @@ def built(config: TransformerConfig, dtype: torch.dtype) -> QwenImageTransformer
 
 
 def made(config: TransformerConfig, dtype: torch.dtype, seed: int = 0) -> QwenImageTransformer2DModel:
-    """Linears and biases normal * 0.02; the scales of norms stay 1."""
+    """A model with random weights: linears and biases are normal * 0.02, norm scales are 1."""
     model = built(config, dtype)
     generator = torch.Generator(DEVICE).manual_seed(seed)
     for module in model.modules():
@@ -53,18 +53,18 @@ def made(config: TransformerConfig, dtype: torch.dtype, seed: int = 0) -> QwenIm
     return model
 
 
-def compiled_twin(model: QwenImageTransformer2DModel) -> QwenImageTransformer2DModel:
-    """Another model over the same tensors, its block compiled for each size by itself.
+def compiled_copy(model: QwenImageTransformer2DModel) -> QwenImageTransformer2DModel:
+    """Another model that shares the tensors, with its block compiled separately for each size.
 
-    With torch's default the second size would be compiled for all sizes, which is slower.
+    By default torch would compile the second size for all sizes, which is slower.
     """
     with torch.device("meta"):
-        twin = QwenImageTransformer2DModel(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-    twin.load_state_dict(model.state_dict(), strict=True, assign=True)
-    twin.pos_embed = model.pos_embed  # its tables are no parameters
-    twin = twin.eval().requires_grad_(False)
-    twin.compile_repeated_blocks(dynamic=False)
-    return twin
+        duplicate = QwenImageTransformer2DModel(**{k: v for k, v in model.config.items() if not k.startswith("_")})
+    duplicate.load_state_dict(model.state_dict(), strict=True, assign=True)
+    duplicate.pos_embed = model.pos_embed  # its tables are not parameters
+    duplicate = duplicate.eval().requires_grad_(False)
+    duplicate.compile_repeated_blocks(dynamic=False)
+    return duplicate
 
 
 def made_inputs(shape: Shape, side: int, dtype: torch.dtype, seed: int = 1) -> Inputs:
@@ -92,7 +92,7 @@ def forward_of(model: QwenImageTransformer2DModel) -> Forward:
 
 
 def seconds_of(forward: Forward, inputs: Inputs, timestep: float) -> float:
-    """By the clock, from the call until the device is done."""
+    """Wall-clock seconds from the call until the device is done."""
     synchronize()
     start = time.perf_counter()
     forward(inputs, timestep)
@@ -101,7 +101,7 @@ def seconds_of(forward: Forward, inputs: Inputs, timestep: float) -> float:
 
 
 def peak_gigabytes(forward: Forward, inputs: Inputs, timestep: float) -> float | None:
-    """The most memory in use during a forward after two others, weights included; GB = 1e9 bytes. None on a CPU."""
+    """Peak memory of a forward after two others, including weights, in GB (1e9 bytes). None on a CPU."""
     for _ in range(2):
         seconds_of(forward, inputs, timestep)
     if DEVICE == "cpu":

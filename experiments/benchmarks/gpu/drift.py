@@ -1,8 +1,8 @@
-"""What the arms' outputs differ by, free-running through all blocks, beside the noise floor of bfloat16.
+"""The differences between the arms' outputs, free-running through all blocks, against the noise floor of bfloat16.
 
-The floor is how far two runs of the plain model are apart that ought to be equal: its blocks compiled, its sums taken
-in another order. An arm's drift is a finding only above it. All are also compared with the plain model computed in fp32
-over the same bfloat16 weights: an arm may be as far from the plain one as it likes if it is no farther from that.
+The floor is the distance between runs of the plain model that should be equal: with compiled blocks, or with another
+order of summation. An arm's drift is significant only above it. All arms are also compared with the plain model in fp32
+on the same bfloat16 weights: an arm may differ from the plain model if it is no farther from the fp32 result.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Evaluated(Wrapper):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Each block is evaluated before the next is built: fp32 copies of many blocks' weights would not fit."""
+    """Evaluates each block before it builds the next, since fp32 copies of many blocks' weights would not fit."""
 
     sites: Sequence[str] = ("transformer_blocks.*",)
     preserves_function: bool = True

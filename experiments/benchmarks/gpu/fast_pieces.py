@@ -1,4 +1,4 @@
-"""The fused kernels of the technique `fast` as pieces, beside the operations they stand for."""
+"""The fused kernels of the technique `fast` as pieces, and the operations that they replace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPS = 1e-6
 
 
 def kernels(shape: Shape, tokens: int) -> Iterator[Piece]:
-    """Every kernel on a stream of `tokens`; that of attention's inputs on both streams, so only for the image."""
+    """Every kernel on a stream of `tokens`. The kernel of attention's inputs needs both streams: only for the image."""
     d = shape.config.dim
     size = tokens * d
     x, product, mods, bias = (normal(s, 0.5) for s in ((1, tokens, d), (1, tokens, d), (1, 6 * d), (d,)))
@@ -42,7 +42,7 @@ def kernels(shape: Shape, tokens: int) -> Iterator[Piece]:
 
 
 def _joint(shape: Shape, tokens: int) -> Piece:
-    """Bias, RMS norm, RoPE and joining of q, k and v. The next bias is a view of the queries before: so it waits."""
+    """Bias, RMS norm, RoPE and joining of q, k and v. The next bias is a view of the last queries, which chains it."""
     d, channels = shape.config.dim, shape.config.attention_head_dim
     txt, img = (_projected(length, d, channels) for length in (shape.text_tokens, tokens))
     joint = tokens + shape.text_tokens

@@ -1,4 +1,4 @@
-"""Figures of the benchmark, in the look of the lab's reports."""
+"""Figures of the benchmark, in the style of the lab's reports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROBE_LIMITS = {"blocks": 1.03, "every operation": 1.12}
 
 
 def forward(record: Mapping[str, Any]) -> Drawing | None:
-    """Every sample of each arm, a panel a size."""
+    """Draws every sample of each arm, with one panel per size."""
     results = forward_results(record)
     if not results:
         return None
@@ -74,7 +74,7 @@ def forward(record: Mapping[str, Any]) -> Drawing | None:
 
 
 def block(record: Mapping[str, Any]) -> Drawing | None:
-    """Stacked bars of what a block's time is made of."""
+    """Draws stacked bars of the parts of a block's time."""
     found = compositions(record)
     if not found:
         return None
@@ -111,7 +111,7 @@ def block(record: Mapping[str, Any]) -> Drawing | None:
 
 
 def laws(record: Mapping[str, Any]) -> Drawing | None:
-    """Cost against tokens, log-log, and against depth."""
+    """Draws the cost against the number of tokens, log-log, and against depth."""
     tokens, (depth, _) = list(rows(record, "tokens", "time")), depth_samples(record)
     if not tokens and not depth:
         return None
@@ -170,7 +170,7 @@ def _draw_depth(axes: Axes, fitted: Mapping[str, Law | None], side: int) -> None
 
 
 def probes(record: Mapping[str, Any]) -> Drawing | None:
-    """The ratio of each observed model to itself untouched."""
+    """Draws the ratio of each observed model to the same model without observation."""
     results = probe_results(record)
     if not results:
         return None

@@ -1,6 +1,6 @@
 """Forward passes on MLX: ours plain, fast and compiled block by block, and mflux, interleaved in one process.
 
-The first process also compares what the arms compute, see `drift`.
+The first process also compares the arms' outputs; see `drift`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
 
 OURS = {
-    "ours fast": mlx_model.fast,  # first: the others share the weights as it packs them
+    "ours fast": mlx_model.fast,  # first, because the others share the weights that it packs
     "ours plain": mlx_model.no_techniques,
     "ours compiled blocks": mlx_model.compiled_blocks,
 }
 COLD = "ours fast, cold"
-"""A timestep not seen before in every forward; the other arms repeat one, as all generations but the first do."""
+"""Uses a new timestep in every forward. The other arms repeat one, as every generation after the first does."""
 
 
 def run(job: Job) -> None:
@@ -53,7 +53,7 @@ def _arm(name: str, forward: Forward, inputs: Inputs, timesteps: Iterator[float]
 
 
 def _memory(job: Job, openers: Mapping[str, Opener], inputs: list[Inputs]) -> None:
-    """Peak memory of each arm while no other is open; compiles what it needs on the way."""
+    """Records the peak memory of each arm while no other is open; this also compiles its kernels."""
     weights = mx.get_active_memory() / 1e9
     for name, opener in openers.items():
         for one in inputs:

@@ -17,7 +17,7 @@ def run(job: Job) -> None:
     inputs = [diffusers_model.made_inputs(job.shape, side, torch.bfloat16) for side in job.shape.forward_sides]
     forwards = {
         "diffusers eager": diffusers_model.forward_of(eager),
-        "diffusers compiled": diffusers_model.forward_of(diffusers_model.compiled_twin(eager)),
+        "diffusers compiled": diffusers_model.forward_of(diffusers_model.compiled_copy(eager)),
     }
     for name, forward in forwards.items():
         for one in inputs:

@@ -1,4 +1,4 @@
-"""Guidance as two forwards, or as one of a batch of two: with texts of one length, and with padding and a mask."""
+"""Guidance as two forwards or one batch of two, with texts of equal length, or with padding and a mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_BY_ONE = "one by one"
 
 
 class Batch(NamedTuple):
-    """Both branches in one: arrays of `Inputs` twice over, and which text tokens count, (2, T), or None."""
+    """Both branches in one batch: arrays of `Inputs` repeated, and the mask of valid text tokens, (2, T), or None."""
 
     latents: mx.array
     text: mx.array

@@ -1,8 +1,8 @@
-"""mflux's Qwen-Image transformer on MLX, holding our arrays under its names.
+"""mflux's Qwen-Image transformer on MLX, with our arrays under its names.
 
-mflux's modules are used as they are. Its configuration package alone is replaced by the one constant the transformer
-reads of it (`ModelConfig.precision`): the package itself imports schedulers, a resolver of checkpoints and four
-third-party packages (PIL, platformdirs, huggingface_hub, tqdm) that a forward pass does not need.
+mflux's modules are unchanged. Only its configuration package is replaced, by the one constant that the transformer
+reads from it (`ModelConfig.precision`). The original imports schedulers, a resolver of checkpoints and four third-party
+packages (PIL, platformdirs, huggingface_hub, tqdm) that a forward pass does not need.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONFIG_PACKAGE = "mflux.models.common.config"
 def mflux(model: Transformer, text_tokens: int) -> Opener:
     """Opens mflux's transformer over the arrays of `model`.
 
-    Called as mflux's own generation does: with a mask of ones, which it looks at in every block.
+    It is called as in mflux's own generation, with a mask of ones that every block inspects.
     """
 
     @contextmanager
@@ -52,7 +52,7 @@ def mflux(model: Transformer, text_tokens: int) -> Opener:
 
 
 def over_arrays_of(model: Transformer) -> Any:
-    """mflux's transformer; every parameter of it is one of ours, and all of ours are used."""
+    """mflux's transformer over our arrays: each of its parameters is one of ours, and all of ours are used."""
     ours = {_name_in_mflux(name): array for name, array in tree_flatten(model.parameters())}
     qwen = _imported_with_precision(model.proj_out.weight.dtype)
     heads = model.transformer_blocks[0].attn.num_heads
@@ -82,7 +82,7 @@ def _name_in_mflux(name: str) -> str:
 
 
 def _imported_with_precision(dtype: mx.Dtype) -> Any:
-    """mflux's module of the transformer. `dtype` is that of the final modulation, bfloat16 as mflux comes."""
+    """mflux's transformer module. `dtype` is that of the final modulation; mflux's own default is bfloat16."""
     if _CONFIG_PACKAGE not in sys.modules:
         package, module = ModuleType(_CONFIG_PACKAGE), ModuleType(f"{_CONFIG_PACKAGE}.config")
         package.ModelConfig = type("ModelConfig", (), {"precision": mx.bfloat16})  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Our transformer with made weights, and the ways to run it that are compared. All share one set of arrays."""
+"""Our transformer with generated weights, and the compared ways to run it. All share one set of arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
 
 WEIGHT_SCALE = 0.02
-"""Gain 1.1 of a product 3072 wide: sixty blocks stay finite in bfloat16. Not the growth of the published weights."""
+"""A gain of 1.1 for products of width 3072: sixty blocks stay finite in bfloat16, unlike the published growth."""
 
 SEEN_TIMESTEP = 0.5
 
@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
 
 
 Forward = Callable[[Inputs, float], mx.array]
-"""Velocity of the latents at a timestep in [0, 1], lazily."""
+"""Returns the lazy velocity of the latents at a timestep in [0, 1]."""
 
 Techniques = Mapping[str, Technique]
 
@@ -43,7 +43,7 @@ Opener = Callable[[], AbstractContextManager[Forward]]
 
 
 def made_transformer(config: TransformerConfig, dtype: mx.Dtype, seed: int = 0) -> Transformer:
-    """Linears and biases normal * 0.02, scales of norms 1, made on the device one array at a time."""
+    """A model with linears and biases normal * 0.02 and norm scales 1, drawn on the device one array at a time."""
     model = Transformer(config)
     keys = iter(mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters()))))
     for path, module in model.named_modules():
@@ -71,7 +71,7 @@ def made_inputs(shape: Shape, side: int, dtype: mx.Dtype, seed: int = 1) -> Inpu
 
 
 def first_blocks(model: Transformer, depth: int) -> Transformer:
-    """A replica of the first `depth` blocks, around again where there are fewer; arrays are shared."""
+    """A replica with `depth` blocks, which repeat if `model` has fewer. Arrays are shared."""
     blocks = model.transformer_blocks
     shallow = replica(model)
     shallow.transformer_blocks = [replica(blocks[index % len(blocks)]) for index in range(depth)]
@@ -84,10 +84,10 @@ def forward_of(model: Transformer) -> Forward:
 
 @contextmanager
 def rewritten(model: Transformer, techniques: Techniques) -> Iterator[Transformer]:
-    """A replica with `techniques`; afterwards the device's memory is given back.
+    """Context manager that yields a replica with `techniques`, and afterwards frees the device's cached memory.
 
-    `fast` packs weights and leaves views of them in the modules it stands for. The model gets these views too, so that
-    the old arrays go, and whatever is opened later shares the packed ones.
+    `fast` packs weights and stores views of them in the modules that it replaces. The model receives these views too,
+    so that the old arrays are freed and later replicas share the packed arrays.
     """
     twin = replica(model)
     pairs = list(zip(model.modules(), twin.modules(), strict=True))
@@ -121,7 +121,7 @@ def compiled_blocks() -> Techniques:
 
 
 def ours(model: Transformer, techniques: Callable[[], Techniques]) -> Opener:
-    """Opens a replica with the techniques: several can be open at once."""
+    """Opens a replica with the techniques. Several can be open at the same time."""
 
     @contextmanager
     def opened() -> Iterator[Forward]:
@@ -132,19 +132,19 @@ def ours(model: Transformer, techniques: Callable[[], Techniques]) -> Opener:
 
 
 def unseen_timesteps() -> Iterator[float]:
-    """1016 different timesteps, exact in bfloat16, and none of them the one of the arms that have seen theirs."""
+    """1016 different timesteps, exact in bfloat16, that exclude the timestep of the arms that repeat one."""
     for octave in range(8):
         for mantissa in range(1, 128):
             yield (128 + mantissa) / 256 / 2**octave
 
 
 def seconds_of(forward: Forward, inputs: Inputs, timestep: float) -> float:
-    """Of one forward."""
+    """Seconds of one forward."""
     return seconds_to_evaluate(lambda: forward(inputs, timestep))
 
 
 def seconds_to_evaluate(build: Callable[[], mx.array | list[mx.array]]) -> float:
-    """By the clock, from before the graph is built until the device is done."""
+    """Wall-clock seconds from the start of building the graph until the device is done."""
     mx.synchronize()
     start = time.perf_counter()
     mx.eval(build())
@@ -153,7 +153,7 @@ def seconds_to_evaluate(build: Callable[[], mx.array | list[mx.array]]) -> float
 
 
 def peak_gigabytes(forward: Forward, inputs: Inputs) -> float:
-    """The most memory in use during a forward whose kernels and tables are there, weights included; GB = 1e9 bytes."""
+    """Peak memory of a forward, after its kernels and tables exist, including weights, in GB (1e9 bytes)."""
     for _ in range(2):
         seconds_of(forward, inputs, SEEN_TIMESTEP)
     gc.collect()

@@ -1,4 +1,4 @@
-"""One part of the benchmark in a process of its own: two sets of weights of 41 GB do not fit one device.
+"""Runs one part of the benchmark in its own process, since two sets of weights of 41 GB do not fit on one device.
 
 python -m experiments.benchmarks.gpu.part forward_mlx --process 0 --to DIR --shape full --seconds 60 --scratch DIR
 """
@@ -29,14 +29,14 @@ MODULES = {
     "probes": "probes",
     "guidance": "guidance",
 }
-"""The module of each part; those that end in torch do not import MLX, the others not torch."""
+"""The module of each part. Modules that end in torch do not import MLX; the others do not import torch."""
 
 _GPU_STATE = "name,driver_version,clocks.sm,clocks.max.sm,power.draw,power.limit,temperature.gpu"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a part is given. `deadline` is when, by time.perf_counter, no further round begins."""
+    """The arguments of a part. No round begins after `deadline`, a value of time.perf_counter."""
 
     writer: PartWriter
     shape: Shape
@@ -74,7 +74,7 @@ def _environment(part: str) -> Mapping[str, Any]:
     from precision_lab.device import blas
     from precision_lab.device.environment import environment, set_numeric_switches
 
-    # as the command line does, before anything imports MLX
+    # before MLX is imported, like the command line
     blas.preload()
     set_numeric_switches()
     from experiments.benchmarks.gpu import mflux_model
@@ -83,7 +83,7 @@ def _environment(part: str) -> Mapping[str, Any]:
 
 
 def gpu_state() -> str | None:
-    """Clocks, power and temperature of the GPU, as nvidia-smi prints them; None where there is none."""
+    """Clocks, power and temperature of the GPU as printed by nvidia-smi; None without a GPU."""
     try:
         command = ("nvidia-smi", f"--query-gpu={_GPU_STATE}", "--format=csv,noheader")
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

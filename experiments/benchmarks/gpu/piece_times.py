@@ -1,7 +1,7 @@
-"""How long each piece of a block takes, and the ceilings of the device to hold it against.
+"""The time of each piece of a block, and the ceilings of the device for comparison.
 
-A sample is a graph of so many applications of one piece that it lasts some 15 ms, built outside the clock; the time of
-starting and awaiting an evaluation, about 0.1 ms, is spread over them.
+A sample is a graph that applies one piece often enough to take about 15 ms. It is built before the timer starts, and
+the overhead of an evaluation, about 0.1 ms, is spread over the applications.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
 
 MOST_CHAINED = 400
 MOST_AT_ONCE = 24
-"""Results of a piece that is not chained are all held until the end."""
+"""Maximum number of applications of a piece that is not chained, since all its results are held until the end."""
 
 
 def run(job: Job) -> None:
@@ -45,7 +45,7 @@ def _groups(job: Job) -> Iterator[Callable[[], Iterator[Piece]]]:
 
 @dataclass
 class _Repeated:
-    """A piece and how often a sample applies it: not known before the first."""
+    """A piece and the number of applications per sample, which is unknown before the first sample."""
 
     piece: Piece
     least_seconds: float

@@ -1,9 +1,9 @@
-"""The pieces of a block, each with its arithmetic and its bytes, as MLX operations.
+"""The pieces of a block as MLX operations, each with its arithmetic and its bytes.
 
 L tokens of a stream, D width, H heads, C channels a head, S tokens of both streams.
 
-Arithmetic counts a multiplication, an addition, a division, a root, an exponential as one each; bytes are those that
-have to cross the memory bus if every input is read once and every output written once.
+Arithmetic counts each multiplication, addition, division, root and exponential as one operation. Bytes are the memory
+traffic if every input is read once and every output is written once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from precision_lab.model.qwen_image.rope import Rotary
 
 BYTES = 2  # of a bfloat16
 RING_BYTES = 256e6
-"""Weights are taken in turn from as many copies: five times the cache of an H100, as those of 60 blocks would be."""
+"""Size of the copies between which weights rotate: five times an H100's cache, so that they come from memory."""
 
 OPS, COMPILED, KERNEL = "eager", "mx.compile", "fast kernel"
 
@@ -50,7 +50,7 @@ class Piece:
 
 
 def ceilings(shape: Shape) -> Iterator[Piece]:
-    """What the device gives: a large square product, and a unary operation that streams through memory."""
+    """The ceilings of the device: a large square product, and a unary operation that streams through memory."""
     n = shape.big_matmul
     x, w = normal((n, n)), normal((n, n), n**-0.5)
     yield Piece("square product", "ceiling", OPS, n, 2 * n**3, 3 * n * n * BYTES, x, lambda y, _: y @ w)
@@ -78,7 +78,7 @@ def products(shape: Shape, tokens: int) -> Iterator[Piece]:
 
 
 def modulation(shape: Shape) -> Iterator[Piece]:
-    """The vectors of one stream's two adaLN: one row times D x 6 D."""
+    """The modulation vectors of one stream's two adaLN: one row times a D x 6 D matrix."""
     d = shape.config.dim
     count = max(2, math.ceil(RING_BYTES / (6 * d * d * BYTES))) if shape.name == "full" else 2
     ring = [normal((6 * d, d), d**-0.5) for _ in range(count)]
@@ -102,7 +102,7 @@ def attention(shape: Shape, tokens: int) -> Iterator[Piece]:
 
 
 def elementwise(shape: Shape, tokens: int) -> Iterator[Piece]:
-    """The pieces that are bound by memory, by the model's own modules, eager and compiled."""
+    """The memory-bound pieces, from the model's own modules, eager and compiled."""
     d, heads = shape.config.dim, shape.config.num_attention_heads
     channels, joint = shape.config.attention_head_dim, tokens + shape.text_tokens
     x, update = normal((1, tokens, d)), normal((1, tokens, d))
@@ -166,7 +166,7 @@ def _through_bias(way: str, x: mx.array, ring: list[mx.array]) -> Step:
 
 
 def _first_columns(product: Step, k: int) -> Step:
-    """The first k columns of the result, a view: the product takes its rows where they lie."""
+    """The first k columns of the result as a view, whose rows the next product reads in place."""
     return lambda x, i: product(x, i)[..., :k]
 
 

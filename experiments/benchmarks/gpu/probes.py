@@ -1,7 +1,7 @@
-"""What the range catalogue costs at block outputs and at every operation inside, through the lab's own recorder.
+"""The cost of the range catalogue at block outputs and at every operation, measured with the lab's own recorder.
 
-A sample is a short generation: the observers are put in place once, outside the clock (kept apart as `setup_seconds`),
-then come forwards, each evaluated as the sampler does, the last statistics are read and the table's columns made.
+A sample is a short generation. The observers are installed once, which is timed separately as `setup_seconds`. The
+timed part runs the forwards, each evaluated as in the sampler, reads the last statistics and builds the columns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ARMS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("ours fast", "off", ()),
     ("ours fast", "blocks", BLOCKS),
 )
-"""Model, what is observed, and the sites: None is a model never touched, () the recorder without observers."""
+"""Model, description, and observed sites: None is an unmodified model, () the recorder without observers."""
 
 
 def run(job: Job) -> None:
@@ -62,7 +62,7 @@ def _arm(name: str, model: Transformer, observed: str, sites: Sequence[str] | No
 
 
 def _generation(model: Transformer, sites: Sequence[str] | None, inputs: Inputs) -> dict[str, float]:
-    """Seconds a forward, and those of setting up."""
+    """Seconds per forward, and seconds of the setup."""
     forward = forward_of(model)
     recorders = [recorder_of(RangeCatalogue(sites=sites))] if sites else []
     mx.synchronize()

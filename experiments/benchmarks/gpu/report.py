@@ -15,7 +15,7 @@ from precision_lab.report.figures import style
 
 
 def main(folder: Path) -> None:
-    """Writes tables.md first: it needs no drawing."""
+    """Writes tables.md and the figures; tables.md first, since it needs no drawing."""
     record = read(folder)
     (folder / "tables.md").write_text(markdown(record), encoding="utf-8")
     with style.theme():

@@ -1,4 +1,4 @@
-"""The roofline (Williams, Waterman and Patterson 2009): each piece's rate against its arithmetic a byte."""
+"""The roofline (Williams, Waterman and Patterson 2009): each piece's rate against its arithmetic per byte."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WAY_LOOKS = {
     "addmm": ("^", style.PALETTE[3]),
 }
 Point = tuple[str, float]
-"""A piece's name and the logarithm of its FLOP a byte."""
+"""A piece's name and the logarithm of its FLOP per byte."""
 
 _LABEL_SPACE = 0.1
-"""Between neighbouring labels, as a share of a decade."""
+"""Distance between neighbouring labels, as a share of a decade."""
 
 
 def draw(record: Mapping[str, Any]) -> Drawing | None:
-    """A panel for each number of image tokens, the largest last."""
+    """Draws one panel for each number of image tokens, in ascending order."""
     pieces = {key: piece for key, piece in piece_results(record).items() if piece.flops}
     limits = ceilings(piece_results(record))
     image = {piece.tokens for piece in pieces.values() if piece.group == "attention"}
@@ -53,7 +53,7 @@ def draw(record: Mapping[str, Any]) -> Drawing | None:
 
 
 def _limits(shown: list[PieceResult], limits: Ceilings) -> tuple[float, float]:
-    """The range of intensities drawn: all pieces, and the ridge where the ceilings meet."""
+    """The range of intensities: it covers all pieces, and the ridge where the ceilings meet."""
     intensities = [piece.flops / piece.nbytes for piece in shown] + [limits.flops / limits.nbytes]
     return min(intensities) / 1.8, max(intensities) * 2.2
 
@@ -83,7 +83,7 @@ def _panel(axes: Axes, pieces: list[PieceResult], limits: Ceilings, low: float, 
 
 
 def _roof(intensity: npt.ArrayLike, limits: Ceilings) -> npt.NDArray[np.float64]:
-    """TFLOP/s at FLOP a byte."""
+    """The attainable TFLOP/s at an intensity in FLOP per byte."""
     return np.minimum(np.asarray(intensity) * limits.nbytes, limits.flops) / 1e12
 
 
@@ -97,7 +97,7 @@ def _mark(axes: Axes, groups: Mapping[Point, list[PieceResult]]) -> None:
 
 
 def _label(axes: Axes, groups: Mapping[Point, list[PieceResult]], limits: Ceilings) -> None:
-    """Names upright in a row, pushed apart: over the roof where memory bounds, under the points where arithmetic does.
+    """Draws vertical names, spaced apart: above the roof if a piece is memory-bound, below the points otherwise.
 
     A line leads from each to the nearest of its points.
     """
@@ -124,7 +124,7 @@ def _label(axes: Axes, groups: Mapping[Point, list[PieceResult]], limits: Ceilin
 
 
 def spread(positions: list[float], gap: float) -> list[float]:
-    """Ascending `positions` moved as little as it takes to stand at least `gap` apart, clusters about their means."""
+    """Ascending `positions`, moved minimally so that they are at least `gap` apart; clusters keep their means."""
     clusters: list[list[float]] = []
     for position in positions:
         clusters.append([position])

@@ -1,4 +1,4 @@
-"""Interleaved rounds in random order: whatever slows the machine for a while slows all arms alike."""
+"""Interleaved rounds in random order, so that a temporary slowdown of the machine affects all arms equally."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 from experiments.benchmarks.gpu.store import PartWriter
 
 WARMUP_ROUNDS = 2
-"""The first compiles kernels, the second finds them in place."""
+"""The first round compiles kernels; the second runs with compiled kernels."""
 
 MAX_ROUNDS = 40
 
 
 class Arm(NamedTuple):
-    """Something to time: `tags` tell it from the others, `sample` sets up outside the clock and gives the seconds."""
+    """A timed alternative: `tags` identify it; `sample` sets it up untimed and returns the measured seconds."""
 
     tags: Mapping[str, Any]
     sample: Callable[[], Mapping[str, float]]
 
 
 def measure(writer: PartWriter, arms: Sequence[Arm], deadline: float, min_rounds: int, seed: int = 0) -> None:
-    """Rows of kind "time", one an arm and round, until `deadline` (of time.perf_counter) but at least `min_rounds`.
+    """Writes rows of kind "time", one per arm and round, until `deadline` (time.perf_counter), at least `min_rounds`.
 
-    Every arm runs once a round, in an order drawn anew. An arm that raises is left out from then on, with a row of kind
-    "error" in place of its samples.
+    Every arm runs once per round, in a new random order. An arm that raises is excluded afterwards, and a row of kind
+    "error" replaces its samples.
     """
     rng = np.random.default_rng(seed)
     alive = dict(enumerate(arms))
@@ -49,7 +49,7 @@ def measure(writer: PartWriter, arms: Sequence[Arm], deadline: float, min_rounds
 
 
 def record_error(writer: PartWriter, tags: Mapping[str, Any], error: Exception) -> None:
-    """A row that says why something was not measured; the rest goes on."""
+    """Adds a row with the reason why something was not measured; other measurements continue."""
     print("  failed:", dict(tags), repr(error)[:300], flush=True)
     traceback.print_exception(error, limit=-4)
     writer.add("error", **tags, error=f"{type(error).__name__}: {error}"[:600])

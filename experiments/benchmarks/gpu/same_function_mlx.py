@@ -1,8 +1,8 @@
-"""Whether the arms are one function: two blocks of full width, the same weights and inputs in every library.
+"""Tests whether the arms compute one function: two blocks of full width with equal weights and inputs in each library.
 
-This part computes on MLX and leaves weights, inputs and outputs as files; `same_function_torch` compares them.
-In bfloat16 mflux rounds the frequencies of the timestep to bfloat16 too, which moves their angles by up to 1 rad: there
-it differs by more than the others do.
+This part runs on MLX and writes weights, inputs and outputs to files, which `same_function_torch` compares. In
+bfloat16, mflux also rounds the frequencies of the timestep to bfloat16. This changes their angles by up to 1 rad, so
+mflux differs more than the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The other half of `same_function_mlx`: diffusers with its weights and inputs, and the comparison of all."""
+"""The second part of `same_function_mlx`: runs diffusers on its weights and inputs, and compares all libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(job: Job) -> None:
-    """Rows of kind "same_function": each library and dtype against ours in fp32."""
+    """Writes rows of kind "same_function": each library and dtype against ours in fp32."""
     weights = load_file(job.scratch / "weights.safetensors")
     given = load_file(job.scratch / "inputs.safetensors")
     outputs = load_file(job.scratch / "outputs.safetensors")
@@ -31,8 +31,8 @@ def run(job: Job) -> None:
         latents, text = (given[name].to(DEVICE, dtype) for name in ("latents", "text"))
         inputs = Inputs(latents, text, job.shape.forward_sides[0])
         models = {"diffusers eager": model}
-        if dtype == torch.bfloat16:  # as it is timed
-            models["diffusers compiled"] = diffusers_model.compiled_twin(model)
+        if dtype == torch.bfloat16:  # as in the timing
+            models["diffusers compiled"] = diffusers_model.compiled_copy(model)
         for name, one in models.items():
             try:
                 output = diffusers_model.forward_of(one)(inputs, TIMESTEP)

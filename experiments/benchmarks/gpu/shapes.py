@@ -1,4 +1,4 @@
-"""What is measured: the published transformer, or a tiny one that a CPU runs in seconds to try the program."""
+"""The measured models: the published transformer, or a tiny one that runs in seconds on a CPU for smoke tests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from precision_lab.model.qwen_image.config import TransformerConfig
 
 PIXELS_A_TOKEN = 16
-"""Along one side: 8 a latent, 2 latents a patch."""
+"""Pixels per token along one side: 8 per latent, 2 latents per patch."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Model and sizes. Batch 1 and bfloat16 throughout; sides are of square pictures, in pixels."""
+    """Model and sizes, for batch 1 and bfloat16. Sides are those of square pictures, in pixels."""
 
     name: str
     config: TransformerConfig
@@ -21,9 +21,9 @@ class Shape:
     token_sides: tuple[int, ...]
     depths: tuple[int, ...]
     piece_depths: tuple[int, int]
-    """Depths whose difference gives the time of a block."""
+    """The two depths from whose difference the time of a block is derived."""
     chain_seconds: float
-    """How long a chain of one small piece lasts at least."""
+    """The minimum duration of a chain of one small piece."""
     big_matmul: int
     copy_elements: int
     min_rounds: int
@@ -46,7 +46,7 @@ FULL = Shape(
     min_rounds=10,
 )
 
-# two heads of 128 channels: mflux fixes the channels of a head
+# two heads of 128 channels, because mflux hard-codes the channels per head
 TINY = Shape(
     name="tiny",
     config=TransformerConfig(num_layers=3, num_attention_heads=2, joint_attention_dim=64),

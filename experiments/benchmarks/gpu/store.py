@@ -1,9 +1,9 @@
-"""benchmark.json: every sample and what it was taken on, written anew as soon as there is more of it.
+"""benchmark.json: every sample with its environment, rewritten after each addition.
 
     {"parts": {"forward_mlx.0": {"environment": {...}, "complete": true, "rows": [{...}, ...]}, ...}}
 
-One process works at one part at a time, so the last writer knows all. A part that is run again replaces its old rows;
-the other parts stay.
+Only one process runs at a time, so the last writer has all data. Repeating a part replaces its old rows and keeps the
+other parts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class PartWriter:
         self.save()
 
     def add(self, kind: str, **values: Any) -> None:
-        """One more row; `save` writes it."""
+        """Adds a row; `save` writes it."""
         self._part["rows"].append({"kind": kind, **values})
 
     def complete(self, **environment: Any) -> None:
-        """Marks the part as whole, with what is to be known of its end."""
+        """Marks the part as complete, and records the environment at its end."""
         self._part["environment"].update(environment)
         self._part["complete"] = True
         self.save()
@@ -43,7 +43,7 @@ class PartWriter:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What is in the folder so far."""
+    """The current record in the folder."""
     file = folder / FILE
     if not file.exists():
         return {"parts": {}}
@@ -52,7 +52,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(file: Path, record: Mapping[str, Any]) -> None:
-    """One row a line; replaces the file in one step, so that a process cut off leaves the one before."""
+    """Writes one row per line. Replaces the file atomically, so that an interrupted process leaves the previous one."""
     parts = ",\n".join(f" {json.dumps(name)}: {_part_text(part)}" for name, part in record["parts"].items())
     partial = file.with_suffix(".partial")
     partial.write_text('{"parts": {\n' + parts + "\n}}\n", encoding="utf-8")
@@ -66,7 +66,7 @@ def _part_text(part: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any], part: str, kind: str) -> Iterator[Row]:
-    """Rows of one kind of a part in all its processes (`forward_mlx` has .0 and .1), with `process` added."""
+    """Rows of one kind from all processes of a part (`forward_mlx` has .0 and .1), with `process` added."""
     for name, content in record["parts"].items():
         stem, _, process = name.partition(".")
         if stem == part:

@@ -1,4 +1,4 @@
-"""From samples to medians, ratios with intervals, and fitted laws. Reads benchmark.json only."""
+"""Summarises samples as medians, ratios with intervals, and fitted laws. Reads only benchmark.json."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FORWARD_PARTS = ("forward_mlx", "forward_torch")
 
 
 ABOVE_FLOOR = 1.5
-"""A forward that takes so many times as long as the shortest is bound by the device, not by submitting."""
+"""A forward that takes more than this multiple of the shortest is bound by the device, not by submission."""
 
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """One arm at one size. Seconds; peak memory in GB, weights included; `fast_ratio` is fast / this arm."""
+    """One arm at one size: seconds, peak memory in GB including weights, and `fast_ratio`, fast / this arm."""
 
     arm: str
     side: int
@@ -44,7 +44,7 @@ class ForwardResult:
 
 
 def forward_results(record: Mapping[str, Any]) -> list[ForwardResult]:
-    """All arms at all sizes, the fastest of a size first."""
+    """All arms at all sizes, in ascending order of time within a size."""
     samples = {part: list(rows(record, part, "time")) for part in FORWARD_PARTS}
     memory = [row for part in FORWARD_PARTS for row in rows(record, part, "memory")]
     results = []
@@ -71,22 +71,22 @@ def best_peer(results: Iterable[ForwardResult], side: int) -> ForwardResult | No
 
 
 def chosen(samples: Iterable[Row], **tags: Any) -> list[Row]:
-    """The rows with these values."""
+    """The rows whose values match `tags`."""
     return [row for row in samples if all(row.get(key) == value for key, value in tags.items())]
 
 
 def paired_by_round(subject: Sequence[Row], baseline: Sequence[Row]) -> Ratio:
-    """Median of the ratios within rounds of one process, over the rounds that both were in."""
+    """Median of the ratios within rounds of one process, over the rounds that contain both."""
     a, b = ({(row["process"], row["round"]): row["seconds"] for row in taken} for taken in (subject, baseline))
     both = sorted(a.keys() & b.keys())
     return paired_ratio([a[key] for key in both], [b[key] for key in both])
 
 
 def unpaired(subject: Sequence[Row], baseline: Sequence[Row], seed: int = 0) -> Ratio:
-    """Ratio of the medians of two sets of samples of different processes, with its 95 % bootstrap interval.
+    """Ratio of the medians of two sets of samples from different processes, with its 95 % bootstrap interval.
 
-    Samples are drawn anew within each process, so what differs between processes of one arm is not in the interval; the
-    medians of the processes are stated beside it.
+    Samples are resampled within each process, so the interval does not include differences between processes of one
+    arm. The medians of the processes are reported separately.
     """
     rng = np.random.default_rng(seed)
     a, b = (_resampled_medians(_by_process(taken), rng) for taken in (subject, baseline))
@@ -101,16 +101,16 @@ def _by_process(taken: Sequence[Row]) -> list[npt.NDArray[np.float64]]:
 
 
 def _resampled_medians(groups: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(RESAMPLES,) medians of all groups together, each group drawn anew with replacement."""
+    """(RESAMPLES,) medians over all groups together, with each group resampled with replacement."""
     drawn = [group[rng.integers(group.size, size=(RESAMPLES, group.size))] for group in groups]
     return np.median(np.concatenate(drawn, axis=1), axis=1)
 
 
 @dataclass(frozen=True)
 class Law:
-    """A curve fitted to the points from `fitted_from` on; medians over rounds.
+    """A curve fitted to the points from `fitted_from` on, as medians over rounds.
 
-    `slope` is the exponent of a power law, or the rise of a line; `local` is that between neighbouring points.
+    `slope` is the exponent of a power law or the slope of a line; `local` is the slope between neighbouring points.
     """
 
     x: list[float]
@@ -124,8 +124,8 @@ class Law:
 def power_law(samples: Sequence[Row], key: str) -> Law | None:
     """seconds = constant * x ** slope, fitted by least squares of the logarithms in each round.
 
-    Of the points that take more than ABOVE_FLOOR times the least time, where there are two: below them submitting the
-    operations takes longer than computing them, whatever x is.
+    Uses the points that take more than ABOVE_FLOOR times the shortest time, if there are at least two. Below them,
+    submitting the operations takes longer than computing them, regardless of x.
     """
     return _law(samples, key, np.log, np.exp, ABOVE_FLOOR)
 
@@ -136,10 +136,10 @@ def line(samples: Sequence[Row], key: str) -> Law | None:
 
 
 def depth_samples(record: Mapping[str, Any]) -> tuple[list[Row], str]:
-    """Forwards of models of several depths at the smaller size, and which parts they are of.
+    """Forwards of models of several depths at the smaller size, and the parts that they are from.
 
-    Of the part `depth`; without it, of `block` and, at full depth, of `forward_mlx`: rounds of two processes, in which
-    nothing is paired.
+    They are from the part `depth`. Without it, they are from `block` and, at full depth, from `forward_mlx`; these are
+    rounds of two processes, so nothing is paired.
     """
     own = list(rows(record, "depth", "time"))
     if own:
@@ -180,7 +180,7 @@ def _median_interval(values: npt.NDArray[np.float64]) -> Ratio:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A model observed: the ratio to the same model never touched, in the same round."""
+    """An observed model: its time relative to the same unmodified model in the same round."""
 
     arm: str
     probes: str
@@ -204,7 +204,7 @@ def probe_results(record: Mapping[str, Any]) -> list[ProbeResult]:
 
 @dataclass(frozen=True)
 class GuidanceResult:
-    """Both branches of a step in one way; the ratio is to one forward after the other, in the same round."""
+    """One way to compute both branches of a step; the ratio is to two consecutive forwards in the same round."""
 
     arm: str
     side: int

@@ -1,4 +1,4 @@
-"""tables.md: what the samples say, in tables."""
+"""Writes tables.md, a summary of the samples in tables."""
 
 from __future__ import annotations
 

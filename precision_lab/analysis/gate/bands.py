@@ -1,10 +1,10 @@
-"""Learned ranges: the largest values of a generation at each site, their spread over prompts and seeds, and what lies
-outside it.
+"""Learned ranges: the largest values of a generation at each site, their spread over prompts and seeds, and values
+outside that spread.
 
-A case's peak is the largest amax (or rms) of its arrays at a site, over steps and branches. A band is the range of
-log2 peaks that was seen, widened on each side by a margin: so many bits, and a multiple of the band's own width, since
-what varied by two bits over some prompts varies by more over others. Peaks are the steadier statistic: of the micro
-model's 2000 sites, peaks vary by 0.26 bits (median of amax) over prompts and seeds, single arrays by 0.65.
+The peak of a case is the largest amax (or rms) of its arrays at a site, over steps and branches. A band is the observed
+range of log2 peaks, widened on each side by a margin: a number of bits plus a multiple of the band's width, because a
+site that varied by two bits over some prompts varies more over others. Peaks are more stable than single arrays: at the
+micro model's 2000 sites, peaks vary by 0.26 bits (median of amax) over prompts and seeds, single arrays by 0.65.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Margin:
-    """How far outside the learned band a range may be.
+    """The allowed deviation of a range from the learned band.
 
-    bits: on each side, log2. spread: on each side, as a multiple of the band's width. headroom_bits: how much of the
-    distance to a format's largest number may be lost, whatever the band's width.
+    bits: on each side, in log2. spread: on each side, as a multiple of the band's width. headroom_bits: the distance to
+    a format's largest number that may be lost, regardless of the band's width.
     """
 
     bits: float = 1.0
@@ -58,13 +58,13 @@ class Margin:
 
 
 def learn(activations: pd.DataFrame) -> pd.DataFrame:
-    """The bands of a table of activations: one row an address, with COLUMNS, in order of execution.
+    """The bands of a table of activations: one row per address, with COLUMNS, in order of execution.
 
-    activations: one row an array, at least with NEEDED; address columns that it lacks are "-". `case`, or `prompt_id`
-    and `seed`, tell generations apart. Ranges are in log2, over the peaks that are not zero, NaN where there are none;
-    `zeros` says that some were. Arrays with NaN or infinities are counted, and have no part in a peak: the smallest and
-    the largest number of non-finite values over the cases, each that of its worst array. Raises InputError if a column
-    is missing.
+    activations: one row per array, with at least the columns NEEDED; missing address columns are "-". `case`, or
+    `prompt_id` and `seed`, identify a generation. Ranges are in log2 over the non-zero peaks, NaN without any; `zeros`
+    states whether some peaks were zero. Arrays with NaN or infinities are excluded from peaks but counted: the smallest
+    and the largest number of non-finite values over the cases, where each case counts its worst array. Raises
+    InputError if a column is missing.
     """
     rows = _prepared(activations)
     peaks = rows.groupby([*ADDRESS, "case"], sort=False)[["num_nonfinite", *_LOGS]].max()
@@ -80,9 +80,9 @@ def learn(activations: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
-    """The violations of `bands` in `activations`: one an address and metric, the first array leading.
+    """The deviations of `activations` from `bands`: one violation per address and metric, described by its first array.
 
-    Both must be of the same variants. A site that only one of them has is a violation. NaN is never inside a band.
+    Both must cover the same variants. A site that only one of them has is a violation. NaN is never inside a band.
     Raises InputError if a column of `activations` is missing.
     """
     rows = _prepared(activations)
@@ -97,9 +97,9 @@ def judge(bands: pd.DataFrame, activations: pd.DataFrame, margin: Margin, layout
 
 
 def to_records(bands: pd.DataFrame, component: str) -> list[dict[str, Any]]:
-    """Bands as strict JSON, one short record an address.
+    """Bands as strict JSON, with one short record per address.
 
-    What is as usual is left out: `component`, the port `out`, no zeros, nothing non-finite.
+    Default values are omitted: `component`, the port `out`, no zeros, and no non-finite values.
     """
     records = []
     for row in bands.to_dict("records"):
@@ -134,7 +134,7 @@ def from_records(records: Sequence[Mapping[str, Any]], component: str) -> pd.Dat
 
 
 def _prepared(activations: pd.DataFrame) -> pd.DataFrame:
-    """Rows in order of execution with full addresses, `case`, log2 ranges and counts; only those with ranges."""
+    """Rows with ranges, in order of execution, with full addresses, `case`, log2 ranges and counts."""
     missing = [name for name in NEEDED if name not in activations]
     if missing:
         raise InputError(
@@ -165,7 +165,7 @@ def _sites(bands: pd.DataFrame, seen: pd.DataFrame, layout: Layout) -> Findings:
     there = pd.MultiIndex.from_frame(seen[list(ADDRESS)])
     gone = bands[~pd.MultiIndex.from_frame(bands[list(ADDRESS)]).isin(there)]
     gone = gone.assign(expected=gone["dtypes"], got="nothing", magnitude=math.inf, branch=None, step=None, case="-")
-    # a site of the loop is missed at its first step
+    # a missing site in the loop is reported at its first step
     in_loop = set(seen.loc[seen["step"].notna(), "component"])
     gone["step"] = gone["component"].map(lambda component: 0 if component in in_loop else None).astype(object)
     found += violations_of(gone, "sites", "site gone", layout)
@@ -181,7 +181,9 @@ def _dtypes(known: pd.DataFrame, layout: Layout) -> Findings:
 
 
 def _nonfinite(known: pd.DataFrame, layout: Layout) -> Findings:
-    """None where there were none; else, of the worst array of a case, between the learned counts, a bit either way."""
+    """Checks non-finite counts. Without learned ones none is allowed; otherwise the worst array of a case must lie
+    within a factor of two of the learned counts.
+    """
     worst = known.sort_values(["num_nonfinite", "order"], ascending=[False, True], kind="stable")
     worst = worst.drop_duplicates([*ADDRESS, "case"]).sort_values("order", kind="stable")
     count = worst["num_nonfinite"]
@@ -193,7 +195,7 @@ def _nonfinite(known: pd.DataFrame, layout: Layout) -> Findings:
         got=count[outside].astype(str),
         magnitude=math.inf,
     )
-    # the first array with too many leads, not the worst
+    # the violation describes the first array with too many, not the worst
     first = known[known["num_nonfinite"] > 2 * known["num_nonfinite_max"]].drop_duplicates([*ADDRESS, "case"])
     moments = ["branch", "step", "order"]
     where = first.set_index([*ADDRESS, "case"])[moments]
@@ -206,7 +208,7 @@ def _nonfinite(known: pd.DataFrame, layout: Layout) -> Findings:
 
 
 def _range(known: pd.DataFrame, metric: str, margin: Margin, layout: Layout) -> Findings:
-    """Peaks above the band, at the first array above it; and below, at the first array of the case."""
+    """Checks peaks. Those above the band are reported at the first array above it, those below at the case's first."""
     rows = known[(known["num_nonfinite"] == 0) & ~known["empty"]]
     cases = rows.groupby([*ADDRESS, "case"], sort=False)
     x, peak = rows[f"log2_{metric}"].to_numpy(float), cases[f"log2_{metric}"].transform("max").to_numpy(float)
@@ -235,9 +237,9 @@ def _power(x: float) -> str:
 
 
 def _headroom(known: pd.DataFrame, margin: Margin, layout: Layout) -> Findings:
-    """Bits lost to the largest number of the narrowest format that held what was learned with so many bits to spare.
+    """Checks the loss of headroom in the narrowest format that held the learned values with `headroom_bits` to spare.
 
-    A site that kept at least `headroom_bits` of a format's headroom so never passes after leaving that format.
+    A site with at least that headroom in a format therefore never passes after it leaves the range of the format.
     """
     rows = known[known["log2_amax"].notna() & known["log2_amax_max"].notna()]
     lost = (rows["log2_amax"] - rows["log2_amax_max"]).to_numpy(float)

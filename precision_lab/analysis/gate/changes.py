@@ -1,4 +1,4 @@
-"""The changes of a new entry of a baseline against the one before, in lines for the person who accepts it."""
+"""The changes of a baseline's new entry against the previous one, as lines of text for the reviewer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from precision_lab.record.address import join_address
 
 _SHOWN = 5
 _BITS = 0.01
-"""Smaller moves of a band are no news: ranges are stored to a thousandth of a bit."""
+"""Smaller moves of a band are not reported, since ranges are stored to a thousandth of a bit."""
 
 
 def changes(before: Entry, after: Entry) -> list[str]:
-    """Settings, sites, dtypes, the largest moves of bands, of drift and of pinned cases; empty if nothing changed."""
+    """Changes of settings, sites and dtypes, and the largest moves of bands, drift and pinned cases; may be empty."""
     lines = [f"{key}: {then} -> {now}" for key, now, then in differences(after.settings, before.settings)]
     component = after.component
     lines += _sites("bands", before.bands, after.bands, component)

@@ -1,8 +1,8 @@
 """Time and memory of a denoising step against a baseline of the same device.
 
 A time is judged by its interval, never by its median: slower means that the whole 95 % bootstrap interval of the
-median lies above the baseline's, by more than a margin. A machine that others use too slows everything, so the margin
-of times is generous; the ratio to the run's own baseline variant, paired within rounds, divides that out.
+median lies above the baseline's by more than a margin. A shared machine slows everything, so the margin for times is
+generous. In the ratio to the run's own baseline variant, paired within rounds, such a slowdown cancels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LATENCY, RATIO, MEMORY = "step_seconds", "step_ratio", "peak_memory_bytes"
 def measured(latency: pd.DataFrame, baseline: str) -> dict[str, dict[str, list[float] | int]]:
     """Per variant of the table `latency`: [median, lo, hi] of seconds and of the ratio to `baseline`, and peak memory.
 
-    The ratio is left out for `baseline` itself, and where it was not timed.
+    The ratio is omitted for `baseline` itself, and if `baseline` was not timed.
     """
     rows = latency[latency["what"] == "step"]
     seconds = {str(name): group.set_index("round")["seconds"] for name, group in rows.groupby("variant")}
@@ -40,9 +40,9 @@ def measured(latency: pd.DataFrame, baseline: str) -> dict[str, dict[str, list[f
 
 
 def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, margins: Mapping[str, float]) -> Findings:
-    """Violations: times and memory above `learned` (as `measured` gives it) with the `margins` of each quantity.
+    """The times and memory that exceed `learned`, a result of `measured`, by more than the margin of each quantity.
 
-    A margin is relative: 0.5 allows half as much again. Raises InputError for `learned` of another form.
+    A margin is relative: 0.5 allows 50 % more. Raises InputError for `learned` of another form.
     """
     now = measured(latency, baseline)
     findings = Findings()
@@ -75,6 +75,6 @@ def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, marg
 
 
 def _rounded(ratio: Ratio) -> list[float]:
-    """[median, lo, hi]; a single round is its own interval."""
+    """[median, lo, hi], rounded; for a single round, which has no interval, all three are its value."""
     lo, hi = (ratio.estimate if math.isnan(end) else end for end in (ratio.lo, ratio.hi))
     return [float(f"{value:.4g}") for value in (ratio.estimate, lo, hi)]

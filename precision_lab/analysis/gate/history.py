@@ -1,4 +1,4 @@
-"""The history of a gate: its measurements, run after run, as a small table to be drawn over commits."""
+"""The history of a gate: its measurements in each run, as a small table to be plotted over commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = ("time", "commit", "device", "mlx", "verdict", "variant", "site", "log
 
 
 def path_of(backend: str, experiment: str) -> Path:
-    """The file of an experiment's history, under the working folder."""
+    """The path of the history of an experiment, under the working folder."""
     return FOLDER / backend / f"{experiment}.csv"
 
 
@@ -32,9 +32,9 @@ def rows(
     before: pd.DataFrame,
     sites: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """One row a variant and site among the patterns `sites`; `now` and `before` are bands of the run and the baseline.
+    """One row per variant and site that matches `sites`; `now` and `before` are the bands of the run and the baseline.
 
-    `log2_amax` is the largest over the cases; `deviation_bits` its distance from the middle of the baseline's band.
+    `log2_amax` is the largest over the cases; `deviation_bits` is its distance from the middle of the baseline's band.
     """
     both = now.merge(before, on=["variant", "component", "site", "port"], suffixes=("", "_before"))
     environment, default = manifest.environment, manifest.layout.default
@@ -51,7 +51,7 @@ def rows(
 
 
 def check(path: Path) -> None:
-    """Raises InputError if the file at `path` is no history of these columns."""
+    """Raises InputError if the file at `path` is not a history with these columns."""
     if not path.is_file():
         return
     with path.open(newline="") as file:
@@ -64,7 +64,7 @@ def check(path: Path) -> None:
 
 
 def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds records to the history, whole or not at all. Raises InputError if the file there is another table."""
+    """Appends records to the history atomically. Raises InputError if the file at `path` is another table."""
     check(path)
     text = io.StringIO(newline="")
     if path.is_file():

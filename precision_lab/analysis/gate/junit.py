@@ -1,4 +1,4 @@
-"""The verdict as JUnit XML, which every CI service shows: a test case for each kind of comparison and component."""
+"""The verdict as JUnit XML, which CI services display, with a test case per kind of comparison and component."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def document(experiment: str, findings: Findings, components: Sequence[str]) -> str:
-    """One test suite; a case fails with its violations as a table, in reading order.
+    """One test suite. A failed case contains its violations as a table, in reading order.
 
-    components: those of the baseline. Kinds of comparison that belong to none of them (times) are one case.
+    components: those of the baseline. A kind of comparison that belongs to no component (times) is one case.
     """
     cases = _cases(findings, components)
     failed = Counter(case for case, violations in cases.items() if violations)
@@ -41,7 +41,7 @@ def document(experiment: str, findings: Findings, components: Sequence[str]) -> 
 
 
 def _cases(findings: Findings, components: Iterable[str]) -> dict[tuple[str, str], list[Violation]]:
-    """(kind, component) -> violations, in the order of KINDS; of every kind that was compared."""
+    """(kind, component) -> violations, in the order of KINDS, for every kind that was compared."""
     whole = ("variants", "latency", "memory")
     cases: dict[tuple[str, str], list[Violation]] = {}
     for kind in KINDS:
@@ -55,5 +55,5 @@ def _cases(findings: Findings, components: Iterable[str]) -> dict[tuple[str, str
 
 
 def _clean(text: str) -> str:
-    """Without characters that XML cannot hold: an exception's message may have some."""
+    """Removes characters that XML cannot contain, which an exception's message may have."""
     return _NOT_XML.sub("?", text)

@@ -1,4 +1,4 @@
-"""Violations as text: a table for the terminal of a test, one for Markdown, and the page a gate leaves."""
+"""Violations as text: a table for the terminal, a table in Markdown, and the page that a gate writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADER = ("site", "variants", "first at", "metric", "expected", "got", "bits bey
 
 
 def cells(line: SiteLine) -> tuple[str, ...]:
-    """One site as HEADER names the columns."""
+    """The cells of one site, in the columns of HEADER."""
     first = line.first
     beyond = f"{line.magnitude:.2f}" if math.isfinite(line.magnitude) else "-"
     others = dict.fromkeys(v.metric for v in line.violations if v.metric != first.metric)
@@ -29,14 +29,14 @@ def cells(line: SiteLine) -> tuple[str, ...]:
 
 
 def moment(violation: Violation) -> str:
-    """The first deviating array: "step 0 cond, square"."""
+    """The first deviating array, such as "step 0 cond, square"."""
     when = "" if violation.step is None else f"step {violation.step}"
     parts = (" ".join(filter(None, (when, violation.branch))), violation.case if violation.case != "-" else "")
     return ", ".join(filter(None, parts)) or "-"
 
 
 def text_table(violations: Iterable[Violation], shown: int = 20) -> str:
-    """One line a site, aligned, in reading order; empty without violations."""
+    """An aligned table with one line per site, in reading order; empty without violations."""
     lines = by_site(violations)
     rows = [HEADER, *(cells(line) for line in lines[:shown])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
@@ -45,7 +45,7 @@ def text_table(violations: Iterable[Violation], shown: int = 20) -> str:
 
 
 def table(violations: Iterable[Violation], shown: int = 50) -> str:
-    """The same as a Markdown table."""
+    """A Markdown table with one line per site, in reading order."""
     lines = by_site(violations)
     rows = [HEADER, ("---",) * len(HEADER), *(cells(line) for line in lines[:shown])]
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -53,9 +53,9 @@ def table(violations: Iterable[Violation], shown: int = 50) -> str:
 
 
 def page(record: Mapping[str, Any], violations: Sequence[Violation]) -> str:
-    """The summary of a gate for people: verdict, the baseline, the number of comparisons, and the violations.
+    """The human-readable summary of a gate: verdict, baseline, comparisons, and violations.
 
-    record: what gate.json holds.
+    record: the contents of gate.json.
     """
     verdict = "passed" if record["passed"] else "failed"
     baseline = record["baseline"]

@@ -1,7 +1,7 @@
-"""The violations that a gate finds, one for each address and metric, and the order in which to read them.
+"""The violations that a gate reports, one per address and metric, and the order in which they should be read.
 
-In a residual stream the largest deviation is far downstream of the operation that caused it. Violations are therefore
-read in the order of execution; the size of each is shown beside it.
+In a residual stream, the largest deviation is far downstream of the operation that caused it. Violations are therefore
+listed in order of execution, each with its magnitude.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from precision_lab.record.files import number_or_reason
 
 KINDS = ("variants", "sites", "sketches", "dtypes", "nonfinite", "ranges", "headroom", "drift", "latency", "memory")
-"""The kinds of comparison, each counted by itself: a kind without comparisons has not passed."""
+"""The kinds of comparison of a gate, counted separately: a kind without comparisons has not passed."""
 
 RAISED = "raised"
-"""The metric of a variant that raised: nothing of it can be compared."""
+"""The metric of a variant that raised an exception, for which nothing can be compared."""
 
 
 @dataclass(frozen=True)
 class Violation:
     """One metric of one address outside the limits of the baseline.
 
-    branch, step, order, case, expected and got are those of the first array that deviates: `order` counts the
-    observations of a generation, None for what belongs to no site (times). `magnitude` is the largest over all `count`
-    arrays that deviate, in bits beyond the limit: log2 of got / limit, infinity where no number says how much (a dtype,
-    a site gone, NaN). pinned: seen in a pinned case, whose expected value is known to the last digits. shown: the site
-    as a pattern names it, with its port. early: of a component that runs before the first step.
+    branch, step, order, case, expected and got describe the first deviating array; `order` numbers the observations of
+    a generation, and is None without a site (times). `magnitude` is the largest over all `count` deviating arrays, in
+    bits beyond the limit: log2 of got / limit, or infinity without a number (a dtype, a missing site, NaN). pinned:
+    whether it is from a pinned case, whose expected value is known to the last digits. shown: the site as written in a
+    pattern, with its port. early: whether the component runs before the first step.
     """
 
     kind: str
@@ -55,11 +55,11 @@ class Violation:
 
     @property
     def address(self) -> str:
-        """The site as a pattern names it, with its port; `latency` and the like for what has no site."""
+        """The site as written in a pattern, with its port; without a site, a name such as `latency`."""
         return self.shown or self.metric
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of gate.json: strict JSON, an infinite magnitude is null."""
+        """An entry of gate.json as strict JSON, in which an infinite magnitude is null."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("shown", "early", "magnitude")}
         magnitude = number_or_reason("magnitude", self.magnitude, "no number says how much")
         return fields | {"address": self.address} | magnitude
@@ -67,7 +67,7 @@ class Violation:
 
 @dataclass
 class Findings:
-    """Violations, and how many comparisons of each kind were made."""
+    """Violations, and the number of comparisons of each kind."""
 
     violations: list[Violation] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)
@@ -79,7 +79,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class SiteLine:
-    """All violations at one address, of whatever variants, the first of them leading."""
+    """All violations at one address, over all variants, beginning with the first."""
 
     violations: Sequence[Violation]
 
@@ -97,19 +97,19 @@ class SiteLine:
 
 
 def ordered(violations: Iterable[Violation]) -> list[Violation]:
-    """First deviating step first, then execution order.
+    """Violations sorted by the first deviating step, then by order of execution.
 
-    What precedes the denoising loop (the text encoder) comes before step 0, what follows it (the VAE) after the last
-    step, and what has no site at the end. Within a step the pinned cases lead: they show a deviation where it arises,
-    bands of other cases only once it has grown beyond the spread over prompts and seeds.
+    Components before the denoising loop (the text encoder) precede step 0, those after it (the VAE) follow the last
+    step, and violations without a site come last. Within a step, pinned cases come first: they show a deviation where
+    it arises, whereas the bands of other cases show it only when it exceeds the spread over prompts and seeds.
     """
     return sorted(violations, key=_moment)
 
 
 def by_site(violations: Iterable[Violation]) -> list[SiteLine]:
-    """Violations in order, those of one address together at the place of the first.
+    """Violations in order, grouped by address at the position of the first in the group.
 
-    Violations without a site (times, a variant that raised) are listed by themselves.
+    Violations without a site (times, a variant that raised) are not grouped.
     """
     lines: dict[tuple[str, ...], list[Violation]] = {}
     for v in ordered(violations):
@@ -124,7 +124,7 @@ def _moment(v: Violation) -> tuple[object, ...]:
 
 
 def _phase(v: Violation) -> int:
-    """Before, in or after the loop; a variant that raised leads, what belongs to no site comes last."""
+    """The sort key of before, in or after the loop; a variant that raised is first, violations without a site last."""
     if v.metric == RAISED:
         return -1
     if v.order is None:

@@ -1,5 +1,5 @@
-"""The numerical behaviour of MLX's operations on this machine, inferred from their inputs and outputs.
+"""Numerical behaviour of MLX's operations on the current machine, inferred from their inputs and outputs.
 
-The probes (products, sums, interior, attention, rounding, ranges, nans, compiled) do not depend on MLX: each takes an
-operation on NumPy arrays and names its behaviour. `suite` runs them on MLX's operations; `verdict` judges claim S6.
+A probe (products, sums, interior, attention, rounding, ranges, nans, compiled) is independent of MLX: it takes an
+operation on NumPy arrays and names its behaviour. `suite` applies all probes to MLX's operations; `verdict` judges S6.
 """

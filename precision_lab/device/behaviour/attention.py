@@ -1,4 +1,4 @@
-"""Attention: which intermediates are rounded to the storage format, from inputs whose result depends on it."""
+"""Attention: detects which intermediates are rounded to the storage format, with inputs where rounding decides."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from precision_lab.device.behaviour.finding import Outcome
 from precision_lab.device.behaviour.interior import interior_bits
 from precision_lab.device.behaviour.storage import Array, Storage
 
-# attend(q, k, v, scale); q and the output: (1, 1, queries, channels), k and v: (1, 1, keys, channels)
+# attend(q, k, v, scale); q and the result: (1, 1, queries, channels), k and v: (1, 1, keys, channels)
 Attention = Callable[[Array, Array, Array, float], Array]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes by which a library chooses its implementation."""
+    """The sizes from which a library chooses its kernel."""
 
     queries: int
     keys: int
@@ -26,27 +26,27 @@ class Shape:
 
 
 def rounding_places(attend: Attention, storage: Storage, shape: Shape) -> Outcome:
-    """Which intermediates are rounded to the (16-bit) format: any of q * scale, scores and probabilities.
+    """Names which of q * scale, scores and probabilities are rounded to the format; for 16-bit formats only.
 
-    Only two keys take part; all others have scores so low that their probability is 0 in any format.
+    Only two keys take part. The scores of all others are so low that their probability is 0 in any format.
     """
-    rounded, evidences = [], []
+    rounded, evidence_parts = [], []
     for name, probe in (
         ("q*scale", _scaled_query),
         ("scores", _scores),
         ("probabilities", _probabilities),
     ):
         answer, evidence = probe(attend, storage, shape)
-        evidences.append(evidence)
+        evidence_parts.append(evidence)
         if answer == "rounded":
             rounded.append(name)
         elif answer != "kept":
             rounded.append(f"{name} ({answer})")
-    return Outcome(", ".join(rounded) or "none", "; ".join(evidences))
+    return Outcome(", ".join(rounded) or "none", "; ".join(evidence_parts))
 
 
 def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[int, int]]:
-    """Zero q, k and v, except for a last channel that masks all keys but two, and the indices of those two keys."""
+    """q, k, v that are zero except in the last channel, which masks all keys but those at the two returned indices."""
     places = (shape.keys // 3, shape.keys - 1)
     q, k, v = (np.zeros((1, 1, n, shape.channels)) for n in (shape.queries, shape.keys, shape.keys))
     q[..., -1] = 1.0
@@ -56,9 +56,9 @@ def _pair(shape: Shape, storage: Storage) -> tuple[Array, Array, Array, tuple[in
 
 
 def _scaled_query(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """Whether q * scale is rounded: q.k is exactly 0, but if q * scale is rounded first, the score is -1.
+    """Tests whether q * scale is rounded: q.k is exactly 0, but becomes -1 if q * scale is rounded first.
 
-    With a = scale = 1 + e, q = (a, 1) and k = (c, -c a), rounding a * scale = 1 + 2e + e^2 drops e^2 = 1 / c.
+    With a = scale = 1 + e, q = (a, 1) and k = (c, -c a): rounding a * scale = 1 + 2e + e^2 loses e^2 = 1 / c.
     """
     e = 2.0 ** -((storage.bits + 2) // 2)
     c = e**-2
@@ -72,7 +72,7 @@ def _scaled_query(attend: Attention, storage: Storage, shape: Shape) -> tuple[st
 
 
 def _scores(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """Whether scores are rounded: A + 1 and A become equal, since the format's values near A are 4 apart."""
+    """Tests whether scores are rounded: A + 1 and A become equal, because values of the format are 4 apart there."""
     large = 2.0 ** (storage.bits + 1)
     q, k, v, (first, second) = _pair(shape, storage)
     q[..., 0], q[..., 1] = 1.0, 1.0
@@ -85,10 +85,9 @@ def _scores(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str
 
 
 def _probabilities(attend: Attention, storage: Storage, shape: Shape) -> tuple[str, str]:
-    """Whether probabilities are rounded: for scores s and 0 and values 1 and -r, r near e^s, p1 - r p2 nearly cancels.
+    """Tests whether probabilities are rounded: values 1 and -r, r near e^s, for scores s and 0, leave p1 - r p2.
 
-    An implementation may round the probabilities themselves, or exp(score - max) before the division (as
-    FlashAttention does).
+    The library may round the probabilities, or exp(score - max) before the division (as FlashAttention does).
     """
     scores = [0.5 + 0.3125 * i for i in range(6)]
     ratios = [float(storage.round(np.exp(s))) for s in scores]
@@ -125,7 +124,7 @@ def _sigmoid(x: float) -> float:
 
 
 def attention_bits(attend: Attention, storage: Storage, shape: Shape, rng: np.random.Generator) -> Outcome:
-    """Interior bits (see interior.py) for random q, k, v and scores of standard deviation 2; the scale is sum p |v|."""
+    """Interior bits (see interior.py) on random q, k and v. Scores have a deviation of 2; the scale is sum p |v|."""
     q, k, v = (
         storage.round(rng.standard_normal((1, 1, n, shape.channels)) * spread)
         for n, spread in ((shape.queries, 2.0), (shape.keys, 1.0), (shape.keys, 1.0))

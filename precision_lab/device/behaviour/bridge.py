@@ -1,4 +1,4 @@
-"""MLX operations as functions of NumPy float64 arrays; conversions are exact and never run on a device."""
+"""Wraps MLX operations as functions of NumPy float64 arrays. Conversions are exact: none runs on a device."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 
 from precision_lab.device.behaviour.storage import Array, Storage
 
-# An operation as the probes see it: from float64 arrays that hold values of a format, to a float64 array.
+# An operation as the probes see it: float64 arrays with values of a format in, one float64 array out.
 Op = Callable[..., Array]
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 class UnavailableError(Exception):
-    """MLX lacks an operation in this build, back end or dtype. The message is the first line of MLX's error."""
+    """This build, backend or dtype of MLX does not support an operation. The message is the first line of MLX's."""
 
 
 def on_mlx(function: Callable[..., mx.array], storage: Storage) -> Op:
-    """Wraps a function of MLX arrays of the format as an Op; its output may have any floating-point dtype.
+    """Wraps `function`, which takes MLX arrays of the format, as an Op. It may return any floating-point dtype.
 
-    The Op raises UnavailableError where MLX raises.
+    The Op raises UnavailableError if MLX raises.
     """
 
     def call(*arrays: Any) -> Array:
-        inputs = [to_mlx(array, storage) for array in arrays]
+        operands = [to_mlx(array, storage) for array in arrays]
         try:
-            result = function(*inputs)
+            result = function(*operands)
             mx.eval(result)
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()

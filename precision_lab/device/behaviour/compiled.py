@@ -1,4 +1,4 @@
-"""mx.compile against eager execution: identical results, or their distance in units in the last place."""
+"""Compares mx.compile with eager execution, in units in the last place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from precision_lab.device.behaviour.storage import Array, Storage
 
 
 def difference(eager: Op, compiled: Op, inputs: tuple[Array, ...], storage: Storage) -> Outcome:
-    """The greatest difference between eager and compiled results, in units in the last place of the format."""
+    """The largest difference between two forms of one function, in units in the last place of the format."""
     a, b = eager(*inputs), compiled(*inputs)
     changed = (a != b) & ~(np.isnan(a) & np.isnan(b))
     if not changed.any():

@@ -1,4 +1,4 @@
-"""The result of a probe (Outcome), and the operation, format and property that it concerns (Finding)."""
+"""The result of a probe (Outcome), and the operation, format and property that it describes (Finding)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One behaviour: its name, the value measured with its unit, and a sentence of evidence."""
+    """One behaviour: its name, one sentence of evidence, and the measured value."""
 
     answer: str
     evidence: str
@@ -22,7 +22,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """An outcome with its operation, storage dtype, property, and the sizes used by the probe."""
+    """An outcome with its operation, storage dtype, property, and the sizes of the inputs."""
 
     op: str
     dtype: str
@@ -31,7 +31,7 @@ class Finding:
     parameters: Mapping[str, int | str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The finding for strict JSON; a value that is missing or non-finite becomes null, with a `value_reason`."""
+        """The finding as strict JSON: a missing or non-finite value is null, with a `value_reason`."""
         value = self.outcome.value
         entry: dict[str, Any] = {
             "op": self.op,

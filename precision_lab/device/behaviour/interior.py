@@ -1,4 +1,4 @@
-"""The internal precision of an operation, from its error beyond the unavoidable rounding of the result."""
+"""The internal precision of an operation: its error beyond the single rounding of the result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _MOST = 24.0
 
 
 def interior_bits(op: Op, inputs: tuple[Array, ...], exact: Array, scale: Array, storage: Storage) -> Outcome:
-    """-log2 of the greatest (|result - exact| - half a unit of the result) / scale, at most 24.
+    """-log2 of the largest (|result - exact| - half a unit in the last place) / scale; at most 24.
 
-    An operation that is exact internally and rounds once errs by at most half a unit, and one that computes in float32
-    by little more. One that rounds an intermediate to the format errs by another half unit somewhere, which yields
-    about the format's own width. `scale` is the sum of the magnitudes of the result's terms (the result's magnitude
-    where nothing cancels); exact and scale have the result's shape. With n results, an excess below 2^-p / n goes
-    unseen: if there is no excess, the bits are p + log2(n), a lower bound.
+    An operation that is exact internally and rounds once has an error of at most half a unit; one that computes in
+    float32, little more. One that rounds an intermediate to the format has another half unit of error somewhere, which
+    leaves about the width of the format. `scale` is the sum of the magnitudes of the result's terms (the magnitude of
+    the result if nothing cancels); `exact` and `scale` have the shape of the result. With n results, an excess below
+    2^-p / n cannot be detected: if there is none, the bits are p + log2(n), a lower bound.
     """
     result = op(*inputs)
     if not np.isfinite(result).all():

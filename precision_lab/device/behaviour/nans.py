@@ -1,4 +1,4 @@
-"""Whether an operation propagates NaN."""
+"""Tests whether NaN propagates to the result or is lost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from precision_lab.device.behaviour.finding import Outcome
 
 
 def propagation(op: Op, length: int = 64) -> Outcome:
-    """Whether a NaN shows in the result, wherever it is in the input.
+    """Whether a NaN in any position of a row reaches the result.
 
-    `op` maps (length, length) to (length, ...); row i of its input holds a NaN at index i among finite numbers.
+    `op` maps (length, length) to one or more values per row. Row i contains a NaN at index i among finite numbers.
     """
     x = np.tile(np.linspace(-1, 1, length), (length, 1))
     x[np.diag_indices(length)] = np.nan
@@ -22,7 +22,7 @@ def propagation(op: Op, length: int = 64) -> Outcome:
 
 
 def masked_row(softmax: Op, length: int = 64) -> Outcome:
-    """The result of a softmax over a row of -inf, as for a fully masked query; in IEEE arithmetic, 0/0 is NaN."""
+    """The softmax of a row of -inf, as a fully masked query has. In IEEE arithmetic it is 0/0, NaN."""
     out = softmax(np.full((1, length), -np.inf))
     if np.isnan(out).all():
         answer = "NaN"

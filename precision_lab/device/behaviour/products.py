@@ -1,4 +1,4 @@
-"""Matrix products: the width of the factors and of the accumulator, and when the result is rounded."""
+"""Matrix products: how many bits of the factors are used, how wide the accumulator is, and when it is rounded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from precision_lab.device.behaviour.bridge import Op
 from precision_lab.device.behaviour.finding import Outcome
 from precision_lab.device.behaviour.storage import Array, Storage, width_name
 
-# The search stops here: float32 has 24 bits, and S6 claims no more, so wider accumulators are not distinguished.
+# Wider accumulators, such as float64, are not distinguished: float32 has 24 bits, and S6 requires no more.
 _WIDEST = 27
 
 
 def input_bits(matmul: Op, storage: Storage, rng: np.random.Generator, rows: int = 64, depth: int = 128) -> Outcome:
-    """The widest significand that a product preserves exactly, in either factor and in both at once.
+    """The widest significand that passes through a product exactly, on the left, on the right, and on both sides.
 
-    `matmul` is (rows, depth) @ (depth, depth). One factor is (part of) the identity, so each output is a single product
-    and exact in the format; an implementation that rounds its inputs (TF32: 11 bits) loses the last bits of the other
-    factor. An implementation that splits a float32 into two or three narrower terms preserves single factors, but not
-    products of two factors of half the format's width each, since it drops the product of the last terms.
+    `matmul` is (rows, depth) @ (depth, depth). One factor is (part of) the identity, so each output is one product that
+    is exact in the format. A kernel that rounds its inputs (TF32: 11 bits) loses the last bits of the other factor. A
+    kernel that splits a float32 into two or three narrower terms preserves single factors, but not products of two
+    factors of half the format's width, because it drops the product of the last terms.
     """
     eye, short_eye = np.eye(depth), np.eye(rows, depth)
 
@@ -37,7 +37,7 @@ def input_bits(matmul: Op, storage: Storage, rng: np.random.Generator, rows: int
     a, b = _significands(half, (rows, 1), rng), _significands(half, (depth, depth), rng)
     exact = a * b[:rows]
     error = float(np.max(np.abs(matmul(short_eye * a, b) / exact - 1)))
-    # two factors rounded to p bits each err by up to 2^-p
+    # two factors rounded to p bits have an error of up to 2^-p each
     products = storage.bits if error == 0 else max(round(1 - np.log2(error)), 0)
     widths = {side.__name__: _widest(side, storage.bits) for side in (left, right)}
     bits = min(*widths.values(), products)
@@ -60,11 +60,11 @@ def _significands(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -
 
 
 def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.Generator, trials: int = 128) -> Outcome:
-    """The width of the accumulator in bits, whatever the order of the sum, from the smallest d for which 1 + d - 1 = d.
+    """The width of the accumulator, in any order of summation: the smallest d for which 1, d and -1 always sum to d.
 
-    `reduce` maps (trials, length) to sums of rows, (trials,) or (trials, n). Each row holds 1, d and -1 at random
-    indices and zeros elsewhere. In any order of summation, some rows add 1 and d first, and an accumulator of p bits
-    holds 1 + 2^-k only for k < p. The terms are scaled by a power of two that keeps d a normal number.
+    `reduce` maps (trials, length) to sums of rows, (trials,) or (trials, n). Each row has 1, d and -1 at random
+    positions and zeros elsewhere. In any order, some rows add 1 and d first; an accumulator of p bits represents
+    1 + 2^-k only for k < p. All terms are scaled by a power of two that keeps d a normal number.
     """
     one = 2.0 ** (-np.log2(storage.smallest_normal) - 2) if storage.name == "float16" else 1.0
     places = np.argsort(rng.random((trials, length)), axis=1)[:, :3]
@@ -76,17 +76,17 @@ def accumulator_bits(reduce: Op, storage: Storage, length: int, rng: np.random.G
             terms[rows, place] = value
         return bool((reduce(terms) == one * 2.0**-k).all())
 
-    # an accumulator that loses 2^-k loses all smaller terms too
+    # an accumulator that loses 2^-k loses every smaller term too
     bits = bisect_left(range(1, _WIDEST), True, key=lambda k: not survives(k)) + 1
     lost = f"the first lost bit is 2^-{bits}" if bits < _WIDEST else f"none lost down to 2^-{_WIDEST - 1}"
     return Outcome(width_name(bits), f"1 + 2^-k - 1 in {trials} random places of {length}: {lost}", bits, "bits")
 
 
 def bias_rounding(addmm: Op, storage: Storage) -> Outcome:
-    """Whether a product is rounded to the format before a bias is added: addmm(bias, a, b) = a @ b + bias.
+    """Whether a product is rounded to the format before the bias is added: addmm(bias, a, b) = a @ b + bias.
 
-    The product is 1 + 2^-p, which the format (p bits) rounds to 1, and the bias is -1. The result is 0 if the product
-    is rounded before the addition, and 2^-p if it is not.
+    The product is 1 + 2^-p, which the format (p bits) rounds to 1; the bias is -1. The result is 0 if the product is
+    rounded before the addition and 2^-p if only the sum is rounded.
     """
     depth, tiny = 64, 2.0**-storage.bits
     a, b = np.zeros((64, depth)), np.zeros((depth, 64))

@@ -1,4 +1,4 @@
-"""The ends of the range: the result and threshold of overflow, overflow inside a reduction, and subnormals."""
+"""The limits of the range: the result of overflow, its threshold, overflow inside a sum, and loss of subnormals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from precision_lab.device.behaviour.storage import FLOAT32, Storage
 
 
 def overflow(op: Op, large: float) -> Outcome:
-    """The results for `large` and `-large` of an operation whose exact result lies beyond the format."""
+    """The result for `large` and `-large` of an operation whose exact result exceeds the format."""
     values = op(np.array([large, -large]))
     if np.array_equal(values, [np.inf, -np.inf]):
         answer = "inf"
@@ -24,7 +24,7 @@ def overflow(op: Op, large: float) -> Outcome:
 
 
 def cast_overflow(cast: Op, storage: Storage) -> Outcome:
-    """The cast of float32 values at the overflow threshold of the format, and whether values below it stay finite."""
+    """The result of casting float32 at the overflow threshold, and whether the value just below it becomes `max`."""
     below = FLOAT32.round(np.nextafter(np.float32(storage.overflow), np.float32(0)))
     outcome = overflow(cast, storage.overflow)
     largest = float(cast(below.reshape(1))[0])
@@ -33,10 +33,10 @@ def cast_overflow(cast: Op, storage: Storage) -> Outcome:
 
 
 def range_inside(reduce: Op, storage: Storage, length: int) -> Outcome:
-    """Whether the sum m + m - m overflows on the way, with m = 0.75 of the format's maximum.
+    """Whether m + m - m, with m near the maximum, overflows in an intermediate sum, as it does in the format itself.
 
-    `reduce` maps (n, length) to a reduction of each row. The three terms are among zeros, and the negative one takes
-    each of the three positions in turn, so that any order of summation adds m and m first in some row.
+    `reduce` maps (n, length) to sums of rows, or means. The other terms are zero. The -m takes each of three positions,
+    so that any order of summation adds the two m first in some row.
     """
     m = float(storage.round(0.75 * storage.max))
     terms = np.zeros((3, length))
@@ -50,7 +50,7 @@ def range_inside(reduce: Op, storage: Storage, length: int) -> Outcome:
 
 
 def square_inside(norm: Op, storage: Storage) -> Outcome:
-    """Whether a norm is finite for values whose squares overflow the format, but not float32 (float16)."""
+    """Whether a norm is correct for values whose squares overflow the format (float16) but not float32."""
     x = np.tile([2.0, -2.0], (4, 64)) * 2.0 ** (np.log2(storage.max) // 2)
     out = norm(storage.round(x))
     finite = bool(np.isfinite(out).all() and np.abs(np.abs(out) - 1).max() < 0.01)
@@ -59,7 +59,7 @@ def square_inside(norm: Op, storage: Storage) -> Outcome:
 
 
 def subnormals(op: Op, inputs: tuple[np.ndarray, ...], exact: np.ndarray) -> Outcome:
-    """Whether results that are subnormal, or computed from subnormals, are exact (kept) or zero (flushed)."""
+    """Whether results that are subnormal, or computed from subnormal inputs, are exact (kept) or zero (flushed)."""
     out = op(*inputs)
     kept, zero = int((out == exact).sum()), int((out == 0).sum())
     if kept == exact.size:

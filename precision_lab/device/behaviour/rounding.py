@@ -10,10 +10,7 @@ from precision_lab.device.behaviour.storage import Array, Storage
 
 
 def multiply_add(op: Op, storage: Storage) -> Outcome:
-    """Whether a * b + c rounds the product first, for a = b = 1 + e and c = -(1 + 2e).
-
-    The result is e^2 if the product keeps its full width (a fused multiply-add), and 0 if it is rounded first.
-    """
+    """Whether a * b + c rounds the product: for a = b = 1 + e and c = -(1 + 2e) it is 0 if rounded, e^2 if fused."""
     e = 2.0 ** -((storage.bits + 2) // 2)
     ones = np.ones(64)
     out = op(ones * (1 + e), ones * (1 + e), -ones * (1 + 2 * e))
@@ -26,7 +23,7 @@ def multiply_add(op: Op, storage: Storage) -> Outcome:
 
 
 def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
-    """Whether x * number rounds a Python number to the format before multiplying, for x = 3, 5, ... 201."""
+    """Whether x * number rounds a Python number that the format cannot represent, for x = 3, 5, ... 201."""
     x = np.arange(3.0, 203.0, 2.0)
     out = times(x)
     kept, rounded = storage.round(x * number), storage.round(x * float(storage.round(number)))
@@ -39,17 +36,17 @@ def python_scalar(times: Op, number: float, storage: Storage) -> Outcome:
 
 
 def norm_rounding(norm: Op, storage: Storage, rng: np.random.Generator, biased: bool) -> Outcome:
-    """Which of the normalised value and its product with the weight are rounded to the format (16-bit formats).
+    """Whether a norm rounds the normalised value, or its product with the weight, to the format (16-bit formats).
 
-    The norm is `norm(x, weight)` or, if biased, `norm(x, weight, bias)`; its eps must be negligible. The bias cancels
-    the rounded product, leaving only the part that rounding removes.
+    The call is `norm(x, weight)`, or `norm(x, weight, bias)` if `biased`, with a negligible eps. The bias subtracts the
+    rounded product, which leaves only the part that an unrounded product has.
     """
     width = 256
     x = storage.round(rng.standard_normal((64, width)))
     weight = storage.round(0.5 + rng.random(width))
     centred = x - x.mean(axis=1, keepdims=True) if biased else x
     normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
-    # the product of row 0, so that the bias cancels it
+    # the bias cancels the product of row 0
     bias = -storage.round(normal[0] * weight) if biased else np.zeros(width)
     predicted: dict[str, Array] = {}
     for name, first, second in (

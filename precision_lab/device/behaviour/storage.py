@@ -1,4 +1,4 @@
-"""The three formats in which MLX computes: their width, their range, and exact rounding to them in float64."""
+"""The three formats that MLX computes in: their width, their range, and exact rounding to them in float64."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class Storage:
 
     name: str
     bits: int
-    """Bits of the significand, including the implicit leading one."""
+    """Significant bits, including the implicit leading one."""
     max: float
     smallest_normal: float
     smallest_subnormal: float
 
     @property
     def overflow(self) -> float:
-        """The least magnitude that rounds to infinity: halfway from `max` to the value that would follow it."""
+        """The smallest magnitude that rounds to infinity: halfway from `max` to the value that would follow it."""
         return self.max + float(self.ulp(self.max)) / 2
 
     def ulp(self, x: npt.ArrayLike) -> Array:
-        """The distance from |x|, rounded down to a value of the format, to the next value; same shape as x."""
+        """The spacing of the format above |x|, after |x| is rounded down to a value of the format; shape of x."""
         _, exponent = np.frexp(np.abs(np.asarray(x, dtype=np.float64)))
         return np.maximum(np.ldexp(1.0, exponent - self.bits), self.smallest_subnormal)
 
     def round(self, x: npt.ArrayLike) -> Array:
-        """Rounds x to nearest, ties to even (IEEE 754); overflow gives infinity. NaN and infinities are unchanged."""
+        """Rounds x to nearest, ties to even (IEEE 754). Overflow gives infinity; NaN and infinities are unchanged."""
         x = np.asarray(x, dtype=np.float64)
         finite = np.where(np.isfinite(x), x, 0.0)
         spacing = self.ulp(finite)
@@ -58,7 +58,7 @@ FLOAT32, BFLOAT16, FLOAT16 = STORAGES = tuple(_derive(name) for name in ("float3
 
 
 def width_name(bits: float) -> str:
-    """Names a measured width after the format whose significand has about `bits` bits."""
+    """The name of a measured width: the format whose significand has about `bits` bits."""
     known = {8: "bfloat16", 11: "float16 or TF32", 24: "float32"}
     if bits > 24:
         return "wider than float32"

@@ -1,4 +1,4 @@
-"""All probes on all operations, in the three formats."""
+"""Runs all probes on all operations in the three formats."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FAMILIES: dict[str, Callable[[Storage, np.random.Generator], Iterator[Finding]]]
 }
 
 PARTS = len(FAMILIES) * len(STORAGES)
-"""The number of parts that `measure` yields."""
+"""Number of parts that `measure` yields."""
 
 
 def measure() -> Iterator[tuple[str, list[Finding]]]:
-    """Yields a label and the findings for each family and format, as soon as they are measured.
+    """Yields the findings of each family and format with a label, as they are measured.
 
     The inputs are the same in every call. The caller sets the numeric switches: MLX reads them at its first operation.
     """

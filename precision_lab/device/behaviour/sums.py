@@ -1,4 +1,4 @@
-"""Sums and means: their order, where counting stops, how the error grows, and the divisor of a mean."""
+"""Sums and means: the order of summation, where counting stops, how the error grows, and the divisor of a mean."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from precision_lab.device.behaviour.storage import Array, Storage
 
 
 def order(reduce: Op, length: int) -> Outcome:
-    """The greatest number of additions that a term passes through: length - 1 in a running sum, log2(length) in a tree.
+    """The largest number of additions that a term takes part in: length - 1 in a running sum, log2(length) in a tree.
 
-    Each row holds ones, with M at i and -M at j. Ones added to M before -M are absorbed and the rest count, so the sum
-    is `length` minus the leaves below the node where i and j meet. Over all j, the number of distinct results is the
-    depth of i (FPRev: Xie et al., "Revealing Floating-Point Accumulation Orders", arXiv:2411.00442). `reduce` maps
-    (n, length) to n sums. M = 2^100, so this works for float32 and bfloat16 only.
+    The terms are ones, with M at i and -M at j. M absorbs the ones that are added before -M; only the others count. The
+    sum is therefore `length` minus the number of leaves below the node where i and j meet. Over all j, the number of
+    distinct results is the depth of i (FPRev: Xie et al., "Revealing Floating-Point Accumulation Orders",
+    arXiv:2411.00442). `reduce` maps (n, length) to n sums. M = 2^100, so only float32 and bfloat16 are supported.
     """
     huge = 2.0**100
     depth = 0
@@ -35,7 +35,7 @@ def order(reduce: Op, length: int) -> Outcome:
 
 
 def count(total: Op, storage: Storage, length: int) -> Outcome:
-    """The sum of `length` ones, which shows where counting stops. `length` must be a value of the format."""
+    """Whether the sum of `length` ones is exact, or where counting stops. The format must represent `length`."""
     result = float(total(np.ones(length, dtype=np.float32)).reshape(()))
     assert storage.holds(length)
     answer = "exact" if result == length else f"stops at {result:.0f}"
@@ -45,8 +45,8 @@ def count(total: Op, storage: Storage, length: int) -> Outcome:
 def error(total: Op, storage: Storage, length: int, rng: np.random.Generator) -> Outcome:
     """The relative error of the sum of `length` uniform random numbers, against their sum in float64.
 
-    This is the root mean square over several sums, since a single error can be 0 by chance. Values are scaled to stay
-    within the range of float16.
+    It is the root mean square over several sums, because a single error can be 0 by chance. Values are scaled so that
+    float16 stays in range.
     """
     errors = []
     for _ in range(16 if length <= 2**16 else 6):
@@ -57,9 +57,9 @@ def error(total: Op, storage: Storage, length: int, rng: np.random.Generator) ->
 
 
 def mean_divisor(mean: Op, storage: Storage) -> Outcome:
-    """Whether a mean divides by n, which gives 1 for ones, or multiplies by 1/n rounded to the format.
+    """Whether a mean of n ones divides by n, which gives 1, or multiplies by 1/n rounded to the format, which may not.
 
-    Only lengths for which the two differ are used; all are below 2^p, so any accumulator counts them exactly.
+    The lengths are those below 250 for which the two differ; any accumulator counts that far exactly.
     """
     lengths = [n for n in range(3, 250) if _by_reciprocal(storage, n) != 1.0][:8]
     means = np.array([float(mean(np.ones((1, n))).reshape(())) for n in lengths])
@@ -78,10 +78,10 @@ def _by_reciprocal(storage: Storage, n: int) -> float:
 
 
 def normaliser(softmax: Op, storage: Storage, width: int, rng: np.random.Generator) -> Outcome:
-    """Whether the probabilities of a softmax over `width` logits sum to 1 as closely as their rounding allows.
+    """Whether the probabilities of a softmax over `width` elements sum to 1 as closely as their rounding allows.
 
     Rounding changes each probability by up to half a unit at random, and so their float64 sum by 2^-p sqrt(sum p^2). A
-    denominator summed in the format errs by about 2^-p or, once its terms are absorbed, by any factor.
+    denominator summed in the format has an error of about 2^-p, or of any factor once its terms are absorbed.
     """
     logits = storage.round(rng.standard_normal((32, width)))
     p = softmax(logits)
@@ -99,5 +99,5 @@ def normaliser(softmax: Op, storage: Storage, width: int, rng: np.random.Generat
 
 
 def uniform_rows(rng: np.random.Generator, storage: Storage, shape: tuple[int, int]) -> Array:
-    """Rows of positive random numbers around 1, so that no terms cancel."""
+    """Rows of random positive numbers around 1, so that nothing cancels."""
     return storage.round(0.5 + rng.random(shape))

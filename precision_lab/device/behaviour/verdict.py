@@ -1,4 +1,4 @@
-"""Claim S6, "MLX already uses FP32 in softmax and other ops", judged for each operation from its findings."""
+"""Judges S6, "MLX already uses FP32 in softmax and other ops", for each operation from the measurements."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from precision_lab.device.behaviour.finding import Finding
 
-# float32 arithmetic that adds thousands of terms in sequence keeps 17 of its 24 bits; bfloat16 has 8 bits, and float16
-# and TF32 have 11. Widths between the two limits are inconclusive.
+# float32 arithmetic that adds thousands of terms in sequence keeps 17 of its 24 bits; the narrower formats and TF32
+# have 8 and 11. A width between the two limits is inconclusive.
 FLOAT32_LEAST = 17.0
 NARROWER_MOST = 15.0
 
 
 def judge(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """The verdict of each operation as {op, verdict, bits, evidence}; `analysis.claims` judges the claim as a whole.
+    """The verdict on each operation: {op, verdict, bits, evidence}. `analysis.claims` judges the claim as a whole.
 
-    The precision of an operation is the narrowest width measured: of its factors (float32 only, since those of a 16-bit
-    format are as wide as the format), its accumulator or its interior.
+    An operation is as precise as the narrowest width measured in it: factors, accumulator or interior. Factors count
+    for float32 only, because those of a 16-bit format are as wide as the format.
     """
     by_op: dict[str, list[Finding]] = {}
     for finding in findings:

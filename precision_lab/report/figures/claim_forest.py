@@ -1,4 +1,4 @@
-"""The claims of a run: an effect, its interval and what counts as no effect, a row each."""
+"""The claims of a run, one per row: the effect, its interval, and the range that counts as no effect."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ CAPTION = (
     "Triangles: beyond the axis. Counts are over all arrays recorded."
 )
 VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
-"""A colour of Okabe and Ito's and a marker, so that neither alone has to distinguish them."""
+"""A colour of Okabe and Ito and a marker for each verdict, so that verdicts can be distinguished without colour."""
 
 RELATIONS = {"larger": ">", "smaller": "<", "equal": "=", "not_larger": "≤", "not_smaller": "≥"}
 COUNTED = {"zero": "none", "nonzero": "some"}
-CHARACTERS = 54  # of a claim's text in a line
-CLAIMED, FOUND = 12.0, 96.0  # columns of words, in points from the axes
+CHARACTERS = 54  # per line of a claim's text
+CLAIMED, FOUND = 12.0, 96.0  # columns of text, in points from the axes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim as drawn: `claimed` and `found` in words, effect (estimate, lo, hi) with NaN for what there is not.
+    """A claim in the figure: `claimed` and `found` as text, effect (estimate, lo, hi) with NaN for missing values.
 
-    tolerance: ratios within 1 + tolerance either way count as equal.
+    tolerance: ratios within a factor of 1 + tolerance of 1 count as equal.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Row:
 
 
 def draw(view: View) -> Drawing | None:
-    """None for a run without judged claims; those on variants that were not run are left to the table."""
+    """Draws the figure; None for a run without judged claims. Claims on variants that were not run are in the table."""
     groups = _groups(view)
     if not groups:
         return None
@@ -83,7 +83,7 @@ def draw(view: View) -> Drawing | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim as the experiment states it, and its verdict."""
+    """A claim of the experiment and its verdict."""
 
     stated: Claim
     entry: ClaimEntry
@@ -94,12 +94,12 @@ class Judged:
 
     @property
     def other(self) -> str:
-        """The name of the subject's comparison."""
+        """The variant or value that the subject is compared with."""
         return self.entry.against or number(self.entry.bound, digits=2)
 
 
 def _groups(view: View) -> dict[str, list[Row]]:
-    """The judged claims by metric, then by comparison; counts last."""
+    """The judged claims, grouped by their quantity and then by their comparison; counts last."""
     stated = {claim.id: claim for claim in map(Claim.from_dict, view.manifest.claims)}
     entries = view.run.summary.claims if view.run.summary else ()
     claims = [Judged(stated[entry.id], entry) for entry in entries if entry.id in stated and not _not_run(entry)]
@@ -118,7 +118,7 @@ def _not_run(entry: ClaimEntry) -> bool:
 
 
 def _quantity(claim: Claim, layout: Layout) -> str:
-    """The metric of the claim, as the title of its group."""
+    """The quantity that the claim measures, as the title of its group."""
     sites = style.shorten(", ".join(claim.sites), 44)
     if claim.metric == "drift":
         result = f"Drift of the {layout.result.title}"
@@ -155,7 +155,7 @@ def _row(claim: Judged) -> Row:
 
 
 def _count_axis(axes: Axes, counts: Sequence[float]) -> None:
-    """Zero, then powers of ten."""
+    """Sets up an axis of counts: zero, then powers of ten."""
     most = max([1.0, *(count for count in counts if math.isfinite(count))])
     top = max(2, math.ceil(math.log10(most)))
     step = 1 if top <= 4 else 2

@@ -1,4 +1,4 @@
-"""The device's page: effective bits of every operation, growth of error in sums, attention by its sizes."""
+"""The figure of the device page: effective bits of every operation, error growth in sums, and attention by size."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from precision_lab.report.figures.style import Drawing
 TITLE = "What MLX computes in on this device"
 COLOURS = {"float32": style.PALETTE[0], "bfloat16": style.PALETTE[1], "float16": style.PALETTE[2]}
 MARKERS = {"float32": "s", "bfloat16": "o", "float16": "D"}
-OFFSETS = {"float32": -0.2, "bfloat16": 0.0, "float16": 0.2}  # so that no mark hides another
+OFFSETS = {"float32": -0.2, "bfloat16": 0.0, "float16": 0.2}  # so that markers do not overlap
 WIDTHS = {"bf16": (8, "right"), "fp16, TF32": (11, "left"), "fp32": (24, "center")}
-FLOAT32_LEAST, NARROWER_MOST = 17.0, 15.0  # as device/behaviour/verdict.py judges
+FLOAT32_LEAST, NARROWER_MOST = 17.0, 15.0  # the limits in device/behaviour/verdict.py
 SHADE = "#e3efe7"
 VERDICTS = {"supported": "#2f7d4f", "refuted": "#b3261e", "inconclusive": style.MUTED}
 _ATTENTION = "fast.sdpa"
 
 
 def draw(record: Mapping[str, Any]) -> Drawing:
-    """The figure of a device.json, as `cli.device` writes it."""
+    """Draws the figure of a device.json, which `cli.device` writes."""
     ops = record["s6"]["ops"]
     figure = style.new_figure(1.55 + 0.17 * max(len(ops), 8), wspace=0.02, hspace=0.03, rect=(0.018, 0, 0.977, 1))
     grid = figure.subplot_mosaic("LAA;LBC", width_ratios=(2.15, 0.8, 0.8), height_ratios=(1.25, 1))

@@ -27,7 +27,7 @@ COLOURS = {"less drift": "#2f7d4f", "more drift": "#b3261e"}
 
 @dataclass(frozen=True)
 class Row:
-    """One effect in the table; `decibels` is 20 log10 of it: negative is less error."""
+    """One effect in the table; `decibels` is 20 log10 of it, and a negative value means less error."""
 
     name: str
     aliases: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The effects on one base; `reason` where there are none."""
+    """The effects on one base, or the `reason` why there are none."""
 
     base: str
     noise_floor: float | None
@@ -48,7 +48,7 @@ class Table:
 
 
 def tables(view: View) -> list[Table]:
-    """One a factorial of the run."""
+    """One table per factorial of the run."""
     summary = view.run.summary
     return [
         Table(
@@ -62,7 +62,7 @@ def tables(view: View) -> list[Table]:
 
 
 def draw(view: View) -> Drawing | Absent | None:
-    """None for a run without a factorial."""
+    """Draws the figure; None for a run without a factorial."""
     found = tables(view)
     drawn = [table for table in found if table.rows]
     if not drawn:

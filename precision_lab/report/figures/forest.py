@@ -1,4 +1,4 @@
-"""Parts of forest plots: labelled rows, axes of ratios, an effect with its interval, columns of words."""
+"""The parts of forest plots: labelled rows, axes of ratios, effects with intervals, and columns of text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from precision_lab.report.figures import style
 
 BAND = "#e2e2e2"
-LINE = 0.145  # inches of a line of text
-REACH = 5.0  # an axis of ratios ends at 1 / REACH and REACH at the most
+LINE = 0.145  # height of a line of text in inches
+REACH = 5.0  # an axis of ratios spans at most 1 / REACH to REACH
 MARKER = 5.5
 
 
 def wrap(text: str, length: int, lines: int = 3) -> str:
-    """`text` in as few lines of up to `length` characters as it needs, of about the same length."""
+    """Wraps `text` into the fewest lines of up to `length` characters, with about equal lengths."""
     needed = min(max(1, math.ceil(len(text) / length)), lines)
-    longest = max(map(len, text.split()), default=1)  # narrower, a word would be broken
+    longest = max(map(len, text.split()), default=1)  # a smaller width would break a word
     for width in range(max(min(longest, length), math.ceil(len(text) / needed)), length + 1):
         if len(textwrap.wrap(text, width, break_on_hyphens=False)) <= needed:
             return textwrap.fill(text, width, break_on_hyphens=False)
@@ -30,12 +30,12 @@ def wrap(text: str, length: int, lines: int = 3) -> str:
 
 
 def height(label: str) -> float:
-    """Inches of the row of a label."""
+    """Height in inches of the row with this label."""
     return LINE * (label.count("\n") + 1) + 0.12
 
 
 def lay_out(axes: Axes, labels: Sequence[str]) -> list[float]:
-    """Rows from the top, as high as their labels need; returns their middles, y being in inches."""
+    """Lays out rows from the top, with the heights of their labels; returns the y of their middles in inches."""
     heights = [height(label) for label in labels]
     ends = np.cumsum(heights)
     centres = [float(end - own / 2) for end, own in zip(ends, heights, strict=True)]
@@ -49,14 +49,14 @@ def lay_out(axes: Axes, labels: Sequence[str]) -> list[float]:
 
 
 def ratio_limits(values: Sequence[float]) -> tuple[float, float]:
-    """A range of ratios around 1, as far either way as the values go, within REACH."""
+    """A range of ratios, symmetric about 1, that covers `values` within REACH."""
     logs = [abs(math.log(value)) for value in values if math.isfinite(value) and value > 0]
     half = min(max([*logs, math.log(1.2)]) * 1.08, math.log(REACH))
     return math.exp(-half), math.exp(half)
 
 
 def ratio_axis(axes: Axes, limits: tuple[float, float]) -> None:
-    """A log x axis of ratios, with a line at 1."""
+    """Sets up a log x axis of ratios with a line at 1."""
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     few = math.log10(limits[1] / limits[0]) < 0.8
@@ -68,13 +68,13 @@ def ratio_axis(axes: Axes, limits: tuple[float, float]) -> None:
 
 
 def draw_tolerance(axes: Axes, y: float, tall: float, tolerance: float) -> None:
-    """Ratios within 1 + tolerance either way, shaded in a row."""
+    """Shades the ratios within a factor of 1 + tolerance of 1 in a row."""
     upper = 1 + tolerance
     axes.barh(y, upper - 1 / upper, tall, left=1 / upper, color=BAND, linewidth=0, zorder=0.5)
 
 
 def draw_effect(axes: Axes, y: float, effect: tuple[float, float, float], colour: str, marker: str) -> None:
-    """An estimate and its interval (estimate, lo, hi; NaN where undefined); a triangle for what is beyond the axis."""
+    """Draws an estimate with its interval (estimate, lo, hi; NaN if undefined). Triangles mark values off the axis."""
     value, lo, hi = effect
     left, right = axes.get_xlim()
     if lo < right and hi > left:
@@ -83,18 +83,18 @@ def draw_effect(axes: Axes, y: float, effect: tuple[float, float, float], colour
         return
     beyond = ">" if value > right else "<" if value < left else ""
     look: dict[str, Any] = {"color": colour, "markersize": MARKER, "zorder": 3, "clip_on": False}
-    if marker == "s":  # open: nothing was decided
+    if marker == "s":  # open marker: inconclusive
         look["markerfacecolor"] = "white"
     axes.plot(min(max(value, left), right), y, beyond or marker, **look)
 
 
 def write_beside(axes: Axes, y: float, points: float, text: str, colour: str = style.INK) -> None:
-    """Words to the right of a row, so many points from the axes."""
+    """Writes text to the right of a row, `points` points from the axes."""
     place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
     axes.annotate(text, (1, y), (points, 0), color=colour, fontsize=9, linespacing=1.1, **place)
 
 
 def head(axes: Axes, points: float, text: str) -> None:
-    """The title of a column of words."""
+    """Writes the title of a column of text."""
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     axes.annotate(text, (1, 1), (points, 5), color=style.MUTED, fontsize=9, **place)

@@ -1,4 +1,4 @@
-"""The sites with the largest steps: log2 amax over gate runs, the commit named where it stepped."""
+"""The sites with the largest steps: log2 amax over gate runs, with the commit of each step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CAPTION = (
 
 
 def draw(history: History, steps: pd.DataFrame) -> Drawing | Absent:
-    """steps: as `analysis.history.steps` gives them."""
+    """Draws the figure. steps: the result of `analysis.history.steps`."""
     if steps.empty:
         return Absent(TITLE, "No site has stepped.")
     chosen = _telling(steps)
@@ -52,9 +52,8 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing | Absent:
 
 
 def _telling(steps: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """Up to MOST_SITES series, in turn of each run with steps, runs with larger steps first: the next largest there.
-
-    A site of several variants is taken once.
+    """Selects up to MOST_SITES series. The runs with steps take turns, those with larger steps first, and each adds the
+    series with its next largest step. A site of several variants is selected once.
     """
     queues = []
     for _, own in steps.assign(size=steps["bits"].abs()).groupby("run"):
@@ -102,7 +101,7 @@ def _draw_site(
 
 
 def _set_range(axes: Axes, values: np.ndarray, names: int) -> None:
-    """Around the finite values, with room for verdicts below and names of commits above; at least 0.1 bits."""
+    """Sets the y range around the finite values, at least 0.1 bits, with space for verdicts below and commits above."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     span = max(high - low, 0.1)
@@ -113,7 +112,7 @@ def _set_range(axes: Axes, values: np.ndarray, names: int) -> None:
 
 
 def _name_steps(axes: Axes, steps: pd.DataFrame, cuts: list[int], runs: pd.DataFrame) -> None:
-    """A dashed line and `1f3a9c2 +0.40` at each step, on the side with more room, one below the other."""
+    """Draws a dashed line and a label such as `1f3a9c2 +0.40` at each step, on the side with more space, stacked."""
     for number, (cut, bits, before) in enumerate(zip(cuts, steps["bits"], steps["before"], strict=True)):
         axes.axvline(cut - 0.5, color=style.INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         right = cut > len(runs) / 2
@@ -125,7 +124,7 @@ def _name_steps(axes: Axes, steps: pd.DataFrame, cuts: list[int], runs: pd.DataF
 
 
 def step_size(bits: float, before: float) -> str:
-    """`+0.40`; `no value` and `value again` where one side has no number."""
+    """The label of a step, such as `+0.40`; `no value` or `value again` if one side has no number."""
     if math.isfinite(bits):
         return f"{'+' if bits > 0 else ''}{fixed(bits, 2)}"
     return "no value" if math.isfinite(before) else "value again"

@@ -1,4 +1,4 @@
-"""Drift of ranges over commits: change of log2 amax since the first gate run, sites down and runs across."""
+"""Drift of ranges over commits: the change of log2 amax since the first gate run, with a row per site."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from precision_lab.report.figures.style import Drawing
 TITLE = "Drift of ranges over commits"
 MOST_VARIANTS = 3
 MOST_ROWS = 320
-LABELLED_ROWS = 40  # so many rows have a name each
+LABELLED_ROWS = 40  # up to this many rows, each is labelled
 COLOURS = "RdBu_r"
 ABSENT = "#6f6f6f"
 _PLACE = ["component", "site", "port"]
@@ -34,9 +34,10 @@ Cells = npt.NDArray[np.float64]
 
 
 class Rows(NamedTuple):
-    """The rows of the map. of: number by (component, site, port); names, blocks, sections: of each; each: its kind.
+    """The rows of the map. of: the row number by (component, site, port).
 
-    main: the title of the section of the main component.
+    names, blocks, sections: the name, block and section of each row. each: the kind of a row. main: the title of the
+    section of the main component.
     """
 
     of: pd.Series
@@ -48,7 +49,7 @@ class Rows(NamedTuple):
 
 
 def draw(history: History, steps: pd.DataFrame) -> Drawing:
-    """steps: as `analysis.history.steps` gives them."""
+    """Draws the map. steps: the result of `analysis.history.steps`."""
     variants = list(history.rows["variant"].unique())
     counts = steps["variant"].value_counts()
     most = sorted(variants, key=lambda name: -counts.get(name, 0))[:MOST_VARIANTS]
@@ -85,15 +86,15 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing:
 
 
 def in_groups(runs: pd.DataFrame) -> list[int]:
-    """Numbers of the runs, those of one device and MLX version side by side, each group in order of time."""
+    """Numbers of the runs, grouped by device and MLX version, and in order of time within each group."""
     groups = runs.groupby(["device", "mlx"], sort=False)
     return [int(run) for _, group in groups for run in group.index]
 
 
 def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: float) -> None:
-    """Commits under the columns of `axes`, as many as fit into `width` inches; red where the gate failed.
+    """Labels the columns of `axes` with commits, as many as fit into `width` inches, in red where the gate failed.
 
-    first: columns that are labelled before others.
+    first: columns with priority for a label.
     """
     last = len(runs) - 1
     apart = max(1.0, 0.15 * len(runs) / width)
@@ -110,18 +111,18 @@ def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: floa
 
 
 def main_component(history: History) -> str:
-    """The component with the most addresses, which other pages leave out of an address."""
+    """The component with the most addresses, which other pages omit from an address."""
     places = history.rows[_PLACE].drop_duplicates()
     return str(places["component"].value_counts().idxmax()) if len(places) else ""
 
 
 def address_of(component: str, site: str, port: str, main: str) -> str:
-    """`transformer_blocks.3 (out.0)`, as the other pages name a site; main: as `main_component` gives it."""
+    """The name of a site on other pages, such as `transformer_blocks.3 (out.0)`; main: see `main_component`."""
     return with_port(site if component in ("", main) else f"{component}:{site}", port)
 
 
 def short(commit: str) -> str:
-    """Eight digits of a commit, and a plus sign for one with local changes."""
+    """The first eight digits of a commit, with a plus sign if there were local changes."""
     digits, _, rest = commit.partition("-")
     return (digits[:8] + ("+" if rest else "")) or "no commit"
 
@@ -137,7 +138,7 @@ def _caption(each: str, shown: int, variants: int) -> str:
 
 
 def _rows(rows: pd.DataFrame, main: str) -> Rows:
-    """One row a site if they are few, else a kind of operation of a block, else a block."""
+    """One row per site if there are few sites, otherwise per kind of operation in a block, otherwise per block."""
     order = rows.groupby(_PLACE)["order"].min().sort_values(kind="stable")
     places = order.index.to_frame(index=False)
     places["block"], places["kind"] = zip(*(_block_and_kind(site) for site in places["site"]), strict=True)
@@ -161,7 +162,10 @@ def _rows(rows: pd.DataFrame, main: str) -> Rows:
 
 
 def _block_and_kind(site: str) -> tuple[str, str]:
-    """`transformer_blocks.3`, `attention` for transformer_blocks.3.attn.to_q; a site outside any list is a block."""
+    """Block and kind of a site: `transformer_blocks.3` and `attention` for transformer_blocks.3.attn.to_q.
+
+    A site outside any list is its own block.
+    """
     segments = site.split(".")
     at = next((at for at, segment in enumerate(segments) if segment.isdecimal()), len(segments) - 1)
     inside = segments[at + 1 :]
@@ -172,31 +176,31 @@ def _block_and_kind(site: str) -> tuple[str, str]:
 
 
 def _title(component: str, main: str) -> str:
-    """`text encoder`; `transformer blocks` of the main component, whose blocks are numbered."""
+    """Title of a component, such as `text encoder`; `transformer blocks` for the main one, with numbered blocks."""
     name = component.replace("_", " ")
     return f"{name} blocks".strip() if component == main else name
 
 
 def _sections(places: pd.DataFrame, main: str) -> list[str]:
-    """Which part of the model each row belongs to; empty for single sites around them."""
+    """The part of the model of each row; empty for single sites outside the parts."""
     blocks = places["block"].str.contains(r"\.\d+$") | (places["component"] != main)
     return list(places["component"].map(lambda component: _title(component, main)).where(blocks, ""))
 
 
 def _cells(rows: pd.DataFrame, places: Rows, columns: Sequence[int]) -> Cells:
-    """The change of largest magnitude in each cell; NaN where there is none, or one of its sites has lost its value."""
+    """The change of largest magnitude in each cell; NaN without a change, or if a site in the cell lost its value."""
     number = places.of.reindex(pd.MultiIndex.from_frame(rows[_PLACE])).to_numpy()
     column = pd.Series(range(len(columns)), list(columns)).reindex(rows["run"]).to_numpy()
     first = rows.groupby(list(SERIES), sort=False)["log2_amax"].transform("first")  # the first that is not NaN
     change = (rows["log2_amax"] - first).to_numpy(float)
     by_size = np.argsort(np.abs(change), kind="stable")  # NaN at the end
     cells = np.full((len(places.names), len(columns)), np.nan)
-    cells[number[by_size], column[by_size]] = change[by_size]  # the last assignment stays
+    cells[number[by_size], column[by_size]] = change[by_size]  # the last assignment wins
     return cells
 
 
 def _norm(maps: Sequence[Cells]) -> Normalize:
-    """Symmetric about 0; as wide as all but the farthest hundredth of the changes need, at least 0.1 bits."""
+    """A colour scale symmetric about 0 that covers all but the largest 1 % of the changes, and at least 0.1 bits."""
     sizes = np.abs(np.concatenate([cells.ravel() for cells in maps]))
     sizes = sizes[sizes > 0]
     limit = max(float(np.quantile(sizes, 0.99)), 0.1) if sizes.size else 0.1
@@ -221,7 +225,7 @@ def _draw_cells(axes: Axes, change: Cells, norm: Normalize) -> None:
 
 
 def _mark_steps(axes: Axes, steps: pd.DataFrame, places: Rows, columns: Sequence[int]) -> None:
-    """A bar at the left edge of the cell of the first run at the new level."""
+    """Marks each step with a bar at the left edge of the cell of the first run at the new level."""
     number = places.of.reindex(pd.MultiIndex.from_frame(steps[_PLACE])).to_numpy()
     column = pd.Series(range(len(columns)), list(columns)).reindex(steps["run"]).to_numpy()
     cells = sorted(set(zip(number.tolist(), column.tolist(), strict=True)))
@@ -231,19 +235,19 @@ def _mark_steps(axes: Axes, steps: pd.DataFrame, places: Rows, columns: Sequence
 
 
 def _stepped(steps: pd.DataFrame, columns: Sequence[int]) -> list[int]:
-    """Columns with steps, that with most of them first."""
+    """Columns with steps, in descending order of their number of steps."""
     return [columns.index(run) for run in steps["run"].value_counts().index]
 
 
 def _divide(axes: Axes, sections: Sequence[str]) -> None:
-    """Lines between parts of the model."""
+    """Draws lines between the parts of the model."""
     for row, (one, other) in enumerate(itertools.pairwise(sections)):
         if one != other:
             axes.axhline(row + 0.5, color=style.MUTED, linewidth=0.5, zorder=2)
 
 
 def _name_environments(axes: Axes, names: Sequence[str], width: float) -> None:
-    """Gaps between runs on different devices or versions of MLX, labelled above as far as there is room."""
+    """Draws gaps between runs on different devices or MLX versions, with their names above where space permits."""
     for name, group in itertools.groupby(range(len(names)), key=names.__getitem__):
         own = list(group)
         if own[0]:
@@ -277,7 +281,7 @@ def _label_rows(axes: Axes, places: Rows) -> None:
 
 
 def _block_ticks(blocks: Sequence[str], start: int) -> dict[float, str]:
-    """Every tenth block and the last, at the middle of their rows."""
+    """Labels of every tenth block and the last one, by the middle of their rows."""
     rows: dict[int, list[int]] = {}
     for at, block in enumerate(blocks, start):
         rows.setdefault(int(block.rpartition(".")[2]), []).append(at)

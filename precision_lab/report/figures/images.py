@@ -1,4 +1,4 @@
-"""The pictures of each variant beside the reference's, and their differences."""
+"""The effect of a variant on the picture: the pictures, that of the reference, and their differences."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from precision_lab.report.view import View, results
 
 TITLE = "Pictures"
 MOST_ROWS = 6  # (prompt, seed) pairs in the figure
-LEAST_COLUMNS = 4  # two pictures need not fill a page
-MOST_COLUMNS = 8  # up to here, pictures and differences share a row; beyond it the differences have a second one
-THUMBNAIL = 320  # pixels of the longer side in the figure; distances are taken at full size
+LEAST_COLUMNS = 4  # so that two pictures do not fill a page
+MOST_COLUMNS = (
+    8  # pictures and differences share one row up to this number; otherwise the differences have a second row
+)
+THUMBNAIL = 320  # pixels of the longer side in the figure; distances are measured at full size
 GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,7 +33,7 @@ Pictures = Mapping[tuple[str, Generation], Pixels | None]  # None: the result is
 
 
 def draw(view: View) -> Drawing | Absent | None:
-    """None for a subject without a picture."""
+    """Draws the figure; None for a subject without a picture."""
     if view.layout.picture is None:
         return None
     paths = {path.stem: path for path in sorted((view.run.path / "images").glob("*.png"))}
@@ -57,7 +59,7 @@ def draw(view: View) -> Drawing | Absent | None:
 def _draw_grid(
     names: list[str], shown: list[Generation], pictures: Pictures, reference: str, styles: Mapping[str, Look]
 ) -> Figure:
-    """A row of axes a generation: the pictures, then the differences; two rows where one would be too narrow."""
+    """A row of axes per generation, with pictures and then differences; two rows if one would be too narrow."""
     differences = _differences(pictures, reference)
     changed = [name for name in names if any(name == variant for variant, _ in differences)]
     gains = {name: _gain([d for (variant, _), d in differences.items() if variant == name]) for name in changed}
@@ -96,7 +98,7 @@ def _caption(rows: int, of_rows: int, result: str) -> str:
 
 
 def _differences(pictures: Pictures, reference: str) -> dict[tuple[str, Generation], Pixels]:
-    """|variant - reference| where both pictures exist and are finite and of one size."""
+    """|variant - reference| for pictures that both exist, are finite and have the same size."""
     differences = {}
     for (name, at), pixels in pictures.items():
         base = pictures.get((reference, at))
@@ -120,7 +122,7 @@ def _generations(stems: Iterable[str]) -> list[Generation]:
 
 
 def _broken(view: View) -> set[tuple[str, Generation]]:
-    """Generations whose result became non-finite, by either table."""
+    """Generations with a non-finite result according to either table."""
     drift = None if view.drift is None else view.drift[view.drift["mode"] == "free"]
     tables = [results(table, view.layout) for table in (view.activations, drift) if table is not None]
     bad = [table.loc[table["nonfinite"], ["variant", "prompt_id", "seed"]].drop_duplicates() for table in tables]
@@ -133,7 +135,7 @@ def _read(path: Path) -> Pixels:
 
 
 def _gain(differences: Sequence[Pixels]) -> int:
-    """The greatest of GAINS that leaves 99.5 % of the differing values of every picture unclipped."""
+    """The largest of GAINS that leaves 99.5 % of the differing values of every picture unclipped."""
     levels = [np.percentile(d[d > 0], 99.5) for d in differences if d.any()]
     greatest = 255 / max(levels) if levels else 1.0
     return max(gain for gain in GAINS if gain <= greatest)

@@ -1,4 +1,4 @@
-"""Cost in time: intervals of the paired ratio to the baseline, and every raw sample beside them."""
+"""Cost in time: intervals of the paired ratio to the baseline, and all raw samples."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float)
 
 
 def smallest_slowdown(ratios: Mapping[str, Latency | None], baseline: str, margin: float) -> float | None:
-    """The least ratio at which every variant would have been called slower: 1 + margin + widest half-width.
+    """The smallest ratio at which every variant would have been judged slower: 1 + margin + widest half-width.
 
-    "Slower" asks that the lower bound exceed 1 + margin, so the ratio has to exceed it by half the interval.
+    "Slower" requires the lower bound to exceed 1 + margin, so the ratio must exceed it by half the interval.
     """
     intervals = [entry.ci95 for name, entry in ratios.items() if name != baseline and entry and entry.ci95]
     half_widths = [(high - low) / 2 for low, high in intervals]
@@ -98,7 +98,7 @@ def _draw_forest(
 
 
 def _focus(ratios: Mapping[str, Latency | None], reference: str, margin: float) -> tuple[float, float]:
-    """Limits of the ratio axis: all variants and the margin, but not the reference, which is often far slower."""
+    """Limits of the ratio axis. They cover all variants and the margin, but not the often far slower reference."""
     values = [1 - margin, 1 + margin]
     for name, entry in ratios.items():
         if name != reference and entry is not None:

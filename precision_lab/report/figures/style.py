@@ -1,6 +1,6 @@
-"""How figures look: one colour a variant in every figure, fonts, axes, legend, files.
+"""The style of figures: one colour per variant in every figure, fonts, axes, legend, and files.
 
-The object interface of matplotlib only: no figure outlives its caller and nothing global is changed.
+Uses only matplotlib's object interface, so that no figure outlives its caller and no global state changes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-WIDTH = 9.2  # inches: a page's width at 9.5 pt
+WIDTH = 9.2  # inches: the width of a page at 9.5 pt
 DPI = 150
 INK = "#222222"
 MUTED = "#6b6b6b"
 FAINT = "#e4e4e4"
 REFERENCE = "#555555"
-# Okabe and Ito (2008), distinguishable with every common colour blindness. Black is the reference's and yellow too
-# faint for a line on white; the wine of Tol (2021) replaces it
+# Okabe and Ito (2008), distinguishable with every common colour blindness. Black is reserved for the reference, and
+# yellow is too faint for a line on white; the wine of Tol (2021) replaces it
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 FONTS = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
@@ -40,7 +40,7 @@ Positions = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Look:
-    """How one variant is drawn, in every figure of a report."""
+    """The appearance of one variant in every figure of a report."""
 
     colour: str
     line: Any
@@ -62,14 +62,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Absent:
-    """Stands for a figure whose data the run does not have; `reason` is one line."""
+    """Replaces a figure for which the run has no data; `reason` is one line."""
 
     title: str
     reason: str
 
 
 def looks(variants: Sequence[str], reference: str) -> dict[str, Look]:
-    """The reference as a broad grey line under the others; colours, then line styles, in the order given."""
+    """The appearance of each variant: the reference is a broad grey line; others cycle colours, then line styles."""
     others = [name for name in variants if name != reference]
     styles = {reference: Look(REFERENCE, "-", 3.2, 1.5, 0.55)}
     for at, name in enumerate(others):
@@ -80,7 +80,7 @@ def looks(variants: Sequence[str], reference: str) -> dict[str, Look]:
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Fonts and lines of all figures, for the length of the block."""
+    """Context manager that sets the fonts and lines of all figures."""
     available = set(fontManager.get_font_names())
     font = next(name for name in FONTS if name in available)
     with matplotlib.rc_context(
@@ -125,7 +125,7 @@ def theme() -> Iterator[None]:
 
 
 def new_figure(height: float, **spacing: Any) -> Figure:
-    """A figure as wide as the page and `height` inches high; `spacing` as ConstrainedLayoutEngine takes it."""
+    """A figure of page width and `height` inches; `spacing` is passed to ConstrainedLayoutEngine."""
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(**spacing))
 
 
@@ -134,11 +134,9 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     figure = drawing.figure
     layout = figure.get_layout_engine()
     assert layout is not None
-    layout.execute(figure)  # once: both files would solve it again, which takes as long as drawing
+    layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
     figure.set_layout_engine("none")
-    for (
-        axes
-    ) in figure.axes:  # the solver's last bits differ from run to run, and ids in the SVG are hashes of positions
+    for axes in figure.axes:  # the solver's last bits vary between runs, and SVG ids are hashes of positions
         axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
     png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
     figure.savefig(png, dpi=DPI, metadata={"Software": None})
@@ -147,7 +145,7 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
 
 
 def draw_band(axes: Axes, look: Look, summary: Any, scale: float = 1.0) -> None:
-    """A line through the medians and a band from least to greatest; `summary` as `tables.spread` gives it."""
+    """Draws a line through the medians and a band from minimum to maximum; summary: from `tables.spread`."""
     x, median = summary.index.to_numpy(), summary["median"].to_numpy() * scale
     low, high = summary["min"].to_numpy() * scale, summary["max"].to_numpy() * scale
     single = len(x) == 1  # a line through one point draws nothing
@@ -160,7 +158,7 @@ def draw_band(axes: Axes, look: Look, summary: Any, scale: float = 1.0) -> None:
 
 
 def mark_nonfinite(axes: Axes, positions: Mapping[str, Positions], styles: Mapping[str, Look]) -> None:
-    """A row of crosses a variant along the top edge, at the `positions` where it is not finite."""
+    """Draws a row of crosses per variant along the top edge, at the `positions` where it is not finite."""
     failing = [name for name in styles if len(positions.get(name, ()))]
     for row, name in enumerate(failing):
         x = positions[name]
@@ -171,7 +169,7 @@ def mark_nonfinite(axes: Axes, positions: Mapping[str, Positions], styles: Mappi
 
 
 def log_range(values: Sequence[Any], rows_of_crosses: int = 0) -> tuple[float, float]:
-    """Limits of a log axis around the positive finite `values`, with room above for `rows_of_crosses`."""
+    """Limits of a log axis around the positive finite `values`, with space above for `rows_of_crosses`."""
     flat = np.concatenate([np.asarray(v, dtype=float).ravel() for v in values]) if len(values) else np.empty(0)
     flat = flat[np.isfinite(flat) & (flat > 0)]
     low, high = (np.log10(flat.min()), np.log10(flat.max())) if flat.size else (-1.0, 1.0)
@@ -181,7 +179,7 @@ def log_range(values: Sequence[Any], rows_of_crosses: int = 0) -> tuple[float, f
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:
-    """A log y axis from `low` to `high`: powers of ten over many decades, 1-2-5 in plain numbers over few."""
+    """Sets up a log y axis from `low` to `high`: powers of ten over many decades, 1-2-5 in plain numbers over few."""
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     log_ticks(axes.yaxis, low, high)
@@ -189,7 +187,7 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Ticks of a log axis from `low` to `high`, as `log_axis` has them."""
+    """Sets the ticks of a log axis from `low` to `high`, as in `log_axis`."""
     decades = np.log10(high / low)
     if decades <= 2:
         subs = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -204,12 +202,12 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def plain(value: float) -> str:
-    """A tick's number: 0.002, 50, 2e+06."""
+    """The label of a tick, such as 0.002, 50 or 2e+06."""
     return f"{value:g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def index_axis(axis: Axis, last: float, ticks: int = 7) -> None:
-    """Whole-number ticks from 0 to `last`, both included; blocks and steps are counted from 0."""
+    """Sets integer ticks from 0 to `last`, both included; blocks and steps are numbered from 0."""
     locator = MaxNLocator(ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
     values = [t for t in locator.tick_values(0, max(last, 1)) if 0 <= t < last]
     if len(values) > 1 and last - values[-1] <= 0.5 * values[1]:
@@ -218,7 +216,7 @@ def index_axis(axis: Axis, last: float, ticks: int = 7) -> None:
 
 
 def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], notes: Mapping[str, str]) -> None:
-    """One legend on top of all panels, in as many columns as the names leave room for; `notes` follow the names."""
+    """Draws one legend above all panels, with as many columns as fit; `notes` are appended to the names."""
     labels = [shorten(name, 44) + (f" ({notes[name]})" if name in notes else "") for name in names]
     handles = [
         Line2D([], [], color=look.colour, linestyle=look.line, linewidth=look.width, alpha=look.alpha)
@@ -232,7 +230,7 @@ def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], not
 
 
 def shorten(name: str, length: int) -> str:
-    """`name` with its middle left out where it is longer than `length`: names differ at their ends."""
+    """`name` without its middle if it is longer than `length`, because names differ at their ends."""
     if len(name) <= length:
         return name
     head = (length - 1) // 2
@@ -240,6 +238,6 @@ def shorten(name: str, length: int) -> str:
 
 
 def wrap(name: str, length: int, lines: int = 2) -> str:
-    """`name` over up to `lines` lines of `length` characters, broken after an underscore where there is one."""
+    """Wraps `name` over up to `lines` lines of `length` characters, after an underscore if there is one."""
     pieces = textwrap.wrap(shorten(name, length * lines - 2).replace("_", "_ "), length)
     return "\n".join(piece.replace("_ ", "_") for piece in pieces)

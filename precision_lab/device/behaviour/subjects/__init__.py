@@ -1,4 +1,4 @@
-"""MLX's operations with the probes that apply to them: one function `findings(storage, rng)` per family.
+"""MLX's operations and the probes applied to each, as one `findings(storage, rng)` per family.
 
-Besides `bridge`, this is the only part of `behaviour` that imports MLX.
+Besides `bridge`, this is the only part of `behaviour` that depends on MLX.
 """

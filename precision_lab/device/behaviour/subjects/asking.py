@@ -1,4 +1,4 @@
-"""Running one probe on one operation, which may be unavailable."""
+"""Applies one probe to one operation, which this build of MLX may not provide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ask(
     *arguments: Any,
     sizes: Mapping[str, int | str] | None = None,
 ) -> Finding:
-    """The finding of `probe(*arguments)`; if the operation is unavailable, a finding that gives MLX's reason."""
+    """The finding of `probe(*arguments)`. If the operation is not available, the finding states MLX's reason."""
     try:
         outcome = probe(*arguments)
     except UnavailableError as error:

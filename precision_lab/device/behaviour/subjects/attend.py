@@ -1,4 +1,4 @@
-"""Attention: mx.fast's, at sizes that select its different implementations, and one of plain operations."""
+"""Attention: mx.fast's, at sizes for which it chooses different kernels, and one composed of plain operations."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LENGTHS = ((1, 512), (16, 512), (256, 256))  # queries, keys: a decoding step, a
 
 
 def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """softmax(scale q k^T) v, step by step in the dtype of q, with a precise softmax."""
+    """softmax(scale q k^T) v as separate operations in the dtype of q, with a precise softmax."""
     return mx.softmax((q * scale) @ k.swapaxes(-1, -2), axis=-1, precise=True) @ v
 
 
 def fast_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """mx.fast.scaled_dot_product_attention; MLX chooses the implementation (fused or not)."""
+    """mx.fast.scaled_dot_product_attention; MLX chooses the kernel (fused or not)."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The interior bits for every shape and, for 16-bit formats, which intermediates are rounded."""
+    """Measures the interior bits for every shape and, for 16-bit formats, which intermediates are rounded."""
     routes = [("fast.sdpa", fast_attention, Shape(q, k, c)) for c in CHANNELS for q, k in LENGTHS]
     routes.append(("attention, plain ops", plain_attention, Shape(256, 256, 128)))
     for op, function, shape in routes:

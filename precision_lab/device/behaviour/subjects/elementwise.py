@@ -21,7 +21,7 @@ _GELU = 0.044715  # Hendrycks and Gimpel, arXiv:1606.08415
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """The tanh approximation of GELU from plain operations, in the dtype of x."""
+    """The tanh form of GELU, composed of plain operations in the dtype of x."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + _GELU * (x * x * x))))
 
 
@@ -36,7 +36,7 @@ def multiply_add(a: mx.array, b: mx.array, c: mx.array) -> mx.array:
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The findings of all element-wise functions in one storage dtype."""
+    """Measures all element-wise functions in one storage dtype."""
     yield from _functions(storage, rng)
     yield from _rope(storage, rng)
     eager = on_mlx(multiply_add, storage)
@@ -67,7 +67,7 @@ def _functions(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
 
 
 def _rope(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """Pairs (2i, 2i + 1) at position n are rotated by n / base^(2i / d) (RoFormer, arXiv:2104.09864)."""
+    """RoPE rotates channels (2i, 2i + 1) at position n by the angle n / base^(2i / d); RoFormer, arXiv:2104.09864."""
     dims, base, length = 128, 10_000.0, 16
     x = storage.round(rng.standard_normal((1, 8, length, dims)))
     for about, first in (("interior_bits", 0), ("far_positions", 4096)):

@@ -1,4 +1,4 @@
-"""Subnormals, overflow and NaN, operation by operation."""
+"""Subnormals, overflow and NaN in each operation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from precision_lab.device.behaviour.subjects.asking import ask
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The findings at the ends of the range of one storage dtype."""
+    """Measures the behaviour of operations at the limits of one storage dtype's range."""
     yield from _subnormals(storage, rng)
     yield from _overflow(storage)
     yield from _nans(storage)
@@ -62,7 +62,7 @@ def _overflow(storage: Storage) -> Iterator[Finding]:
 
 
 def _inside(storage: Storage) -> Iterator[Finding]:
-    """Overflow inside reductions and norms; float16 only, since the other formats have the range of float32."""
+    """Overflow inside reductions, for float16 only: the other formats have the range of float32."""
     length = 256
     reductions: tuple[tuple[str, Callable[[mx.array], mx.array]], ...] = (
         ("matmul", lambda a: a @ mx.ones((length, 64), dtype=a.dtype)),

@@ -1,4 +1,4 @@
-"""Products: matmul of a matrix and of a single row, addmm, and products with quantised weights."""
+"""Products: matmul with a matrix and with one row, addmm, and products with quantised weights."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _COLUMNS = 64
 
 @dataclass(frozen=True)
 class Quantisation:
-    """A mode of mx.quantized_matmul, and the packed word and scale that encode weights of exactly 1."""
+    """A mode of mx.quantized_matmul, with the packed word and scale that encode weights of exactly 1."""
 
     mode: str
     group: int
     bits: int
     word: int
-    scale: float  # the scale itself if affine, else the byte that encodes 1
+    scale: float  # affine: the scale; other modes: the byte that encodes a scale of 1
 
     @property
     def name(self) -> str:
         return f"quantized_matmul {self.mode}" + (f" {self.bits}-bit" if self.mode == "affine" else "")
 
 
-# the number 1 is 0x38 in float8 e4m3, 2 in float4 e2m1, and 127 as a power-of-two scale (OCP Microscaling Formats 1.0)
+# the encoding of 1 is 0x38 in float8 e4m3, 2 in float4 e2m1, 127 as a power-of-two scale (OCP Microscaling Formats 1.0)
 QUANTISATIONS = (
     Quantisation("affine", 64, 4, 0x11111111, 1.0),
     Quantisation("affine", 64, 8, 0x01010101, 1.0),
@@ -45,7 +45,7 @@ QUANTISATIONS = (
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The widths of factors and accumulators by shape; for quantised weights, of accumulators only."""
+    """Measures the width of factors and accumulator for each shape; for quantised weights, only of the accumulator."""
     matmul = on_mlx(lambda a, b: a @ b, storage)
     for op, rows in (("matmul", 64), ("matmul, one row", 1)):
         yield ask(op, storage, "input_bits", products.input_bits, matmul, storage, rng, rows)
@@ -62,7 +62,7 @@ def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
 
 
 def _rows_at_a_time(reduce: Op, rows: int) -> Op:
-    """Calls `reduce` with `rows` rows at a time, since the number of rows selects the implementation."""
+    """Calls `reduce` with `rows` rows at a time: the number of rows determines MLX's kernel."""
 
     def call(x: Array) -> Array:
         return np.concatenate([reduce(part) for part in np.split(x, len(x) // rows)])
@@ -71,7 +71,7 @@ def _rows_at_a_time(reduce: Op, rows: int) -> Op:
 
 
 def _quantised(kind: Quantisation, storage: Storage) -> Op:
-    """The product x @ W with a quantised W of ones; maps (n, _DEPTH) to (n, _COLUMNS)."""
+    """x @ W for a quantised W of ones; x: (n, _DEPTH), result: (n, _COLUMNS)."""
     settings: dict[str, Any] = {"group_size": kind.group, "bits": kind.bits, "mode": kind.mode}
 
     def multiply(x: mx.array) -> mx.array:

@@ -15,15 +15,15 @@ from precision_lab.device.behaviour.interior import interior_bits
 from precision_lab.device.behaviour.storage import Array, Storage
 from precision_lab.device.behaviour.subjects.asking import ask
 
-WIDTH = 3072  # of the model's residual streams
+WIDTH = 3072  # width of the model's residual streams
 _EPS = 1e-12
-# powers of two, so that float16 and bfloat16 hold the count itself
+# float16 and bfloat16 must represent the count itself, so theirs are powers of two
 _COUNTS = {"float32": 2**24 + 2**12, "bfloat16": 2**20, "float16": 2**15}
 _GROWTH = (2**6, 2**8, 2**10, 2**12, 2**14, 2**16, 2**18, 2**20)
 
 
 def findings(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
-    """The findings of all reductions in one storage dtype."""
+    """Measures all reductions in one storage dtype."""
     yield from _sums(storage, rng)
     yield from _means(storage, rng)
     yield from _softmax(storage, rng)
@@ -59,7 +59,7 @@ def _means(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
 
 def _softmax(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
     width = 4096
-    # within 7 of each other, so that no probability is a subnormal float16
+    # the logits differ by at most 7, so no probability is a subnormal float16
     x = storage.round(rng.uniform(-3.5, 3.5, (32, width)))
     p = np.exp(x)
     p /= p.sum(axis=1, keepdims=True)
@@ -71,14 +71,14 @@ def _softmax(storage: Storage, rng: np.random.Generator) -> Iterator[Finding]:
 
 
 def composed_layer_norm(x: mx.array, weight: mx.array | None = None, bias: mx.array | None = None) -> mx.array:
-    """LayerNorm from plain operations."""
+    """LayerNorm composed of plain operations, as models without a fused kernel write it."""
     centred = x - x.mean(axis=-1, keepdims=True)
     normal = centred * mx.rsqrt(mx.square(centred).mean(axis=-1, keepdims=True) + _EPS)
     return normal if weight is None or bias is None else normal * weight + bias
 
 
 def composed_rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
-    """RMSNorm from plain operations."""
+    """RMSNorm composed of plain operations."""
     normal = x * mx.rsqrt(mx.square(x).mean(axis=-1, keepdims=True) + _EPS)
     return normal if weight is None else normal * weight
 
