@@ -1,4 +1,4 @@
-"""Converts a composed configuration to a typed RunSpec; no code below this depends on OmegaConf."""
+"""From a composed configuration to a typed RunSpec; the last place that knows of OmegaConf."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
-    """The RunSpec of a configuration. Raises InputError for values that fit no run. Writes nothing."""
+    """Raises InputError for values that fit no run; writes nothing."""
     resolved = literal(config)
     for key in _GROUPS:
         if not isinstance(resolved[key], DictConfig):
@@ -61,7 +61,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     names = [variant.name for variant in variants]
     if resolved.baseline not in {"custom", *resolved.variants}:
         raise InputError(f"baseline: unknown variant {resolved.baseline!r}. {nearest(str(resolved.baseline), names)}")
-    baseline = resolved.baseline if resolved.baseline in names else names[0]  # `only` may exclude it
+    baseline = resolved.baseline if resolved.baseline in names else names[0]  # `only` may leave it out
     described: Any = OmegaConf.to_container(resolved.claims, resolve=True)
     claims = [{"id": str(key), **(claim if isinstance(claim, dict) else {})} for key, claim in described.items()]
     for claim in claims:
@@ -89,7 +89,7 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
 
 
 def _variants(config: DictConfig) -> list[Variant]:
-    """The experiment's variants, `custom` if `technique` is set, and those of a factorial, filtered by `only`."""
+    """The experiment's variants, `custom` if techniques were named, those of a factorial, narrowed by `only`."""
     described: dict[str, Any] = {str(name): value or {} for name, value in config.variants.items()}
     described |= _factorial(config.factorial, described)
     if config.technique:
@@ -131,7 +131,7 @@ def _variants(config: DictConfig) -> list[Variant]:
 
 
 def _factorial(config: DictConfig, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Variants for all combinations of the factors on the variant `base`; empty without factors."""
+    """Variants for all combinations of the factors on the variant `base`; none without factors."""
     if not config.factors:
         return {}
     base = str(config.base)
@@ -153,17 +153,16 @@ def _factorial(config: DictConfig, described: Mapping[str, Any]) -> dict[str, An
 
 
 def build(node: Any, kind: Any, what: str, *others: Any) -> Any:
-    """The object that `_target_` names, checked against the protocol `kind` or one of `others`."""
+    """The object a `_target_` names, checked against the protocol it must follow, or one of `others`."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise InputError(f"{what}: expected a mapping with a _target_, got {node!r}")
     try:
-        built = instantiate(node, _convert_="all")
-    except InstantiationException as error:  # Hydra puts its own line before the message of the class
+        built = _instantiated(node)
+    except InstantiationException as error:  # Hydra puts a line of its own before the message of the class
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise
-    # not isinstance, which would access the members of a source
-    if not any(all(hasattr(type(built), name) or name in vars(built) for name in _members(k)) for k in (kind, *others)):
+    if not any(_follows(built, protocol) for protocol in (kind, *others)):
         missing = [name for name in _members(kind) if not hasattr(type(built), name)]
         raise InputError(f"{what}: {node._target_} is no {kind.__name__}, it lacks {', '.join(missing)}")
     return built
@@ -189,7 +188,7 @@ def _members(protocol: type) -> list[str]:
 
 
 def build_source(config: DictConfig) -> Source:
-    """The source of weights that `model` names. Raises InputError for unknown settings of the model."""
+    """The source of weights that `model` names. Raises InputError for unknown settings of it."""
     if "_target_" not in config:
         raise InputError("model: expected a source of weights, named by _target_. Choose one with model=NAME")
     accepted = _parameters(config["_target_"])
@@ -201,10 +200,10 @@ def build_source(config: DictConfig) -> Source:
 
 
 def _parameters(target: str) -> list[str] | None:
-    """Names of a callable's parameters; None if it accepts any, or cannot be found (building it raises then)."""
+    """Names that a callable accepts; None where it accepts any, or cannot be found (building it says so)."""
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
-    except Exception:  # importing a user's module can raise anything
+    except Exception:  # whatever importing somebody's module raises
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -212,13 +211,13 @@ def _parameters(target: str) -> list[str] | None:
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """The settings of every case, as plain values by name."""
+    """The settings of every case, plain values by name."""
     settings: Any = OmegaConf.to_container(OmegaConf.merge(config.sampler, config.image), resolve=True)
     return {str(key): value for key, value in settings.items()}
 
 
 def _pinned(config: DictConfig) -> PinnedSpec:
-    """The pinned cases without null entries. Hydra merges mappings, so null is the only way to remove a case."""
+    """Cases that are null are left out: Hydra merges mappings, so that nothing else takes one away."""
     described = config.cases or {}
     if not isinstance(described, dict | DictConfig):
         raise InputError(f"pinned.cases is {described!r}, expected cases by name, or null for none")
@@ -242,7 +241,7 @@ def _list(config: DictConfig, key: str) -> list[Any]:
 
 
 def whole_number(config: DictConfig, key: str, least: int) -> int:
-    """The setting `key`, an integer of at least `least`. Raises InputError for anything else."""
+    """A setting that is a whole number of at least `least`. Raises InputError for anything else."""
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{key} is {value!r}, expected a whole number of at least {least}")
@@ -250,7 +249,7 @@ def whole_number(config: DictConfig, key: str, least: int) -> int:
 
 
 def _default_out(experiment: str) -> Path:
-    """results/runs/<experiment>/<UTC time>, with a number if that folder exists (multirun)."""
+    """results/runs/<experiment>/<UTC time>, with a number if that second is taken (multirun)."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     base = Path("results") / "runs" / experiment / stamp
     out, number = base, 1

@@ -1,9 +1,9 @@
-"""Configures glibc to reuse freed memory for the next large array instead of returning it to Linux.
+"""Setting glibc's malloc to keep freed memory for the next large array instead of returning it to Linux.
 
-On a CPU, MLX allocates every array with malloc, which maps blocks larger than 32 MiB and unmaps them when they are
-freed. Linux then clears each page again at its first touch, which took a third of the time of a full-width transformer
-block: with freed memory retained, 8 blocks at 256 x 256 pixels take 12.0 s instead of 16.8 s on two cores of an EPYC.
-Smaller models are not affected.
+On a CPU, MLX allocates every array with malloc, which maps arrays larger than 32 MiB and unmaps them when they are
+freed, so Linux clears each page again on first touch. This took a third of the time of a full-width transformer block:
+8 blocks at 256 x 256 pixels take 16.8 s without this setting and 12.0 s with it (two cores of an EPYC). Smaller models
+are not affected.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import sys
 
 _SWITCH = "PRECISION_LAB_MALLOC"
 
-# from malloc.h; the trim threshold is converted to size_t, where -1 is the largest value
+# from malloc.h; the trim threshold is converted to size_t, so -1 is the largest value
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 _keeps_freed = False
 
 
 def keep_freed() -> None:
-    """Makes malloc in this process retain freed memory; PRECISION_LAB_MALLOC=off leaves malloc unchanged.
+    """Sets malloc to keep freed memory in this process, unless PRECISION_LAB_MALLOC=off. Does nothing without glibc.
 
-    The process holds its peak memory until it exits, and slightly more if freed blocks do not fit new sizes. Does
-    nothing without glibc.
+    The process then holds its peak memory until it ends, and somewhat more where blocks of different sizes do not fit
+    into each other's holes.
     """
     global _keeps_freed
     if not sys.platform.startswith("linux") or os.environ.get(_SWITCH) == "off":
@@ -34,5 +34,5 @@ def keep_freed() -> None:
 
 
 def description() -> str | None:
-    """The malloc setting for the run record, or None for the default."""
-    return "glibc's malloc, keeps what is freed" if _keeps else None
+    """The allocator setting to record with a result; None if `keep_freed` has not changed it."""
+    return "glibc's malloc, keeps what is freed" if _keeps_freed else None

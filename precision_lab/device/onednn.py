@@ -1,11 +1,11 @@
-"""Products of bfloat16 and fp32 matrices with oneDNN, if it is installed and the processor multiplies bfloat16.
+"""Products of bfloat16 and of fp32 matrices by oneDNN, if it is installed and the processor multiplies bfloat16.
 
-No BLAS on PyPI multiplies bfloat16. In fp32, oneDNN's product with its bias takes 0.9 of OpenBLAS's time (two cores of
-Zen 4). AVX512_BF16 and AMX multiply two bfloat16 values exactly, accumulate in fp32, and treat subnormal inputs and
-outputs as zero. Apart from subnormals, the error equals that of an fp32 product of the widened matrices.
+No BLAS on PyPI multiplies bfloat16, and in fp32 oneDNN's product with a bias takes 0.9 of OpenBLAS's time (two cores of
+a Zen 4). AVX512_BF16 and AMX multiply two bfloat16 numbers exactly, add in fp32, and treat subnormal inputs and outputs
+as zero; apart from these, the result is as accurate as an fp32 product of the widened matrices.
 
-ctypes calls oneDNN's C interface, version 3 (github.com/uxlfoundation/oneDNN, include/oneapi/dnnl/dnnl.h): the package
-onednn-cpu-gomp contains the library, but no Python module.
+The package onednn-cpu-gomp ships the library without a Python module, so this module calls its C interface, version 3
+(github.com/uxlfoundation/oneDNN, include/oneapi/dnnl/dnnl.h), through ctypes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SWITCH = "PRECISION_LAB_ONEDNN"
 _CPU, _IN_ORDER, _SUCCESS = 1, 1, 0
 _TYPES = {"float32": 3, "bfloat16": 2}
 _SOURCE, _WEIGHTS, _BIAS, _DESTINATION = 1, 33, 41, 17
-_ISA_WITH_BFLOAT16 = 0xE7  # avx512_core_bf16: its own bit and those of its predecessors
+_ISA_WITH_BFLOAT16 = 0xE7  # avx512_core_bf16: its own bit and those of the instruction sets it extends
 
 
 class _Argument(ctypes.Structure):
@@ -36,12 +36,12 @@ class _Argument(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it, a path sets the library."""
+    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it; a path there selects another library."""
     return _library() is not None
 
 
 def description() -> str | None:
-    """The library and version that `linear` uses, for the run record; None if it is not available."""
+    """The library and version behind `linear`, to record with a result; None if it is not available."""
     library = _library()
     if library is None:
         return None
@@ -51,16 +51,17 @@ def description() -> str | None:
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-    """Computes out = x @ weight.T + bias on the calling thread, accumulated in fp32 and rounded once.
+    """Writes x @ weight.T + bias to `out`, accumulated in fp32 and rounded once, on the calling thread.
 
-    x: (m, k), weight: (n, k), bias: (n,), out: (m, n); all bfloat16 or all float32, with contiguous last axes.
+    x: (m, k), weight: (n, k), bias: (n,), out: (m, n); all bfloat16 or all float32, with contiguous last axes. Raises
+    RuntimeError if oneDNN reports a failure.
     """
     arrays = [x, weight.T, *([] if bias is None else [bias[None]]), out]
     _this_thread().product(arrays)(arrays)
 
 
 class _Layout(NamedTuple):
-    """Shape, strides in elements, and dtype of a matrix."""
+    """The shape, strides (in elements) and dtype of a matrix."""
 
     shape: tuple[int, int]
     strides: tuple[int, int]
@@ -74,18 +75,18 @@ class _Layout(NamedTuple):
 
     @property
     def arguments(self) -> tuple[object, int, object]:
-        """The layout as arguments of dnnl_memory_desc_create_with_strides: dims, data type, strides."""
+        """The arguments by which the library describes a matrix: sizes, data type, strides."""
         return (c_int64 * 2)(*self.shape), _TYPES[self.dtype], (c_int64 * 2)(*self.strides)
 
 
 class _Thread:
-    """The oneDNN engine, stream and products of one thread. They are not shared: scratch memory is thread-local."""
+    """The library's objects for one thread. They must not be shared: scratch memory belongs to a thread."""
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
-        _openmp().omp_set_num_threads(1)  # for this thread: our own threads share the pieces of a product
+        _openmp().omp_set_num_threads(1)  # for this thread only: our own threads share the pieces of a product
         self.engine = _create(library.dnnl_engine_create, _CPU, ctypes.c_size_t(0))
-        self.stream = _create(library.dnnl_stream_create, self.engine, _IN_ORDER)
+        self.queue = _create(library.dnnl_stream_create, self.engine, _IN_ORDER)
         self._products: dict[object, _Product] = {}
 
     def product(self, arrays: Sequence[np.ndarray]) -> _Product:
@@ -96,22 +97,23 @@ class _Thread:
 
 
 class _Product:
-    """A product for fixed layouts of source, weights, optional bias, and destination."""
+    """A compiled product of matrices of fixed shapes and strides: source, weights, optional bias, and destination."""
 
     def __init__(self, thread: _Thread, layouts: Sequence[_Layout]):
         self._thread, library = thread, thread.library
-        descriptors = [_create(library.dnnl_memory_desc_create_with_strides, 2, *item.arguments) for item in layouts]
+        describe = library.dnnl_memory_desc_create_with_strides
+        descriptors = [_create(describe, 2, *layout.arguments) for layout in layouts]
         source, weights, *bias, destination = descriptors
         operands = (source, weights, bias[0] if bias else None, destination)
-        primitive_descriptor = _create(library.dnnl_matmul_primitive_desc_create, thread.engine, *operands, None)
-        self._primitive = _create(library.dnnl_primitive_create, primitive_descriptor)
-        self._memories = [_create(library.dnnl_memory_create, item, thread.engine, None) for item in descriptors]
+        matmul = _create(library.dnnl_matmul_primitive_desc_create, thread.engine, *operands, None)
+        self._primitive = _create(library.dnnl_primitive_create, matmul)
+        self._memories = [_create(library.dnnl_memory_create, memory, thread.engine, None) for memory in descriptors]
         indices = (_SOURCE, _WEIGHTS, *([_BIAS] if bias else []), _DESTINATION)
         pairs = (_Argument(i, m.value) for i, m in zip(indices, self._memories, strict=True))
         self._arguments = (_Argument * len(indices))(*pairs)
         for descriptor in descriptors:
             library.dnnl_memory_desc_destroy(descriptor)
-        library.dnnl_primitive_desc_destroy(primitive_descriptor)
+        library.dnnl_primitive_desc_destroy(matmul)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> None:
         library, queue = self._thread.library, self._thread.queue
@@ -134,7 +136,7 @@ def _this_thread() -> _Thread:
 
 
 def _create(create: Callable[..., int], *arguments: object) -> c_void_p:
-    """Calls a oneDNN `create` function and returns the handle that it writes to its first argument."""
+    """Calls a function of the library that writes a handle to its first argument, and returns the handle."""
     handle = c_void_p()
     _check(create(byref(handle), *arguments))
     return handle
@@ -158,7 +160,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _installed() -> str:
-    """Path of the library in the installed package. Raises PackageNotFoundError or OSError if it is missing."""
+    """The path of the installed package's library. Raises PackageNotFoundError or OSError."""
     for file in metadata.files(_PACKAGE) or ():
         if file.name == "libdnnl.so.3":
             return str(file.locate())

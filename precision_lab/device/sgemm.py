@@ -1,9 +1,9 @@
-"""Matrix products and loops over NumPy arrays on all cores of a CPU, in pieces with fixed bounds.
+"""Matrix products and loops over NumPy arrays on all cores of a CPU, in pieces of fixed bounds.
 
-A multithreaded BLAS splits each product itself and then waits for the slowest core. Here each piece is one call on one
-thread, and the next idle thread takes the next piece. The other work on a piece (widening weights, biases, softmax)
-therefore also runs on all cores, while the piece is in the cache. The result does not depend on the thread, bit for
-bit.
+A BLAS with its own threads splits each product and waits at its end for the slowest core. Here each piece is one call
+on one thread, and a free thread takes the next piece, so the rest of a loop's work on a piece (widening weights,
+biases, softmax) runs on all cores too, while the piece is in the cache. The result does not depend on which thread
+takes a piece.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from precision_lab.device import blas
 
 Float32 = npt.NDArray[np.float32]
 
-# CBLAS constants
-_ROW_MAJOR, _NOT_TRANSPOSED, _TRANSPOSED = 101, 111, 112
-# with at most this many rows, reading the matrix takes longer than the arithmetic, and sgemm would copy it first
+# from cblas.h
+_ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112
+# up to this many rows, reading the matrix takes longer than the arithmetic, and sgemm would copy it first
 _FEW_ROWS = 4
 
 
 def sgemm(a: Float32, b: Float32, out: Float32) -> None:
-    """Computes out = a @ b in fp32 on the calling thread; a: (m, k), b: (k, n), out: (m, n).
+    """Writes a @ b to `out` in fp32 on the calling thread; a: (m, k), b: (k, n), out: (m, n).
 
-    The last axes of a and out must be contiguous, and either axis of b. Uses the BLAS that this process preloaded for
-    MLX, or NumPy's BLAS without one.
+    The last axis of a and out and either axis of b must be contiguous. Uses the BLAS preloaded for MLX if there is one,
+    otherwise NumPy's.
     """
     (m, k), n = a.shape, b.shape[1]
     assert b.shape[0] == k
@@ -43,18 +43,18 @@ def sgemm(a: Float32, b: Float32, out: Float32) -> None:
     stored = b if row_major else b.T
     matrix = (stored.ctypes.data, _leading(stored))
     if m <= _FEW_ROWS:
-        order = _TRANSPOSED if straight else _NOT_TRANSPOSED
+        order = _TRANSPOSE if row_major else _NO_TRANSPOSE
         for row, result in zip(a, out, strict=True):
             vectors = (row.ctypes.data, 1, 0.0, result.ctypes.data, 1)
             by_vector(_ROW_MAJOR, order, *stored.shape, 1.0, *matrix, *vectors)
     else:
-        order = _NOT_TRANSPOSED if straight else _TRANSPOSED
-        sizes = (_ROW_MAJOR, _NOT_TRANSPOSED, order, m, n, k)
+        order = _NO_TRANSPOSE if row_major else _TRANSPOSE
+        sizes = (_ROW_MAJOR, _NO_TRANSPOSE, order, m, n, k)
         product(*sizes, 1.0, a.ctypes.data, _leading(a), *matrix, 0.0, out.ctypes.data, _leading(out))
 
 
 def _leading(x: Float32) -> int:
-    """The leading dimension of a matrix: the number of elements from one row to the next."""
+    """The leading dimension: the number of elements from one row to the next."""
     assert x.strides[1] == x.itemsize or x.shape[1] == 1
     return max(x.strides[0] // x.itemsize, x.shape[1])
 
@@ -65,13 +65,13 @@ def cores() -> int:
 
 
 def in_pieces(task: Callable[[slice], None], length: int, step: int) -> None:
-    """Runs `task` on all cores for consecutive slices of range(length), each `step` long except perhaps the last.
+    """Calls `task` with every slice of length `step` (the last may be shorter) of range(length), on all cores.
 
-    NumPy's floating-point warnings are off. Tasks must write to disjoint places. An exception in a task is raised here.
+    Tasks must not write to the same memory. Floating-point warnings are suppressed. Raises the exception of a task.
     """
 
     def quiet(piece: slice) -> None:
-        with np.errstate(all="ignore"):  # errstate is per thread
+        with np.errstate(all="ignore"):  # errstate is local to the thread
             task(piece)
 
     pieces = [slice(first, min(first + step, length)) for first in range(0, length, step)]
@@ -84,5 +84,5 @@ def in_pieces(task: Callable[[slice], None], length: int, step: int) -> None:
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
-    """The thread pool of process `process`. It is cached by process id because a fork inherits no threads."""
+    """The thread pool of one process; a forked process does not inherit threads and so needs its own."""
     return ThreadPoolExecutor(cores(), thread_name_prefix="precision_lab")

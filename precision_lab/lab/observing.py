@@ -1,4 +1,4 @@
-"""The observation loop: groups the arrays of calls, evaluates them, and passes them to the observers."""
+"""The one loop of observation: arrays of calls are grouped, evaluated, and handed to the observers that want them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
 
 CALL = "call"
-"""The port of observers that need an output together with the inputs of its call."""
+"""The port of observers that want an output together with the inputs of its call."""
 
-# an evaluation takes about a millisecond to start and await: with small groups, a small model takes twice as long
+# an evaluation takes about a millisecond to start and await: with few arrays a group, a small model takes twice as long
 _GROUP = 2048
 _GROUP_BYTES = 128 << 20
-# used if only statistics outlive the evaluation: a quarter of the groups, and of the graphs of kernels on CUDA
+# where nothing but statistics outlives the evaluation: a quarter as many, and as many fewer graphs of kernels on CUDA
 _PASSING_BYTES = 512 << 20
 
 
 class Observer(Protocol):
-    """Measures arrays at the sites that match its patterns."""
+    """Something that measures arrays at the sites of its patterns."""
 
     @property
     def sites(self) -> Sequence[str]: ...
@@ -40,18 +40,18 @@ class Observer(Protocol):
 
 @runtime_checkable
 class LazyObserver(Observer, Protocol):
-    """An observer that may not need the arrays after their evaluation has started."""
+    """An observer that may need arrays only until their evaluation begins."""
 
     @property
     def is_lazy(self) -> bool:
-        """Whether the loop calls `prepare` instead of `observe`."""
+        """Whether `prepare` receives them, and not `observe`."""
 
     def prepare(self, batch: Sequence[Observation]) -> Sequence[mx.array]:
-        """Receives a batch before its evaluation, and returns arrays to be evaluated with it."""
+        """Accepts a batch that is not evaluated. The returned arrays are evaluated with it."""
 
 
 class Seen(NamedTuple):
-    """An array that entered or left a module, without a position yet. inputs: those of its call, if requested."""
+    """An array that entered or left a module, before it has a position; inputs: those of its call, where wanted."""
 
     site: Site
     port: Port
@@ -59,15 +59,15 @@ class Seen(NamedTuple):
 
 
 class Loop:
-    """Passes the arrays of calls to observers, in order of execution.
+    """Hands the arrays of calls to observers in order of execution.
 
-    Arrays are evaluated in groups, each while the previous one is measured. Evaluated one by one, waiting would take
-    longer than measuring; evaluated all at the end, they would stay in memory together. Lazy observers receive a group
-    before its evaluation, and nothing waits for them.
+    Arrays are evaluated in groups, one group while the one before is measured: one by one, waiting would take longer
+    than measuring, and all at the end they would stay in memory together. Lazy observers are given a group before it is
+    evaluated, and nothing waits for them.
     """
 
     def __init__(self, watches: Sequence[tuple[Observer, Sequence[Site]]]):
-        """watches: pairs of an observer and the sites that it observes."""
+        """watches: each observer with the sites that it watches."""
         self._interest: dict[Site, _Interest] = defaultdict(_Interest)
         for observer, sites in watches:
             for site in sites:
@@ -76,25 +76,32 @@ class Loop:
         self._group = _Group(self._observers)
         self._launched: _Group | None = None
         self.count = 0
-        """Number of arrays observed so far."""
+        """Number of arrays seen so far."""
 
     @property
     def sites(self) -> list[Site]:
-        """The sites that have an observer."""
+        """The sites that some observer watches."""
         return list(self._interest)
 
     @property
     def waiting(self) -> Sequence[Observation]:
-        """The observations of the current group, which are not evaluated yet."""
+        """The current group, which is not evaluated yet."""
         return self._group.seen
 
     def on_call(self, call: Call) -> None:
-        """Takes the arrays of a call that observers request; the callback of `tapped`."""
-        for seen in self.wanted(call):
-            self.take(seen)
+        """Takes the arrays of a call that some observer wants: `take` of each of `wanted`, without their tuples."""
+        site = call.site
+        interest = self._interest[site]
+        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
+        for kind, observers in interest.wanting.items():
+            of_call = inputs if kind == "out" else ()
+            for port in ports(call, [kind]):
+                self._add(site, port, of_call, observers)
+        if self._group.is_full:
+            self._launch()
 
     def wanted(self, call: Call) -> Iterator[Seen]:
-        """The arrays of a call that at least one observer requests."""
+        """The arrays of a call that some observer wants."""
         interest = self._interest[call.site]
         inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
         for kind in interest.wanting:
@@ -102,7 +109,7 @@ class Loop:
                 yield Seen(call.site, port, inputs if kind == "out" else ())
 
     def take(self, seen: Seen) -> None:
-        """Assigns a position to an array and adds it to the current group."""
+        """Gives an array its position, and its place in the current group."""
         site, port, inputs = seen
         self._add(site, port, inputs, self._interest[site].wanting[port.name.partition(".")[0]])
         if self._group.is_full:
@@ -114,12 +121,12 @@ class Loop:
         self._group.add(observation, observers)
 
     def finish(self) -> None:
-        """Passes everything taken so far to the observers before it returns."""
+        """Returns when everything seen so far has reached its observers."""
         self._launch()
         self._launch()
 
     def _launch(self) -> None:
-        """Starts the evaluation of the current group, and meanwhile measures the previous one."""
+        """Starts evaluating the current group, and meanwhile measures the one before."""
         self._group.launch()
         if self._launched is not None:
             self._launched.deliver()
@@ -128,9 +135,9 @@ class Loop:
 
 @contextmanager
 def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
-    """Context manager that passes every array at an observer's sites and ports to it, in order, before the block ends.
+    """Every array at an observer's sites and ports reaches it by the end of the block, in order.
 
-    Raises InputError for a pattern that matches no site.
+    Raises InputError for a pattern that names no site.
     """
     sites = walk(components)
     loop = Loop([(observer, select(observer.sites, sites)) for observer in observers])
@@ -140,7 +147,7 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
 
 
 def position_of(site: Site, port: Port, order: int) -> Position:
-    """The position, in the current scope, of an array that enters or leaves the module at `site`."""
+    """The position of an array that a module of `site` takes or gives, within the current scope."""
     labels = current_scope()
     moment = labels.get("branch"), labels.get("step"), labels.get("sigma")
     return Position(*moment, site.component, site.path, port.name, port.stream, site.block, order)
@@ -151,13 +158,13 @@ def _is_lazy(observer: Observer) -> TypeGuard[LazyObserver]:
 
 
 class _Interest:
-    """The ports that observers request at one site."""
+    """The arrays that observers want from the calls at one site."""
 
     def __init__(self) -> None:
         self.wanting: dict[str, list[Observer]] = {}
-        """The observers of each kind of port, "in" before "out". Observers of calls are among those of "out"."""
+        """The observers of each kind of port, "in" before "out"; an output is what those of calls get, too."""
         self.calls = False
-        """Whether an observer needs the inputs of a call with its output."""
+        """Whether an observer wants the inputs of a call with its output."""
 
     def add(self, observer: Observer) -> None:
         self.calls |= CALL in observer.ports
@@ -167,7 +174,7 @@ class _Interest:
 
 
 class _Group:
-    """Observations that are evaluated together, and the observers of each."""
+    """Observations that are evaluated together, by observer."""
 
     def __init__(self, observers: Sequence[Observer]):
         self.seen: list[Observation] = []
@@ -188,15 +195,15 @@ class _Group:
             self._batches[id(observer)][1].append(observation)
 
     def launch(self) -> None:
-        """Starts the evaluation. Arrays that only lazy observers requested are released."""
+        """Starts the evaluation; what only lazy observers wanted is held no longer."""
         statistics: list[mx.array] = []
-        retained: dict[int, Observation] = {}
+        held: dict[int, Observation] = {}
         for observer, batch in self._batches.values():
             if batch and _is_lazy(observer):
                 statistics += observer.prepare(batch)
                 batch.clear()
-            retained.update((id(seen), seen) for seen in batch)
-        mx.async_eval(statistics, [array for seen in retained.values() for array in (seen.array, *seen.inputs)])
+            held.update((id(seen), seen) for seen in batch)
+        mx.async_eval(statistics, [array for seen in held.values() for array in (seen.array, *seen.inputs)])
         self.seen.clear()
 
     def deliver(self) -> None:

@@ -1,7 +1,7 @@
-"""Writes a checkpoint with quantised linears, in the layout that mlx-lm saves and the subjects load.
+"""A checkpoint written with linears quantised, in the layout that mlx-lm saves and the subjects load.
 
-The weights are quantised in their stored dtype. The copy therefore computes bit for bit what the technique computes on
-the original, both in fp32 and in the stored dtype of the original.
+The weights are quantised as they are stored. So the copy computes what the technique computes on the original, bit for
+bit, in fp32 and in the dtype the original is stored in.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes written so far and the total."""
+"""Called with the bytes written so far and in all."""
 
 MAX_SHARD_BYTES = 5 << 30
 _BESIDE_WEIGHTS = 8 << 20
-"""Bytes reserved for headers and configurations."""
+"""Room for headers and configurations."""
 
 
 class Part(Protocol):
-    """A component on disk: `stem` names its weight files, `prefix` precedes the module path in tensor names."""
+    """A component on disk: the name of its weight files, and the prefix of its tensors before the paths of modules."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -57,14 +57,14 @@ class Quantizable(Protocol):
         """The folder of the checkpoint."""
 
     def folders(self) -> Sequence[str]:
-        """Names of the subfolders of a complete checkpoint."""
+        """Names of the folders in it that make a whole checkpoint."""
 
     def parts(self) -> Mapping[str, Part]:
-        """Components that can be quantised, by folder. They compute in fp32, with weights in their stored dtype."""
+        """Components that may be quantised, by folder, computing in fp32 with weights as they are stored."""
 
 
 class _Component(NamedTuple):
-    """Unevaluated tensors by their published names, and the entry of config.json that describes their quantisation."""
+    """Tensors under their published names, not evaluated, and the entry of config.json that says how to read them."""
 
     tensors: dict[str, mx.array]
     quantization: dict[str, Any]
@@ -77,14 +77,14 @@ def write(
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Applies `techniques` to `source` and writes it to the folder `out`, which must be absent or empty.
+    """Writes `source` with `techniques` applied to the folder `out`, which must be absent or empty.
 
-    Components without quantised modules are copied unchanged. Quantised components omit the parts that the subject does
-    not read. Everything is written next to `out` and renamed at the end. Memory holds one shard and one tensor of the
-    original.
+    Components in which nothing is quantised are copied as they are; of a quantised one, parts that the subject does
+    not read are left out. Everything is written beside `out` and renamed at the end; memory holds one shard and one
+    tensor of the original.
 
-    Raises InputError if `out` exists and is not an empty folder, or cannot be written; if the disk is too small; and if
-    a technique does not fit the model.
+    Raises InputError if `out` exists and is not an empty folder, cannot be written, or the disk is too small; and
+    where a technique does not fit the model.
     """
     original, parts = source.folder(), source.parts()
     quantised = _quantised(parts, source.layout, techniques)
@@ -118,10 +118,12 @@ def write(
             _write_shards(temporary / name, parts[name].stem, component.tensors, max_shard_bytes, written)
 
 
-def _quantised(parts: Mapping[str, Part], techniques: Mapping[str, QuantizedWeights]) -> dict[str, _Component]:
-    """The components that contain quantised modules after the techniques are applied."""
-    components = {}
-    with applied({name: part.module for name, part in parts.items()}, techniques):
+def _quantised(
+    parts: Mapping[str, Part], layout: Layout, techniques: Mapping[str, QuantizedWeights]
+) -> dict[str, _Component]:
+    """The components that hold quantised modules once the techniques are applied."""
+    found = {}
+    with applied(Components({name: part.module for name, part in parts.items()}, layout), techniques):
         for name, part in parts.items():
             packed = {
                 part.prefix + site.path: Quantization(site.module.group_size, site.module.bits, site.module.mode)
@@ -130,14 +132,14 @@ def _quantised(parts: Mapping[str, Part], techniques: Mapping[str, QuantizedWeig
             }
             if packed:
                 tensors = {part.prefix + path: array for path, array in tree_flatten(part.module.parameters())}
-                components[name] = _Component(tensors, _entry(packed))
-    if not components:
+                found[name] = _Component(tensors, _entry(packed))
+    if not found:
         raise InputError("technique: nothing is quantised in the end, expected a rule that does not keep its sites")
-    return components
+    return found
 
 
 def _entry(packed: Mapping[str, Quantization]) -> dict[str, Any]:
-    """The entry of config.json: the most common quantisation, and that of each path with a different one."""
+    """The commonest quantisation, and those of the paths that have another."""
     common = Counter(packed.values()).most_common(1)[0][0]
     others = {path: quantization._asdict() for path, quantization in packed.items() if quantization != common}
     return {**common._asdict(), **others}
@@ -146,7 +148,7 @@ def _entry(packed: Mapping[str, Quantization]) -> dict[str, Any]:
 def _write_shards(
     folder: Path, stem: str, tensors: dict[str, mx.array], max_bytes: int, written: Callable[[int], None]
 ) -> None:
-    """Writes `tensors` as shards of up to `max_bytes`. Empties `tensors`, so that written tensors leave memory."""
+    """Empties `tensors`, so that what is written does not stay in memory."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     parts = _split(tensors, max_bytes)
     weight_map = {}
@@ -154,7 +156,7 @@ def _write_shards(
         file = f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else f"{stem}.safetensors"
         shard = {name: tensors.pop(name) for name in names}
         for tensor in shard.values():
-            mx.eval(tensor)  # one by one, so that only one original is in memory
+            mx.eval(tensor)  # one by one, or the originals of the whole shard would be in memory
         size = sum(tensor.nbytes for tensor in shard.values())
         mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
         del shard
@@ -167,7 +169,7 @@ def _write_shards(
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
-    """Groups consecutive names into shards of at most `max_bytes`; a larger tensor has its own shard."""
+    """Consecutive names of at most `max_bytes` together; a larger tensor is by itself."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Runs an experiment: every variant on every case, then timing. Writes tables, images and a manifest."""
+"""Running an experiment: every variant on every case, then timing; leaves tables, images and a manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from precision_lab.record.manifest import Environment, Manifest, Reference, Stat
 
 
 class Progress(Protocol):
-    """Receives the progress of a run; `total` and `amount` are in denoising steps, including timing rounds."""
+    """Receives the progress of a run; `amount` is in steps, timing rounds included."""
 
     def start(self, total: float) -> None: ...
 
@@ -37,46 +37,27 @@ class Progress(Protocol):
 
 
 def run(spec: RunSpec, progress: Progress, child: Sequence[str] = ()) -> None:
-    """Runs `spec` and writes to `spec.out`. Raises InputError before it writes anything if `spec` cannot be run.
+    """Runs `spec` into `spec.out`. Raises InputError before anything is written if it cannot be run.
 
-    If a variant raises, the manifest records the error and the other variants continue. After Ctrl-C, the manifest's
-    status is `interrupted` and all completed parts remain; `spec.resume` continues the run. child: the command that
-    starts a process for variants that need their own, see `precision_lab.lab.process`.
+    A variant that raises is noted in the manifest, and the others go on. After Ctrl-C the manifest says
+    `interrupted` and everything finished stays; `spec.resume` continues. child: the command that starts another process
+    for variants that need one, see `precision_lab.lab.process`.
     """
     Execution(plan(spec), progress, child).run()
 
 
-class Laboratory:
-    """One run: the spec, the models, and the contents of the manifest."""
+class Execution:
+    """A plan being carried out, and the manifest as it grows."""
 
     def __init__(self, planned: Plan, progress: Progress, child: Sequence[str]):
         self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
         self.progress = progress
-        self.bench = Bench(spec)
-        self.steps = sum(map(self.bench.steps, spec.cases)) * len(spec.all_variants)
-        components = self.bench.components("float32")
-        sites = walk(components)
-        for name, probe in spec.probes.items():
-            for port in probe.ports:
-                one_of(f"probe.{name}.ports", port, ("in", "out", CALL))
-            if CALL in probe.ports and len(probe.ports) > 1:
-                raise InputError(f"probe.{name}.ports is {list(probe.ports)}, expected [call] alone, or in and out")
-        for patterns in (spec.drift_sites, spec.teacher.sites, *(probe.sites for probe in spec.probes.values())):
-            select(patterns, sites)
-        if spec.teacher.mode != "off":
-            teacher.check(self.bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
-        pinned.check(spec, sites)
-        self.errors: dict[str, str] = {}
-        self.coverage: dict[str, dict[str, Coverage]] = {}
-        self.storage: dict[str, dict[str, WeightStorage]] = {}
-        for variant in spec.all_variants:
-            self._dry_run(variant)
-        elsewhere = {variant.process for variant in spec.variants} - {_HERE}
-        assert child or not elsewhere, "variants of another process need a command that starts one"
-        self.children = {process: Child(child, spec.out, process) for process in elsewhere}
-        alone = bool(elsewhere) or not child  # two requesters would mix up the answers of a process
-        number = 1 if alone else crew.workers(spec, self.steps, _bytes(components))
-        self.helpers = [Child(child, spec.out, _HERE) for _ in range(number - 1)]
+        self.errors = dict(planned.errors)
+        assert child or not planned.processes, "variants of another process need a command that starts one"
+        self.children = {process: Child(child, self.spec.out, process) for process in planned.processes}
+        alone = bool(planned.processes) or not child  # a process with two callers would mix up its answers
+        helpers = 0 if alone else planned.workers - 1
+        self.helpers = [Child(child, self.spec.out, HERE) for _ in range(helpers)]
         self.reporting = Lock()
         self.ended = False
         self.started = _now()
@@ -114,7 +95,7 @@ class Laboratory:
         generations = Crew(spec.all_variants, spec.cases, self._finished)
         helpers = [partial(self._make, helper=helper) for helper in self.helpers]
         generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
-        for helper in self.helpers:  # timing follows
+        for helper in self.helpers:  # what follows is timed
             helper.close()
         self._time_steps(timing)
 
@@ -146,7 +127,7 @@ class Laboratory:
             self.progress.advance(amount, label)
 
     def _is_done(self, variant: Variant, case: Case) -> bool:
-        """Whether a generation is complete. For a reference, no variant may still need its arrays."""
+        """Whether a generation was finished before; the reference's, only if no variant still needs its arrays."""
         if variant.name == REFERENCE and not reference_path(self.spec.out, case).exists():
             return all(self._is_done(other, case) for other in self.spec.variants)
         return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
@@ -174,17 +155,6 @@ class Laboratory:
         on_round(1.0)
         tables.write_part(self.spec.out, "latency", part, rows)
 
-    def _dry_run(self, variant: Variant) -> None:
-        """Applies the techniques once. An InputError is raised now; any other exception is recorded for the variant."""
-        try:
-            with self.bench.variant(variant) as (_, components, coverage):
-                self.coverage[variant.name] = coverage
-                self.storage[variant.name] = weight_storage(components)
-        except InputError:
-            raise
-        except Exception as error:
-            self._failed(variant, error)
-
     def _failed(self, variant: Variant, error: Exception) -> None:
         message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
         self.errors[variant.name] = message
@@ -206,8 +176,8 @@ class Laboratory:
             baseline=spec.baseline,
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
             sites={
-                name: {technique: manifest.Coverage(*matched) for technique, matched in coverage.items()}
-                for name, coverage in self.coverage.items()
+                name: {technique: manifest.Coverage(*found) for technique, found in coverage.items()}
+                for name, coverage in self.plan.coverage.items()
             },
             errors=self.errors,
             prompts=list(spec.prompts),

@@ -1,8 +1,7 @@
-"""The operations of the transformer in NumPy float64, as a reference for each operation on its actual inputs.
+"""Reference results of the transformer's operations, computed in NumPy float64 from the same (rounded) inputs.
 
-Inputs keep the rounding that they already have; all arithmetic, exponentials and sums are float64. Shape letters:
-B batch, L tokens, D width, H heads, C channels per head. MLX's own float64 is no reference: its exp, erf and norms
-have the accuracy of fp32.
+All arithmetic, exponentials and sums are float64. B batch, L tokens, D width, H heads, C channels per head. MLX's own
+float64 is no reference: its exp, erf and norms have only the accuracy of fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def layer_norm(x: Array, eps: float) -> Array:
-    """`(x - mean) / sqrt(variance + eps)` over the last axis, computed in two passes."""
+    """`(x - mean) / sqrt(variance + eps)` over the last axis, in two passes."""
     centred = x.astype(np.float64)
     centred = centred - centred.mean(axis=-1, keepdims=True)
     return centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + eps)
@@ -58,7 +57,7 @@ def silu(x: Array) -> Array:
 def gelu_tanh(x: Array) -> Array:
     """`0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel, arXiv:1606.08415).
 
-    Computed as the equivalent `x / (1 + exp(-2 t))`: for negative x the sum 1 + tanh(t) would cancel.
+    Computed in the equivalent form `x / (1 + exp(-2 t))`, because 1 + tanh(t) cancels for negative x.
     """
     y = x.astype(np.float64)
     inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y * y * y)
@@ -79,7 +78,7 @@ def rotate(x: Array, rotation: Array) -> Array:
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(C)) v; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key is used."""
+    """`softmax(q k^T / sqrt(C)) v`; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key takes part."""
     query, key, value = (a.astype(np.float64).transpose(0, 2, 1, 3) for a in (q, k, v))
     scores = query @ key.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     if mask is not None:
@@ -90,28 +89,29 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def own_error(output: Array, exact: Array, fmt: Format | str) -> dict[str, float]:
-    """The error that an operation itself makes: its `output`, of dtype `fmt`, against the `exact` float64 result.
+    """The error of a single operation: its `output`, of dtype `fmt`, against the `exact` float64 result.
 
-    - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; at most 0.5 if correctly rounded.
-      It is large where terms cancel, because the ulp of the difference is small against the rounding of the terms;
+    - `own_ulp_max`: the largest |output - exact| in ulps of `fmt` at the exact value; up to 0.5 if correctly rounded.
+      It is large where terms cancel, since an ulp of the difference is small compared with the rounding of the terms;
     - `own_rel_l2`: |output - exact| / |exact|;
-    - `rounding_rel_l2`: the same for the correctly rounded result, the smallest error of any implementation;
-    - `own_misrounded_pct`: percent of elements that are not the correctly rounded result;
-    - `own_overflow`: number of elements that are not finite although the exact result rounds to a finite number.
+    - `rounding_rel_l2`: |rounded - exact| / |exact| for the correctly rounded result, the least possible error;
+    - `own_misrounded_pct`: percent of elements that differ from the correctly rounded result;
+    - `own_overflow`: number of non-finite elements whose exact result rounds to a finite number.
 
-    The first three cover elements where the output and the correctly rounded result are finite. They are NaN if there
-    are no such elements; a relative error that is not zero is also NaN if the exact result is zero everywhere. Raises
-    InputError for an unknown format name.
+    The first three cover the elements where both the output and the correctly rounded result are finite; they are NaN
+    if there are none, and the relative ones also if the exact result is zero throughout. Raises InputError for an
+    unknown format name.
     """
     fmt = format_named(fmt) if isinstance(fmt, str) else fmt
-    y, best = output.astype(np.float64), round_to(exact, fmt)
-    finite = np.isfinite(y) & np.isfinite(best)
-    wrong = (y != best) & ~(np.isnan(y) & np.isnan(best))
-    actual, nearest, right = y[finite], best[finite], np.asarray(exact)[finite]
+    y, rounded = output.astype(np.float64), round_to(exact, fmt)
+    finite = np.isfinite(y) & np.isfinite(rounded)
+    misrounded = (y != rounded) & ~(np.isnan(y) & np.isnan(rounded))
+    finite_y, finite_rounded, finite_exact = y[finite], rounded[finite], np.asarray(exact)[finite]
+    ulps = np.abs(finite_y - finite_exact) / ulp(finite_exact, fmt)
     return {
-        "own_ulp_max": float((np.abs(actual - right) / ulp(right, fmt)).max()) if actual.size else math.nan,
-        "own_rel_l2": float(compare(actual, right).values["rel_l2"]),
-        "rounding_rel_l2": float(compare(nearest, right).values["rel_l2"]),
-        "own_misrounded_pct": 100 * float(wrong.mean()) if y.size else math.nan,
-        "own_overflow": float(np.count_nonzero(~np.isfinite(y) & np.isfinite(best))),
+        "own_ulp_max": float(ulps.max()) if finite_y.size else math.nan,
+        "own_rel_l2": float(compare(finite_y, finite_exact).values["rel_l2"]),
+        "rounding_rel_l2": float(compare(finite_rounded, finite_exact).values["rel_l2"]),
+        "own_misrounded_pct": 100 * float(misrounded.mean()) if y.size else math.nan,
+        "own_overflow": float(np.count_nonzero(~np.isfinite(y) & np.isfinite(rounded))),
     }

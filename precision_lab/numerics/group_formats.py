@@ -1,16 +1,15 @@
-"""The effect of MLX's quantisation on an activation: groups within a row share a scale.
+"""MLX's quantisation formats, applied to activations: groups of elements along a row share a scale.
 
-Implements the modes of `mx.quantize`, with the arithmetic of its kernels, on the float32 values of a tensor:
+These are the modes of `mx.quantize`, with the arithmetic of its kernels, applied to float32 values:
 
-- mxfp8, mxfp4 (OCP Microscaling v1.0): 32 values of e4m3 or e2m1 share a power of two, the smallest that is not below
-  amax / (largest element), so that nothing saturates. The specification's own example uses the floor of both
-  logarithms, and MLX before 0.32.4 the nearest power; both saturate;
-- nvfp4: 16 values of e2m1 share an e4m3 scale, amax / 6, at most 448. Values above 2688 saturate, and a group whose
-  amax is at most 6 * 2^-10 becomes zero;
-- affine: equally spaced levels between the extremes of a group, placed so that zero and the extreme of larger magnitude
-  are levels.
+- mxfp8, mxfp4 (OCP Microscaling v1.0): 32 elements of e4m3 or e2m1 share a power-of-two scale, the smallest that is not
+  below amax / (largest element), so that nothing saturates. The example in the specification takes the floor of both
+  logarithms, and MLX before 0.32.4 took the nearest power; both can saturate;
+- nvfp4: 16 elements of e2m1 share an e4m3 scale, amax / 6, at most 448. Magnitudes above 2688 saturate, and a group
+  whose amax is at most 6 * 2^-10 becomes zero;
+- affine: levels between the extremes of a group, placed so that zero and the extreme of larger magnitude are levels.
 
-Elements are rounded to nearest, ties to even, as in MLX's GPU kernels and `mx.qqmm`. `mx.quantize` on the CPU rounds
+Elements are rounded to nearest, ties to even, as in MLX's GPU kernels and `mx.qqmm`; `mx.quantize` on the CPU rounds
 ties of e2m1 towards zero instead.
 """
 
@@ -30,14 +29,14 @@ from precision_lab.errors import InputError, nearest
 Array = npt.NDArray[Any]
 
 E4M3, E2M1 = (3, -6, 448.0), (1, 0, 6.0)
-"""An element format: stored bits of the significand, exponent of the smallest normal, largest value."""
+"""Element formats: stored bits of the significand, exponent of the smallest normal, largest value."""
 _AFFINE = re.compile(r"affine([234568])(?:_g(32|64|128))?")
 DEFAULT_GROUP_FORMATS = ("mxfp8", "mxfp4", "nvfp4", "affine8", "affine4")
 
 
 @dataclass(frozen=True)
 class GroupFormat:
-    """A mode of `mx.quantize`; groups of `group_size` elements lie along the last axis."""
+    """A mode of `mx.quantize`; groups of `group_size` run along the last axis."""
 
     name: str
     mode: str
@@ -47,7 +46,7 @@ class GroupFormat:
 
 @lru_cache
 def group_format(name: str) -> GroupFormat:
-    """The format named mxfp8, mxfp4, nvfp4, affineBITS (groups of 64) or affineBITS_gSIZE, such as affine4_g32.
+    """The group format called `name`: mxfp8, mxfp4, nvfp4, affineBITS (groups of 64) or affineBITS_gSIZE.
 
     Raises InputError for any other name.
     """
@@ -57,16 +56,14 @@ def group_format(name: str) -> GroupFormat:
         return GroupFormat(name, name, 4, 16)
     if match := _AFFINE.fullmatch(name):
         return GroupFormat(name, "affine", int(match[1]), int(match[2] or 64))
-    raise InputError(
-        f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or, for example, affine4_g32"
-    )
+    raise InputError(f"Unknown group format {name!r}. {nearest(name, DEFAULT_GROUP_FORMATS)} Or, e.g., affine4_g32.")
 
 
 def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Quantises and dequantises `groups`: (n, fmt.group_size) float32, finite.
+    """Quantises and decodes `groups`.
 
-    Returns the float32 values, and a mask of those that were clipped to the element's range, both of the shape of
-    `groups`.
+    groups: (n, fmt.group_size) float32, finite. Returns the decoded values, float32, and a mask of the elements that
+    were clipped to the range of the element format, both of the same shape.
     """
     if fmt.mode == "affine":
         return _affine(groups, 2**fmt.bits - 1)
@@ -83,7 +80,7 @@ def round_trip(groups: Array, fmt: GroupFormat) -> tuple[Array, npt.NDArray[np.b
 
 
 def _power_of_two_scale(ratio: Array) -> Array:
-    """2^ceil(log2(ratio)), clipped to the e8m0 range; 1 for a group of zeros."""
+    """`2^ceil(log2(ratio))`, limited to the range of e8m0; 1 for a group of zeros."""
     fraction, exponent = np.frexp(ratio)  # ratio = fraction * 2^exponent with the fraction in [0.5, 1)
     return np.ldexp(np.float32(1), np.clip(exponent - (fraction == 0.5), -127, 127))
 
@@ -93,10 +90,9 @@ def _e4m3_scale(ratio: Array) -> Array:
 
 
 def round_significand(magnitude: Array, mantissa_bits: int, lowest: int) -> Array:
-    """Non-negative float32 rounded to `mantissa_bits` bits, and to fixed point below 2^lowest. Nothing overflows.
+    """Rounds non-negative float32 to `mantissa_bits` stored bits, fixed-point below 2^lowest; no upper limit.
 
-    Adding and then subtracting 2^(23 - mantissa_bits) times the value's power of two leaves exactly those bits, ties to
-    even.
+    Adding and subtracting 2^(23 - mantissa_bits) times the value's power of two leaves just those bits, ties to even.
     """
     power = np.maximum(magnitude, np.float32(2.0**lowest)).view(np.uint32)
     power &= np.uint32(0x7F800000)
@@ -126,6 +122,6 @@ def _affine(groups: Array, levels: int) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 def _reduce_groups(function: np.ufunc, groups: Array) -> Array:
-    """Reduces each group with `function`; returns (n, 1). Faster than reducing along an axis for short groups."""
+    """Reduces each group by `function` to (n, 1); for short groups, `reduceat` is faster than reducing an axis."""
     starts = np.arange(0, groups.size, groups.shape[1])
     return function.reduceat(groups.reshape(-1), starts)[:, None]

@@ -1,14 +1,14 @@
-"""Sketches: eight numbers per tensor, from which the distance between two tensors can be estimated.
+"""Sketches: eight numbers per tensor from which the distance between two tensors can be estimated.
 
-View x as a matrix (rows, cols) whose columns are the last axis of the tensor. Its sketch is p_k = a_k^T x b_k for
-k = 0 .. 7, with random signs a_k and b_k. The signs are independent, so E[p_k^2] = |x|_F^2, and p is linear in x. The
-root mean square of p_k(x) - p_k(y) therefore estimates |x - y|_F although neither tensor is stored (Alon, Matias and
-Szegedy, "The space complexity of approximating the frequency moments", 1996). With eight projections the estimate is
-usually within a factor of two of the true distance; for a change of one element it is exact.
+A sketch of x, reshaped to a matrix (rows, cols) that keeps the last axis, is p_k = a_k^T x b_k for k = 0 .. 7, with
+random signs a_k and b_k. The signs are independent, so E[p_k^2] = |x|_F^2, and p is linear in x, so the root mean
+square of p_k(x) - p_k(y) estimates |x - y|_F without either tensor (Alon, Matias and Szegedy, "The space complexity of
+approximating the frequency moments", 1996). With eight projections, the estimate is usually within a factor of two,
+and it is exact if a single element changed.
 
-The signs must never change, since sketches from different years are compared. Projection k of an axis of a given length
-uses the bits of PCG64, seeded by SeedSequence([axis, k, length]), as `random_raw` returns them: 64 per word, lowest bit
-first; a set bit is +1, a clear bit -1. axis is 0 for rows and 1 for columns. NumPy keeps this stream stable (NEP 19).
+The signs must never change, since stored sketches are compared with new ones. Projection k of an axis takes the bits of
+PCG64, seeded by SeedSequence([axis, k, length]), in the order of `random_raw`, 64 per word, lowest bit first; a set bit
+is +1, a clear bit -1. axis is 0 for rows and 1 for columns. NumPy guarantees that these bits are stable (NEP 19).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SKETCH_COLUMNS = tuple(f"sketch_{k}" for k in range(NUM_PROJECTIONS))
 
 _ROWS, _COLUMNS = 0, 1
 _BATCH = 1 << 17
-"""Elements processed at a time: their float64 copy stays in cache."""
+"""Elements per batch: their float64 copy stays in cache."""
 
 
 class Sketch(NamedTuple):
-    """projections: (8,) float64, and rms, both in the unit of the tensor.
+    """projections: (8,) float64; rms: the root mean square; both in the unit of the tensor.
 
     Both are NaN if any element is not finite, and zero for an empty tensor.
     """
@@ -43,13 +43,13 @@ class Sketch(NamedTuple):
 
 
 def sketch(x: npt.NDArray[Any]) -> Sketch:
-    """The sketch of a real tensor of any shape with magnitudes up to 1e150, evaluated in float64."""
+    """The sketch of a real tensor of any shape, evaluated in float64; magnitudes up to 1e150."""
     return sketch_each([x])[0]
 
 
 def sketch_each(arrays: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
-    """The sketch of each array. Small arrays of equal shape are processed together, which is several times faster."""
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    """The sketch of each array; small arrays of the same shape are batched, which is several times faster."""
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, x in enumerate(arrays):
         by_shape[matrix_shape(x.shape)].append(index)
     sketches: dict[int, Sketch] = {}
@@ -62,28 +62,28 @@ def sketch_each(arrays: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(rows, cols) of the matrix view of a tensor: cols is its last axis, rows the product of all others."""
+    """The shape (rows, cols) in which a tensor is sketched: cols is its last axis, rows all others."""
     return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
 def row_signs(length: int) -> npt.NDArray[np.int8]:
-    """The signs a_k for `length` rows: (8, length) int8, each 1 or -1."""
+    """The signs a_k for `length` rows: (8, length) int8, 1 or -1."""
     return _signs(_ROWS, length)
 
 
 def column_signs(length: int) -> npt.NDArray[np.int8]:
-    """The signs b_k for `length` columns: (8, length) int8, each 1 or -1."""
+    """The signs b_k for `length` columns: (8, length) int8, 1 or -1."""
     return _signs(_COLUMNS, length)
 
 
 def deviation(
     projections: npt.ArrayLike, reference: npt.ArrayLike, reference_rms: npt.ArrayLike, numel: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
-    """Estimates |x - reference| / |reference|, the relative L2 error, from the sketches of two tensors of equal shape.
+    """Estimates |x - reference| / |reference|, the relative L2 error, from sketches of two tensors of the same shape.
 
-    projections, reference: (..., 8); reference_rms, numel: (...), of the reference. Returns (...) float64. It is 0
-    where both sketches are zero, and otherwise NaN where the reference is zero or anything is not finite. Write
-    comparisons so that NaN does not pass.
+    projections, reference: (..., 8); reference_rms, numel: (...), of the reference. Returns (...). The estimate is 0
+    where both sketches are zero, and NaN where only the reference is zero or anything is not finite; a comparison with
+    a limit must not let NaN pass.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = np.asarray(projections, np.float64) - np.asarray(reference, np.float64)
@@ -104,7 +104,7 @@ def _signs(axis: int, length: int) -> npt.NDArray[np.int8]:
 
 
 def _sketch_batch(batch: Sequence[npt.NDArray[Any]]) -> list[Sketch]:
-    """Sketches of matrices of equal shape (rows, cols)."""
+    """Sketches matrices of the same shape (rows, cols)."""
     rows, cols = batch[0].shape
     a, b = row_signs(rows).T.astype(np.float64), column_signs(cols).T.astype(np.float64)
     projections = np.zeros((len(batch), NUM_PROJECTIONS))

@@ -1,4 +1,4 @@
-"""The loss if an activation were stored in another format: overflow, underflow, and signal-to-noise ratio."""
+"""The overflow, underflow and rounding error of activations if they were stored in another format."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from precision_lab.numerics.group_formats import GroupFormat, group_format, roun
 from precision_lab.numerics.statistics import summarize
 
 PACK = 1 << 15
-"""Elements processed at a time: many small arrays together, or one large array."""
+"""Elements per pack: many small arrays, or one larger array."""
 _ROUNDED_BY_ADDING = 2.0**100
-"""Formats with a smaller maximum are rounded by `round_significand`: its sums fit float32, and a cast is slower."""
+"""Formats with a smaller maximum use `round_significand`, which is faster than a cast and stays in float32's range."""
 
 Array = npt.NDArray[Any]
 AnyFormat = Format | GroupFormat
@@ -30,18 +30,18 @@ def any_format(name: str) -> AnyFormat:
 
 
 def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
-    """Measures the loss of each array in each format f, as one mapping per array:
+    """The losses of each array if it were stored in each format f, as one dict per array:
 
-    - `overflow_pct_f`: percent of elements beyond the range of f. In a floating-point format they become infinite or
-      NaN; in a group format they are clipped, relative to the scale of their group;
+    - `overflow_pct_f`: percent of all elements beyond the range of f. They become infinite or NaN in a floating-point
+      format, and are clipped, relative to the scale of their group, in a group format;
     - `underflow_pct_f`: percent of all elements that are not zero and become zero;
     - `sqnr_db_f`: 20 log10(|x| / |x - round trip of x|), higher is better. NaN if nothing is lost, or if a value
       overflows to infinity or NaN.
 
     All three are NaN for an empty array, and for a group format whose group size does not divide the last axis. For an
-    array with infinities or NaN, everything except the percentages of floating-point formats is NaN.
+    array with infinities or NaN, only the percentages of floating-point formats are defined.
 
-    arrays: real, of dtypes whose values float32 represents.
+    arrays: real, of dtypes that fit in float32.
     """
     results: list[dict[str, float]] = [{}] * len(arrays)
     for channels, indices in _packs(arrays):
@@ -53,18 +53,18 @@ def what_if(arrays: Sequence[Array], formats: Sequence[AnyFormat]) -> list[dict[
                 pieces.append(piece)
             else:
                 results[i] = _measure_irregular(arrays[i], formats)
-        if chosen:
-            for i, result in zip(chosen, _measure(pieces, channels, formats), strict=True):
+        if regular:
+            for i, result in zip(regular, _measure(pieces, channels, formats), strict=True):
                 results[i] = result
     return results
 
 
 def _packs(arrays: Sequence[Array]) -> Iterator[tuple[int, list[int]]]:
-    """Yields (channels, indices) of arrays of equal dtype and number of channels.
+    """Yields the number of channels and the indices of arrays of the same dtype and channels, at most PACK elements.
 
-    A pack has up to PACK elements in total, or one larger array.
+    A larger array is a pack of its own.
     """
-    alike: dict[tuple[int, str], list[int]] = defaultdict(list)
+    by_channels_and_dtype: dict[tuple[int, str], list[int]] = defaultdict(list)
     for i, x in enumerate(arrays):
         by_channels_and_dtype[x.shape[-1] if x.ndim else 1, x.dtype.name].append(i)
     for (channels, _), indices in by_channels_and_dtype.items():
@@ -80,13 +80,13 @@ def _packs(arrays: Sequence[Array]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _measure(pieces: Sequence[Array], channels: int, formats: Sequence[AnyFormat]) -> list[dict[str, float]]:
-    """The result of `what_if` for each piece: (n,) float32, finite, n > 0 a multiple of `channels`."""
+    """`what_if` for the arrays of one pack; pieces: (n,) float32 each, finite, n > 0 a multiple of `channels`."""
     x = np.concatenate(pieces)
     sizes = np.array([piece.size for piece in pieces])
     starts = np.cumsum(sizes) - sizes
 
     def percent(mask: Array) -> Array:
-        """Percent of the elements of each piece where `mask` is true."""
+        """Percent of the elements of each piece for which `mask` is set."""
         return 100 * np.add.reduceat(mask.view(np.uint8), starts, dtype=np.uint32) / sizes
 
     magnitude = np.abs(x)
@@ -119,18 +119,18 @@ def _names(fmt: AnyFormat) -> tuple[str, str, str]:
 
 
 def _cast(magnitude: Array, fmt: Format) -> tuple[Array, Array]:
-    """Finite magnitudes rounded to `fmt`, and a mask of those that overflow; overflow gives infinity or NaN."""
+    """Finite magnitudes rounded to `fmt`, infinite where they overflow, and a mask of the overflows."""
     over = magnitude >= fmt.overflow_threshold if fmt.threshold_overflows else magnitude > fmt.overflow_threshold
     if fmt.max > _ROUNDED_BY_ADDING:
         with np.errstate(over="ignore"):
             return magnitude.astype(ml_dtypes.finfo(fmt.name).dtype).astype(np.float32), over
-    with np.errstate(over="ignore", invalid="ignore"):  # raised far beyond the range of fmt
+    with np.errstate(over="ignore", invalid="ignore"):  # for magnitudes far beyond the range of fmt
         y = round_significand(magnitude, fmt.mantissa_bits, math.frexp(fmt.smallest_normal)[1] - 1)
     y[over] = np.inf
     return y, over
 
 
 def _measure_irregular(x: Array, formats: Sequence[AnyFormat]) -> dict[str, float]:
-    """The result of `what_if` for an array that is empty or has elements that are not finite."""
+    """`what_if` for an array that is empty or contains non-finite elements."""
     catalogue = summarize(x, [fmt for fmt in formats if isinstance(fmt, Format)])
     return {name: float(catalogue.get(name, math.nan)) for fmt in formats for name in _names(fmt)}

@@ -1,8 +1,8 @@
 """A closed world of pictures: one group of one to three equal objects on a plain background.
 
-Every scene has one caption and countless pictures. `render` draws the pictures, for training a small text-to-image
-checkpoint. `read` recognises the scene in a picture by classical image processing, to count the correct pictures of the
-checkpoint. The package uses only NumPy, SciPy and scikit-image, so it runs where MLX does not.
+Every scene has one caption and any number of pictures. `render` draws them to train a small text-to-image checkpoint;
+`read` recognises the scene of a picture by classical image processing, to count how many of the checkpoint's pictures
+are correct. The package needs only NumPy, SciPy and scikit-image, so it also runs where MLX does not.
 """
 
 from precision_lab.shapes.drawing import render

@@ -1,4 +1,4 @@
-"""Draws pictures of a scene."""
+"""Drawing pictures of scenes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from precision_lab.shapes.palette import PALETTE
 from precision_lab.shapes.scenes import Scene
 
 MIN_SIDE = 32
-"""Smallest side of a picture in pixels; on smaller pictures the shapes cannot be distinguished."""
+"""The shortest side in pixels at which the shapes can be distinguished."""
 
 
 def render(scene: Scene, height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draws the scene as an antialiased sRGB picture (height, width, 3); `rng` shifts its objects slightly.
+    """Draws an antialiased picture of the scene, (height, width, 3) uint8 sRGB; `rng` jitters the objects.
 
     Raises InputError for a side shorter than 32 pixels.
     """
@@ -24,8 +24,7 @@ def render(scene: Scene, height: int, width: int, rng: np.random.Generator) -> n
         raise InputError(f"A picture needs at least {MIN_SIDE} x {MIN_SIDE} pixels, got {height} x {width}")
     background, color = (np.array(PALETTE[name], dtype=np.float32) for name in (scene.background, scene.color))
     image = np.empty((height, width, 3), dtype=np.uint8)
-    # row by row, which is several times faster than by pixel
-    image[:] = np.tile(background.astype(np.uint8), (width, 1))
+    image[:] = np.tile(background.astype(np.uint8), (width, 1))  # several times faster by row than by pixel
     radius = layout.RADII[layout.size_name(scene)] * min(height, width)
     for center in layout.centers(scene, height, width, rng):
         left, top = np.floor(center - radius).astype(int)

@@ -1,7 +1,7 @@
-"""The outlines of the five shapes, and the share of each pixel that they cover.
+"""The outlines of the five shapes, and how much of each pixel they cover.
 
-Coordinates are those of pictures: x to the right, y down. A shape of radius 1 lies in the square [-1, 1]^2, and its
-bounding box is centred on the origin. The proportions make the five shapes look equally large.
+Coordinates follow images: x to the right, y down. A shape of radius 1 lies in the square [-1, 1]^2, with the centre of
+its bounding box at the origin; the proportions make the five shapes look equally large.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Points = npt.NDArray[np.float64]
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SCANLINES = 8
-"""Number of scanlines at which a row of pixels is sampled; coverage along a scanline is exact."""
+"""Sampling lines per row of pixels; along a line, coverage is exact."""
 
 
 def _star(outer: float, inner: float) -> Points:
-    """A five-pointed star (10, 2) with one point up and a centred bounding box."""
+    """The vertices (10, 2) of a five-pointed star with one point up and its bounding box centred."""
     angle = np.arange(10) * math.pi / 5
     radius = np.where(np.arange(10) % 2, inner, outer)
     points = np.stack((radius * np.sin(angle), -radius * np.cos(angle)), axis=1)
@@ -28,7 +28,7 @@ def _star(outer: float, inner: float) -> Points:
 
 
 def _cross(arm: float, half_width: float) -> Points:
-    """An upright cross (12, 2) with four arms of length `arm`."""
+    """The vertices (12, 2) of an upright cross with four arms of length `arm`."""
     a, b = arm, half_width
     corners = [(b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
     return np.array([*corners, (-b, -a)])
@@ -40,17 +40,21 @@ POLYGONS: dict[str, Points] = {
     "star": _star(outer=1.05, inner=0.46),
     "cross": _cross(arm=0.98, half_width=0.36),
 }
-"""Vertices (n, 2) of all shapes except the circle, clockwise on the screen."""
+"""Vertices (n, 2), clockwise on the screen. The circle is not a polygon and is handled separately."""
 
 
 class Edges(NamedTuple):
-    """The edges of a polygon that are not horizontal, as x = intercept + slope * y between two heights."""
+    """The edges of a polygon that are not horizontal, as x = intercept + slope * y for y from `top` to `bottom`.
 
-    top: Points  # (edges, 1), like bottom, to broadcast over heights
+    `top` and `bottom` are (edges, 1), to broadcast against heights; the rest are (edges,). `sign` is +1 where the
+    interior begins to the right of the edge, -1 where it ends.
+    """
+
+    top: Points
     bottom: Points
-    intercept: Points  # (edges,), like slope and sign
+    intercept: Points
     slope: Points
-    sign: Points  # +1 if the inside is to the right of the edge, -1 if it is to the left
+    sign: Points
 
 
 def _edges(points: Points) -> Edges:
@@ -66,7 +70,7 @@ EDGES = {shape: _edges(points) for shape, points in POLYGONS.items()}
 
 
 def area(shape: str) -> float:
-    """The area of the shape of radius 1, by the shoelace formula for polygons."""
+    """The area of the shape of radius 1 (for polygons, the shoelace formula)."""
     if shape == "circle":
         return math.pi
     x, y = POLYGONS[shape].T
@@ -74,7 +78,7 @@ def area(shape: str) -> float:
 
 
 def centroid(shape: str) -> tuple[float, float]:
-    """The centre of mass (x, y) of the shape of radius 1; for triangle and star it is not the bounding box's centre."""
+    """The centre of mass (x, y) of the shape of radius 1; it differs from the origin for triangle and star."""
     if shape == "circle":
         return 0.0, 0.0
     points = POLYGONS[shape]
@@ -87,18 +91,18 @@ def centroid(shape: str) -> tuple[float, float]:
 def coverage(
     shape: str, center: tuple[float, float], radius: float, height: int, width: int
 ) -> npt.NDArray[np.float64]:
-    """The share of each pixel (height, width) that the shape covers, 0 to 1; the shape must lie entirely inside.
+    """The fraction of each pixel that the shape covers, (height, width), 0 to 1; the whole shape must lie inside.
 
     `center` (x, y) and `radius` are in pixels; pixel (row, column) is the square [column, column + 1] x [row, row + 1].
-    On each scanline, a crossing into the shape adds +1 to everything on its right, and a crossing out of it adds -1.
-    The cumulative sum over columns is the coverage (the accumulation buffer of font rasterisers).
+    Each crossing of a scanline adds +1 to its right where it enters the shape, -1 where it leaves; the cumulative sum
+    along a row is the coverage (the accumulation buffer of font rasterisers).
     """
     v = (np.arange(height * SCANLINES) + 0.5) / SCANLINES
     line, x, sign = _crossings(shape, (v - center[1]) / radius)
     x = center[0] + radius * x
     column = x.astype(np.intp)
-    here = sign * (column + 1 - x)  # the part to the right of the crossing; the next pixel gets the rest
-    stride = width + 2  # a crossing on the right edge writes two columns beyond it
+    here = sign * (column + 1 - x)  # the part of the crossed pixel right of the crossing; the next pixel gets the rest
+    stride = width + 2  # a crossing on the right edge writes up to two columns beyond it
     index = line // SCANLINES * stride + column
     steps = np.bincount(index, here, minlength=height * stride)
     steps[1:] += np.bincount(index, sign - here, minlength=height * stride)[:-1]
@@ -106,7 +110,7 @@ def coverage(
 
 
 def _crossings(shape: str, v: Points) -> tuple[npt.NDArray[np.intp], Points, Points]:
-    """Crossings of the lines y = v (n,) with the outline: index of the line, x, and +1 (entering) or -1 (leaving)."""
+    """Where the lines y = v (n,) cross the outline: line index, x, and +1 for entering or -1 for leaving."""
     if shape == "circle":
         line = np.flatnonzero(np.abs(v) < 1)
         half_chord = np.sqrt(1 - v[line] ** 2)

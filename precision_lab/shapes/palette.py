@@ -1,4 +1,4 @@
-"""The eight colours of the world, and the search for the colour nearest to a pixel."""
+"""The eight colours of the world, and the colour nearest to a pixel."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PALETTE = {
     "white": (248, 248, 246),
     "black": (26, 28, 34),
 }
-"""8-bit sRGB. The smallest distance in CIELAB is 44 (cyan and white); a distance of 2.3 is just visible."""
+"""8-bit sRGB. The two closest in CIELAB (cyan and white) are 44 apart; a difference of 2.3 is just visible."""
 
 COLORS = tuple(PALETTE)
 RGB = np.array(list(PALETTE.values()), dtype=np.float32)
-"""The palette (8, 3), 0 to 255, in the order of `COLORS`."""
+"""The palette as an array (8, 3), 0 to 255, in the order of `COLORS`."""
 
 
 def nearest_color(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.intp]:

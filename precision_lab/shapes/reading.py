@@ -1,9 +1,9 @@
-"""Recognises the scene in a picture by classical image processing.
+"""Recognising the scene in a picture by classical image processing.
 
-The background is the colour of the border. Objects are connected regions whose difference from the background exceeds
-half the difference between the colour of the objects and the background. This threshold is at the true position of a
-blurred or antialiased edge. The colour of a region is that of most of its inside. Its shape is the one whose outline
-overlaps it best at the same area and centre.
+The background is the colour of the border. An object is a connected region of pixels that differ from the background by
+more than half as much as the object's colour does, which places a blurred or antialiased edge correctly. The colour of
+a region is the most common one in its interior; its shape is the one whose outline, at the same size and place,
+overlaps the region best.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from precision_lab.shapes.outlines import SHAPES, area, centroid, coverage
 from precision_lab.shapes.palette import COLORS, RGB, nearest_color
 
 BORDER = 0.03
-"""Width of the border, in units of the shorter side; no object reaches into it."""
+"""Width of the border, as a fraction of the shorter side; no object reaches into it."""
 PLAIN_BORDER = 0.8
-"""Least share of the border that has the background's colour in a picture with a plain background."""
+"""The fraction of the border that must have the background's colour for the background to count as plain."""
 SPECKLE = 0.25
-"""Regions smaller than this share of the world's smallest object are ignored."""
+"""Regions smaller than this fraction of the world's smallest object are ignored."""
 RIM = 2
-"""Width in pixels of the rim around a region that may contain its blurred edge."""
+"""Width in pixels of the rim around a region that may belong to its blurred edge."""
 MIN_OVERLAP = 0.55
-"""Least overlap (intersection over union) with a shape for a region to have that shape."""
+"""The minimum overlap (intersection over union) with a shape's outline for a region to have that shape."""
 MAX_MAGNITUDE = 1.5
-"""Largest radius of an object, in units of the radius of large objects."""
+"""The radius, relative to that of large objects, above which a region has no shape."""
 
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=Hashable)
@@ -42,11 +42,11 @@ T = TypeVar("T", bound=Hashable)
 
 @dataclass(frozen=True)
 class Reading:
-    """The scene read from a picture; an attribute is None if it cannot be read.
+    """The attributes recognised in a picture; None where an attribute cannot be determined.
 
-    Unlike in a Scene, `size` can be "medium" and `position` "center", because None would be ambiguous. `count` is 0 for
-    a plain picture, and None without a plain background or if one of the regions has no shape. Colour and shape are
-    those of more than half of the objects.
+    Unlike in a Scene, a medium `size` is "medium" and a central `position` is "center", since None would be ambiguous.
+    `count` is 0 for a plain picture, and None if the background is not plain or a region has no shape. Colour and shape
+    are those of more than half of the objects.
     """
 
     background: str | None
@@ -59,11 +59,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Region:
-    """A connected region.
-
-    shape: None if no shape fits. radius: in units of the shorter side, NaN without a shape. middle: centre (x, y) in
-    units of width and height.
-    """
+    """A connected region: colour, shape, radius (NaN without a shape), and centre (x, y) as fractions of the extent."""
 
     color: str
     shape: str | None
@@ -72,7 +68,7 @@ class _Region:
 
 
 def read(image: npt.NDArray[np.uint8]) -> Reading:
-    """Reads a uint8 picture (height, width, 3). Raises InputError for an array of another dtype or shape."""
+    """Recognises the scene in any uint8 picture (height, width, 3). Raises InputError for other dtypes or shapes."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise InputError(f"Expected a uint8 picture of shape (height, width, 3), got {image.dtype} of {image.shape}")
     labels = nearest_color(image)
@@ -94,7 +90,7 @@ def read(image: npt.NDArray[np.uint8]) -> Reading:
 
 
 def _background(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp]) -> int | None:
-    """Index of the palette colour nearest to the border's median, or None unless most of the border has that colour."""
+    """The index of the colour nearest to the border's median, or None if too little of the border has that colour."""
     width = max(1, round(BORDER * min(labels.shape)))
     border = np.ones(labels.shape, dtype=bool)
     border[width:-width, width:-width] = False
@@ -103,16 +99,16 @@ def _background(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp]) -> i
 
 
 def _foreground(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.intp], background: int) -> Mask:
-    """Mask of the pixels nearer to the commonest object colour than to the background, or of a third colour."""
-    other = labels != background
-    inside = ndimage.binary_erosion(other)
-    if not inside.any():
-        return inside
-    color = int(np.bincount(labels[inside]).argmax())
-    full = np.median(image[inside & (labels == color)], axis=0)
-    differs = np.linalg.norm(image - RGB[background], axis=-1) > np.linalg.norm(full - RGB[background]) / 2
-    # blended edges can also resemble a third colour, but are only one or two pixels wide
-    third = ndimage.binary_opening(other & (labels != color))
+    """The mask of object pixels: closer to the commonest object colour than to the background, or of a third colour."""
+    not_background = labels != background
+    interior = ndimage.binary_erosion(not_background)
+    if not interior.any():
+        return interior
+    color = int(np.bincount(labels[interior]).argmax())
+    object_color = np.median(image[interior & (labels == color)], axis=0)
+    differs = np.linalg.norm(image - RGB[background], axis=-1) > np.linalg.norm(object_color - RGB[background]) / 2
+    # blended edges can resemble a third colour too, but are only a pixel or two thick
+    third = ndimage.binary_opening(not_background & (labels != color))
     return differs | third
 
 
@@ -152,12 +148,12 @@ def _opacity(
 
 
 def _shape(alpha: npt.NDArray[np.floating]) -> str | None:
-    """The shape, at the region's area and centre of mass, that overlaps its opacity best; None below MIN_OVERLAP.
+    """The shape that, given the region's area and centre of mass, overlaps its opacity best; None below MIN_OVERLAP.
 
-    Blur rounds the points of a star and shrinks its bounding box, but does not change its area or centre of mass.
+    Blur rounds off the points of a star and so shrinks its bounding box, but changes neither area nor centre of mass.
     """
     size = float(alpha.sum())
-    margin = math.ceil(math.sqrt(size)) + 1  # no shape of area 1 extends as far as 1 from its centre of mass
+    margin = math.ceil(math.sqrt(size)) + 1  # every shape of area 1 stays within 1 of its centre of mass
     alpha = np.pad(alpha, margin)
     y, x = (float(c) + 0.5 for c in ndimage.center_of_mass(alpha))
     overlaps = {}
@@ -172,7 +168,7 @@ def _shape(alpha: npt.NDArray[np.floating]) -> str | None:
 
 
 def _size(radius: float) -> str:
-    """The size with the nearest radius, compared as a ratio."""
+    """The size whose radius is nearest in ratio."""
     return min(RADII, key=lambda size: abs(math.log(radius / RADII[size])))
 
 
@@ -181,7 +177,7 @@ def _position(center: npt.NDArray[np.float64]) -> str:
 
 
 def _majority(values: Iterable[T | None]) -> T | None:
-    """The value that more than half of `values` have, or None."""
+    """The value that more than half of `values` have, if there is one."""
     counts = Counter(values)
     value, votes = counts.most_common(1)[0]
     return value if 2 * votes > counts.total() else None

@@ -1,4 +1,4 @@
-"""Scenes, their captions, and the split into training scenes and held-out scenes."""
+"""Scenes, their captions, and which of them are held out from training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ POSITIONS = ("left", "right", "top", "bottom")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 HELD_OUT_ONE_IN = 10
 LISTED = 5
-"""Number of near choices in an error; without a near one it lists up to twice as many, enough for any vocabulary."""
+"""Number of near choices that an error message lists; without near ones it lists up to twice as many, which is all."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The attributes of a scene; `size` None means medium and `position` None the centre, which captions omit.
+    """The content of a picture. `size` None means medium, `position` None the centre; the caption omits both.
 
-    Raises InputError for a value outside the world, and for objects of the background's colour.
+    Raises InputError for a value outside the world, or objects of the background's colour.
     """
 
     count: int
@@ -54,7 +54,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The caption `{a|two|three} [small|large] {color} {shape}[s] on a {background} background[, {position}]`."""
+        """`{a|two|three} [small|large] {color} {shape}[s] on a {background} background[, {position}]`."""
         noun = self.shape if self.count == 1 else PLURALS[self.shape]
         objects = " ".join(filter(None, (COUNT_WORDS[self.count], self.size, self.color, noun)))
         where = f", {self.position}" if self.position else ""
@@ -62,22 +62,22 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether training omits this combination of count, colour, shape and background, at any size and position.
+        """Whether this combination of count, colour, shape and background is held out, in every size and position.
 
-        CRC-32 decides, because it is the same on every machine, unlike `hash`.
+        The choice depends on a CRC-32, which is the same on every machine, unlike `hash`.
         """
         combination = f"{self.count} {self.color} {self.shape} {self.background}"
         return zlib.crc32(combination.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def parse(caption: str) -> Scene:
-    """The scene of a caption; case, commas and repeated spaces are ignored, and one object may be "one" or "an".
+    """Parses a caption, ignoring case, commas and repeated spaces; a single object may be "a", "an" or "one".
 
-    Raises InputError that names the first invalid word and valid alternatives.
+    Raises InputError that names the first unexpected word and the words expected there.
     """
     words = iter(caption.lower().replace(",", " ").split())
 
-    def next_of(what: str, choices: Collection[str]) -> str:
+    def take(noun: str, choices: Collection[str]) -> str:
         word = next(words, None)
         if word is None:
             raise InputError(f"The caption {caption!r} ends where {noun} is expected. {nearest('', choices, LISTED)}")
@@ -85,16 +85,16 @@ def parse(caption: str) -> Scene:
             raise InputError(f"In {caption!r}, {word!r} is not {noun}. {nearest(word, choices, LISTED)}")
         return word
 
-    count = COUNTS[next_of("a count", COUNTS)]
-    word = next_of("a size or colour", (*SIZES, *COLORS))
+    count = COUNTS[take("a count", COUNTS)]
+    word = take("a size or colour", (*SIZES, *COLORS))
     size = word if word in SIZES else None
-    color = next_of("a colour", COLORS) if size else word
+    color = take("a colour", COLORS) if size else word
     nouns = {shape if count == 1 else PLURALS[shape]: shape for shape in SHAPES}
-    shape = nouns[next_of(f"a shape, in the {'singular' if count == 1 else 'plural'}", nouns)]
-    next_of('the word "on"', ("on",))
-    next_of('the word "a"', ("a", "an"))
-    background = next_of("a colour", COLORS)
-    next_of('the word "background"', ("background",))
+    shape = nouns[take(f"a shape, in the {'singular' if count == 1 else 'plural'}", nouns)]
+    take('the word "on"', ("on",))
+    take('the word "a"', ("a", "an"))
+    background = take("a colour", COLORS)
+    take('the word "background"', ("background",))
     rest = list(words)
     if len(rest) > 1:
         raise InputError(f"In {caption!r}, {rest[1]!r} follows {rest[0]!r}, which must be the last word")
@@ -116,11 +116,11 @@ def all_scenes() -> tuple[Scene, ...]:
 
 @cache
 def training_scenes() -> tuple[Scene, ...]:
-    """The scenes for training pictures, in the order of `all_scenes`."""
+    """The scenes that training pictures may show, in the order of `all_scenes`."""
     return tuple(scene for scene in all_scenes() if not scene.held_out)
 
 
 @cache
 def held_out_scenes() -> tuple[Scene, ...]:
-    """The scenes reserved for testing, about one combination in ten, in the order of `all_scenes`."""
+    """The scenes held out for testing, about one combination in ten, in the order of `all_scenes`."""
     return tuple(scene for scene in all_scenes() if scene.held_out)

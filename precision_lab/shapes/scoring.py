@@ -1,4 +1,4 @@
-"""Scores whether a picture shows the requested scene."""
+"""Whether a picture shows the intended scene."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from precision_lab.shapes.reading import read
 from precision_lab.shapes.scenes import Scene
 
 SCORED = ("color", "shape", "background", "count")
-"""The attributes of a correct picture. Size and position are only reported, because captions may omit them."""
+"""The attributes that must match for a picture to be correct. Size and position are only reported."""
 
 
 def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
-    """Whether each attribute of the uint8 picture (height, width, 3) equals that of the scene.
-
-    An unreadable attribute is wrong. Raises InputError for an array of another dtype or shape.
-    """
+    """Whether each attribute read from the uint8 picture (height, width, 3) matches the scene; unreadable is False."""
     reading = read(image)
     expected = {
         "background": scene.background,
@@ -31,6 +28,6 @@ def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
 
 
 def correct(scene: Scene, image: npt.NDArray[np.uint8]) -> bool:
-    """Whether the picture is right in all attributes of `SCORED`."""
-    right = verdict(scene, image)
-    return all(right[name] for name in SCORED)
+    """Whether the uint8 picture (height, width, 3) matches the scene in all attributes of `SCORED`."""
+    matches = verdict(scene, image)
+    return all(matches[name] for name in SCORED)

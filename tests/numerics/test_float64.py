@@ -1,4 +1,4 @@
-"""Operations in float64, tested by hand and by identities, and `own_error` on planted errors."""
+"""Operations in float64, checked by hand and by identities, and `own_error` on planted errors."""
 
 import math
 
@@ -94,7 +94,7 @@ def test_round_to_agrees_with_a_single_cast(name):
 
 
 def test_round_to_rounds_once():
-    just_above_a_tie = 1 + 2.0**-8 + 2.0**-40  # float32 rounds it to the tie, and bfloat16 then to even
+    just_above_a_tie = 1 + 2.0**-8 + 2.0**-40  # float32 rounds it to the tie, which bfloat16 then rounds to even
     assert round_to(just_above_a_tie, "bfloat16") == 1 + 2.0**-7
     assert float(np.float32(just_above_a_tie).astype(ml_dtypes.bfloat16)) == 1
     assert round_to([65519.99, 65520.0, -np.inf], "float16").tolist() == [65504, np.inf, -np.inf]
@@ -103,8 +103,8 @@ def test_round_to_rounds_once():
 
 def test_own_error_of_planted_errors():
     exact = np.array([1.0, 1 + 2.0**-8, 2.0, 300.0])
-    right = round_to(exact, "bfloat16")  # the second is a tie, which is rounded down
-    error = float64.own_error(right, exact, "bfloat16")
+    rounded = round_to(exact, "bfloat16")  # the second is a tie and rounds down
+    error = float64.own_error(rounded, exact, "bfloat16")
     assert error["own_ulp_max"] == 0.5
     assert error["own_misrounded_pct"] == 0
     assert error["own_rel_l2"] == error["rounding_rel_l2"] == pytest.approx(2.0**-8 / np.linalg.norm(exact))

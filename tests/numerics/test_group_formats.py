@@ -29,8 +29,8 @@ def tensors(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_round_trip_is_that_of_mlx(name, dtype):
-    """Every value is equal, except at exact ties of e2m1: MLX rounds them towards zero on a CPU, to even on GPUs."""
+def test_the_round_trip_matches_mlx(name, dtype):
+    """All values agree except exact ties of e2m1, which MLX rounds towards zero on the CPU and to even on GPUs."""
     fmt, x = group_format(name), tensors(dtype)
     ours = round_trip(x.reshape(-1, fmt.group_size), fmt)[0].reshape(x.shape)
     theirs = by_mlx(x, fmt)

@@ -1,4 +1,4 @@
-"""Pictures have the right area, no clipped or touching objects, and are reproducible by seed."""
+"""Drawn objects have the right area, stay apart and inside, and depend only on the seed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_antialiasing_conserves_area_and_place(shape: str, radius: float) -> Non
 
 @every_shape
 def test_coverage_agrees_with_counting_points(shape: str) -> None:
-    """Compares with 40 x 40 points in each pixel, each tested against the outline."""
+    """Compares with 40 x 40 points per pixel, each tested against the outline."""
     points = (np.arange(20 * 40) + 0.5) / 40
     x, y = np.meshgrid((points - 10.3) / 8.6, (points - 9.8) / 8.6)
     if shape == "circle":
         inside = x**2 + y**2 < 1
     else:
-        crossings = np.zeros(x.shape, dtype=int)  # of a ray to the right with the outline
+        crossings = np.zeros(x.shape, dtype=int)  # of a ray to the right
         corners = POLYGONS[shape]
         for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             if y0 != y1:
@@ -63,7 +63,7 @@ def test_a_rendered_object_has_the_area_of_its_shape(shape: str) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SIDES)
 def test_objects_keep_apart_and_inside(height: int, width: int) -> None:
-    """The gap is at least 3 % of the shorter side, so no pixel blends two objects."""
+    """The gap is at least 3 % of the shorter side, so no pixel of it mixes two objects."""
     rng = np.random.default_rng(height + width)
     side = min(height, width)
     scenes = [scene for scene in all_scenes() if scene.size == "large" and scene.count == 3]

@@ -1,4 +1,4 @@
-"""Reads pictures from `render`, imperfect pictures as a model draws them, and pictures that show no scene."""
+"""Reading rendered pictures, slightly degraded ones, and pictures that show no scene."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_slight_damage_leaves_98_percent_correct(degrade: Degrade, height: int, 
 
 
 @pytest.mark.parametrize("name", ["color", "shape", "background", "count", "size", "position"])
-def test_another_scene_is_wrong_only_in_the_attribute_that_differs(name: str) -> None:
+def test_another_scene_is_wrong_in_what_differs_and_in_nothing_else(name: str) -> None:
     rng = np.random.default_rng(len(name))
     scenes = [
         Scene(2, None, "red", "circle", "blue", "left"),
@@ -92,8 +92,8 @@ def test_another_scene_is_wrong_only_in_the_attribute_that_differs(name: str) ->
             assert correct(scene, render(other, 128, 128, rng)) == (name not in SCORED)
 
 
-def shows_no_scene(image: Picture) -> bool:
-    """Whether the picture shows no scene: a scored attribute is unreadable, or there are no objects."""
+def everywhere_wrong(image: Picture) -> bool:
+    """Whether the picture is correct for no scene: a scored attribute is unreadable, or there are no objects."""
     reading = read(image)
     return any(getattr(reading, name) is None for name in SCORED) or reading.count == 0
 
@@ -104,12 +104,12 @@ def test_noise_and_plain_pictures_are_no_scene() -> None:
         for color in (*RGB, np.array([127, 127, 127])):
             plain = np.broadcast_to(color, (height, width, 3)).astype(np.uint8)
             assert read(plain).count == 0
-            assert shows_no_scene(plain)
+            assert everywhere_wrong(plain)
         uniform = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        assert shows_no_scene(uniform)
-        for sigma in (1, 2, 4, 8, 16):  # smooth noise with full contrast gives blobs of all colours
+        assert everywhere_wrong(uniform)
+        for sigma in (1, 2, 4, 8, 16):  # smooth noise of full contrast: blobs of all colours
             smooth = ndimage.gaussian_filter(rng.normal(size=(height, width, 3)), (sigma, sigma, 0))
-            assert shows_no_scene(to_picture(127 + 60 * smooth / smooth.std()))
+            assert everywhere_wrong(to_picture(127 + 60 * smooth / smooth.std()))
 
 
 @pytest.mark.parametrize("rubbish", ["noise", "black", "white"])
@@ -123,7 +123,7 @@ def test_a_half_destroyed_picture_is_wrong(rubbish: str, half: str) -> None:
         if rubbish == "noise":
             image[rows, columns] = rng.integers(0, 256, image[rows, columns].shape)
         elif rubbish == scene.background:
-            continue  # may erase complete objects or nothing
+            continue  # erases at most whole objects, and may erase none
         else:
             image[rows, columns] = 0 if rubbish == "black" else 255
         assert not correct(scene, image), scene.caption
@@ -172,7 +172,7 @@ def test_a_colour_outside_the_palette_is_the_nearest_one() -> None:
 
 
 def test_objects_of_two_colours_are_all_seen() -> None:
-    """A third colour closer to the background than the threshold still counts: yellow next to black on white."""
+    """A third colour counts even if it is close to the background, such as yellow on white beside black."""
     rng = np.random.default_rng(6)
     scene = Scene(3, None, "black", "square", "white", None)
     image = render(scene, 128, 128, rng)
@@ -199,7 +199,7 @@ def test_any_picture_can_be_read(shape: tuple[int, int]) -> None:
         assert set(verdict(all_scenes()[0], image)) == {field.name for field in fields(Reading)}
 
 
-def test_readings_include_what_captions_omit() -> None:
+def test_readings_name_the_size_and_position_that_captions_omit() -> None:
     image = render(Scene(1, None, "red", "star", "white", None), 128, 128, np.random.default_rng(0))
     assert read(image) == Reading("white", "red", "star", 1, "medium", "center")
     assert {*SIZES, *POSITIONS}.isdisjoint({"medium", "center"})
@@ -209,6 +209,6 @@ def test_readings_include_what_captions_omit() -> None:
     "image",
     [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)],
 )
-def test_arrays_that_are_no_picture_are_rejected(image: npt.NDArray[np.generic]) -> None:
+def test_other_arrays_are_rejected(image: npt.NDArray[np.generic]) -> None:
     with pytest.raises(InputError, match="uint8 picture"):
         read(image)

@@ -62,7 +62,7 @@ def test_one_object_has_several_words(count: str) -> None:
     ],
 )
 def test_a_bad_caption_is_rejected_with_the_nearest_choice(caption: str, word: str, choice: str) -> None:
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as error:
         parse(caption)
     message = str(error.value)
     assert word in message
@@ -116,7 +116,7 @@ def test_every_value_is_held_out_somewhere() -> None:
 
 
 def test_other_processes_hold_out_the_same() -> None:
-    """Python's `hash` of a string differs between processes; CRC-32 does not."""
+    """Unlike Python's hash of a string, the choice is the same in every process."""
     code = "from precision_lab.shapes import all_scenes; print(''.join(str(int(s.held_out)) for s in all_scenes()))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "".join(str(int(s.held_out)) for s in all_scenes())

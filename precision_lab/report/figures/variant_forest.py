@@ -1,4 +1,4 @@
-"""Comparison of many variants: the final error of each case, and its ratio to the baseline's with the interval."""
+"""Many variants side by side: the final error of each case, and the ratio to the baseline's with its interval."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from precision_lab.report.wording import interval, number
 COLOUR = style.PALETTE[0]
 BASELINE = style.PALETTE[1]
 CROSS: Mapping[str, Any] = {"markersize": 5, "markeredgewidth": 1.2}
-WORDS = 12.0  # the column of text, in points from the axes
+WORDS = 12.0  # the column of words, in points from the axes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant in the figure: the errors of its cases, their geometric mean and its ratio to the baseline's, each as
-    (estimate, lo, hi), and the number of cases that are not finite."""
+    """A variant as drawn: the errors of its cases, their geometric mean and its ratio to the baseline's, each as
+    (estimate, lo, hi), and how many cases are not finite."""
 
     name: str
     errors: npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def words(self) -> str:
-        """The ratio as text, or the reason why there is none; empty for the baseline itself."""
+        """The ratio, or why there is none; nothing for the baseline itself."""
         if self.lost:
             return f"not finite in {self.lost} of {len(self.errors)}"
         if not np.all(self.errors > 0):
@@ -55,7 +55,7 @@ class Row:
 
 
 def draw(view: View) -> Drawing | None:
-    """Draws the figure; None without drift of the result, or for few variants, which other figures show."""
+    """None for a run with few variants, whose figures show them all, or without drift of the result."""
     if view.drift is None or len(view.variants) <= MOST_VARIANTS:
         return None
     groups = _groups(view)
@@ -105,8 +105,8 @@ def _caption(view: View, cases: int, floor: float) -> str:
 
 
 def _groups(view: View) -> dict[str, list[Row]]:
-    """Variants grouped by dtype of computation, in ascending order of error, with variants that are not finite last."""
-    found = {name: view.final_errors(name) for name in view.variants if name != view.reference}
+    """Variants by the dtype they compute in, the least error first, those that are not finite last."""
+    found = {name: final_drift(view.run, name) for name in view.variants if name != view.reference}
     base = found.get(view.baseline, pd.Series(dtype=float))
     groups: dict[str, list[Row]] = {}
     for name, errors in found.items():
@@ -129,7 +129,7 @@ def _row(name: str, errors: pd.Series, base: pd.Series) -> Row:
 
 
 def _noise_floor(view: View) -> float:
-    """The largest noise floor that a claim on the drift of the result states for the baseline; NaN without one."""
+    """The largest noise floor that a claim on the drift of the result states for the baseline; NaN if none does."""
     stated = {claim.id: claim for claim in map(Claim.from_dict, view.manifest.claims)}
     entries = view.run.summary.claims if view.run.summary else ()
     measured = [
@@ -153,7 +153,7 @@ def _error_axis(axes: Axes, limits: tuple[float, float], base: float) -> None:
 def _draw_row(left: Axes, right: Axes, row: Row, y: float) -> None:
     colour = BASELINE if row.is_baseline else COLOUR
     positive = row.errors[row.errors > 0]
-    below = np.full(len(positive), y + 0.06)  # so that their mean does not cover them
+    below = np.full(len(positive), y + 0.06)  # or their mean would cover them
     left.scatter(positive, below, s=10, color=colour, alpha=0.4, linewidths=0, zorder=2)
     forest.draw_effect(left, y - 0.03, row.mean, colour, "d")
     if row.lost:
