@@ -1,4 +1,4 @@
-"""The one loop of observation: arrays of calls are grouped, evaluated, and handed to the observers that want them."""
+"""The observation loop: it groups the arrays of calls, evaluates each group, and passes it to its observers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.tap import Call, Port, ports, tapped
 
 CALL = "call"
-"""The port of observers that want an output together with the inputs of its call."""
+"""The port of observers that use an output together with the inputs of its call."""
 
-# an evaluation takes about a millisecond to start and await: with few arrays a group, a small model takes twice as long
+# starting an evaluation and waiting for it takes about a millisecond; small groups double the time of a small model
 _GROUP = 2048
 _GROUP_BYTES = 128 << 20
-# where nothing but statistics outlives the evaluation: a quarter as many, and as many fewer graphs of kernels on CUDA
+# limit if only statistics outlive the evaluation: a quarter as many groups, and so as many fewer CUDA graphs
 _PASSING_BYTES = 512 << 20
 
 
@@ -40,18 +40,18 @@ class Observer(Protocol):
 
 @runtime_checkable
 class LazyObserver(Observer, Protocol):
-    """An observer that may need arrays only until their evaluation begins."""
+    """An observer that can work on arrays before they are evaluated, without keeping them."""
 
     @property
     def is_lazy(self) -> bool:
-        """Whether `prepare` receives them, and not `observe`."""
+        """Whether `prepare` receives the arrays instead of `observe`."""
 
     def prepare(self, batch: Sequence[Observation]) -> Sequence[mx.array]:
-        """Accepts a batch that is not evaluated. The returned arrays are evaluated with it."""
+        """Receives a batch before its evaluation. The returned arrays are evaluated with the batch."""
 
 
 class Seen(NamedTuple):
-    """An array that entered or left a module, before it has a position; inputs: those of its call, where wanted."""
+    """An input or output of a call, without a position yet. inputs: those of the call, if an observer uses them."""
 
     site: Site
     port: Port
@@ -59,15 +59,15 @@ class Seen(NamedTuple):
 
 
 class Loop:
-    """Hands the arrays of calls to observers in order of execution.
+    """Passes the arrays of calls to observers in order of execution.
 
-    Arrays are evaluated in groups, one group while the one before is measured: one by one, waiting would take longer
-    than measuring, and all at the end they would stay in memory together. Lazy observers are given a group before it is
-    evaluated, and nothing waits for them.
+    Arrays are evaluated in groups, and each group is evaluated while the previous one is measured. Evaluated singly,
+    arrays would take longer to wait for than to measure; evaluated at the end, they would all stay in memory. Lazy
+    observers receive a group before it is evaluated, and nothing waits for them.
     """
 
     def __init__(self, watches: Sequence[tuple[Observer, Sequence[Site]]]):
-        """watches: each observer with the sites that it watches."""
+        """watches: pairs of an observer and the sites that it observes."""
         self._interest: dict[Site, _Interest] = defaultdict(_Interest)
         for observer, sites in watches:
             for site in sites:
@@ -76,20 +76,20 @@ class Loop:
         self._group = _Group(self._observers)
         self._launched: _Group | None = None
         self.count = 0
-        """Number of arrays seen so far."""
+        """Number of arrays observed so far."""
 
     @property
     def sites(self) -> list[Site]:
-        """The sites that some observer watches."""
+        """The sites that at least one observer observes."""
         return list(self._interest)
 
     @property
     def waiting(self) -> Sequence[Observation]:
-        """The current group, which is not evaluated yet."""
+        """The arrays of the current group, whose evaluation has not started."""
         return self._group.seen
 
     def on_call(self, call: Call) -> None:
-        """Takes the arrays of a call that some observer wants: `take` of each of `wanted`, without their tuples."""
+        """Equivalent to `take` for each array in `wanted(call)`; written out because it runs for every call."""
         site = call.site
         interest = self._interest[site]
         inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
@@ -101,7 +101,7 @@ class Loop:
             self._launch()
 
     def wanted(self, call: Call) -> Iterator[Seen]:
-        """The arrays of a call that some observer wants."""
+        """The arrays of a call that at least one observer uses."""
         interest = self._interest[call.site]
         inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
         for kind in interest.wanting:
@@ -109,7 +109,7 @@ class Loop:
                 yield Seen(call.site, port, inputs if kind == "out" else ())
 
     def take(self, seen: Seen) -> None:
-        """Gives an array its position, and its place in the current group."""
+        """Assigns a position to an array and adds it to the current group."""
         site, port, inputs = seen
         self._add(site, port, inputs, self._interest[site].wanting[port.name.partition(".")[0]])
         if self._group.is_full:
@@ -121,12 +121,12 @@ class Loop:
         self._group.add(observation, observers)
 
     def finish(self) -> None:
-        """Returns when everything seen so far has reached its observers."""
+        """Returns when all arrays observed so far have reached their observers."""
         self._launch()
         self._launch()
 
     def _launch(self) -> None:
-        """Starts evaluating the current group, and meanwhile measures the one before."""
+        """Starts the evaluation of the current group, then measures the previous group."""
         self._group.launch()
         if self._launched is not None:
             self._launched.deliver()
@@ -135,9 +135,9 @@ class Loop:
 
 @contextmanager
 def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
-    """Every array at an observer's sites and ports reaches it by the end of the block, in order.
+    """Context manager that passes the arrays at each observer's sites and ports to it, in order of execution.
 
-    Raises InputError for a pattern that names no site.
+    All of them have arrived when the block ends. Raises InputError for a pattern that matches no site.
     """
     sites = walk(components)
     loop = Loop([(observer, select(observer.sites, sites)) for observer in observers])
@@ -147,7 +147,7 @@ def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]
 
 
 def position_of(site: Site, port: Port, order: int) -> Position:
-    """The position of an array that a module of `site` takes or gives, within the current scope."""
+    """The position, in the current scope, of an input or output of the module at `site`."""
     labels = current_scope()
     moment = labels.get("branch"), labels.get("step"), labels.get("sigma")
     return Position(*moment, site.component, site.path, port.name, port.stream, site.block, order)
@@ -158,13 +158,13 @@ def _is_lazy(observer: Observer) -> TypeGuard[LazyObserver]:
 
 
 class _Interest:
-    """The arrays that observers want from the calls at one site."""
+    """The arrays that observers use from the calls at one site."""
 
     def __init__(self) -> None:
         self.wanting: dict[str, list[Observer]] = {}
-        """The observers of each kind of port, "in" before "out"; an output is what those of calls get, too."""
+        """The observers of each kind of port, "in" before "out". Observers of calls are listed under "out"."""
         self.calls = False
-        """Whether an observer wants the inputs of a call with its output."""
+        """Whether an observer uses the inputs of a call together with its output."""
 
     def add(self, observer: Observer) -> None:
         self.calls |= CALL in observer.ports
@@ -174,7 +174,7 @@ class _Interest:
 
 
 class _Group:
-    """Observations that are evaluated together, by observer."""
+    """Observations that are evaluated together, grouped by observer."""
 
     def __init__(self, observers: Sequence[Observer]):
         self.seen: list[Observation] = []
@@ -195,7 +195,7 @@ class _Group:
             self._batches[id(observer)][1].append(observation)
 
     def launch(self) -> None:
-        """Starts the evaluation; what only lazy observers wanted is held no longer."""
+        """Starts the evaluation, and releases the arrays that only lazy observers use."""
         statistics: list[mx.array] = []
         held: dict[int, Observation] = {}
         for observer, batch in self._batches.values():

@@ -1,7 +1,7 @@
-"""A checkpoint written with linears quantised, in the layout that mlx-lm saves and the subjects load.
+"""Writes a checkpoint with quantised linears, in the format that mlx-lm saves and subjects load.
 
-The weights are quantised as they are stored. So the copy computes what the technique computes on the original, bit for
-bit, in fp32 and in the dtype the original is stored in.
+The stored weights are quantised without a cast. The copy therefore computes the same bits as the technique applied to
+the original, in fp32 and in the dtype in which the original is stored.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from precision_lab.techniques.base import applied
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and in all."""
+"""Called with the number of bytes written so far and the total."""
 
 MAX_SHARD_BYTES = 5 << 30
 _BESIDE_WEIGHTS = 8 << 20
-"""Room for headers and configurations."""
+"""Bytes reserved for headers and configurations."""
 
 
 class Part(Protocol):
-    """A component on disk: the name of its weight files, and the prefix of its tensors before the paths of modules."""
+    """A component on disk. File names of weights start with `stem`, tensor names with `prefix`, then the module path."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -47,24 +47,24 @@ class Part(Protocol):
 
 @runtime_checkable
 class Quantizable(Protocol):
-    """A source whose checkpoint folder can be written with quantised linears."""
+    """A source whose checkpoint can be written with quantised linears."""
 
     @property
     def layout(self) -> Layout:
         """The layout of the checkpoint."""
 
     def folder(self) -> Path:
-        """The folder of the checkpoint."""
+        """The path of the checkpoint."""
 
     def folders(self) -> Sequence[str]:
-        """Names of the folders in it that make a whole checkpoint."""
+        """Names of the subfolders of a complete checkpoint."""
 
     def parts(self) -> Mapping[str, Part]:
-        """Components that may be quantised, by folder, computing in fp32 with weights as they are stored."""
+        """Components that may be quantised, by subfolder. They compute in fp32 with the stored weights."""
 
 
 class _Component(NamedTuple):
-    """Tensors under their published names, not evaluated, and the entry of config.json that says how to read them."""
+    """Unevaluated tensors under their published names, and the entry of config.json that describes their format."""
 
     tensors: dict[str, mx.array]
     quantization: dict[str, Any]
@@ -79,12 +79,12 @@ def write(
 ) -> None:
     """Writes `source` with `techniques` applied to the folder `out`, which must be absent or empty.
 
-    Components in which nothing is quantised are copied as they are; of a quantised one, parts that the subject does
-    not read are left out. Everything is written beside `out` and renamed at the end; memory holds one shard and one
-    tensor of the original.
+    Components without quantised modules are copied unchanged. Quantised components omit tensors that the subject does
+    not read. The files are written next to `out` and renamed at the end. Memory holds one shard, and one tensor of the
+    original.
 
-    Raises InputError if `out` exists and is not an empty folder, cannot be written, or the disk is too small; and
-    where a technique does not fit the model.
+    Raises InputError if `out` exists and is not an empty folder, if it cannot be written, if the disk is too small, or
+    if a technique does not fit the model.
     """
     original, parts = source.folder(), source.parts()
     quantised = _quantised(parts, source.layout, techniques)
@@ -121,7 +121,7 @@ def write(
 def _quantised(
     parts: Mapping[str, Part], layout: Layout, techniques: Mapping[str, QuantizedWeights]
 ) -> dict[str, _Component]:
-    """The components that hold quantised modules once the techniques are applied."""
+    """The components that contain quantised modules after `techniques` are applied."""
     found = {}
     with applied(Components({name: part.module for name, part in parts.items()}, layout), techniques):
         for name, part in parts.items():
@@ -139,7 +139,7 @@ def _quantised(
 
 
 def _entry(packed: Mapping[str, Quantization]) -> dict[str, Any]:
-    """The commonest quantisation, and those of the paths that have another."""
+    """The most common quantisation, and the exceptions by path."""
     common = Counter(packed.values()).most_common(1)[0][0]
     others = {path: quantization._asdict() for path, quantization in packed.items() if quantization != common}
     return {**common._asdict(), **others}
@@ -148,7 +148,7 @@ def _entry(packed: Mapping[str, Quantization]) -> dict[str, Any]:
 def _write_shards(
     folder: Path, stem: str, tensors: dict[str, mx.array], max_bytes: int, written: Callable[[int], None]
 ) -> None:
-    """Empties `tensors`, so that what is written does not stay in memory."""
+    """Writes `tensors` in shards, and removes each from the mapping to free its memory."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     parts = _split(tensors, max_bytes)
     weight_map = {}
@@ -156,7 +156,7 @@ def _write_shards(
         file = f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else f"{stem}.safetensors"
         shard = {name: tensors.pop(name) for name in names}
         for tensor in shard.values():
-            mx.eval(tensor)  # one by one, or the originals of the whole shard would be in memory
+            mx.eval(tensor)  # singly: otherwise the originals of the whole shard would be in memory
         size = sum(tensor.nbytes for tensor in shard.values())
         mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
         del shard
@@ -169,7 +169,7 @@ def _write_shards(
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
-    """Consecutive names of at most `max_bytes` together; a larger tensor is by itself."""
+    """Splits the names, in order, into groups of at most `max_bytes`. A larger tensor forms its own group."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

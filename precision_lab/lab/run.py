@@ -1,4 +1,4 @@
-"""Running an experiment: every variant on every case, then timing; leaves tables, images and a manifest."""
+"""Runs an experiment: generates every case with every variant, then times steps; writes tables, images, a manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from precision_lab.record.manifest import Environment, Manifest, Reference, Stat
 
 
 class Progress(Protocol):
-    """Receives the progress of a run; `amount` is in steps, timing rounds included."""
+    """Receives the progress of a run. `amount` is in denoising steps; timing rounds count as steps."""
 
     def start(self, total: float) -> None: ...
 
@@ -39,15 +39,15 @@ class Progress(Protocol):
 def run(spec: RunSpec, progress: Progress, child: Sequence[str] = ()) -> None:
     """Runs `spec` into `spec.out`. Raises InputError before anything is written if it cannot be run.
 
-    A variant that raises is noted in the manifest, and the others go on. After Ctrl-C the manifest says
-    `interrupted` and everything finished stays; `spec.resume` continues. child: the command that starts another process
-    for variants that need one, see `precision_lab.lab.process`.
+    If a variant raises an exception, the manifest records it and the other variants continue. After Ctrl-C, the
+    manifest's status is `interrupted` and all completed parts are kept; `spec.resume` continues from them. child: the
+    command that starts a process for variants that need their own, see `precision_lab.lab.process`.
     """
     Execution(plan(spec), progress, child).run()
 
 
 class Execution:
-    """A plan being carried out, and the manifest as it grows."""
+    """Executes a plan and keeps the manifest up to date."""
 
     def __init__(self, planned: Plan, progress: Progress, child: Sequence[str]):
         self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
@@ -55,7 +55,7 @@ class Execution:
         self.errors = dict(planned.errors)
         assert child or not planned.processes, "variants of another process need a command that starts one"
         self.children = {process: Child(child, self.spec.out, process) for process in planned.processes}
-        alone = bool(planned.processes) or not child  # a process with two callers would mix up its answers
+        alone = bool(planned.processes) or not child  # two callers of one process would receive each other's answers
         helpers = 0 if alone else planned.workers - 1
         self.helpers = [Child(child, self.spec.out, HERE) for _ in range(helpers)]
         self.reporting = Lock()
@@ -95,7 +95,7 @@ class Execution:
         generations = Crew(spec.all_variants, spec.cases, self._finished)
         helpers = [partial(self._make, helper=helper) for helper in self.helpers]
         generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
-        for helper in self.helpers:  # what follows is timed
+        for helper in self.helpers:  # the next step measures time
             helper.close()
         self._time_steps(timing)
 
@@ -127,7 +127,7 @@ class Execution:
             self.progress.advance(amount, label)
 
     def _is_done(self, variant: Variant, case: Case) -> bool:
-        """Whether a generation was finished before; the reference's, only if no variant still needs its arrays."""
+        """Whether a generation is complete. The reference's is repeated if a variant still needs its arrays."""
         if variant.name == REFERENCE and not reference_path(self.spec.out, case).exists():
             return all(self._is_done(other, case) for other in self.spec.variants)
         return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
