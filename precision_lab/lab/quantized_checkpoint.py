@@ -33,7 +33,7 @@ _BESIDE_WEIGHTS = 8 << 20
 
 
 class Part(Protocol):
-    """A component on disk. File names of weights start with `stem`, tensor names with `prefix`, then the module path."""
+    """A component on disk. Weight files start with `stem`; tensor names are `prefix` and the path of the module."""
 
     @property
     def module(self) -> nn.Module: ...
