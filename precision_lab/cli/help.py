@@ -6,7 +6,7 @@ from precision_lab import __version__
 from precision_lab.cli.paths import options
 
 _TEXT = """\
-precision_lab {version}: numerical precision in the Qwen-Image diffusion transformer, on MLX
+precision_lab {version}: numerical precision of models on MLX, first of all Qwen-Image
 
   python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
   python -m precision_lab gate [+exp=NAME | run=DIR]      run it (or take a run) and compare with its baseline

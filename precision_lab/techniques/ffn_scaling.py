@@ -31,7 +31,7 @@ class _Scaled(Wrapper):
 class FFNScaling:
     """`output_scale * ffn(input_scale * x)` at every site."""
 
-    sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_mlp",)
+    sites: Sequence[str]
     input_scale: float = 0.25
     output_scale: float = 4.0
     preserves_function: ClassVar[bool] = False

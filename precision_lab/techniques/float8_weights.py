@@ -58,15 +58,12 @@ def _scale(x: mx.array, axes: Sequence[int]) -> mx.array:
 
 @dataclass(frozen=True)
 class Float8Weights:
-    """The linears of the blocks in e4m3. `scale`: none (values beyond 448 saturate), tensor or channel.
+    """Linears in e4m3. `scale`: none (values beyond 448 saturate), tensor or channel.
 
     `quantize_input` quantises the inputs too, with one scale a token.
     """
 
-    sites: Sequence[str] = (
-        "transformer_blocks.*.{img,txt}_{mod.1,mlp.net.{0.proj,2}}",
-        "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}",
-    )
+    sites: Sequence[str]
     scale: str = "tensor"
     quantize_input: bool = False
     preserves_function: ClassVar[bool] = False

@@ -34,7 +34,7 @@ class _Reordered(Wrapper):
 class ReorderedSums:
     """Each site's linear with its input channels in a random order drawn from `seed`."""
 
-    sites: Sequence[str] = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.net.2,txt_mlp.net.2}",)
+    sites: Sequence[str]
     seed: int = 0
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False

@@ -22,6 +22,7 @@ from precision_lab.record.tables import LEADING, read
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from tests.subjects import picture, settings, source
+from tests.techniques.configured import SITES
 
 EVERYWHERE = RangeCatalogue(
     sites=("**", "text_encoder:**", "vae:decoder.**", "pipeline:**"), ports=("in", "out"), formats=("float16",)
@@ -72,7 +73,10 @@ def spec(small_checkpoint, tmp_path):
         settings=SETTINGS,
         prompts=["two red circles on a blue background", "a green square"],
         seeds=[0, 7],
-        variants=[Variant("baseline", "bfloat16"), Variant("scaled", "bfloat16", {"ffn_scaling": FFNScaling()})],
+        variants=[
+            Variant("baseline", "bfloat16"),
+            Variant("scaled", "bfloat16", {"ffn_scaling": FFNScaling([SITES["feed_forwards"]])}),
+        ],
         baseline="baseline",
         probes={"range": RangeCatalogue(sites=("transformer_blocks.*", "norm_out", "pipeline:euler_step"))},
         drift_sites=["transformer_blocks.*", "pipeline:euler_step"],
@@ -217,7 +221,8 @@ def test_a_variant_that_overflows_is_a_result(spec):
     class Enlarge(FFNScaling):
         output_scale: float = 1e6
 
-    spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("fp16", "float16", {"x": Enlarge()})])
+    enlarged = Variant("fp16", "float16", {"x": Enlarge([SITES["feed_forwards"]])})
+    spec = small(spec, variants=[Variant("baseline", "bfloat16"), enlarged])
     run(spec, Quiet())
     rows = read(spec.out, "activations").query("variant == 'fp16'")
     bad = rows[(rows["num_nan"] + rows["num_inf"]) > 0]

@@ -112,6 +112,16 @@ def test_a_run_with_drift_local_error_and_kl(folder, tmp_path):
     assert summary["variants"]["baseline"]["amax_final"] > 0
 
 
+@pytest.mark.parametrize("technique", ["ffn_scaling", "fp8_channel", "fp32_norms", "affine4", "reordered_sums"])
+def test_techniques_that_name_groups_of_sites(technique, tmp_path, tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("lm") / "tiny")
+    settings = ("model=mlx_lm", f"model.path={folder}", f"technique=[{technique}]", f"out={tmp_path / 'run'}")
+    assert main([*settings, *QUICK]) == 0
+    run = Run.open(tmp_path / "run")
+    matched = run.manifest.sites["custom"][technique].matched
+    assert matched == {"ffn_scaling": 3, "fp32_norms": 13, "reordered_sums": 3}.get(technique, 21)
+
+
 def test_local_error_of_a_layer_that_writes_into_its_cache_is_rejected(folder, tmp_path, capsys):
     overrides = ("drift.teacher.mode=full", "drift.teacher.sites=['**.layers.*']", f"out={tmp_path / 'run'}")
     assert main(["model=mlx_lm", f"model.path={folder}", *QUICK, *overrides]) == 2

@@ -45,6 +45,7 @@ from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.model.oracle import ours, random_inputs
 from tests.subjects import case, picture, source
+from tests.techniques.configured import SITES
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 CASE = case("two red circles", 3, steps=2, guidance_scale=4.0, height=48, width=32)
@@ -122,16 +123,16 @@ def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint):
 
 
 TECHNIQUES = {
-    "wraps": FFNScaling(),
+    "wraps": FFNScaling([SITES["feed_forwards"]]),
     "wraps a leaf": Float32(["transformer_blocks.*.attn.norm_*", "text_encoder:layers.*.input_layernorm"]),
     "wraps blocks": Float32Residual(),
     "replaces operations": CompensatedResidual(),
     "quantises": QuantizedWeights([{"sites": "transformer_blocks.{0..2}.*_mlp.**.{proj,2}"}]),
-    "quantises to float8": Float8Weights(),
+    "quantises to float8": Float8Weights(SITES["block_linears"]),
     "copies a linear and changes its bias": ScaledFeedForward(),
     "copies a linear and takes its bias away": WithoutBias(),
     "copies a linear and keeps its bias": GGMLScales(),
-    "permutes weights": ReorderedSums(),
+    "permutes weights": ReorderedSums(SITES["reordered"]),
 }
 
 
@@ -175,7 +176,7 @@ def test_local_error_is_the_same(small_checkpoint):
         teacher = Teacher(models.layout, sites, {0, 1})
         variants = {
             "plain": (narrow, mx.bfloat16, {}),
-            "scaled": (narrow, mx.bfloat16, {"it": FFNScaling()}),
+            "scaled": (narrow, mx.bfloat16, {"it": FFNScaling([SITES["feed_forwards"]])}),
             "same": (reference, mx.float32, {}),
         }
         with teacher.shadowing(variants, CASE), teacher.watching(reference.components):

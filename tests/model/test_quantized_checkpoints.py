@@ -27,6 +27,7 @@ from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from tests.subjects import source
+from tests.techniques.configured import SITES
 
 ATTENTION = "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}"
 MLPS = "transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}"
@@ -523,12 +524,12 @@ def test_an_impossible_packing_of_mflux_is_rejected(tmp_path, stored):
 def test_techniques_that_wrap_work_and_those_that_rewrite_weights_are_rejected(saved):
     models = components(Checkpoint(saved), mx.bfloat16)
     plain = outputs(models, mx.bfloat16)
-    for technique in (FFNScaling(), Float32(("transformer_blocks.*.img_mod.1", "proj_out"))):
+    for technique in (FFNScaling([SITES["feed_forwards"]]), Float32(("transformer_blocks.*.img_mod.1", "proj_out"))):
         with applied(models, {"t": technique}):
             changed = outputs(models, mx.bfloat16)
             assert np.isfinite(changed[0]).all()
             assert not np.array_equal(changed[0], plain[0])
-    for technique in (Float8Weights(), UNIFORM):
+    for technique in (Float8Weights(SITES["block_linears"]), UNIFORM):
         refusal = pytest.raises(InputError, match=r"transformer_blocks\.[\w.]+ is (quantised already|QuantizedLinear)")
         with refusal, applied(models, {"t": technique}):
             pass

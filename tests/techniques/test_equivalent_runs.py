@@ -71,7 +71,7 @@ def test_batch_layout_goes_around_what_other_techniques_left():
 @needs_a_compiler
 def test_a_compiled_block_follows_what_is_swapped_inside_it_later():
     model = small_model()
-    inner = FFNScaling()
+    inner = FFNScaling([SITES["feed_forwards"]])
     compiled = rewritten(model, CompiledBlocks(), inner)
     assert rel_l2(compiled, rewritten(model, inner)) < 2e-6
     assert rel_l2(compiled, forward(model)) > 0.01
@@ -82,7 +82,7 @@ def test_a_compiled_block_is_built_anew_when_something_is_swapped_after_its_firs
     model = small_model()
     with applied({"transformer": model}, {"compiled": CompiledBlocks()}):
         before = forward(model)
-        with applied({"transformer": model}, {"scaled": FFNScaling()}):
+        with applied({"transformer": model}, {"scaled": FFNScaling([SITES["feed_forwards"]])}):
             during = forward(model)
         after = forward(model)
     assert rel_l2(during, before) > 0.01

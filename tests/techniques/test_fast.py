@@ -14,6 +14,7 @@ from precision_lab.techniques.fast import kernels as fused
 from precision_lab.techniques.fast.kernels import Chunk, Projected
 from precision_lab.techniques.fast.technique import Fast, FusedBlocks
 from precision_lab.techniques.ffn_scaling import FFNScaling
+from tests.techniques.configured import SITES
 from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
 DTYPES = {mx.float32: 2e-6, mx.float16: 6e-4, mx.bfloat16: 5e-3}
@@ -122,7 +123,9 @@ def test_the_inside_of_the_time_embedding_is_seen_at_every_call():
 
 
 @pytest.mark.parametrize(
-    "order", [(FFNScaling(), FusedBlocks()), (FusedBlocks(), FFNScaling())], ids=["after", "before"]
+    "order",
+    [(FFNScaling([SITES["feed_forwards"]]), FusedBlocks()), (FusedBlocks(), FFNScaling([SITES["feed_forwards"]]))],
+    ids=["after", "before"],
 )
 def test_techniques_inside_a_block_are_refused_and_not_ignored(order):
     model = small_model()

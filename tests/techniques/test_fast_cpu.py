@@ -17,6 +17,7 @@ from precision_lab.model.qwen_image.rope import Grid, Rotary, rotations
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.fast.cpu import FastCPU, replacement
 from precision_lab.techniques.ffn_scaling import FFNScaling
+from tests.techniques.configured import SITES
 from tests.techniques.small_model import CONFIG, forward, rel_l2, rewritten, small_model
 
 pytestmark = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="for CPUs")
@@ -204,7 +205,7 @@ def test_modules_without_a_replacement(module):
 
 def test_what_a_technique_put_there_stays():
     model = small_model()
-    with applied({"transformer": model}, {"ffn": FFNScaling()}):
+    with applied({"transformer": model}, {"ffn": FFNScaling([SITES["feed_forwards"]])}):
         scaled = {s.path: s.module for s in walk({"transformer": model}) if s.path.endswith("img_mlp")}
         with applied({"transformer": model}, {"fast": FastCPU(sites=("transformer_blocks.*.attn.*",))}):
             assert all(s.module is scaled[s.path] for s in walk({"transformer": model}) if s.path in scaled)

@@ -110,4 +110,3 @@ def test_every_group_names_something_and_agrees_with_the_defaults_of_classes(sit
         assert select(patterns, sites), name
     assert select(SITES["attend"], sites) == select(ATTEND, sites)
     assert select(SITES["residual_adds"], sites) == select(RESIDUAL_ADDS, sites)
-    assert select(SITES["block_linears"], sites) == select(named("fp8_channel")["fp8_channel"].sites, sites)

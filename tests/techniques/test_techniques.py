@@ -18,6 +18,7 @@ from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.pre_attention_scaling import PreAttentionScaling
 from precision_lab.techniques.reordered_sums import ReorderedSums
+from tests.techniques.configured import SITES
 
 CONFIG = TransformerConfig(
     num_layers=3, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=40, axes_dims_rope=(8, 12, 12)
@@ -57,7 +58,7 @@ def rel_l2(x, reference):
         PreAttentionScaling(),
         PreAttentionScaling(q_share=1.0),
         PreAttentionScaling(q_share=0.0),
-        ReorderedSums(),
+        ReorderedSums(SITES["reordered"]),
     ],
     ids=lambda t: f"{type(t).__name__}-{getattr(t, 'q_share', '')}",
 )
@@ -68,7 +69,7 @@ def test_a_technique_that_claims_to_preserve_the_function_does(model, technique)
 
 
 def test_ffn_scaling_claims_nothing_and_changes_the_function(model):
-    technique = FFNScaling()
+    technique = FFNScaling([SITES["feed_forwards"]])
     assert not technique.preserves_function
     changed, coverage = with_techniques(model, t=technique)
     assert rel_l2(changed, forward(model)) > 0.01
@@ -112,7 +113,10 @@ def test_the_model_is_plain_again_afterwards(model):
         return sites, [name for name, _ in tree_flatten(model.parameters())]
 
     before, plain = anatomy(), forward(model)
-    with pytest.raises(RuntimeError), applied({"transformer": model}, {"a": FFNScaling(), "b": NORM_OUT}):
+    with (
+        pytest.raises(RuntimeError),
+        applied({"transformer": model}, {"a": FFNScaling([SITES["feed_forwards"]]), "b": NORM_OUT}),
+    ):
         raise RuntimeError
     assert anatomy() == before
     assert np.array_equal(forward(model), plain)
@@ -134,9 +138,9 @@ def test_they_compose_in_order(model):
 
 
 def test_two_that_do_not_compose_are_refused(model):
-    twice = dataclasses.replace(FFNScaling(), input_scale=0.5)
+    twice = dataclasses.replace(FFNScaling([SITES["feed_forwards"]]), input_scale=0.5)
     with pytest.raises(InputError, match="first and second both rewrite transformer_blocks"):
-        with_techniques(model, first=FFNScaling(), second=twice)
+        with_techniques(model, first=FFNScaling([SITES["feed_forwards"]]), second=twice)
     assert walk({"transformer": model})[0].path == "pos_embed"
 
 
@@ -144,7 +148,7 @@ def test_two_at_different_sites_need_not_compose(model):
     a = FFNScaling(sites=("transformer_blocks.*.img_mlp",))
     b = FFNScaling(sites=("transformer_blocks.*.txt_mlp",))
     both, _ = with_techniques(model, a=a, b=b)
-    assert rel_l2(both, with_techniques(model, t=FFNScaling())[0]) == 0
+    assert rel_l2(both, with_techniques(model, t=FFNScaling([SITES["feed_forwards"]]))[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,10 @@ def test_a_pattern_that_matches_nothing_is_refused(model):
         with_techniques(model, t=Float32(sites=("norm_uot",)))
 
 
-@pytest.mark.parametrize("technique", [NORM_OUT, PreAttentionScaling(), FFNScaling(), ReorderedSums()])
+@pytest.mark.parametrize(
+    "technique",
+    [NORM_OUT, PreAttentionScaling(), FFNScaling([SITES["feed_forwards"]]), ReorderedSums(SITES["reordered"])],
+)
 def test_all_follow_the_protocol(technique):
     assert isinstance(technique, Technique)
     with pytest.raises(dataclasses.FrozenInstanceError):

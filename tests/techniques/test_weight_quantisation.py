@@ -14,7 +14,7 @@ from precision_lab.techniques.base import applied
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.parts.weight_storage import storage, weight_storage
 from precision_lab.techniques.quantized_weights import MODES, QuantizedWeights
-from tests.techniques.configured import named
+from tests.techniques.configured import SITES, named
 from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
 
 TO_Q, UP = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"
@@ -196,7 +196,7 @@ def test_quantised_inputs_have_a_scale_a_token_and_hide_no_overflow():
 
 def test_float8_refusals():
     with pytest.raises(InputError, match=r"scale is 'row', expected one of none, tensor, channel"):
-        Float8Weights(scale="row")
+        Float8Weights(SITES["block_linears"], scale="row")
     with pytest.raises(InputError, match="norm_out is AdaLayerNormContinuous, expected Linear"):
         rewritten(small_model(), Float8Weights(sites=("norm_out",)))
 
@@ -204,7 +204,7 @@ def test_float8_refusals():
 def test_all_linears_of_the_blocks_are_covered():
     """The default sites name every linear of a block once."""
     model = small_model()
-    with applied({"transformer": model}, {"f": Float8Weights()}) as coverage:
+    with applied({"transformer": model}, {"f": Float8Weights(SITES["block_linears"])}) as coverage:
         assert not [
             s for s in walk({"transformer": model}) if s.block is not None and storage(s.module).bits_per_weight > 9
         ]

@@ -28,6 +28,7 @@ from precision_lab.techniques.reordered_sums import ReorderedSums
 
 PLAIN = "ours plain"
 FLOAT32 = "ours plain, fp32"
+REORDERED = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.net.2,txt_mlp.net.2}",)
 ROLES = {PLAIN: "baseline", "ours compiled blocks": "noise floor", "ours reordered sums": "noise floor"}
 
 
@@ -68,7 +69,7 @@ def _output(opener: Opener, inputs: Inputs) -> np.ndarray:
 
 
 def _reordered_sums() -> mlx_model.Techniques:
-    return {"reordered_sums": ReorderedSums(), "one_by_one": OneByOne()}
+    return {"reordered_sums": ReorderedSums(sites=REORDERED), "one_by_one": OneByOne()}
 
 
 class _Evaluated(Wrapper):
