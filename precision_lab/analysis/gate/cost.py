@@ -3,6 +3,9 @@
 A time is judged by its interval, never by its median: slower means that the whole 95 % bootstrap interval of the
 median lies above the baseline's by more than a margin. A shared machine slows everything, so the margin for times is
 generous. In the ratio to the run's own baseline variant, paired within rounds, such a slowdown cancels.
+
+Whatever the margins, differences of less than a millisecond or 64 KiB are allowed: so much depends on when the process
+is scheduled and when the arrays of an earlier step are freed, and for a small model it exceeds any relative margin.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.intervals import Ratio, paired_ratio
 
 LATENCY, RATIO, MEMORY = "step_seconds", "step_ratio", "peak_memory_bytes"
+_LEAST_SECONDS = 1e-3
+_LEAST_BYTES = 1 << 16
 
 
 def measured(latency: pd.DataFrame, baseline: str) -> dict[str, dict[str, list[float] | int]]:
@@ -45,6 +50,8 @@ def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, marg
     A margin is relative: 0.5 allows 50 % more. Raises InputError for `learned` of another form.
     """
     now = measured(latency, baseline)
+    seconds = latency.loc[(latency["what"] == "step") & (latency["variant"] == baseline), "seconds"].median()
+    slack = {LATENCY: _LEAST_SECONDS, RATIO: _LEAST_SECONDS / seconds, MEMORY: _LEAST_BYTES}
     findings = Findings()
     for variant, quantities in learned.items():
         for name, before in quantities.items():
@@ -52,7 +59,8 @@ def judge(learned: Mapping[str, Any], latency: pd.DataFrame, baseline: str, marg
             if after is None:
                 continue
             try:
-                most = (before if name == MEMORY else before[2]) * (1 + margins[name])
+                before = before if name == MEMORY else before[2]
+                most = max(before * (1 + margins[name]), before + slack[name])
             except (IndexError, KeyError, TypeError) as error:
                 raise InputError(
                     f"The times {before!r} of {variant} cannot be read. Learn the baseline again"

@@ -113,7 +113,7 @@ def sketches(change=None, noise=1e-5):
 def latency(seconds=1.0, rounds=8, rng_seed=2):
     rng = np.random.default_rng(rng_seed)
     return pd.DataFrame(
-        {"variant": variant, "round": turn, "order": order, "what": "step", "peak_memory_bytes": 1000}
+        {"variant": variant, "round": turn, "order": order, "what": "step", "peak_memory_bytes": 1_000_000}
         | {"seconds": seconds * (1 + order / 10) * (1 + 0.01 * rng.random())}
         for turn in range(rounds)
         for order, variant in enumerate(VARIANTS)
