@@ -89,16 +89,9 @@ class Loop:
         return self._group.seen
 
     def on_call(self, call: Call) -> None:
-        """Equivalent to `take` for each array in `wanted(call)`; written out because it runs for every call."""
-        site = call.site
-        interest = self._interest[site]
-        inputs = tuple(real(port.array) for port in ports(call, ["in"])) if interest.calls else ()
-        for kind, observers in interest.wanting.items():
-            of_call = inputs if kind == "out" else ()
-            for port in ports(call, [kind]):
-                self._add(site, port, of_call, observers)
-        if self._group.is_full:
-            self._launch()
+        """Takes the arrays of a call that at least one observer uses."""
+        for seen in self.wanted(call):
+            self.take(seen)
 
     def wanted(self, call: Call) -> Iterator[Seen]:
         """The arrays of a call that at least one observer uses."""
@@ -111,14 +104,11 @@ class Loop:
     def take(self, seen: Seen) -> None:
         """Assigns a position to an array and adds it to the current group."""
         site, port, inputs = seen
-        self._add(site, port, inputs, self._interest[site].wanting[port.name.partition(".")[0]])
-        if self._group.is_full:
-            self._launch()
-
-    def _add(self, site: Site, port: Port, inputs: tuple[mx.array, ...], observers: Sequence[Observer]) -> None:
         observation = Observation(position_of(site, port, self.count), real(port.array), inputs, site.module)
         self.count += 1
-        self._group.add(observation, observers)
+        self._group.add(observation, self._interest[site].wanting[port.name.partition(".")[0]])
+        if self._group.is_full:
+            self._launch()
 
     def finish(self) -> None:
         """Returns when all arrays observed so far have reached their observers."""
