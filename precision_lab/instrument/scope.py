@@ -1,7 +1,7 @@
 """Named scopes that label the current position in a generation, similar to `jax.named_scope`.
 
-The denoising loop sets its position (step, sigma, branch), and observers of modules read it. Nothing in the model
-depends on it.
+The denoising loop sets its position (step, sigma, branch), and observers and some techniques read it. The plain
+model does not depend on it.
 """
 
 from __future__ import annotations

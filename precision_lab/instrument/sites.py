@@ -49,6 +49,8 @@ class Site:
     layout: Layout = field(compare=False, repr=False)
     spelled: str = field(default="", compare=False, repr=False)
     """`path` with its indices counted from both ends; see `glob.spell`."""
+    default: str = field(default="", compare=False, repr=False)
+    """The component of patterns without one, if it is not that of the layout."""
 
     def __str__(self) -> str:
         return self.layout.address(self.component, self.path)
@@ -65,7 +67,7 @@ class Site:
 
     def named_by(self, pattern: str) -> bool:
         """Whether `pattern` matches this site. Raises InputError for a malformed pattern."""
-        component, glob = split_address(pattern, self.layout.default)
+        component, glob = split_address(pattern, self.default or self.layout.default)
         return component == self.component and compile_glob(glob).fullmatch(self.spelled or self.path) is not None
 
 
@@ -77,6 +79,7 @@ def layout_of(components: Mapping[str, nn.Module]) -> Layout:
 def walk(components: Mapping[str, nn.Module]) -> list[Site]:
     """All sites in order of definition. A module with two addresses is listed only at the first."""
     layout = layout_of(components)
+    default = next(iter(components)) if len(components) == 1 else ""
     seen: set[int] = set()
     sites = []
     for component, root in components.items():
@@ -85,7 +88,7 @@ def walk(components: Mapping[str, nn.Module]) -> list[Site]:
         for path, module in modules:
             if id(module) not in seen:
                 seen.add(id(module))
-                sites.append(Site(component, path, module, layout, spelled[path]))
+                sites.append(Site(component, path, module, layout, spelled[path], default))
     return sites
 
 

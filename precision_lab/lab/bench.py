@@ -26,7 +26,8 @@ from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case, Step, Subject, components_of, generation, picture_of
 from precision_lab.lab.teacher import Teacher
 from precision_lab.record import tables
-from precision_lab.techniques.base import Coverage, applied
+from precision_lab.record.manifest import Coverage
+from precision_lab.techniques.base import applied
 
 Advance = Callable[[float, str], None]
 """Called with a number of completed denoising steps and a label, such as the name of the variant."""

@@ -15,7 +15,7 @@ from precision_lab.lab import crew, latency, pinned, teacher
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.observing import CALL
 from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant, one_of
-from precision_lab.techniques.base import Coverage
+from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 
 HERE = ProcessSpec()

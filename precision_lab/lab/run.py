@@ -21,7 +21,7 @@ from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import declared
 from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
-from precision_lab.record import manifest, tables
+from precision_lab.record import tables
 from precision_lab.record.files import write_text
 from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
 
@@ -175,10 +175,7 @@ class Execution:
             reference=Reference(REFERENCE),
             baseline=spec.baseline,
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
-            sites={
-                name: {technique: manifest.Coverage(*found) for technique, found in coverage.items()}
-                for name, coverage in self.plan.coverage.items()
-            },
+            sites=self.plan.coverage,
             errors=self.errors,
             prompts=list(spec.prompts),
             seeds=list(spec.seeds),

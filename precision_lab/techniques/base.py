@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.swap import swapped
+from precision_lab.record.manifest import Coverage
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +71,9 @@ class ByPlace(ABC):
         return places[pattern](site)
 
 
-def first_naming(patterns: Sequence[str] | Mapping[str, object], site: Site) -> str | None:
-    """The first of `patterns` that names `site`, or None.
-
-    As in `select`, a pattern without a component may also mean the model's only component.
-    """
-    exact = (pattern for pattern in patterns if site.named_by(pattern))
-    unqualified = (p for p in patterns if ":" not in p and site.named_by(f"{site.component}:{p}"))
-    return next(chain(exact, unqualified), None)
-
-
-class Coverage(NamedTuple):
-    """The number of modules that a technique rewrote, and the number of modules in the components that it names."""
-
-    matched: int
-    of: int
+def first_naming(patterns: Iterable[str], site: Site) -> str | None:
+    """The first of `patterns` that names `site`, or None."""
+    return next((pattern for pattern in patterns if site.named_by(pattern)), None)
 
 
 @contextmanager
@@ -110,5 +98,5 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
             stack.enter_context(swapped(components, changed))
             named = {site.component for site in selected}
             coverage[name] = Coverage(len(changed), sum(site.component in named for site in sites))
-            log.info("%s: rewrote %d of %d modules", name, *coverage[name])
+            log.info("%s: rewrote %d of %d modules", name, coverage[name].matched, coverage[name].of)
         yield coverage

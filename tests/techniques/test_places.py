@@ -76,6 +76,15 @@ def test_a_pattern_without_a_component_means_the_only_one(component):
         assert [type(layer).__name__ for layer in model.layers] == ["QuantizedLinear", "Linear"]
 
 
+@pytest.mark.parametrize("first", ["layers.1", "decoder:layers.1"])
+def test_the_order_of_patterns_decides_however_they_name_the_component(first):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    second = "layers.1" if ":" in first else "decoder:layers.1"
+    rules = [{"sites": first, "bits": 4}, {"sites": second, "bits": 8}]
+    with applied({"decoder": model}, {"t": QuantizedWeights(rules)}):
+        assert model.layers[1].bits == 4
+
+
 def test_a_pattern_without_a_component_means_the_transformer_where_there_are_several():
     """The rule for `layers.*` comes first, and yet the decoder's rule decides about the decoder."""
     components = {name: nn.Sequential(nn.Linear(64, 64)) for name in ("transformer", "decoder")}

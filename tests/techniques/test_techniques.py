@@ -13,6 +13,7 @@ from precision_lab.instrument.tap import tapped
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import Technique, applied
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float32 import Float32
@@ -124,7 +125,7 @@ def test_the_model_is_plain_again_afterwards(model):
 
 def test_coverage_counts_all_modules_of_the_component(model):
     _, coverage = with_techniques(model, t=NORM_OUT)
-    assert coverage["t"] == (1, len(walk({"transformer": model})))
+    assert coverage["t"] == Coverage(1, len(walk({"transformer": model})))
 
 
 def test_they_compose_in_order(model):
