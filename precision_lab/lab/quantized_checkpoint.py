@@ -56,6 +56,9 @@ class Quantizable(Protocol):
     def folder(self) -> Path:
         """The path of the checkpoint."""
 
+    def files(self) -> Sequence[str]:
+        """Names of the files of a complete checkpoint outside its subfolders."""
+
     def folders(self) -> Sequence[str]:
         """Names of the subfolders of a complete checkpoint."""
 
@@ -92,7 +95,8 @@ def write(
     for folder in copied:
         if not (original / folder).is_dir():
             raise InputError(f"{original}: no folder {folder}, expected a whole checkpoint")
-    files = [file for folder in copied for file in sorted((original / folder).iterdir()) if file.is_file()]
+    files = [original / name for name in source.files()]
+    files += [file for folder in copied for file in sorted((original / folder).iterdir()) if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     total += sum(tensor.nbytes for component in quantised.values() for tensor in component.tensors.values())
     done = 0
@@ -104,9 +108,8 @@ def write(
             progress(done, total)
 
     with replacing(out, total + _BESIDE_WEIGHTS) as temporary:
-        shutil.copyfile(original / "model_index.json", temporary / "model_index.json")
         for file in files:
-            target = temporary / file.parent.name / file.name
+            target = temporary / file.relative_to(original)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
             written(file.stat().st_size)

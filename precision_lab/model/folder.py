@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from precision_lab.errors import InputError
-from precision_lab.model import weights
 
 EMBEDDED = "package://"
 _CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -40,15 +39,15 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
     return _download(source, revision, needed)
 
 
-def fingerprint(folders: Mapping[str, Path], prefix: str = "") -> str:
+def fingerprint(files: Mapping[str, Sequence[Path]], prefix: str = "") -> str:
     """SHA-256 over the names, sizes and contents of the weight files, as hexadecimal digits.
 
-    A file over 64 MiB contributes only its first and last MiB. folders: the name of a component, prepended to its file
-    names, to its folder. prefix: any further text that identifies the weights, hashed first.
+    A file over 64 MiB contributes only its first and last MiB. files: the weight files of each component; its name is
+    prepended to theirs. prefix: any further text that identifies the weights, hashed first.
     """
     digest = hashlib.sha256(prefix.encode())
-    for name, folder in folders.items():
-        for path in weights.shards(folder):
+    for name, paths in files.items():
+        for path in paths:
             size = path.stat().st_size
             digest.update(f"{name}/{path.name}:{size}\n".encode())
             with path.open("rb") as file:

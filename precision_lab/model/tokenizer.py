@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, first_line
 from precision_lab.record.files import read_json
 
 _QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -34,7 +34,7 @@ class Encoder(Protocol):
 def read_tokenizer(folder: Path) -> Encoder:
     """Reads the tokenizer in a folder. Raises InputError if the folder has no readable tokenizer."""
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}, expected that of a Qwen2 tokenizer")
+        raise InputError(f"no folder {folder}, expected that of a tokenizer")
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     if not isinstance(config, Mapping):
@@ -44,9 +44,8 @@ def read_tokenizer(folder: Path) -> Encoder:
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{folder}: no tokenizer that can be read: {reason}\n"
+            f"{folder}: no tokenizer that can be read: {first_line(error)}\n"
             "Expected vocab.json, merges.txt and tokenizer_config.json, or tokenizer.json"
         ) from error
 

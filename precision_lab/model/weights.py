@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from precision_lab.device.page_cache import Extent
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, first_line, nearest
 from precision_lab.model import mflux
 from precision_lab.model.stored_quantization import quantized_modules
 
@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, mx.array]:
         try:
             loaded: Any = mx.load(str(file))
         except RuntimeError as error:
-            raise InputError(f"{file}: not a safetensors file: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{file}: not a safetensors file: {first_line(error)}") from error
         repeated = tensors.keys() & loaded.keys()
         if repeated:
             raise InputError(f"{file}: tensor {min(repeated)} is also in another shard")

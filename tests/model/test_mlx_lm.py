@@ -153,6 +153,30 @@ def test_a_path_without_a_language_model(tmp_path):
         LanguageModel("x")
 
 
+def test_the_fingerprint_covers_the_files_that_mlx_lm_reads(folder, tmp_path):
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    plain = LanguageModel("x", str(copied)).checkpoint.fingerprint
+    mx.save_safetensors(str(copied / "consolidated.safetensors"), {"other": mx.zeros(3)})
+    assert LanguageModel("x", str(copied)).checkpoint.fingerprint == plain
+    tensors = mx.load(str(copied / "model.safetensors"))
+    names = sorted(tensors)
+    for number, part in enumerate((names[:5], names[5:])):
+        mx.save_safetensors(str(copied / f"model-{number}.safetensors"), {name: tensors[name] for name in part})
+    (copied / "model.safetensors").unlink()
+    source = LanguageModel("x", str(copied))
+    assert source.checkpoint.fingerprint != plain
+    assert source.load(mx.float32).components["model"]
+
+
+def test_a_damaged_file(folder, tmp_path):
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    whole = (copied / "model.safetensors").read_bytes()
+    for damaged in (whole[:-1], whole[:50], b""):
+        (copied / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(InputError, match="mlx-lm cannot load it"):
+            LanguageModel("x", str(copied)).load(mx.float32)
+
+
 def test_dtypes(folder):
     source = LanguageModel("tiny", str(folder))
     for dtype in (mx.float32, mx.float16, mx.bfloat16):

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, first_line
 from precision_lab.instrument.scope import scope
 from precision_lab.model import weights
 from precision_lab.model.folder import fingerprint, located
@@ -156,7 +156,11 @@ class LanguageModel:
     def checkpoint(self) -> Checkpoint:
         assert self.path is not None
         origin = str(weights.read_json(self.folder / "config.json").get("_weights", "unknown"))
-        return Checkpoint(self.name, self.path, fingerprint({"": self.folder}), origin)
+        return Checkpoint(self.name, self.path, fingerprint({"": self._weights()}), origin)
+
+    def _weights(self) -> list[Path]:
+        """The files that mlx-lm reads, with an index or without."""
+        return sorted(self.folder.glob("model*.safetensors"))
 
     def steps(self, case: Any) -> int:
         return _steps(case, self.tokens(case.prompt))
@@ -167,10 +171,8 @@ class LanguageModel:
 
             try:
                 model, _ = load_model(self.folder, lazy=True)
-            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-                raise InputError(
-                    f"model.path={self.path}: mlx-lm cannot load it: {str(error).splitlines()[0]}"
-                ) from error
+            except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+                raise InputError(f"model.path={self.path}: mlx-lm cannot load it: {first_line(error)}") from error
             model.set_dtype(dtype)
             self._loaded[dtype] = Subject(model, self.tokens)
         return self._loaded[dtype]

@@ -118,7 +118,7 @@ class Checkpoint:
         It includes the factor `inflate` unless that is 1, because inflated weights differ.
         """
         power = exponent(self.inflate)
-        parts = {part: self.folder / part for part in ("text_encoder", "transformer", "vae")}
+        parts = {part: weights.shards(self.folder / part) for part in ("text_encoder", "transformer", "vae")}
         return fingerprint(parts, f"inflate 2^{power}\n" if power else "")
 
     def _config(self, part: str, kind: type[C], name: str = "config.json") -> C:

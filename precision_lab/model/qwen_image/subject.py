@@ -244,6 +244,10 @@ class QwenImage:
                 self._loaded[dtype] = TextToImage(self.opened.pipeline(dtype))
         return self._loaded[dtype]
 
+    def files(self) -> tuple[str, ...]:
+        """Names of the files of a complete checkpoint outside its folders."""
+        return ("model_index.json",)
+
     def folders(self) -> tuple[str, ...]:
         """Names of the folders of a complete checkpoint."""
         return ("scheduler", "tokenizer", "vae", "text_encoder", "transformer")
