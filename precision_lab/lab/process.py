@@ -145,6 +145,8 @@ def serve(spec: RunSpec, process: ProcessSpec, requests: IO[str], replies: IO[st
                 reply(answer=None)
         except BrokenPipeError:
             raise
+        except InputError as error:
+            reply(input_error=str(error))
         except OSError as error:
             reply(os_error=[error.errno, error.strerror, error.filename])
         except Exception as error:

@@ -20,6 +20,7 @@ from precision_lab.record.tables import read
 THEIRS = """
 import dataclasses, os, signal
 from pathlib import Path
+from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Wrapper
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Witness:
                     raise ValueError("planted")
                 if witness.then == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if witness.then == "refuse":
+                    raise InputError("witness.then is refused")
                 if witness.then == "fill the disk":
                     raise OSError(28, "No space left on device", "part-x.parquet")
                 return self.inner(x)
@@ -129,6 +132,11 @@ def test_a_full_disk_there_is_one_line(lab, tmp_path):
     assert code == 2
     assert err.startswith("No space left on the disk (part-x.parquet)")
     assert read_json(tmp_path / "run" / "manifest.json")["status"] == "failed"
+
+
+def test_a_mistake_of_the_user_that_shows_only_there_is_one_line(lab):
+    code, _, err = lab(variants={"tf32": "refuse"})
+    assert (code, err.strip()) == (2, "witness.then is refused")
 
 
 def test_interrupted_in_the_middle_it_ends_and_is_continued(lab, small_checkpoint, tmp_path):
