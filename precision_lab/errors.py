@@ -14,6 +14,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """The first line of the message of an error that a library raised, or the error's class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A sentence naming the `choices` most like `name`, or the first few where none is alike."""
     choices = sorted(set(choices))

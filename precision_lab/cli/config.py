@@ -57,10 +57,18 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     out, resume = resolved.pop("out"), resolved.pop("resume")
     if not isinstance(resume, bool) or not isinstance(out, str | None):
         raise InputError(f"out is {out!r} and resume {resume!r}, expected a folder, and true or false")
-    variants = _variants(resolved)
+    if not isinstance(resolved.experiment, str):
+        raise InputError(f"experiment is {resolved.experiment!r}, expected a name")
+    drift = resolved.drift
+    if not isinstance(drift, DictConfig) or not isinstance(drift.teacher, DictConfig):
+        raise InputError(f"drift is {drift!r}, expected sites, and teacher with its settings")
+    described_variants = _described(resolved)
+    if resolved.baseline not in described_variants:
+        raise InputError(
+            f"baseline: unknown variant {resolved.baseline!r}. {nearest(str(resolved.baseline), described_variants)}"
+        )
+    variants = _variants(resolved, described_variants)
     names = [variant.name for variant in variants]
-    if resolved.baseline not in {"custom", *resolved.variants}:
-        raise InputError(f"baseline: unknown variant {resolved.baseline!r}. {nearest(str(resolved.baseline), names)}")
     baseline = resolved.baseline if resolved.baseline in names else names[0]  # `only` may leave it out
     described: Any = OmegaConf.to_container(resolved.claims, resolve=True)
     claims = [{"id": str(key), **(claim if isinstance(claim, dict) else {})} for key, claim in described.items()]
@@ -70,17 +78,17 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
         experiment=resolved.experiment,
         source=build_source(resolved.model),
         settings=_settings(resolved),
-        prompts=_list(resolved, "prompts"),
-        seeds=_list(resolved, "seeds"),
+        prompts=listed(resolved, "prompts"),
+        seeds=listed(resolved, "seeds"),
         variants=variants,
         baseline=baseline,
         probes={str(name): build(node, Probe, f"probe {name}", StreamProbe) for name, node in resolved.probe.items()},
-        drift_sites=list(resolved.drift.sites),
-        teacher=checked(TeacherSpec, resolved.drift.teacher),
-        pinned=_pinned(resolved.pinned),
+        drift_sites=listed(resolved, "drift.sites"),
+        teacher=checked(TeacherSpec, {**drift.teacher, "sites": listed(resolved, "drift.teacher.sites")}),
+        pinned=_pinned(resolved),
         latency=checked(LatencySpec, resolved.latency),
         out=Path(out).expanduser() if out else _default_out(resolved.experiment),
-        resume=bool(resume),
+        resume=resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
         workers=resolved.workers,
@@ -88,17 +96,22 @@ def build_spec(config: DictConfig, command: Sequence[str]) -> RunSpec:
     )
 
 
-def _variants(config: DictConfig) -> list[Variant]:
-    """The experiment's variants, `custom` if techniques were named, those of a factorial, narrowed by `only`."""
+def _described(config: DictConfig) -> dict[str, Any]:
+    """The settings of the experiment's variants, of those of a factorial, and of `custom` if techniques were named."""
     described: dict[str, Any] = {str(name): value or {} for name, value in config.variants.items()}
     described |= _factorial(config.factorial, described)
     if config.technique:
         described["custom"] = {"technique": config.technique}
+    return described
+
+
+def _variants(config: DictConfig, described: Mapping[str, Any]) -> list[Variant]:
+    """The variants that `only` leaves of those that are described."""
     if config.only is not None:
-        only = _list(config, "only")
+        only = listed(config, "only")
         for name in only:
             if name not in described:
-                raise InputError(f"only: unknown variant {name!r}. {nearest(name, described)}")
+                raise InputError(f"only: unknown variant {name!r}. {nearest(str(name), described)}")
         described = {name: value for name, value in described.items() if name in only}
     variants = []
     for name, value in described.items():
@@ -142,7 +155,7 @@ def _factorial(config: DictConfig, described: Mapping[str, Any]) -> dict[str, An
         if not isinstance(node, DictConfig):
             raise InputError(f"factorial.factors.{name} is {node!r}, expected a technique or several by name")
         factors[str(name)] = {str(name): node} if "_target_" in node else {str(key): node[key] for key in node}
-    generators = {str(name): _list(config.generators, name) for name in config.generators or {}}
+    generators = {str(name): listed(config, f"generators.{name}") for name in config.generators or {}}
     variants = {}
     for on in filter(None, treatments(list(factors), generators)):
         techniques = combined(described[base].get("technique") or {}, factors, on)
@@ -218,7 +231,10 @@ def _settings(config: DictConfig) -> dict[str, Any]:
 
 def _pinned(config: DictConfig) -> PinnedSpec:
     """Cases that are null are left out: Hydra merges mappings, so that nothing else takes one away."""
-    described = config.cases or {}
+    pinned = config.pinned
+    if not isinstance(pinned, DictConfig):
+        raise InputError(f"pinned is {pinned!r}, expected settings below it; pinned.cases=null records none")
+    described = pinned.cases or {}
     if not isinstance(described, dict | DictConfig):
         raise InputError(f"pinned.cases is {described!r}, expected cases by name, or null for none")
     cases = {}
@@ -229,15 +245,17 @@ def _pinned(config: DictConfig) -> PinnedSpec:
             entries: dict[str, Any] = {str(key): value for key, value in case.items()}
             prompt, seed = entries.pop("prompt", ""), entries.pop("seed", 0)
             cases[str(name)] = PinnedCase(prompt, seed, entries)
-    lists = {key: _list(config, key) for key in ("sites", "reordered")}
-    return checked(PinnedSpec, {**config, **lists, "cases": cases})
+    lists = {key: listed(config, f"pinned.{key}") for key in ("sites", "reordered")}
+    return checked(PinnedSpec, {**pinned, **lists, "cases": cases})
 
 
-def _list(config: DictConfig, key: str) -> list[Any]:
-    value = OmegaConf.to_container(config[key], resolve=True) if isinstance(config[key], ListConfig) else config[key]
-    if not isinstance(value, list):
+def listed(config: DictConfig, key: str) -> list[Any]:
+    """A setting that is a list, as `drift.sites`. Raises InputError for anything else."""
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, ListConfig):
         raise InputError(f"{key} is {value!r}, expected a list like {key}=[a,b]")
-    return value
+    items: Any = OmegaConf.to_container(value, resolve=True)
+    return list(items)
 
 
 def whole_number(config: DictConfig, key: str, least: int) -> int:

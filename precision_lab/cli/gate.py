@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
@@ -79,13 +79,15 @@ def _run(config: DictConfig, settings: Settings, command: Sequence[str], console
 
 def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
     """The configuration without the gate's own settings; for learning, with more cases and the noise floor."""
+    from precision_lab.cli.config import listed
+
     config = config.copy()
     with open_dict(config):
         del config.run, config.gate
         if settings.update:
-            config.prompts = list(dict.fromkeys([*config.prompts, *settings.prompts]))
-            config.seeds = list(dict.fromkeys([*config.seeds, *settings.seeds]))
-            if config.pinned.cases:
+            config.prompts = list(dict.fromkeys([*listed(config, "prompts"), *settings.prompts]))
+            config.seeds = list(dict.fromkeys([*listed(config, "seeds"), *settings.seeds]))
+            if OmegaConf.select(config, "pinned.cases"):
                 config.pinned.noise_floor = True
     return config
 
@@ -147,9 +149,12 @@ def _settings(config: DictConfig) -> Settings:
             f"gate.baseline is {settings['baseline']!r} and gate.update {settings['update']!r}, "
             "expected a file, and true or false"
         )
-    for key, of in (("history", settings), ("prompts", settings["learn"]), ("seeds", settings["learn"])):
-        if not isinstance(of[key], list | None):
-            raise InputError(f"gate.{key} is {of[key]!r}, expected a list or null")
+    if not isinstance(config.gate.learn, DictConfig):
+        raise InputError(f"gate.learn is {config.gate.learn!r}, expected prompts and seeds below it")
+    for key in ("gate.history", "gate.learn.prompts", "gate.learn.seeds"):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, ListConfig | None):
+            raise InputError(f"{key} is {value!r}, expected a list or null")
     names = ("margin_bits", "margin_spread", "headroom_bits", "drift_bits", "drift_spread", "tolerance", "noise_factor")
     for name in (*names, "latency_margin", "latency_ratio_margin", "memory_margin"):
         value = settings[name]

@@ -11,6 +11,7 @@ from typing import Any
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.subject import Case, Source
 from precision_lab.probes.base import AnyProbe
+from precision_lab.settings import is_positive
 from precision_lab.techniques.base import Technique
 
 REFERENCE = "reference"
@@ -76,8 +77,8 @@ class LatencySpec:
     """
 
     min_rounds: int = 10
-    max_rounds: int = 200
-    warmup_rounds: int = 2
+    max_rounds: int = 100
+    warmup_rounds: int = 1
     max_seconds: float = 20.0
     margin: float | None = None
 
@@ -87,10 +88,12 @@ class LatencySpec:
                 f"latency.min_rounds is {self.min_rounds} and latency.max_rounds {self.max_rounds}, "
                 "expected 0 <= min_rounds <= max_rounds (max_rounds=0 measures nothing)"
             )
-        if self.max_seconds <= 0 or (self.margin is not None and self.margin <= 0):
-            raise InputError(
-                f"latency.max_seconds is {self.max_seconds} and latency.margin {self.margin}, expected above 0"
-            )
+        if self.warmup_rounds < 0:
+            raise InputError(f"latency.warmup_rounds is {self.warmup_rounds}, expected at least 0")
+        if not self.max_seconds > 0:
+            raise InputError(f"latency.max_seconds is {self.max_seconds}, expected above 0")
+        if self.margin is not None and not is_positive(self.margin):
+            raise InputError(f"latency.margin is {self.margin!r}, expected a number above 0, or null")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class PinnedSpec:
 
     cases: Mapping[str, PinnedCase] = field(default_factory=dict)
     sites: Sequence[str] = ()
-    steps: int = 2
+    steps: int = 3
     noise_floor: bool = False
     reordered: Sequence[str] = ()
 

@@ -58,7 +58,7 @@ def spec(small_checkpoint, tmp_path):
         drift_sites=["proj_out"],
         latency=LatencySpec(0, 0),
         out=tmp_path / "run",
-        pinned=PinnedSpec(CASES, SITES, reordered=REORDERED),
+        pinned=PinnedSpec(CASES, SITES, steps=2, reordered=REORDERED),
         resolved="x: 1\n",
     )
 
