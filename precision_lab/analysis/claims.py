@@ -73,7 +73,7 @@ class Claim:
                 raise InputError(f"Claim {raw.get('id', '?')}: {key} is missing, expected text")
         several = {key: _names(raw, key) for key in ("sites", "noise")}
         claim = cls(**{**raw, **several})
-        for what, choices in (("metric", METRICS), ("relation", RELATIONS)):
+        for what, choices in (("metric", (*METRICS, _OPERATIONS)), ("relation", RELATIONS)):
             value = getattr(claim, what)
             if value not in choices:
                 raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
@@ -118,7 +118,9 @@ def judge(claim: Claim, run: Run) -> Verdict:
     absent = [name for name in named if name not in run.manifest.variants]
     if absent:
         return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
-    measure = METRICS[claim.metric]
+    measure = METRICS.get(claim.metric)
+    if measure is None:  # of a device, not of a run
+        return _unmeasured(claim.subject)
     values = {name: measure(run, name, claim.sites, claim.stream) for name in named}
     unmeasured = [name for name in named if values[name].empty]
     if unmeasured:

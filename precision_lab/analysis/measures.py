@@ -100,10 +100,6 @@ def nonfinite(run: Run, variant: str) -> pd.Series:
     return (rows["num_nan"] + rows["num_inf"]).dropna().astype(float)  # rows of other probes have no counts
 
 
-def _nothing(run: Run, variant: str, sites: Sequence[str], stream: str | None) -> pd.Series:
-    return pd.Series(dtype=float)  # a device has operations, a run has none
-
-
 Measure = Callable[[Run, str, Sequence[str], str | None], pd.Series]
 """From run, variant, patterns of sites and stream: values by case or round, empty where nothing was measured."""
 
@@ -113,7 +109,6 @@ METRICS: Mapping[str, Measure] = {
     "kl": lambda run, variant, sites, stream: divergence(run, variant),
     "largest_share": lambda run, variant, sites, stream: largest_share(run, variant, stream),
     "latency": lambda run, variant, sites, stream: step_seconds(run, variant),
-    "narrow_operations": _nothing,
     "nonfinite": lambda run, variant, sites, stream: nonfinite(run, variant),
 }
 """By the name that a claim has for it."""

@@ -13,10 +13,11 @@ from precision_lab.cli.config import build_spec, whole_number
 from precision_lab.cli.progress import open_console
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
+from precision_lab.techniques.base import Technique
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Compares every technique by itself, then all together, with the plain model in fp32.
+    """Compares every technique with the plain model in fp32, then those of a single variant together.
 
     Exit code 1 if a technique that claims to preserve the function does not.
     """
@@ -26,7 +27,13 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if not isinstance(noise_sites, list) or not noise_sites:
         raise InputError(f"noise is {noise_sites!r}, expected patterns of linears, noise=[PATTERN]")
     spec = build_spec(config, command)
-    techniques = {name: t for variant in spec.variants for name, t in variant.techniques.items()}
+    techniques: dict[str, Technique] = {}
+    for variant in spec.variants:
+        for name, technique in variant.techniques.items():
+            if techniques.setdefault(name, technique) != technique:
+                raise InputError(
+                    f"Technique {name} has different settings in two variants. only=[{variant.name}] proves one of them"
+                )
     if not techniques:
         raise InputError("prove needs techniques: technique=[NAME], or +exp=NAME for those of an experiment")
     from precision_lab.lab.equivalence import draws_of, prove

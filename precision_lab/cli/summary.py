@@ -12,7 +12,7 @@ from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary,
 
 _WEIGHTS = {
     "synthetic": "generated, untrained weights",
-    "trained": "trained micro weights, not the published ones",
+    "trained": "trained weights, not the published ones",
     "published": "published weights",
 }
 

@@ -26,7 +26,8 @@ _LARGEST_WEIGHTS = 256 << 20
 
 
 def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
-    """Number of processes that generate in parallel: from the spec, or one per CPU core if that saves time.
+    """Number of processes that generate in parallel: from the spec, or one per CPU core, at most `MOST`, if that
+    saves time.
 
     steps: the denoising steps of all generations; weight_bytes: the size of one copy of the model.
     """

@@ -16,7 +16,7 @@ The table `sketches` has one row for each array:
 - num_nonfinite; rms and sketch_0 to sketch_7 in fp32, NaN where an element is not finite.
 
 (variant, case, branch, step, component, site, port) identifies a row. Rows are sorted by variant, case and order.
-Guidance and the negative prompt are those of the run; the number of steps is `pinned.steps`.
+Settings that a case does not give are those of the run, with `pinned.steps` steps.
 """
 
 from __future__ import annotations

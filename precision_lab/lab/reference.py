@@ -22,7 +22,7 @@ class ReferenceWriter:
         self.index: dict[str, tuple[int, list[int]]] = {}
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Appends `array` under `key`. Raises ValueError if the key exists: an address called twice is ambiguous."""
+        """Appends `array` under `key`. Raises InputError if the key exists: an address called twice is ambiguous."""
         if key in self.index:
             raise InputError(
                 f"drift.sites: the module of {key} is called twice in one step, so its two arrays have one address. "

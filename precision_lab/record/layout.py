@@ -23,7 +23,7 @@ class Stream:
 
     title: its name in figures, "image stream". port: the port of a block's output that carries it, "out.0".
     sites: pattern of the modules that work on it; modules inside those belong to it too. entry: the module whose output
-    it begins with, if there is one. adds: pattern of the residual adds, calls of (residual, gate, update).
+    it begins with, if there is one.
     """
 
     title: str

@@ -77,6 +77,14 @@ def test_the_techniques_of_an_experiment(prove):
         (("technique=[ffn_scaling]", "draws=0"), "draws is 0, expected a whole number of at least 1"),
         (("technique=[ffn_scaling]", "noise=[]"), "noise is [], expected patterns of linears"),
         (("technique=[ffn_scaling]", "noise=[nowhere]"), "matches nothing"),
+        (
+            (
+                "technique=[ffn_scaling]",
+                "+variants.other.technique.ffn_scaling._target_=precision_lab.techniques.ffn_scaling.FFNScaling",
+                "+variants.other.technique.ffn_scaling.sites=['**.img_mlp']",
+            ),
+            "Technique ffn_scaling has different settings in two variants",
+        ),
         (("technique=[ffn_scaling]", "drwas=2"), "Unknown setting 'drwas'. Did you mean draws"),
     ],
 )

@@ -22,7 +22,7 @@ def said(run):
     ("weights", "shown"),
     [
         ("synthetic", "generated, untrained weights, stream x4096"),
-        ("trained", "trained micro weights, not the published ones, stream x4096"),
+        ("trained", "trained weights, not the published ones, stream x4096"),
         ("fine-tuned", "fine-tuned, stream x4096"),
     ],
 )

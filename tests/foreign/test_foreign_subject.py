@@ -1,5 +1,6 @@
 """A model that the laboratory has never heard of, through everything a run can be used for."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from precision_lab.cli import main
 from precision_lab.lab.subject import Case, Source
 from precision_lab.record.run import Run
+from precision_lab.record.tables import read
 from tests.foreign.denoiser import Source as Denoiser
+from tests.foreign.denoiser import Subject as Foreign
 
 CONF = str(Path(__file__).parent / "conf")
 MODEL = ("--config-dir", CONF, "model=denoiser")
@@ -110,11 +113,24 @@ def test_compare_and_report_again(finished, tmp_path, capsys):
     assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
-def test_interrupted_and_resumed_it_leaves_the_same(finished, tmp_path):
-    whole = pd.read_parquet(finished / "activations.parquet")
-    again = tmp_path / "again"
-    assert run(again, "+exp=foreign", "seeds=[0,1,2]", "drift.teacher.mode=full") == 0
-    pd.testing.assert_frame_equal(pd.read_parquet(again / "activations.parquet"), whole, check_exact=True)
+def test_interrupted_and_resumed_it_leaves_the_same(finished, tmp_path, monkeypatch):
+    out, steps, step = tmp_path / "again", itertools.count(), Foreign.step
+    settings = ("+exp=foreign", "seeds=[0,1,2]", "drift.teacher.mode=full", "workers=1")
+
+    def interrupted(self, state, number):
+        if next(steps) == 40:
+            raise KeyboardInterrupt
+        return step(self, state, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Foreign, "step", interrupted)
+        assert run(out, *settings) == 130
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    assert len(read(out, "activations")) > 0, "generations that were complete are kept"
+    assert run(out, *settings, "resume=true") == 0
+    for table in ("activations", "drift"):
+        whole = pd.read_parquet(finished / f"{table}.parquet")
+        pd.testing.assert_frame_equal(pd.read_parquet(out / f"{table}.parquet"), whole, check_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +140,7 @@ def test_interrupted_and_resumed_it_leaves_the_same(finished, tmp_path):
         ("+sampler.hieght=3", "Unknown setting 'hieght'"),
         ("+model.detph=3", "Unknown setting 'model.detph'. Did you mean depth"),
         ("drift.sites=[stagse.*]", "matches nothing"),
+        ("pinned=null", "pinned is None, expected settings below it"),
         ("probe.range.sites=[vae:conv]", "unknown component 'vae'"),
     ],
 )

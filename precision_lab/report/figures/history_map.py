@@ -92,7 +92,7 @@ def in_groups(runs: pd.DataFrame) -> list[int]:
 
 
 def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: float) -> None:
-    """Labels the columns of `axes` with commits, as many as fit into `width` inches, in red where the gate failed.
+    """Labels the columns of `axes` with commits, as many as fit into `width` inches, in orange where the gate failed.
 
     first: columns with priority for a label.
     """
