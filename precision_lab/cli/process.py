@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from precision_lab.device import allocator, blas
+from precision_lab.lab.requests import Requests
 
 COMMAND = (sys.executable, "-m", "precision_lab.cli.process")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves the run until it sends no more requests."""
+    """Serves the run until it sends no more requests, or has ended."""
+    requests = Requests(sys.stdin.fileno())
     out, settings = Path(argv[0]), json.loads(argv[1])
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # printed text must not mix with the replies
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     config.out, config.resume = str(out), True
     try:
         spec = build_spec(config, ())
-        serve(spec, process, sys.stdin, replies)
+        serve(spec, process, requests, replies)
     except InputError as error:
         replies.write(json.dumps({"input_error": str(error)}) + "\n")
         replies.flush()

@@ -1,7 +1,10 @@
-"""The folder of a run: its creation, the checks before it, and the images in it."""
+"""The folder of a run: its creation, the checks before it, its lock, and the images in it."""
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +13,11 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.record import manifest
 from precision_lab.record.files import write_atomically
+from precision_lab.record.lock import FolderLock, check_free
 from precision_lab.record.manifest import Manifest
+
+_UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters in no name of a folder: control characters, bytes that are not UTF-8, line breaks."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +29,59 @@ class Identity:
     mlx: str | None
 
 
-def prepare(out: Path, resume: bool, resolved: str, identity: Identity) -> None:
-    """Creates the run folder. Raises InputError if it already holds a run or cannot be written.
+@contextmanager
+def occupied(lock: FolderLock, resume: bool, resolved: str, identity: Identity) -> Iterator[None]:
+    """Context manager in which this process is the only one to write into the run folder of `lock`; creates the folder.
 
-    With `resume`, the folder must hold an unfinished run with the same configuration and identity.
+    Raises InputError if the folder already holds a run, another process writes into it, or it cannot be written. With
+    `resume`, it must hold an unfinished run with the same configuration and identity. A folder that is still empty at
+    the end is removed, with those created above it.
     """
-    holds_run = (out / manifest.FILE).is_file()
+    out = lock.folder
+    _check_name(out)
+    created: list[Path] = []
+    try:
+        with _writable(out):
+            check_free(out)
+            _check(out, resume, resolved, identity)  # before anything is created
+            for folder in reversed([folder for folder in (out, *out.parents) if not folder.exists()]):
+                folder.mkdir(exist_ok=True)
+                created.append(folder)
+            lock.acquire()
+            _check(out, resume, resolved, identity)  # again: another run may have begun or ended meanwhile
+            if resume:
+                for left in (*out.glob("*.tmp"), *out.glob("*/*.tmp")):  # by the run when it was killed
+                    left.unlink()
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # not empty
+            for folder in reversed(created):
+                folder.rmdir()
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror or error}") from error
+
+
+def _check_name(out: Path) -> None:
+    name = str(out)
+    if any(unicodedata.category(character) in _UNFIT for character in name):
+        raise InputError(f"out={name!r} holds control characters or bytes that are not UTF-8, expected a plain name")
+
+
+def _check(out: Path, resume: bool, resolved: str, identity: Identity) -> None:
+    holds_run = (out / manifest.FILE).exists()
     if resume and not holds_run:
         raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted one")
+    if holds_run and not resume:
+        raise InputError(f"out={out} already holds a run. Give another folder, or resume=true to continue it")
     if holds_run:
-        if not resume:
-            raise InputError(f"out={out} already holds a run. Give another folder, or resume=true to continue it")
         _check_resumed(out, resolved, identity)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
 
 
 def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:

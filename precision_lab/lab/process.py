@@ -4,7 +4,8 @@ The parent runs the reference and iterates over cases and timing rounds as usual
 sends a request to that process, waits, and forwards the reported progress. A child is the same program on the same run
 folder: it reads config.yaml there and writes its own parts. Except for helpers that only generate
 (`precision_lab.lab.crew`), one process computes at a time, so that times are comparable; each holds its own weights.
-Requests go to the child's stdin and replies to its stdout, one JSON object per line.
+Requests go to the child's stdin and replies to its stdout, one JSON object per line. A child ends with its parent
+(`precision_lab.lab.requests`) and holds the lock of the run folder until then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from precision_lab.lab.bench import Advance, Bench
 from precision_lab.lab.latency import Sample
 from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Case
+from precision_lab.record.lock import FolderLock
 
 _PATIENCE = 10.0
 
@@ -35,12 +37,13 @@ class ChildError(Exception):
 class Child:
     """A child process for the variants that share `process`.
 
-    command: the command that starts it, to which the run folder and `process` as JSON are appended. The child starts at
-    the first request, and again if it has ended. An exception in a variant is raised as ChildError, but an OSError,
-    such as a full disk, as OSError.
+    command: the command that starts it, to which the run folder and `process` as JSON are appended. lock: of the run
+    folder, which the child inherits. The child starts at the first request, and again if it has ended. An exception in
+    a variant is raised as ChildError, but an OSError, such as a full disk, as OSError.
     """
 
-    def __init__(self, command: Sequence[str], out: Path, process: ProcessSpec):
+    def __init__(self, command: Sequence[str], out: Path, process: ProcessSpec, lock: FolderLock):
+        self._lock = lock
         self._command = [*command, str(out), json.dumps(asdict(process))]
         self._switches = numeric_switches(process.tf32)
         self._running: subprocess.Popen[str] | None = None
@@ -85,6 +88,7 @@ class Child:
             text=True,
             encoding="utf-8",
             env={**os.environ, **self._switches, "PYTHONPATH": paths},
+            pass_fds=self._lock.descriptors,
         )
 
     def _check(self, switches: Any) -> None:
@@ -123,7 +127,7 @@ class Child:
         raise ChildError(f"its process ended with exit code {code}")
 
 
-def serve(spec: RunSpec, process: ProcessSpec, requests: IO[str], replies: IO[str]) -> None:
+def serve(spec: RunSpec, process: ProcessSpec, requests: Iterable[str], replies: IO[str]) -> None:
     """Runs the child: answers requests for the variants of `spec` that belong to `process` until `requests` ends."""
 
     def reply(**message: Any) -> None:

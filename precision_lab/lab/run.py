@@ -15,7 +15,7 @@ from precision_lab.errors import InputError
 from precision_lab.lab import latency, pinned
 from precision_lab.lab.bench import part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
-from precision_lab.lab.folder import Identity, prepare
+from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.plan import HERE, Plan, plan
 from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import declared
@@ -23,6 +23,7 @@ from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.record import tables
 from precision_lab.record.files import write_text
+from precision_lab.record.lock import FolderLock
 from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
 
 
@@ -54,18 +55,24 @@ class Execution:
         self.progress = progress
         self.errors = dict(planned.errors)
         assert child or not planned.processes, "variants of another process need a command that starts one"
-        self.children = {process: Child(child, self.spec.out, process) for process in planned.processes}
+        self.lock = FolderLock(self.spec.out)
+        self.children = {process: Child(child, self.spec.out, process, self.lock) for process in planned.processes}
         alone = bool(planned.processes) or not child  # two callers of one process would receive each other's answers
         helpers = 0 if alone else planned.workers - 1
-        self.helpers = [Child(child, self.spec.out, HERE) for _ in range(helpers)]
+        self.helpers = [Child(child, self.spec.out, HERE, self.lock) for _ in range(helpers)]
         self.reporting = Lock()
         self.ended = False
         self.started = _now()
 
     def run(self) -> None:
-        prepare(self.spec.out, self.spec.resume, self.spec.resolved, self._identity())
+        with occupied(self.lock, self.spec.resume, self.spec.resolved, self._identity()):
+            self._run()
+
+    def _run(self) -> None:
         write_text(self.spec.out / "config.yaml", self.spec.resolved)
         self._write_manifest("running")
+        if not self.lock.has_effect:
+            self.progress.note(f"{self.spec.out}: its file system has no locks, so nothing prevents a second run in it")
         for note in self.plan.notes:
             self.progress.note(note)
         try:

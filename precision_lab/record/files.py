@@ -17,7 +17,7 @@ from precision_lab.errors import InputError
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path beside `path`, which becomes `path` when it returns."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two reports of one run may be drawn at once
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import mlx.core as mx
 import numpy as np
@@ -343,6 +344,32 @@ class TestRefusals:
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match="cannot be written"):
             run(small(spec, out=tmp_path / "file" / "run"), Quiet())
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("a\0b", "control characters"),
+            ("a\nb", "control characters"),
+            ("a\udc80b", "bytes that are not UTF-8"),
+            ("x" * 300, "File name too long"),
+            ("new/" * 40 + "x" * 300, "File name too long"),
+            ("file", "Not a directory"),
+            ("file/below/it", "Not a directory"),
+        ],
+        ids=ascii,
+    )
+    def test_a_name_that_is_no_folder(self, spec, tmp_path, name, said):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=said) as caught:
+            run(small(spec, out=tmp_path / name), Quiet())
+        assert len(str(caught.value).splitlines()) == 1
+        assert [file.name for file in tmp_path.iterdir()] == ["file"], "nothing is left behind"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_is_read_only(self, spec, tmp_path):
+        (tmp_path / "locked").mkdir(mode=0o555)
+        with pytest.raises(InputError, match="cannot be written: Permission denied"):
+            run(small(spec, out=tmp_path / "locked" / "run"), Quiet())
 
     @pytest.mark.parametrize(
         "changes",
