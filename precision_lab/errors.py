@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# control characters, overrides of the direction of writing, and surrogates, which no encoding can print
+_CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 class InputError(ValueError):
@@ -12,6 +16,11 @@ class InputError(ValueError):
     The message is one or two lines: what was given, what was expected, the nearest valid choice.
     The command line prints it to stderr and exits with code 2.
     """
+
+
+def visible(text: str) -> str:
+    """`text` with the characters that would control a terminal as escapes, such as \\x1b."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from precision_lab.cli.paths import conf_dir
 from precision_lab.cli.paths import options as valid_names
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, nearest, visible
 
 # A command: maps the composed configuration and the command line to an exit code.
 Task = Callable[[DictConfig, Sequence[str]], int]
@@ -101,7 +101,7 @@ def guarded(action: Callable[[], int]) -> int:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("PRECISION_LAB_DEBUG") == "1":
         traceback.print_exc()
-    print(message, file=sys.stderr)  # noqa: T201
+    print(visible(message), file=sys.stderr)  # noqa: T201
     return code
 
 

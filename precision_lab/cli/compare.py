@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from rich.table import Table
 
-from precision_lab.cli.progress import open_console
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,12 +44,9 @@ def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 
 
 def _print(frame: pd.DataFrame, title: str, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    console.print(table)
+    columns = [str(column) for column in frame.columns]
+    rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    print_table(console, columns, rows, title, folding=("site",))
 
 
 def _cell(value: object) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from precision_lab.cli.progress import open_console, showing
+from precision_lab.cli.progress import showing
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
 
@@ -64,7 +65,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     with style.theme():
         style.save(device.draw(record), out)
     _print(record, console)
-    console.print(f"record: {out / RECORD}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"record: {out / RECORD}", soft_wrap=True)
     return 0
 
 
@@ -110,28 +111,25 @@ def _switch(tf32: object) -> None:
 
 def _print(record: dict[str, Any], console: Console) -> None:
     environment, s6 = record["environment"], record["s6"]
-    console.print(_widths(s6, f"{environment['device']} ({environment['backend']}), MLX {environment['mlx']}"))
-    console.print(_answers(record["findings"]))
+    _print_widths(s6, f"{environment['device']} ({environment['backend']}), MLX {environment['mlx']}", console)
+    _print_answers(record["findings"], console)
     counts = {name: sum(op["verdict"] == name for op in s6["ops"]) for name in _COLOURS}
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
     for claim in record["claims"]:
         line = f'{claim["id"]} "{claim["text"]}": {claim["verdict"]} ({listed})'
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
-def _widths(s6: dict[str, Any], title: str) -> Table:
-    table = Table(title=f"Effective bits, {title}", title_justify="left", box=None, pad_edge=False, expand=True)
-    for column in ("operation", *_DTYPES, "S6"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("the narrowest", no_wrap=True, overflow="ellipsis", ratio=1)
+def _print_widths(s6: dict[str, Any], title: str, console: Console) -> None:
+    rows = []
     for op in s6["ops"]:
         bits = (f"{op['bits'][name]:.3g}" if name in op["bits"] else "-" for name in _DTYPES)
-        verdict = f"[{_COLOURS[op['verdict']]}]{op['verdict']}[/]"
-        table.add_row(op["op"], *bits, verdict, op["evidence"].replace("[", r"\["))
-    return table
+        rows.append((op["op"], *bits, Text(op["verdict"], style=_COLOURS[op["verdict"]]), op["evidence"]))
+    columns = ("operation", *_DTYPES, "S6", "the narrowest")
+    print_table(console, columns, rows, f"Effective bits, {title}", folding=("the narrowest",))
 
 
-def _answers(findings: Sequence[dict[str, Any]]) -> Table:
+def _print_answers(findings: Sequence[dict[str, Any]], console: Console) -> None:
     """One row an operation and property; sizes that agree are one row."""
     answers: dict[tuple[str, str], dict[str, list[str]]] = {}
     for finding in findings:
@@ -139,9 +137,8 @@ def _answers(findings: Sequence[dict[str, Any]]) -> Table:
             cell = answers.setdefault((finding["op"], finding["property"]), {}).setdefault(finding["dtype"], [])
             if finding["answer"] not in cell:
                 cell.append(finding["answer"])
-    table = Table(title="Behaviour", title_justify="left", box=None, pad_edge=False)
-    for column in ("operation", "property", *_DTYPES):
-        table.add_column(column, overflow="fold")
-    for (op, about), row in answers.items():
-        table.add_row(op, about.replace("_", " "), *(" | ".join(row.get(name, ["-"])) for name in _DTYPES))
-    return table
+    rows = [
+        (op, about.replace("_", " "), *(" | ".join(row.get(name, ["-"])) for name in _DTYPES))
+        for (op, about), row in answers.items()
+    ]
+    print_table(console, ("operation", "property", *_DTYPES), rows, "Behaviour", folding=_DTYPES, keys=2)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
-from rich.table import Table
 
 from precision_lab.cli import process
-from precision_lab.cli.progress import open_console, showing
+from precision_lab.cli.progress import showing
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -237,12 +237,7 @@ def _print(run: Path, record: Mapping[str, Any], findings: Findings, console: Co
     lines = by_site(findings.violations)
     if lines:
         title = f"{len(lines)} sites deviate; in order of execution, the first is nearest to the cause"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for column in HEADER:
-            table.add_column(column, overflow="fold", no_wrap=column == "site")
-        for line in lines[:_SHOWN]:
-            table.add_row(*(cell.replace("[", r"\[") for cell in cells(line)))
-        console.print(table)
+        print_table(console, HEADER, [cells(line) for line in lines[:_SHOWN]], title, folding=HEADER)
         if len(lines) > _SHOWN:
             _say(console, f"and {len(lines) - _SHOWN} more sites in {run / 'gate.md'}")
     baseline = record["baseline"]
@@ -256,4 +251,4 @@ def _entry_name(choice: Choice) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)

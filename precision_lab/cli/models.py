@@ -7,11 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from precision_lab.cli.config import build, build_source
 from precision_lab.cli.paths import conf_dir, options
-from precision_lab.cli.progress import open_console, showing
+from precision_lab.cli.progress import showing
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, nearest
 
 
@@ -30,15 +30,13 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 
 def _list(console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "path", "what it is"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for name in options("model"):
         file = conf_dir() / "model" / f"{name}.yaml"
         about = file.read_text().splitlines()[1].removeprefix("#").strip()  # the line after `# @package`
         path = OmegaConf.select(OmegaConf.load(file), "model.path")
-        table.add_row(f"model={name}", path or "give model.path=DIR", about)
-    console.print(table)
+        rows.append((f"model={name}", path or "give model.path=DIR", about))
+    print_table(console, ("model", "path", "what it is"), rows, folding=("path", "what it is"))
 
 
 def _make(preset: str, to: str | None, seed: object, console: Console) -> None:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from precision_lab.errors import visible
+
 _SECONDS_BETWEEN_LINES = 10.0
-_WIDTH_OF_LOGS = 140
 
 
 class Bar:
@@ -24,10 +25,10 @@ class Bar:
         self._progress.update(self._task, total=total)
 
     def advance(self, amount: float, label: str) -> None:
-        self._progress.update(self._task, advance=amount, description=label)
+        self._progress.update(self._task, advance=amount, description=visible(label))
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text)
 
 
 class Lines:
@@ -51,13 +52,7 @@ class Lines:
             self.note(f"{self._done / self._total:4.0%}  {label}  about {left:.0f} s left")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def open_console() -> Console:
-    """A console on standard output, wide enough for tables if it is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH_OF_LOGS)
+        self._console.print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -67,7 +62,7 @@ def showing(console: Console) -> Iterator[Bar | Lines]:
         yield Lines(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),

@@ -7,10 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from precision_lab.cli.config import build_spec, whole_number
-from precision_lab.cli.progress import open_console
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.techniques.base import Technique
@@ -57,9 +56,9 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 
 def _print(rows: Sequence[tuple[str, bool, str, str, float, float]], title: str, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("technique", "claims the same function", "found", "worst output", "rel. L2 change", "noise floor"):
-        table.add_column(column, overflow="fold")
-    for name, claims, found, worst, change, floor in rows:
-        table.add_row(name, "yes" if claims else "no", found, worst, f"{change:.3g}", f"{floor:.3g}")
-    console.print(table)
+    columns = ("technique", "claims the same function", "found", "worst output", "rel. L2 change", "noise floor")
+    cells = [
+        (name, "yes" if claims else "no", found, worst, f"{change:.3g}", f"{floor:.3g}")
+        for name, claims, found, worst, change, floor in rows
+    ]
+    print_table(console, columns, cells, title, folding=("worst output",))

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
-from precision_lab.cli.progress import open_console
+from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
 
 
@@ -39,7 +38,7 @@ def judge_and_draw(run: Path, console: Console) -> int:
     summary = summarize(judged)
     page = report.write(run)
     print_summary(summary, judged.layout, console)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
     return exit_code(judged, summary)
 
 
@@ -53,14 +52,13 @@ def draw_history(path: Path, out: Path, console: Console) -> None:
         raise InputError(f"out={out} is a file, expected a folder")
     found = steps(history)
     page = write(history, found, path.stem, out)
-    table = Table(title=f"Steps in {len(history.runs)} gate runs", title_justify="left", box=None, pad_edge=False)
-    for column in ("commit", "series", "the largest", "bits"):
-        table.add_column(column, overflow="fold")
-    for change in changes(history, found):
-        largest = change.sites[0]
-        table.add_row(change.commit, str(change.count), largest["address"], largest["step"])
-    if len(found):
-        console.print(table)
+    rows = [
+        (change.commit, str(change.count), change.sites[0]["address"], change.sites[0]["step"])
+        for change in changes(history, found)
+    ]
+    if rows:
+        title = f"Steps in {len(history.runs)} gate runs"
+        print_table(console, ("commit", "series", "the largest", "bits"), rows, title, folding=("the largest",))
     else:
-        console.print(f"No steps in {len(history.runs)} gate runs", highlight=False)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"No steps in {len(history.runs)} gate runs")
+    console.print(f"report: {page}", soft_wrap=True)

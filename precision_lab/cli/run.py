@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from precision_lab.cli import process
 from precision_lab.cli.config import build_spec
-from precision_lab.cli.progress import open_console, showing
+from precision_lab.cli.progress import showing
+from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
 
 

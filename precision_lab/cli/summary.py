@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
+from precision_lab.cli.terminal import print_table
 from precision_lab.record.layout import Layout
 from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary, VariantSummary
 
+_PLACE = "non-finite, first at"
 _WEIGHTS = {
     "synthetic": "generated, untrained weights",
     "trained": "trained weights, not the published ones",
@@ -21,25 +22,24 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     """Prints the variants of a summary, then its claims. layout: of the run, which names its result."""
     about = (_WEIGHTS.get(summary.weights, summary.weights), *summary.notes)
     title = f"{summary.experiment} ({', '.join(filter(None, about))})"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
     drift = f"{layout.result.title} rel_l2"
-    for column in ("variant", "dtype", "amax", drift, "psnr dB", *metrics, "non-finite, first at", "step s", "ratio"):
-        table.add_column(column, overflow="fold")
-    for name, variant in summary.variants.items():
-        latency = variant.latency
-        table.add_row(
+    columns = ("variant", "dtype", "amax", drift, "psnr dB", *metrics, _PLACE, "step s", "ratio")
+    rows = [
+        (
             name,
             variant.dtype.compute,
             *map(_short, (variant.amax_final, variant.latent_rel_l2, variant.psnr_db)),
             *(_short(variant.metrics.get(metric)) for metric in metrics),
             variant.error or _nonfinite(variant, layout),
-            _number(latency.median_s if latency else None),
-            _ratio(latency),
+            _number(variant.latency.median_s if variant.latency else None),
+            _ratio(variant.latency),
         )
-    console.print(table)
+        for name, variant in summary.variants.items()
+    ]
+    print_table(console, columns, rows, title, folding=(_PLACE,))
     for claim in summary.claims:
-        console.print(_verdict(claim), markup=False, highlight=False, soft_wrap=True)
+        console.print(_verdict(claim), soft_wrap=True)
 
 
 def _verdict(claim: ClaimEntry) -> str:

@@ -21,7 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 WIDTH = 9.2  # inches: the width of a page at 9.5 pt
 DPI = 150
@@ -105,6 +113,7 @@ def theme() -> Iterator[None]:
             "axes.edgecolor": MUTED,
             "axes.labelcolor": INK,
             "text.color": INK,
+            "text.parse_math": False,  # names, claims and errors are shown as they are written, with their dollar signs
             "xtick.color": MUTED,
             "ytick.color": MUTED,
             "xtick.labelcolor": INK,
@@ -132,6 +141,7 @@ def new_figure(height: float, **spacing: Any) -> Figure:
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Writes `name`.png and `name`.svg into `folder`; the same data give the same bytes."""
     figure = drawing.figure
+    _read_powers_of_ten(figure)
     layout = figure.get_layout_engine()
     assert layout is not None
     layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
@@ -142,6 +152,18 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     figure.savefig(png, dpi=DPI, metadata={"Software": None})
     figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
     return png, svg
+
+
+def _read_powers_of_ten(figure: Figure) -> None:
+    """Turns mathtext on for the tick labels that matplotlib itself writes in it; see `text.parse_math` in `theme`."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        ticks = []
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            ticks += axis.get_major_ticks(len(axis.get_majorticklocs()))
+        if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+            ticks += axis.get_minor_ticks(len(axis.get_minorticklocs()))
+        for label in (label for tick in ticks for label in (tick.label1, tick.label2)):
+            label.set_parse_math(True)
 
 
 def draw_band(axes: Axes, look: Look, summary: Any, scale: float = 1.0) -> None:

@@ -53,7 +53,8 @@ def draw(view: View) -> Drawing | Absent | None:
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _label(grid, rows, view)
-    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label=r"$\log_{10}$ amax")
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02)
+    bar.set_label(r"$\log_{10}$ amax", parse_math=True)
     bar.outline.set_visible(False)
     if norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax:
         bar.ax.axhline(LIMIT, color="white", linewidth=1.4)

@@ -1,0 +1,74 @@
+"""Text of users in figures and on the page: shown as it is written, never read as mathtext or HTML."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from matplotlib.text import Text
+
+from precision_lab.report import write
+from precision_lab.report.figures import style
+
+HOSTILE = "$5 and $6 of [matmul] <script>alert(1)</script> {{ 7*7 }} $\\frac{1$ ${oops}$"
+ESCAPED = "$5 and $6 of [matmul] &lt;script&gt;alert(1)&lt;/script&gt; {{ 7*7 }} $\\frac{1$ ${oops}$"
+
+
+@pytest.fixture
+def hostile_run(small_run):
+    """A run whose prompts, claims, errors and configuration hold text that markup languages would read."""
+    folder = small_run(prompts=(HOSTILE,))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    manifest["errors"] = {"baseline": HOSTILE}
+    manifest["checkpoint"]["name"] = HOSTILE
+    summary["variants"]["baseline"]["error"] = HOSTILE
+    for claim in (*manifest["claims"], *summary["claims"]):
+        claim["text"] = claim["source"] = HOSTILE
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text(HOSTILE)
+    return folder
+
+
+def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
+    page = write(hostile_run).read_text(encoding="utf-8")
+    assert "<script>" not in page
+    claims = len(json.loads((hostile_run / "manifest.json").read_text())["claims"])
+    assert page.count(ESCAPED) == 2 * claims + 4, "claims and their sources, prompt, error, checkpoint, configuration"
+
+
+def test_figures_read_only_their_own_labels_as_mathtext(hostile_run, monkeypatch):
+    texts = []
+    save = style.save
+
+    def collecting(drawing, folder):
+        files = save(drawing, folder)
+        texts.extend((text.get_text(), text.get_parse_math()) for text in drawing.figure.findobj(Text))
+        return files
+
+    monkeypatch.setattr(style, "save", collecting)
+    write(hostile_run)
+    with_dollars = {text: read for text, read in texts if "$" in text}
+    shown = {text.replace("\n", " ") for text, read in with_dollars.items() if not read}
+    assert any(text.startswith("$5 and $6 of [matmul]") for text in shown), "the text of a claim"
+    own = {text for text, read in with_dollars.items() if read}
+    assert own
+    assert all(text.startswith((r"$\mathdefault", r"$\log")) for text in own)
+
+
+@pytest.mark.parametrize("scale", ["log", "symlog"])
+def test_tick_labels_of_wide_axes_are_powers_of_ten(tmp_path, scale):
+    with style.theme():
+        figure = style.new_figure(3.0)
+        axes = figure.subplots()
+        axes.set_yscale(scale)
+        axes.set_ylim(1, 1e9)
+        axes.set_title("$5 and $6")
+        if scale == "log":
+            style.log_ticks(axes.yaxis, 1, 1e9)
+        style.save(style.Drawing("figure", "", figure, ""), tmp_path)
+        labels = [label for label in axes.get_yticklabels() if label.get_text()]
+    assert len(labels) >= 4
+    assert all(label.get_parse_math() for label in labels)
+    assert not axes.title.get_parse_math()
