@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from precision_lab.cli import process
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
@@ -52,13 +53,27 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             raise InputError(f"run is {config.run!r}, expected the folder of a run")
         folder, code = Path(config.run).expanduser(), 0
     else:
-        folder, code = _run(config, settings, command, console)
+        try:
+            folder, code = _run(config, settings, command, console)
+        except RunError as failure:
+            return _judge_failure(Run.open(failure.folder), failure.error, settings, console)
     run = Run.open(folder)
     return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
 
 
+class RunError(Exception):
+    """An exception ended a run that had begun: the code is to blame, not the input."""
+
+    def __init__(self, folder: Path, error: Exception):
+        super().__init__(str(error))
+        self.folder, self.error = folder, error
+
+
 def _run(config: DictConfig, settings: Settings, command: Sequence[str], console: Console) -> tuple[Path, int]:
-    """Runs the experiment and draws its report. Raises InputError before that if no baseline could judge it."""
+    """Runs the experiment and draws its report.
+
+    Raises InputError before that if no baseline could judge it, and RunError if it began and an exception ended it.
+    """
     from precision_lab.cli.config import build_spec
     from precision_lab.device.environment import environment, set_numeric_switches
 
@@ -72,9 +87,24 @@ def _run(config: DictConfig, settings: Settings, command: Sequence[str], console
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.lab.run import run
 
-    with showing(console) as progress:
-        run(spec, progress, process.COMMAND)
+    before = _manifest_text(spec.out)
+    try:
+        with showing(console) as progress:
+            run(spec, progress, process.COMMAND)
+    except OSError:
+        raise
+    except Exception as error:
+        if settings.update or _manifest_text(spec.out) == before:
+            raise
+        raise RunError(spec.out, error) from error
     return spec.out, judge_and_draw(spec.out, console)
+
+
+def _manifest_text(folder: Path) -> str:
+    from precision_lab.record.manifest import FILE
+
+    path = folder / FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
@@ -110,6 +140,25 @@ def _judge(run: Run, settings: Settings, console: Console) -> int:
         history.append(log, history.rows(manifest, verdict, now, choice.entry.bands, settings.history))
     _print(run.path, record, findings, console)
     return int(not record["passed"])
+
+
+def _judge_failure(run: Run, error: Exception, settings: Settings, console: Console) -> int:
+    """Writes the verdict on a run that an exception ended, and the traceback to traceback.txt in its folder."""
+    from precision_lab.analysis.gate.judge import judge_failure
+    from precision_lab.instrument.blame import place_of
+    from precision_lab.record.files import write_text
+
+    path, choice = _choose(settings, run.manifest.environment, run.manifest.experiment)
+    write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
+    place = place_of(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"{type(error).__name__}: {first_line(error)} ({Path(last.filename).name}:{last.lineno}, traceback.txt)"
+    where = place._asdict() if place else {}
+    findings = judge_failure(run, _config_of(run), choice, str(path), message, where)
+    record = _record(run, path, choice, settings.limits, findings)
+    _write(run.path, record, choice, findings)
+    _print(run.path, record, findings, console)
+    return 1
 
 
 def _learn(run: Run, settings: Settings, console: Console) -> int:

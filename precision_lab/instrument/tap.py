@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from precision_lab.instrument.blame import Place, blame
 from precision_lab.instrument.sites import Site
 
 Callback = Callable[["Call"], None]
@@ -37,7 +38,10 @@ class Port(NamedTuple):
 
 @contextmanager
 def tapped(sites: Iterable[Site], callback: Callback) -> Iterator[None]:
-    """Context manager that calls `callback` after every call of the modules at `sites`, inner modules first."""
+    """Context manager that calls `callback` after every call of the modules at `sites`, inner modules first.
+
+    An exception that a call raises carries the innermost of these sites (`precision_lab.instrument.blame`).
+    """
     undo: list[tuple[nn.Module, type]] = []
     tapped_classes: dict[type, type] = {}
     by_module: dict[int, Site] = {}
@@ -59,8 +63,13 @@ def _tapped_class(original: Any, by_module: Mapping[int, Site], callback: Callba
     """A subclass for the modules of one class. The closure, not the instance, holds the callback, so taps can nest."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original.__call__(self, *args, **kwargs)
         site = by_module.get(id(self))
+        try:
+            output = original.__call__(self, *args, **kwargs)
+        except Exception as error:
+            if site is not None:
+                blame(error, Place.now(site.component, site.path))
+            raise
         if site is not None:  # a copy of a tapped module has no site
             callback(Call(site, args, kwargs, output))
         return output

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
+from precision_lab.instrument.blame import Place, blame
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.reference import ReferenceReader, ReferenceWriter
 from precision_lab.numerics.metrics import compare, kl_divergence
@@ -25,7 +27,11 @@ class ReferenceRecorder:
 
     def observe(self, batch: Sequence[Observation]) -> None:
         for position, x, *_ in batch:
-            self._writer.put(position.key, to_numpy(x).astype(np.float32))
+            try:
+                self._writer.put(position.key, to_numpy(x).astype(np.float32))
+            except InputError as error:
+                blame(error, Place(position.component, position.site, position.step, position.branch))
+                raise
 
 
 class DriftRecorder:

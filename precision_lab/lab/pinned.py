@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from precision_lab.errors import InputError
+from precision_lab.instrument.blame import Place, blame
 from precision_lab.instrument.sites import Site, select
 from precision_lab.lab.bench import Advance, Bench
 from precision_lab.lab.observing import observing
@@ -134,9 +135,12 @@ def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advan
     keys = [(*(row[field] for field in _KEY),) for row in recorder.rows]
     twice = next((key for key, count in Counter(keys).items() if count > 1), None)
     if twice is not None:
-        raise InputError(
-            f"pinned.sites: {twice[2]}:{twice[3]} is called twice in one step, so its two arrays have one address. "
+        branch, step, component, site, _ = twice
+        error = InputError(
+            f"pinned.sites: {component}:{site} is called twice in one step, so its two arrays have one address. "
             "Name modules that are called once"
         )
+        blame(error, Place(component, site, step, branch))
+        raise error
     labels = {"variant": variant.name, "case": name, **_described(case)}
     return [{**labels, **row} for row in recorder.rows]

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError
+from precision_lab.instrument.blame import place_of
 from precision_lab.lab import latency, pinned
 from precision_lab.lab.bench import part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
@@ -164,6 +165,8 @@ class Execution:
 
     def _failed(self, variant: Variant, error: Exception) -> None:
         message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
+        if place := place_of(error):
+            message += f" (in {self.bench.layout.address(place.component, place.site)})"
         self.errors[variant.name] = message
         self.progress.note(f"{variant.name} failed: {message}")
 

@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 
 from precision_lab.cli import main
+from precision_lab.errors import InputError
+from precision_lab.model.qwen_image.block import TransformerBlock
+from precision_lab.model.qwen_image.transformer import Transformer
 
 SMALL = (
     *("+exp=baseline", "experiment=small", "only=[baseline]", "sampler.steps=1", "image.height=32", "image.width=48"),
@@ -121,6 +124,59 @@ def test_a_variant_that_raises_fails_the_gate(gate, monkeypatch):
     assert code == 1
     assert "no kernel" in out
     assert json.loads(Path("broken/gate.json").read_text())["violations"][0]["metric"] == "raised"
+
+
+@pytest.mark.parametrize("kind", [ValueError, InputError])
+def test_an_exception_in_the_run_is_a_verdict(gate, monkeypatch, kind):
+    from precision_lab.model.layers import LayerNorm
+
+    def broken(self, x):
+        raise kind("no kernel [of this\nshape]")
+
+    monkeypatch.setattr(LayerNorm, "__call__", broken)
+    code, out, err = gate("out=broken", run=True)
+    assert (code, err) == (1, "")
+    assert "gate: FAILED" in out
+    record = json.loads(Path("broken/gate.json").read_text())
+    (violation,) = record["violations"]
+    assert (violation["metric"], violation["variant"], violation["step"]) == ("raised", "reference", 0)
+    assert violation["site"] == "transformer_blocks.0", "the innermost module that this gate observes"
+    assert f"{kind.__name__}: no kernel [of this" in violation["got"]
+    assert "test_gate_command.py:" in violation["got"]
+    assert "raise kind" in Path("broken/traceback.txt").read_text()
+    assert int(ElementTree.parse("broken/gate.xml").getroot().get("failures")) == 1
+    assert "no kernel" in Path("broken/gate.md").read_text()
+
+
+def test_a_block_called_twice_deviates(gate, monkeypatch):
+    plain = TransformerBlock.__call__
+    monkeypatch.setattr(TransformerBlock, "__call__", lambda self, x, *args: plain(self, plain(self, x, *args), *args))
+    code, _, err = gate("out=broken", run=True)
+    assert (code, err) == (1, "")
+    assert json.loads(Path("broken/gate.json").read_text())["violations"][0]["site"] == "transformer_blocks.0"
+
+
+def test_a_module_called_twice_is_named(gate, monkeypatch):
+    plain = Transformer.__call__
+    monkeypatch.setattr(Transformer, "__call__", lambda self, *args: plain(self, *args) + plain(self, *args))
+    code, _, err = gate("out=broken", run=True)
+    assert (code, err) == (1, "")
+    (violation,) = json.loads(Path("broken/gate.json").read_text())["violations"]
+    assert (violation["site"], violation["step"], violation["branch"]) == ("norm_out", 0, "cond")
+    assert "called twice" in violation["got"]
+    code, _, err = gate("out=learned_again", "gate.update=true", run=True)
+    assert code == 2, "nothing is learned from it"
+    assert "called twice" in err
+
+
+def test_an_exception_under_other_settings_is_no_verdict(gate, monkeypatch):
+    from precision_lab.model.layers import LayerNorm
+
+    monkeypatch.setattr(LayerNorm, "__call__", lambda self, x: x @ x)
+    code, _, err = gate("sampler.guidance_scale=2", "out=other", run=True)
+    assert code == 2
+    assert "case.guidance_scale is 2" in err
+    assert not Path("other/gate.json").exists()
 
 
 @pytest.mark.parametrize(

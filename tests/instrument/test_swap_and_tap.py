@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from precision_lab.instrument.blame import Place, place_of
+from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Components, Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.instrument.tap import ports, tapped
@@ -161,6 +163,26 @@ class TestTap:
         with pytest.raises(RuntimeError, match="planted"), tapped(chosen(model, "**.attend"), fail):
             forward(model)
         assert anatomy(model) == before
+
+    def test_an_exception_carries_the_innermost_site_and_moment(self, model):
+        class Failing(Wrapper):
+            def __call__(self, *args):
+                raise RuntimeError("planted")
+
+        bad = {s: Failing(s.module) for s in chosen(model, "transformer_blocks.1.img_mlp.net.2")}
+        for watched, named in (
+            (("**",), "transformer_blocks.1.img_mlp.net.2"),
+            (("transformer_blocks.*",), "transformer_blocks.1"),
+        ):
+            with (
+                swapped({"transformer": model}, bad),
+                pytest.raises(RuntimeError) as caught,
+                tapped(chosen(model, *watched), lambda call: None),
+                scope(step=3, branch="cond"),
+            ):
+                forward(model)
+            assert place_of(caught.value) == Place("transformer", named, 3, "cond")
+        assert place_of(RuntimeError("elsewhere")) is None
 
     def test_a_tapped_replacement_is_observed(self, model):
         seen = []

@@ -58,6 +58,23 @@ def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, b
     return findings
 
 
+def judge_failure(
+    run: Run, config: Mapping[str, Any], choice: Choice, baseline: str, message: str, place: Mapping[str, Any]
+) -> Findings:
+    """The only violation of a run that an exception ended: the variant `reference`, or what it says of the place.
+
+    message: the exception; place: component, site, step and branch where it was raised, as far as they are known.
+    Raises InputError if the run was made with other settings than the entry: then the code need not be the cause.
+    """
+    manifest, layout = run.manifest, run.layout
+    require_same(settings_of(manifest, config), choice.entry.settings, baseline)
+    shown = layout.address(place["component"], place["site"]) if place else ""
+    raised = Violation(
+        kind="variants", metric=RAISED, expected="a result", got=message, variant=run.reference, shown=shown, **place
+    )
+    return Findings([raised], Counter(variants=len(manifest.variants)))
+
+
 def held(choice: Choice) -> list[str]:
     """The kinds of comparison that an entry asks for."""
     entry = choice.entry
