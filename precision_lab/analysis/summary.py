@@ -51,6 +51,7 @@ def summarize(run: Run | Path) -> Summary:
         claims=[claim_entry(claim, judge(claim, run)) for claim in claims],
         factorials=factorial.records(run),
         weights=manifest.checkpoint.weights,
+        path=manifest.checkpoint.path,
         notes=manifest.checkpoint.notes,
     )
     summary.write(run.path)

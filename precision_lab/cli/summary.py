@@ -8,19 +8,15 @@ from rich.console import Console
 
 from precision_lab.cli.terminal import print_table
 from precision_lab.record.layout import Layout
+from precision_lab.record.origin import wording
 from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary, VariantSummary
 
 _PLACE = "non-finite, first at"
-_WEIGHTS = {
-    "synthetic": "generated, untrained weights",
-    "trained": "trained weights, not the published ones",
-    "published": "published weights",
-}
 
 
 def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     """Prints the variants of a summary, then its claims. layout: of the run, which names its result."""
-    about = (_WEIGHTS.get(summary.weights, summary.weights), *summary.notes)
+    about = (wording(summary.weights, summary.path).phrase, *summary.notes)
     title = f"{summary.experiment} ({', '.join(filter(None, about))})"
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
     drift = f"{layout.result.title} rel_l2"

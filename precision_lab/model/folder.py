@@ -7,8 +7,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from precision_lab.errors import InputError
+from precision_lab.model import foreign
+from precision_lab.record.origin import SYNTHETIC, TRAINED, UNKNOWN
 
 EMBEDDED = "package://"
 _CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -32,11 +35,51 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):
         if not os.path.isfile(os.path.join(folder, marker)):
-            raise InputError(f"{source} is not a checkpoint: no {marker} in it")
+            raise InputError(f"{source} is not a checkpoint: no {marker} in it{_instead(Path(folder))}")
         return Path(folder)
+    if os.path.isfile(folder):
+        foreign.refuse_file(f"model.path {source!r}", Path(folder))
     if os.path.exists(folder) or not _HUB_ID.fullmatch(source):
         raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
     return _download(source, revision, needed)
+
+
+def origin_of(config: Mapping[str, Any], file: Path) -> str:
+    """The origin of the weights that a configuration states in `_weights`: trained, synthetic, or else unknown.
+
+    Only this project writes that label. config: the content of `file`. Raises InputError for another label.
+    """
+    label = config.get("_weights", UNKNOWN)
+    if label not in (TRAINED, SYNTHETIC, UNKNOWN):
+        raise InputError(f"{file}: _weights is {label!r:.60}, expected {TRAINED} or {SYNTHETIC}, or no such key")
+    return str(label)
+
+
+def is_published(source: str, publisher: str) -> bool:
+    """Whether `source` is a repository of `publisher` on the Hub, a prefix of its id; a folder of that name is not."""
+    return source.startswith(publisher) and not os.path.isdir(os.path.expanduser(source))
+
+
+def named(source: str) -> str:
+    """The name of a checkpoint that has only its path: the last part of a folder, the whole id of a repository."""
+    if source.startswith(EMBEDDED):
+        return source.removeprefix(EMBEDDED)
+    folder = os.path.expanduser(source)
+    return os.path.basename(os.path.abspath(folder)) if os.path.isdir(folder) else source
+
+
+def _instead(folder: Path) -> str:
+    """What a folder is that is no checkpoint, as the end of a sentence; empty if it is of no known kind."""
+    config = folder / "config.json"
+    if (folder.parent / "model_index.json").is_file():
+        return f". It is a component of a checkpoint: give {folder.parent}"
+    if config.is_file():
+        return ". It has a config.json like a single model: give the folder of the whole pipeline"
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        kind = foreign.kind_of(file)
+        if kind is not None:
+            return f". {file.name} in it is {kind}, expected a folder in the published layout"
+    return ""
 
 
 def fingerprint(files: Mapping[str, Sequence[Path]], prefix: str = "") -> str:

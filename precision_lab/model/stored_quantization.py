@@ -138,11 +138,6 @@ def _entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for key, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise InputError(f"config.json: {key} is {entry!r}, expected an object with {', '.join(_FIELDS)}")
-        if "quant_method" in entry:
-            raise InputError(
-                f"config.json: {key}.quant_method is {entry['quant_method']!r}, expected MLX's own quantisation, with "
-                f"{', '.join(_FIELDS)}"
-            )
     if len(entries) == 2 and entries[_KEY] != entries[_COPY]:
         differ = min(k for k in {**entries[_KEY], **entries[_COPY]} if entries[_KEY].get(k) != entries[_COPY].get(k))
         raise InputError(

@@ -50,7 +50,7 @@ class Checkpoint:
     """The weights of a run.
 
     - name: of the model in the configuration; path: as the user gave it.
-    - weights: trained, synthetic or published.
+    - weights: trained, synthetic, published or unknown, see `precision_lab.record.origin`.
     - weights_dtype: "as stored", or the dtype that stored weights were rounded to.
     - settings: those of the source that decide numbers, such as inflate; resources: those that do not, such as paging.
     - notes: remarks on the weights that figures and summaries must show.

@@ -137,7 +137,11 @@ class ClaimEntry:
 
 @dataclass(frozen=True)
 class Summary:
-    """summary.json. weights: trained, synthetic or published; notes: remarks to be shown beside it."""
+    """summary.json.
+
+    weights: trained, synthetic, published or unknown. path: that of the checkpoint, as the user gave it. notes: remarks
+    to be shown beside the weights.
+    """
 
     experiment: str
     reference: str
@@ -145,6 +149,7 @@ class Summary:
     claims: Sequence[ClaimEntry] = ()
     factorials: Sequence[Mapping[str, Any]] = ()
     weights: str = ""
+    path: str = ""
     notes: Sequence[str] = ()
 
     def write(self, run: Path) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.record.manifest import Checkpoint
+from precision_lab.record.origin import wording as wording_of_origin
 from precision_lab.report import anomaly, headline, headroom, wording
 from precision_lab.report.figures import (
     claim_forest,
@@ -50,14 +51,6 @@ FIGURES: tuple[Callable[[View], Drawing | Absent | None], ...] = (
 FORESTS: tuple[Callable[[View], Drawing | None], ...] = (claim_forest.draw, variant_forest.draw)
 """A reader looks at these first where there are many variants, and last where there are few."""
 
-WEIGHTS = {
-    "trained": ("Trained weights", "a checkpoint trained for this study, not the published model"),
-    "synthetic": (
-        "Synthetic weights",
-        "generated, untrained weights, whose results carry no meaning",
-    ),
-    "published": ("Published weights", "read from the given path or Hub ID"),
-}
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
     "interrupted": "This run was interrupted: the page shows what it had left until then.",
@@ -135,5 +128,5 @@ def _render(view: View, figures: list[Figure]) -> str:
 
 def _weights(checkpoint: Checkpoint) -> str:
     """Where the weights come from, with the notes of their source."""
-    kind, about = WEIGHTS.get(checkpoint.weights, ("Weights", "the run does not say where they come from"))
+    _, kind, about = wording_of_origin(checkpoint.weights, checkpoint.path)
     return f"{', '.join((kind, *checkpoint.notes))}: {about}"

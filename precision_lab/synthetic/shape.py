@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.config import SchedulerConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.qwen_image.config import TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE, SchedulerConfig
 
 INPUT_AMAX = 16.0
 """Published largest magnitude after `img_in`; both streams start here."""
@@ -57,7 +58,7 @@ class Shape:
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    scheduler: SchedulerConfig = QWEN_IMAGE
     growth: float = (FINAL_AMAX / INPUT_AMAX) ** (1 / 60)
     max_shard_bytes: int = 5_000_000_000
 

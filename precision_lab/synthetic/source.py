@@ -11,6 +11,11 @@ from precision_lab.synthetic.cache import SCHEME, on_demand
 class QwenImage(subject.QwenImage):
     """Loads the checkpoint of a `conf/model`; its path is a folder, a Hub id, package://NAME or synthetic://PRESET."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is None and self.path is not None and self.path.startswith(SCHEME):
+            self.name = f"{self.path.removeprefix(SCHEME)}_synthetic"
+
     def folder(self) -> Path:
         """The folder of the checkpoint, downloaded from the Hub or generated if necessary."""
         assert self.path is not None

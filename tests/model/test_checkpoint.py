@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,11 +12,14 @@ import torch
 from diffusers import QwenImagePipeline
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.config import SchedulerConfig
+from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE
+from precision_lab.synthetic.source import QwenImage
 from tests.model.oracle import ours, random_inputs, relative_l2
+from tests.subjects import source
 
 PARTS = ("transformer", "text_encoder", "vae")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -159,15 +163,39 @@ def test_ignored_keys_and_tensors_are_reported(folder):
 def test_lightning_schedule_is_read(folder):
     """The terminal level of its scheduler is null."""
     edit(folder / CONFIGS["scheduler"], shift_terminal=None, base_shift=1.0986, max_shift=1.0986)
-    assert Checkpoint(folder).scheduler() == SchedulerConfig(shift_terminal=None, base_shift=1.0986, max_shift=1.0986)
+    expected = replace(QWEN_IMAGE, shift_terminal=None, base_shift=1.0986, max_shift=1.0986)
+    assert Checkpoint(folder).scheduler() == expected
 
 
-def test_kind_of_weights_is_known(small_checkpoint, folder):
-    assert Checkpoint(small_checkpoint).weights == "synthetic"
+def unlabelled(folder) -> Path:
     index = json.loads((folder / "model_index.json").read_text())
     del index["_weights"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert Checkpoint(folder).weights == "published"
+    return folder
+
+
+def test_only_our_label_says_where_weights_come_from(small_checkpoint, folder, tmp_path, monkeypatch):
+    assert Checkpoint(small_checkpoint).weights == "synthetic"
+    assert Checkpoint(unlabelled(folder)).weights == "unknown"
+    entry = source(folder).checkpoint
+    assert (entry.weights, entry.name) == ("unknown", "small")
+    assert QwenImage(path=str(folder)).checkpoint.name == "checkpoint", "the name comes from the path"
+    for label in ("published", 3, None, ["trained"]):
+        edit(folder / "model_index.json", _weights=label)
+        assert "_weights" in refusal(lambda: Checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("repository", "weights"),
+    [("Qwen/Qwen-Image", "published"), ("Qwen/Qwen-Image-2512", "published"), ("somebody/Qwen-Image", "unknown")],
+)
+def test_only_the_publishers_repository_is_published(folder, tmp_path, monkeypatch, repository, weights):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(unlabelled(folder)))
+    entry = QwenImage(path=repository).checkpoint
+    assert (entry.weights, entry.name) == (weights, repository)
+    monkeypatch.chdir(tmp_path)
+    shutil.move(folder, tmp_path / repository)
+    assert QwenImage(path=repository).checkpoint.weights == "unknown", "a folder of that name"
 
 
 def test_fingerprint_is_that_of_the_weights(small_checkpoint, folder):
@@ -280,3 +308,84 @@ def test_absent_component_is_rejected(folder, part):
 def test_absent_tokenizer_is_rejected(folder):
     shutil.rmtree(folder / "tokenizer")
     assert str(folder / "tokenizer") in refusal(Checkpoint(folder).tokenizer)
+
+
+# --- files that are those of something else
+
+PIPELINES = (
+    *("QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageLayeredPipeline", "QwenImage21Pipeline"),
+    *("QwenImageImg2ImgPipeline", "QwenImageControlNetPipeline", "FluxPipeline", "ZImagePipeline"),
+)
+SCHEDULERS = (
+    *("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "FlowMatchHeunDiscreteScheduler"),
+    *("FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler", "EulerDiscreteScheduler"),
+)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_another_pipeline_is_refused_by_name(folder, name):
+    edit(folder / "model_index.json", _class_name=name)
+    message = refusal(lambda: Checkpoint(folder))
+    assert str(folder / "model_index.json") in message
+    assert name in message
+    assert "expected QwenImagePipeline" in message
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_another_scheduler_is_refused_by_name(folder, name):
+    index, file = folder / "model_index.json", folder / CONFIGS["scheduler"]
+    before = index.read_text()
+    edit(index, scheduler=["diffusers", name])  # which diffusers believes, whatever the scheduler's own file says
+    assert name in refusal(lambda: Checkpoint(folder))
+    index.write_text(before)
+    edit(file, _class_name=name)
+    message = refusal(lambda: Checkpoint(folder).scheduler())
+    assert str(file) in message
+    assert name in message
+    assert "FlowMatchEulerDiscreteScheduler" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("transformer", {"_class_name": "QwenImage21Transformer2DModel"}, "QwenImage21Transformer2DModel"),
+        ("transformer", {"_class_name": ["code", "Own"]}, "['code', 'Own']"),
+        ("vae", {"_class_name": "AutoencoderKLWan"}, "AutoencoderKLWan"),
+        ("text_encoder", {"model_type": "qwen3_vl"}, "qwen3_vl"),
+        ("text_encoder", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
+        ("text_encoder", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ("text_encoder", {"rms_norm_eps": 0}, "rms_norm_eps"),
+        ("transformer", {"num_layers": 10**12}, "num_layers is 1000000000000, expected at most 1024"),
+        ("transformer", {"attention_head_dim": 10**400}, "attention_head_dim"),
+        ("transformer", {"num_attention_heads": 1 << 23}, "num_attention_heads"),
+        ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("text_encoder", {"vocab_size": 1 << 62}, "vocab_size"),
+        ("text_encoder", {"rope_theta": float("inf")}, "rope_theta"),
+        ("vae", {"num_res_blocks": 1 << 40}, "num_res_blocks"),
+        ("vae", {"dim_mult": [1] * 5000, "temperal_downsample": [True] * 4999}, "dim_mult"),
+        ("vae", {"latents_std": [float("nan")] * 16}, "latents_std"),
+        ("scheduler", {"shift": 10**400}, "shift"),
+        ("scheduler", {"shift": 0}, "shift"),
+        ("scheduler", {"shift_terminal": 1}, "shift_terminal"),
+    ],
+    ids=str,
+)
+def test_other_classes_and_absurd_values_are_refused_by_name(folder, part, values, named):
+    edit(folder / CONFIGS[part], **values)
+    message = refusal(lambda: component(Checkpoint(folder), part))
+    assert str(folder / CONFIGS[part]) in message
+    assert named in message
+
+
+def test_a_missing_key_of_the_text_encoder_takes_the_default_of_its_class(folder):
+    file = folder / CONFIGS["text_encoder"]
+    config = json.loads(file.read_text())
+    del config["rms_norm_eps"]
+    file.write_text(json.dumps(config))
+    expected = Qwen2_5_VLTextConfig().rms_norm_eps
+    assert Checkpoint(folder).text_encoder(mx.float32).norm.eps == expected == 1e-5
+
+
+def test_json_that_is_too_deep_is_refused(folder):
+    (folder / CONFIGS["vae"]).write_text('{"a": ' + "[" * 100_000)
+    assert "vae/config.json: not JSON" in refusal(lambda: Checkpoint(folder).vae(mx.float32))

@@ -57,6 +57,31 @@ def test_paths_that_are_no_folder_are_rejected(small_checkpoint, tmp_path, monke
         assert repr(source) in refusal(lambda s=source: locate(s))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("qwen_image_bf16.safetensors", b"\x02\0\0\0\0\0\0\0{}", "a single safetensors file"),
+        ("qwen-image-Q4_K_M.gguf", b"GGUF\x03\0\0\0", "a GGUF file"),
+        ("GGUF of another name.safetensors", b"GGUF\x03\0\0\0", "a GGUF file"),
+        ("model.ckpt", b"\x80\x02}q\0.", "a pickle"),
+        ("model.pt", b"PK\x03\x04", "a pickle"),
+    ],
+)
+def test_a_file_is_named_for_what_it_is(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    message = refusal(lambda: locate(str(tmp_path / name)))
+    assert repr(str(tmp_path / name)) in message
+    assert kind in message
+    assert kind in refusal(lambda: locate(str(tmp_path))), "and so is the folder that holds it"
+
+
+def test_a_folder_of_one_component_is_named_for_what_it_is(small_checkpoint, tmp_path):
+    message = refusal(lambda: locate(str(small_checkpoint / "transformer")))
+    assert f"component of a checkpoint: give {small_checkpoint}" in message
+    (tmp_path / "config.json").write_text("{}")
+    assert "like a single model" in refusal(lambda: locate(str(tmp_path)))
+
+
 # files of Qwen/Qwen-Image, and further files in other repositories of this kind
 NEEDED_FILES = [
     "model_index.json",

@@ -149,7 +149,11 @@ def test_a_path_without_a_language_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(InputError, match="mlx-lm cannot load it"):
         LanguageModel("x", str(tmp_path)).load(mx.float32)
-    with pytest.raises(InputError, match="model=x has no path"):
+    for key, value in (("num_hidden_layers", 10**12), ("n_layers", -1), ("n_layer", 10**400)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "text_config": {key: value}}))
+        with pytest.raises(InputError, match=f"config.json: {key} is .*, expected 1 to 1024"):
+            LanguageModel("x", str(tmp_path)).load(mx.float32)
+    with pytest.raises(InputError, match="model=mlx_lm has no path"):
         LanguageModel("x")
 
 

@@ -245,10 +245,96 @@ def test_tensor_in_two_shards_is_rejected(tmp_path, tensors):
     assert_rejected(tmp_path, name, "another shard")
 
 
-def test_several_files_without_index_are_rejected(tmp_path, tensors):
-    for name in ("a.safetensors", "b.safetensors"):
-        save_file(tensors, tmp_path / name)
-    assert_rejected(tmp_path, str(tmp_path), "2 *.safetensors files and no index")
+def test_shards_without_an_index_load_if_their_names_do_not_overlap(tmp_path, tensors):
+    names = sorted(tensors)
+    for file, part in (("a.safetensors", names[::2]), ("b.safetensors", names[1::2])):
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    model = Model()
+    weights.load(model, tmp_path)
+    for name, parameter in flat(model).items():
+        np.testing.assert_array_equal(np.array(parameter.astype(mx.float32)), tensors[name].astype(np.float32))
+    save_file(tensors, tmp_path / "c.safetensors")
+    assert_rejected(tmp_path, str(tmp_path / "c.safetensors"), names[0], "also in another shard")
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "x.bin"])
+def test_index_that_names_a_file_outside_its_folder_is_rejected(tmp_path, tensors, name):
+    save_file(tensors, tmp_path / FILE)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
+    assert_rejected(tmp_path, INDEX, name, "of its folder")
+
+
+def two(first, second):
+    """A header of two tensors, and its data."""
+    return {"first.weight": first, "first.bias": second}
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        (two(entry("F32", [2], 0, 8), entry("F32", [2], 4, 12)), "overlap"),
+        (two(entry("F32", [4], 0, 16), entry("F32", [1], 4, 8)), "overlap"),
+        (two(entry("F32", [2], 0, 8), entry("F16", [2], 8, 16)), "expected 4"),
+        (two(entry("F32", [2], 0, 8), entry("F32", [0, 1 << 60], 8, 12)), "expected 0"),
+        (two(entry("F32", [2], 0, 8), entry("F32", [1] * 9, 8, 12)), "malformed"),
+        (two(entry("F32", [2], 0, 8), entry("F32", [True], 8, 12)), "malformed"),
+    ],
+    ids=str,
+)
+def test_headers_that_contradict_themselves_are_rejected(tmp_path, header, named):
+    write_raw(tmp_path / FILE, header, bytes(64))
+    assert_rejected(tmp_path, FILE, "first.", named)
+
+
+def prefixed(tensors, prefix):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer."])
+def test_a_common_prefix_is_named(tmp_path, tensors, prefix):
+    save_file(prefixed(tensors, prefix), tmp_path / FILE)
+    assert_rejected(tmp_path, str(tmp_path), f"prefix {prefix!r}", "save them without it")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("__index_timestep_zero__", "Qwen-Image-Edit-2511"),
+        ("model.diffusion_model.__index_timestep_zero__", "Qwen-Image-Edit-2511"),
+        ("scaled_fp8", "float8"),
+        ("__some_day__", "only its writer knows"),
+        ("first.weight.absmax", "bitsandbytes"),
+        ("first.weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+        ("first.scale_weight", "float8"),
+        ("first.qweight", "Nunchaku"),
+        ("first.weight._data", "quanto"),
+    ],
+)
+def test_tensors_of_other_programs_are_named_before_dtypes(tmp_path, tensors, name, kind):
+    save_file(tensors | {name: np.zeros(1, np.int8)}, tmp_path / FILE)
+    assert_rejected(tmp_path, FILE, name, kind)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gguf", "torchao", "quanto", "finegrained_fp8"])
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+def test_another_quantisation_method_is_named_before_dtypes(tmp_path, tensors, method, key):
+    save_file({name: np.zeros(3, np.int8) for name in tensors}, tmp_path / FILE)
+    (tmp_path / "config.json").write_text(json.dumps({key: {"quant_method": method, "load_in_4bit": True}}))
+    assert_rejected(tmp_path, str(tmp_path / "config.json"), f"{key}.quant_method is '{method}'", "unquantised")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("diffusion_pytorch_model.bin", b"PK\x03\x04", "pickle"),
+        ("model.ckpt", b"\x80\x02}", "pickle"),
+        ("model.pt", b"", "pickle"),
+        ("qwen-image-Q4_K_M.gguf", b"GGUF\x03", "GGUF"),
+    ],
+)
+def test_weights_of_another_format_are_named(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    assert_rejected(tmp_path, str(tmp_path), "no *.safetensors", name, kind)
 
 
 def test_folder_without_weights_is_rejected(tmp_path):

@@ -8,7 +8,8 @@ the folder is never executed. Needs the extra `lm`.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +22,14 @@ from mlx.utils import tree_map
 from precision_lab.errors import InputError, first_line
 from precision_lab.instrument.scope import scope
 from precision_lab.model import weights
-from precision_lab.model.folder import fingerprint, located
+from precision_lab.model.folder import fingerprint, located, named, origin_of
 from precision_lab.model.tokenizer import Encoder, read_tokenizer
 from precision_lab.record.layout import Layout, Result, Stream
 from precision_lab.record.manifest import Checkpoint
 from precision_lab.settings import checked
+
+_LAYERS = re.compile(r"(num|n)_(\w+_)?layers?")
+_MOST_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,19 @@ class Subject:
         return list(make_prompt_cache(self.model))
 
 
+def _check_sizes(config: Mapping[str, Any], file: Path) -> None:
+    """Raises InputError for a number of layers that nobody builds: mlx-lm makes each before it reads a weight."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, file)
+        elif isinstance(value, int) and _LAYERS.fullmatch(key) and not 1 <= value <= _MOST_LAYERS:
+            raise InputError(f"{file}: {key} is {_short(value)}, expected 1 to {_MOST_LAYERS}")
+
+
+def _short(value: int) -> str:
+    return str(value) if value.bit_length() < 64 else f"an integer of {value.bit_length()} bits"
+
+
 def _steps(case: Any, tokens: Sequence[int]) -> int:
     return min(checked(Settings, case.settings).steps, len(tokens))
 
@@ -119,17 +136,17 @@ def _steps(case: Any, tokens: Sequence[int]) -> int:
 class LanguageModel:
     """Loads an mlx-lm checkpoint.
 
-    name: of the configuration. path: a folder or a Hub id. revision: that of the Hub repository.
+    name: of the configuration; None: that of the path. path: a folder or a Hub id. revision: of the Hub repository.
     """
 
-    name: str
+    name: str | None = None
     path: str | None = None
     revision: str | None = None
     _loaded: dict[mx.Dtype, Subject] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise InputError(f"model={self.name} has no path. Give model.path=DIR_OR_HUB_ID of an mlx-lm model")
+            raise InputError("model=mlx_lm has no path. Give model.path=DIR_OR_HUB_ID of an mlx-lm model")
 
     @cached_property
     def layout(self) -> Layout:
@@ -155,8 +172,9 @@ class LanguageModel:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         assert self.path is not None
-        origin = str(weights.read_json(self.folder / "config.json").get("_weights", "unknown"))
-        return Checkpoint(self.name, self.path, fingerprint({"": self._weights()}), origin)
+        file = self.folder / "config.json"
+        origin = origin_of(weights.read_json(file), file)
+        return Checkpoint(self.name or named(self.path), self.path, fingerprint({"": self._weights()}), origin)
 
     def _weights(self) -> list[Path]:
         """The files that mlx-lm reads, with an index or without."""
@@ -169,9 +187,11 @@ class LanguageModel:
         if dtype not in self._loaded:
             from mlx_lm.utils import load_model
 
+            file = self.folder / "config.json"
+            _check_sizes(weights.read_json(file), file)
             try:
                 model, _ = load_model(self.folder, lazy=True)
-            except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+            except Exception as error:  # of the files: mlx-lm checks few of them, and raises what they lead to
                 raise InputError(f"model.path={self.path}: mlx-lm cannot load it: {first_line(error)}") from error
             model.set_dtype(dtype)
             self._loaded[dtype] = Subject(model, self.tokens)

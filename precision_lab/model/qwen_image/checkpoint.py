@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,19 +12,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.device import page_cache
+from precision_lab.errors import InputError
 from precision_lab.model import paging, weights
-from precision_lab.model.folder import fingerprint, located
-from precision_lab.model.qwen_image.config import (
-    Config,
-    SchedulerConfig,
-    TextEncoderConfig,
-    TransformerConfig,
-    VAEConfig,
-)
+from precision_lab.model.folder import fingerprint, located, origin_of
+from precision_lab.model.qwen_image import kinds
+from precision_lab.model.qwen_image.config import Config, TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.qwen_image.prompt import Tokenizer
 from precision_lab.model.qwen_image.sampler import Sampler
+from precision_lab.model.qwen_image.scheduler import SchedulerConfig
 from precision_lab.model.qwen_image.text_encoder import TextEncoder
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.model.qwen_image.vae import VAE
@@ -52,7 +50,8 @@ class Checkpoint:
     layers of the text encoder are read at each call (see `model.paging`). `ignored` collects, by component, the
     configuration keys and tensors that were accepted but not used.
 
-    Raises InputError if the folder has no valid model_index.json, or if `inflate` is incompatible with `stream`.
+    Raises InputError if the folder has no valid model_index.json, if that names another pipeline or a component of
+    another class, or if `inflate` is incompatible with `stream`.
     """
 
     folder: Path
@@ -64,8 +63,11 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.stream:
             paging.check(self.inflate)
-        index = weights.read_json(self.folder / "model_index.json")
-        self.weights = str(index.get("_weights", "published"))
+        file = self.folder / "model_index.json"
+        index = weights.read_json(file)
+        with _naming(file):
+            kinds.check_pipeline(index)
+        self.weights = origin_of(index, file)
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:
         """The transformer, computing in `dtype`.
@@ -122,7 +124,9 @@ class Checkpoint:
         return fingerprint(parts, f"inflate 2^{power}\n" if power else "")
 
     def _config(self, part: str, kind: type[C], name: str = "config.json") -> C:
-        config, ignored = kind.from_dict(weights.read_json(self.folder / part / name))
+        file = self.folder / part / name
+        with _naming(file):
+            config, ignored = kind.from_dict(weights.read_json(file))
         self._ignore(part, ignored)
         return config
 
@@ -159,6 +163,15 @@ class Checkpoint:
     def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
         known = self.ignored.setdefault(part, [])
         known.extend(name for name in names if name not in known)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Context manager that begins the message of an InputError with the name of `file`."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(file)) else InputError(f"{file}: {error}") from error
 
 
 def locate(source: str, revision: str | None = None) -> Path:

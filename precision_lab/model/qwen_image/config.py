@@ -6,27 +6,42 @@ that a loader can report them. Releases differ in keys that have no effect.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError
+from precision_lab.model.qwen_image import kinds
 
 _STORAGE_KEYS = {"quantization", "quantization_config"}
 """Keys that describe how the weights are stored, see stored_quantization."""
 
 
+_LARGEST = 1 << 24
+"""The largest size that a configuration may state, a hundred times the largest of any published model."""
+
+_LARGEST_COUNT = 1024
+"""The largest number of layers: each is a Python object, which is made before its weights are compared."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """Base class that reads the known keys of a mapping and checks the type of each value."""
+    """Base class that reads the known keys of a mapping and checks the type and range of each value."""
+
+    part: ClassVar[str]
+    """The component whose class a mapping must name, if it names one."""
+    counts: ClassVar[tuple[str, ...]] = ()
+    """Keys that are numbers of layers."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
         """The configuration and the sorted names of the ignored keys, except for metadata (names that start with _).
 
-        Raises InputError for a value of the wrong type.
+        Raises InputError for the configuration of another class, and for a value of the wrong type or out of range.
         """
+        kinds.check_component(cls.part, raw)
         defaults = {f.name: f.default for f in fields(cls)}
         hints = get_type_hints(cls)
         values = {}
@@ -34,9 +49,8 @@ class Config:
             try:
                 values[key] = _coerce(raw[key], hints[key])
             except TypeError as error:
-                raise InputError(
-                    f"{cls.__name__}: {key} is {raw[key]!r}, expected a value like {defaults[key]!r}"
-                ) from error
+                raise InputError(f"{key} is {_short(raw[key])}, expected a value like {defaults[key]!r}") from error
+            _check_range(key, values[key], _LARGEST_COUNT if key in cls.counts else _LARGEST)
         ignored = sorted(k for k in raw.keys() - defaults.keys() - _STORAGE_KEYS if not k.startswith("_"))
         return cls(**values), tuple(ignored)
 
@@ -51,16 +65,46 @@ def _coerce(value: Any, hint: Any) -> Any:
     if NoneType in get_args(hint):
         return None if value is None else _coerce(value, get_args(hint)[0])
     if hint is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) <= _LARGEST else math.inf
     # not isinstance, which would accept a bool as an integer
     if type(value) is not hint or (hint is int and value < 1):
         raise TypeError
     return value
 
 
+def _check_range(key: str, value: Any, largest: int) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(f"{key} holds a number that is not finite or above {_LARGEST}, expected a smaller one")
+        if isinstance(number, int) and number > largest:
+            raise InputError(f"{key} is {_short(number)}, expected at most {largest}")
+    if isinstance(value, tuple) and len(value) > _LARGEST_COUNT:
+        raise InputError(f"{key} has {len(value)} entries, expected at most {_LARGEST_COUNT}")
+
+
+def _short(value: Any) -> str:
+    """`value` as a message shows it. An integer of thousands of digits has no decimal form in Python."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_OTHER_MODELS = {
+    "guidance_embeds": "guidance-distilled models",
+    "zero_cond_t": "Qwen-Image-Edit-2511",
+    "use_additional_t_cond": "Qwen-Image-Layered",
+    "use_layer3d_rope": "Qwen-Image-Layered",
+}
+"""Switches of the transformer's class that other models turn on."""
+
+
 @dataclass(frozen=True)
 class TransformerConfig(Config):
-    """`transformer/config.json` of QwenImageTransformer2DModel; the defaults are those of Qwen/Qwen-Image."""
+    """`transformer/config.json` of QwenImageTransformer2DModel; the defaults are those of the class."""
+
+    part: ClassVar[str] = "transformer"
+    counts: ClassVar[tuple[str, ...]] = ("num_layers",)
 
     patch_size: int = 2
     in_channels: int = 64
@@ -79,12 +123,17 @@ class TransformerConfig(Config):
         axes = self.axes_dims_rope
         if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(d % 2 for d in axes):
             raise InputError(
-                f"transformer config: axes_dims_rope {list(axes)} must be three even numbers that add up to "
+                f"axes_dims_rope {list(axes)} must be three even numbers that add up to "
                 f"attention_head_dim {self.attention_head_dim}"
             )
-        for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
+        for key, model in _OTHER_MODELS.items():
             if getattr(self, key):
-                raise InputError(f"transformer config: {key} is true; only the text-to-image model is supported yet")
+                raise InputError(f"{key} is true, as in {model}; only the text-to-image model is supported")
+        if self.dim > _LARGEST:
+            raise InputError(
+                f"num_attention_heads {self.num_attention_heads} times attention_head_dim {self.attention_head_dim} "
+                f"is {self.dim} channels, expected at most {_LARGEST}"
+            )
 
     @property
     def dim(self) -> int:
@@ -94,7 +143,13 @@ class TransformerConfig(Config):
 
 @dataclass(frozen=True)
 class TextEncoderConfig(Config):
-    """The language body of `text_encoder/config.json` (Qwen2_5_VLForConditionalGeneration)."""
+    """The language body of `text_encoder/config.json` (Qwen2_5_VLForConditionalGeneration).
+
+    The default values are those of Qwen/Qwen-Image; a key that a file leaves out takes the default of its class.
+    """
+
+    part: ClassVar[str] = "text_encoder"
+    counts: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -109,36 +164,61 @@ class TextEncoderConfig(Config):
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
         # transformers 4.52 moved the keys of the language body into text_config, 5.0 those of RoPE into rope_parameters
+        kinds.check_component(cls.part, raw)
         body = {**raw, **_section(raw, "text_config")}
-        rope = _section(body, "rope_parameters")
-        if "rope_theta" in rope:
-            body["rope_theta"] = rope["rope_theta"]
-        return super().from_dict(body)
+        for key in ("rope_parameters", "rope_scaling"):
+            rope = _section(body, key)
+            if "rope_theta" in rope:
+                body["rope_theta"] = rope["rope_theta"]
+            for name in ("rope_type", "type"):
+                if rope.get(name, "default") not in ("default", "mrope"):
+                    raise InputError(f"{key}.{name} is {_short(rope[name])}, expected default or mrope")
+        return super().from_dict({**_TEXT_CLASS, **body})
 
     def __post_init__(self) -> None:
         if self.hidden_act != "silu":
-            raise InputError(f"text encoder config: hidden_act {self.hidden_act!r}, expected 'silu'")
+            raise InputError(f"hidden_act is {self.hidden_act!r}, expected 'silu'")
+        for key in ("rms_norm_eps", "rope_theta"):
+            if getattr(self, key) <= 0:
+                raise InputError(f"{key} is {getattr(self, key)}, expected above 0")
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
-                f"text encoder config: {self.hidden_size} channels and {self.num_key_value_heads} key-value heads do "
-                f"not divide into {self.num_attention_heads} heads"
+                f"hidden_size {self.hidden_size} and num_key_value_heads {self.num_key_value_heads} do not divide into "
+                f"num_attention_heads {self.num_attention_heads}"
             )
+        if self.head_dim % 2:
+            raise InputError(f"hidden_size {self.hidden_size} gives heads of {self.head_dim} channels, expected even")
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
 
+_TEXT_CLASS = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+}
+"""Defaults of Qwen2_5_VLTextConfig in transformers 5."""
+
+
 def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = raw.get(key) or {}
     if not isinstance(value, Mapping):
-        raise InputError(f"text encoder config: {key} is {value!r}, expected an object")
+        raise InputError(f"{key} is {_short(value)}, expected an object")
     return value
 
 
 @dataclass(frozen=True)
 class VAEConfig(Config):
-    """`vae/config.json` of AutoencoderKLQwenImage."""
+    """`vae/config.json` of AutoencoderKLQwenImage; the defaults are those of the class."""
+
+    part: ClassVar[str] = "vae"
+    counts: ClassVar[tuple[str, ...]] = ("num_res_blocks",)
 
     base_dim: int = 96
     z_dim: int = 16
@@ -159,57 +239,14 @@ class VAEConfig(Config):
     def __post_init__(self) -> None:
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
             raise InputError(
-                f"vae config: {len(self.temperal_downsample)} temperal_downsample entries for {len(self.dim_mult)} "
-                "stages, expected one fewer"
+                f"temperal_downsample has {len(self.temperal_downsample)} entries and dim_mult {len(self.dim_mult)}, "
+                "expected one fewer"
             )
         for key in ("latents_mean", "latents_std"):
             if len(getattr(self, key)) != self.z_dim:
-                raise InputError(
-                    f"vae config: {key} has {len(getattr(self, key))} entries, expected z_dim {self.z_dim}"
-                )
+                raise InputError(f"{key} has {len(getattr(self, key))} entries, expected z_dim {self.z_dim}")
 
     @property
     def scale_factor(self) -> int:
         """Pixels along one side of a latent; 8 in the published model."""
         return 2 ** len(self.temperal_downsample)
-
-
-@dataclass(frozen=True)
-class SchedulerConfig(Config):
-    """`scheduler/scheduler_config.json` of FlowMatchEulerDiscreteScheduler."""
-
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
-    use_dynamic_shifting: bool = True
-    base_shift: float = 0.5
-    max_shift: float = 0.9
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 8192
-    shift_terminal: float | None = 0.02
-    time_shift_type: str = "exponential"
-    invert_sigmas: bool = False
-    stochastic_sampling: bool = False
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-
-    def __post_init__(self) -> None:
-        if self.time_shift_type not in ("exponential", "linear"):
-            raise InputError(
-                f"scheduler config: time_shift_type {self.time_shift_type!r}. "
-                + nearest(self.time_shift_type, ("exponential", "linear"))
-            )
-        if self.num_train_timesteps != 1000:
-            # the transformer would receive a timestep that differs from sigma
-            raise InputError(f"scheduler config: num_train_timesteps is {self.num_train_timesteps}, expected 1000")
-        if self.base_image_seq_len == self.max_image_seq_len:
-            raise InputError(
-                f"scheduler config: base_image_seq_len and max_image_seq_len are both {self.max_image_seq_len}, "
-                "expected two numbers: the shift is interpolated between them"
-            )
-        for key in (
-            *("invert_sigmas", "stochastic_sampling"),
-            *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
-        ):
-            if getattr(self, key):
-                raise InputError(f"scheduler config: {key} is true, which Qwen-Image does not use")

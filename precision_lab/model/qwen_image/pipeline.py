@@ -14,12 +14,12 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Components
-from precision_lab.model.qwen_image.config import SchedulerConfig, TransformerConfig
+from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.sampler import Sampler, noise, pack, unpack
-from precision_lab.model.qwen_image.scheduler import sigmas
+from precision_lab.model.qwen_image.scheduler import SchedulerConfig, sigmas
 from precision_lab.model.qwen_image.text_encoder import TextEncoder
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.model.qwen_image.vae import VAE

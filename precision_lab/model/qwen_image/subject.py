@@ -17,6 +17,7 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Components
 from precision_lab.model import paging
+from precision_lab.model.folder import is_published, named
 from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
 from precision_lab.model.qwen_image.layout import layout
@@ -25,8 +26,10 @@ from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.scheduler import sigmas
 from precision_lab.record import manifest
 from precision_lab.record.layout import Layout
+from precision_lab.record.origin import PUBLISHED, UNKNOWN
 from precision_lab.settings import checked
 
+_PUBLISHER = "Qwen/Qwen-Image"
 DTYPES = ("float32", "bfloat16", "float16")
 _WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "white", "left"])
 
@@ -155,15 +158,15 @@ class TextToImage:
 class QwenImage:
     """Loads a checkpoint in the layout of Qwen/Qwen-Image.
 
-    name: the name of the configuration. path: a folder, a Hub id, or package://NAME for an embedded checkpoint.
-    revision: that of the Hub repository. weights_dtype: the dtype to which stored weights are rounded (None: as
-    stored). inflate: a power of two that multiplies the transformer's residual streams and leaves its function
-    unchanged. stream: whether blocks are read from disk at each call (paging), for a model larger than memory.
+    name: the name of the configuration; None: that of the path. path: a folder, a Hub id, or package://NAME for an
+    embedded checkpoint. revision: that of the Hub repository. weights_dtype: the dtype to which stored weights are
+    rounded (None: as stored). inflate: a power of two that multiplies the transformer's residual streams and leaves its
+    function unchanged. stream: whether blocks are read from disk at each call (paging), for a model larger than memory.
 
     Raises InputError for invalid or incompatible settings. The checkpoint is located when it is first needed.
     """
 
-    name: str
+    name: str | None = None
     path: str | None = None
     revision: str | None = None
     weights_dtype: str | None = None
@@ -174,7 +177,7 @@ class QwenImage:
     def __post_init__(self) -> None:
         if not self.path:
             raise InputError(
-                f"model={self.name} has no path. Give model.path=DIR; "
+                f"model={self.name or '???'} has no path. Give model.path=DIR; "
                 "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
             )
         self.path = str(self.path)
@@ -210,10 +213,10 @@ class QwenImage:
         assert self.path is not None
         scale = stream_scale(self.inflate)
         return manifest.Checkpoint(
-            name=self.name,
+            name=self.name or named(self.path),
             path=self.path,
             fingerprint=self._fingerprint,
-            weights=self.opened.weights,
+            weights=self._origin,
             weights_dtype=self.weights_dtype or "as stored",
             settings={"inflate": self.inflate},
             resources={"stream": self.stream},
@@ -270,6 +273,13 @@ class QwenImage:
             settings = {"steps": steps, "height": rows * pixels, "width": columns * pixels}
             cases.append(Drawn(prompt, int(rng.integers(2**31)), settings))
         return cases
+
+    @property
+    def _origin(self) -> str:
+        """The label in the folder, or published if the publisher's repository was named."""
+        assert self.path is not None
+        label = self.opened.weights
+        return PUBLISHED if label == UNKNOWN and is_published(self.path, _PUBLISHER) else label
 
     @cached_property
     def _fingerprint(self) -> str:
