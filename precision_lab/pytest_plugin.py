@@ -9,9 +9,11 @@ pytest loads this module in every project of the environment, so it imports noth
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,23 +75,34 @@ class ActivationRanges:
         *,
         name: str | None = None,
         margin: float = 0.5,
+        tolerance: float | None = None,
     ) -> Iterator[Capture]:
         """Captures the outputs of the modules of `model` in the block; fails the test if they left the stored ranges.
 
         sites: patterns of modules. The default, all modules, is best: the report begins with the first deviation.
         name: distinguishes several uses in one test.
         margin: the allowed distance of the largest magnitude and the rms from the stored range, in bits (log2).
+        tolerance: also compares every output with a stored sketch, and allows this relative deviation (L2). Ranges are
+        nearly the same without a rotary embedding or with another eps; sketches are not.
 
         Ranges are stored per backend (cpu, metal, cuda). On another backend, the test fails until ranges are stored for
         it too. Inputs must be the same each time, so seed all random numbers.
         """
-        from precision_lab.lab.capture import capture
+        from precision_lab.lab.capture import EVERYTHING, capture
+        from precision_lab.probes.sketches import Sketches
 
+        if tolerance is not None and not _is_tolerance(tolerance):
+            pytest.fail(f"tolerance is {tolerance!r}, expected a number of at least 0", pytrace=False)
         test = self._key(name)
-        with capture(model, sites) as seen:
-            yield seen
-        table = seen.table()
-        self._compare(test, table.assign(case="call " + table["call"].astype(str)), margin)
+        if tolerance is None:
+            with capture(model, sites) as seen:
+                yield seen
+            sketched = None
+        else:
+            with capture(model, sites) as seen, capture(model, sites, [Sketches([EVERYTHING])]) as further:
+                yield seen
+            sketched = _by_call(further)
+        self._compare(test, _by_call(seen), margin, sketched, tolerance)
 
     def check(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
         """Checks `model(*inputs)` and returns its output; the options are those of the context manager."""
@@ -103,20 +116,28 @@ class ActivationRanges:
         self._used.add(test)
         return test
 
-    def _compare(self, test: str, table: pd.DataFrame, margin: float) -> None:
+    def _compare(
+        self, test: str, table: pd.DataFrame, margin: float, sketched: pd.DataFrame | None, tolerance: float | None
+    ) -> None:
         from importlib.metadata import version
 
+        from precision_lab.analysis.gate import sketches
         from precision_lab.analysis.gate.bands import Margin, judge, learn
-        from precision_lab.analysis.gate.rows import WITHOUT_COMPONENTS
+        from precision_lab.analysis.gate.rows import UNKNOWN, WITHOUT_COMPONENTS
         from precision_lab.analysis.gate.violation import Findings
         from precision_lab.analysis.stored_ranges import RangeFile, StoredRanges
         from precision_lab.device.environment import backend, device_name
 
         file = RangeFile(self._test.path.parent / FOLDER / f"{self._test.path.stem}.json")
         every, here = file.of(test), backend()
-        now, stored = StoredRanges(learn(table), device_name(), version("mlx")), every.get(here)
+        learned = None if sketched is None else sketches.learn(sketched, WITHOUT_COMPONENTS)
+        now, stored = StoredRanges(learn(table), device_name(), version("mlx"), learned), every.get(here)
         limits = Margin(bits=margin, spread=0.0)
         findings = judge(stored.bands, table, limits, WITHOUT_COMPONENTS) if stored else Findings()
+        if stored and stored.sketches is not None and sketched is not None and tolerance is not None:
+            exact = sketches.judge(stored.sketches, sketched, tolerance, 0.0, WITHOUT_COMPONENTS)
+            exact.violations = [replace(violation, variant=UNKNOWN) for violation in exact.violations]
+            findings.add(exact)
         if self._update:
             file.store(test, here, now)
             changed = f"{_count(findings)} sites were outside the old ranges" if stored else "none were stored before"
@@ -124,6 +145,13 @@ class ActivationRanges:
             self._test.user_properties.append((_STORED, text))
         elif stored is None:
             pytest.fail(self._nothing_stored(test, file.path, every, here), pytrace=False)
+        elif tolerance is not None and stored.sketches is None:
+            shown = self._shown(file.path)
+            pytest.fail(
+                f"Ranges of {test} are stored for {here}, but no sketches, which tolerance= needs ({shown}).\n"
+                f"Store them, and commit the file: {self._command()}",
+                pytrace=False,
+            )
         elif findings.violations or not findings.checks.total():
             head = (
                 f"Activation ranges of {test} are not those in {self._shown(file.path)} ({here}{_other(stored, now)})."
@@ -153,6 +181,16 @@ class ActivationRanges:
     def _shown(self, path: Path) -> str:
         root = self._test.config.rootpath
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _is_tolerance(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _by_call(seen: Capture) -> pd.DataFrame:
+    """The table of a capture; the calls of a site are the cases that are compared one by one."""
+    table = seen.table()
+    return table.assign(case="call " + table["call"].astype(str))
 
 
 def _count(findings: Findings) -> int:

@@ -264,3 +264,73 @@ def test_unused_it_loads_nothing(pytester, monkeypatch):
     )
     result = pytester.runpytest_subprocess("-W", "error", "-p", "precision_lab.pytest_plugin")
     result.assert_outcomes(passed=1)
+
+
+ATTENTION = """
+from models import *
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+        self.norm = nn.RMSNorm(32, eps=1e-6)
+        self.rope = nn.RoPE(16)
+
+    def __call__(self, x):
+        x = self.norm(x)
+        q, k, v = (f(x).reshape(1, -1, 2, 16).transpose(0, 2, 1, 3) for f in (self.q, self.k, self.v))
+        q, k = self.rope(q), self.rope(k)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+        return x + y.transpose(0, 2, 1, 3).reshape(x.shape)
+
+
+class Straight(nn.Module):
+    def __call__(self, x):
+        return x
+
+
+def test_net(activation_ranges):
+    mx.random.seed(0)
+    model = nn.Sequential(Attention(), Attention())
+    {change}
+    activation_ranges.check(model, mx.random.normal((1, 9, 32), key=mx.random.key(1)), OPTION)
+"""
+RANGES, SKETCHES = (ATTENTION.replace("OPTION", option) for option in ("margin=0.5", "tolerance=1e-4"))
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ("model.layers[1].rope = Straight()", "layers.1.rope"),
+        ("model.layers[0].norm.eps = 0.1", "layers.0.norm"),
+        ("model.layers[1].q.weight *= 1.001", "layers.1.q"),
+        ("model.layers[1].v.weight = mx.roll(model.layers[1].v.weight, 1, axis=0)", "layers.1.v"),
+    ],
+)
+def test_sketches_see_what_ranges_do_not(project, change, first):
+    project("pass", UPDATE, body=SKETCHES)
+    project(change, body=RANGES).assert_outcomes(passed=1)
+    result = project(change, body=SKETCHES)
+    result.assert_outcomes(failed=1)
+    assert sites_named(result)[0] == first
+    assert "within 0.0001" in next(line for line in result.stdout.lines if line.startswith(first))
+
+
+def test_sketches_that_are_not_stored_fail_and_say_what_to_run(project, pytester):
+    project("pass", UPDATE, body=RANGES)
+    result = project("pass", body=SKETCHES)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*but no sketches, which tolerance= needs*", f"*: pytest *::test_net {UPDATE}"])
+    project("pass", UPDATE, body=SKETCHES)
+    project("pass", body=SKETCHES).assert_outcomes(passed=1)
+    text = (pytester.path / "activation_ranges" / "test_net.json").read_text()
+    assert sum('"site": "layers.0.norm"' in line and '"arrays": [' in line for line in text.splitlines()) == 1
+    project("pass", body=RANGES).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("value", ["-1", "float('nan')", "True", "'1e-4'"])
+def test_a_tolerance_that_is_none(project, value):
+    result = project("pass", UPDATE, body=ATTENTION.replace("OPTION", f"tolerance={value}"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*tolerance is *, expected a number of at least 0*"])

@@ -1,4 +1,4 @@
-"""Ranges that tests have stored: one JSON file a test module, bands by test and backend, one band a line."""
+"""Ranges that tests have stored: one JSON file a test module, bands and sketches by test and backend, one a line."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from typing import Any
 
 import pandas as pd
 
-from precision_lab.analysis.gate.bands import from_records, to_records
+from precision_lab.analysis.gate import bands, sketches
 from precision_lab.analysis.gate.rows import UNKNOWN
 from precision_lab.errors import InputError
 from precision_lab.record.files import read_json, write_text
 
 SCHEMA_VERSION = 1
+_BY_LINE = ("bands", "sketches")
 
 
 @dataclass(frozen=True)
 class StoredRanges:
-    """The bands of one test on one backend, with the device and the MLX version that they were learned on."""
+    """The bands of one test on one backend, with the device and the MLX version that they were learned on.
+
+    sketches: the table of `sketches.learn`, None if the test stored ranges only.
+    """
 
     bands: pd.DataFrame
     device: str
     mlx: str
+    sketches: pd.DataFrame | None = None
 
 
 class RangeFile:
@@ -39,14 +44,21 @@ class RangeFile:
         """The ranges that are stored for a test, by backend. Raises InputError for a file of another form."""
         entries = self._read().get(test, {})
         return {
-            backend: StoredRanges(from_records(entry["bands"], UNKNOWN), entry["device"], entry["mlx"])
+            backend: StoredRanges(
+                bands.from_records(entry["bands"], UNKNOWN),
+                entry["device"],
+                entry["mlx"],
+                sketches.from_records(entry["sketches"], UNKNOWN) if "sketches" in entry else None,
+            )
             for backend, entry in entries.items()
         }
 
     def store(self, test: str, backend: str, ranges: StoredRanges) -> None:
         """Replaces the ranges of the same test and backend; several processes may do so at the same time."""
-        bands = to_records(ranges.bands, UNKNOWN)  # with the site and the port, all that the address has
-        entry = {"device": ranges.device, "mlx": ranges.mlx, "bands": bands}
+        # with the site and the port, all that the address has
+        entry = {"device": ranges.device, "mlx": ranges.mlx, "bands": bands.to_records(ranges.bands, UNKNOWN)}
+        if ranges.sketches is not None:
+            entry["sketches"] = sketches.to_records(ranges.sketches, UNKNOWN)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.parent):
             tests = self._read()
@@ -71,17 +83,24 @@ class RangeFile:
 
 
 def _text(tests: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Strict JSON, indented down to the bands, with one band a line, so that a change reads well in a diff."""
+    """Strict JSON, indented down to the bands and sketches, with one of them a line, so that a change reads well."""
+    lines: list[str] = []
+
+    def shortened(entry: Mapping[str, Any]) -> dict[str, Any]:
+        short = dict(entry)
+        for name in _BY_LINE:
+            if name in entry:
+                short[name] = ["\0"] * len(entry[name])
+                lines.extend(json.dumps(record, allow_nan=False) for record in entry[name])
+        return short
+
     short = {
-        test: {backend: {**entry, "bands": ["\0"] * len(entry["bands"])} for backend, entry in sorted(backends.items())}
+        test: {backend: shortened(entry) for backend, entry in sorted(backends.items())}
         for test, backends in sorted(tests.items())
     }
     text = json.dumps({"schema_version": SCHEMA_VERSION, "tests": short}, indent=1)
-    bands = (
-        json.dumps(band, allow_nan=False) for test in short for b in short[test] for band in tests[test][b]["bands"]
-    )
     head, *tails = text.split(json.dumps("\0"))
-    return head + "".join(band + tail for band, tail in zip(bands, tails, strict=True)) + "\n"
+    return head + "".join(line + tail for line, tail in zip(lines, tails, strict=True)) + "\n"
 
 
 @contextmanager

@@ -49,8 +49,7 @@ def learn(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
         row = bad.iloc[0]
         address = layout.address(row["component"], row["site"], row["port"])
         raise InputError(
-            f"The fp32 reference of the pinned case {row['case']} is not finite at {address}. "
-            "A baseline is learned from a model that works"
+            f"The pinned case {row['case']} is not finite at {address}. A baseline is learned from a model that works"
         )
     equivalent = rows[rows["variant"] == EQUIVALENT]
     both = kept.merge(equivalent, on=[*_SITE, *_MOMENT], suffixes=("", "_equivalent"))
@@ -181,8 +180,10 @@ def from_records(records: Sequence[Mapping[str, Any]], component: str) -> pd.Dat
 
 
 def _prepared(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
-    """The rows that are compared, in order of execution."""
+    """The rows that are compared, in order of execution. A table without variants is one of the reference."""
     rows = located(table)
+    if "variant" not in table:
+        rows["variant"] = REFERENCE
     rows["case"] = table["case"].astype(object).to_numpy()
     for name in ("dtype", "shape"):
         rows[name] = table[name].astype(object).to_numpy()
