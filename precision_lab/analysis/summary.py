@@ -110,7 +110,7 @@ def _variant(run: Run, name: str) -> VariantSummary:
         psnr_db=psnr_db,
         ssim=ssim,
         num_nonfinite=Quantity(num_nonfinite) if counted else _NOT_RECORDED,
-        first_nonfinite=_first_nonfinite(activations[bad > 0]) if counted else None,
+        first_nonfinite=_first_nonfinite(run, name, activations[bad > 0] if counted else activations[:0]),
         near_misses=_near_misses(activations) if counted else None,
         near_misses_reason="" if counted else _NOT_RECORDED.reason,
         latency=latency,
@@ -149,12 +149,23 @@ def _amax_final(activations: pd.DataFrame, layout: Layout) -> Quantity:
     return Quantity.of(float(last["amax"].max()), "undefined")
 
 
-def _first_nonfinite(bad: pd.DataFrame) -> FirstNonfinite | None:
-    """The first recorded array with a NaN or infinity, the earliest over the cases."""
-    if bad.empty:
+def _first_nonfinite(run: Run, name: str, bad: pd.DataFrame) -> FirstNonfinite | None:
+    """Where the first NaN or infinity arose, the earliest over the cases.
+
+    bad: recorded arrays with one, which decide where a run did not look for the origin.
+    """
+    located = run.nonfinite[(run.nonfinite["variant"] == name) & run.nonfinite["site"].notna()]
+    rows = bad if located.empty else located
+    if rows.empty:
         return None
-    row = bad.sort_values(["order", "prompt_id", "seed"]).iloc[0]
-    return FirstNonfinite(**_place(row), dtype=row["dtype"], num_nan=int(row["num_nan"]), num_inf=int(row["num_inf"]))
+    row = rows.sort_values(["order", "prompt_id", "seed"], kind="stable").iloc[0]
+    return FirstNonfinite(
+        **_place(row),
+        dtype=None if pd.isna(row["dtype"]) else str(row["dtype"]),
+        num_nan=int(row["num_nan"]),
+        num_inf=int(row["num_inf"]),
+        inputs_finite=None if pd.isna(row.get("inputs_finite")) else bool(row["inputs_finite"]),
+    )
 
 
 def _near_misses(activations: pd.DataFrame) -> NearMisses:

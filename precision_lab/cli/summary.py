@@ -56,7 +56,9 @@ def _nonfinite(variant: VariantSummary, layout: Layout) -> str:
     if first is None:
         return _short(variant.num_nonfinite)
     step = "" if first.step is None else f" step {first.step}"
-    return f"{variant.num_nonfinite.value}, {layout.address(first.component, first.site, first.port)}{step}"
+    count = "0 recorded" if variant.num_nonfinite.value == 0 else _short(variant.num_nonfinite)
+    doubt = "" if first.inputs_finite else " (may have received it)"
+    return f"{count}, {layout.address(first.component, first.site, first.port)}{step}{doubt}"
 
 
 def _ratio(latency: Latency | None) -> str:

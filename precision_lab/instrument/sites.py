@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.nn as nn
 
@@ -32,7 +32,11 @@ class Wrapper(nn.Module):
     """A module that wraps another and takes over its address. The children of `inner` keep their addresses.
 
     A technique uses it to replace a module that it still calls. Subclasses define `__call__`.
+
+    opaque: whether the modules inside cannot be observed, because the wrapper compiles them or calls none of them.
     """
+
+    opaque: ClassVar[bool] = False
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -90,6 +94,16 @@ def walk(components: Mapping[str, nn.Module]) -> list[Site]:
                 seen.add(id(module))
                 sites.append(Site(component, path, module, layout, spelled[path], default))
     return sites
+
+
+def observable(sites: Sequence[Site]) -> list[Site]:
+    """The sites that are not inside an opaque wrapper, in the order of `sites`."""
+    opaque = tuple(
+        (site.component, f"{site.path}.") for site in sites if isinstance(site.module, Wrapper) and site.module.opaque
+    )
+    if not opaque:
+        return list(sites)
+    return [site for site in sites if not any(c == site.component and site.path.startswith(p) for c, p in opaque)]
 
 
 def children(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,26 @@ from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
 from precision_lab.lab.folder import save_image
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.observing import Observer, observing
+from precision_lab.lab.origin import origin
+from precision_lab.lab.outcome import Outcome
 from precision_lab.lab.recorder import recorder_of
 from precision_lab.lab.reference import ReferenceReader, writing
 from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case, Step, Subject, components_of, generation, picture_of
 from precision_lab.lab.teacher import Teacher
+from precision_lab.lab.watch import StreamWatch
+from precision_lab.probes.base import ACTIVATIONS
 from precision_lab.record import tables
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import applied
 
 Advance = Callable[[float, str], None]
 """Called with a number of completed denoising steps and a label, such as the name of the variant."""
+
+OnStep = Callable[[int, Any, Step], None]
+"""Called with the number of a step, the state before it, and the evaluated step."""
+
+log = logging.getLogger(__name__)
 
 
 class Bench:
@@ -71,6 +81,7 @@ class Bench:
         """
         out, part, store = self.spec.out, part_name(variant, case), reference_path(self.spec.out, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
+        watch, outcome = StreamWatch(), Outcome()
         labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self.variant(variant) as (subject, components, _):
             # weights first: on CUDA, host reads turn buffers into managed memory, which MLX would reuse for weights
@@ -79,18 +90,26 @@ class Bench:
                 with writing(store) as writer:
                     recorder = ReferenceRecorder(self.spec.drift_sites, writer)
                     observers: list[Observer] = [*probes, recorder]
-                    pixels, local = self._teach(subject, components, case, observers, shadowed, advance)
+                    follow = _following(watch, outcome, lambda: advance(1, REFERENCE))
+                    pixels, local = self._teach(subject, components, case, observers, watch, follow, shadowed)
                 rows = [{**row, **labels, "variant": row["variant"], "reference": REFERENCE} for row in local]
             else:
                 drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store), self.layout.result)
-                with observing(components, [*probes, drift]):
-                    pixels = self._generate(subject, case, lambda *_: advance(1, variant.name))
+                follow = _following(watch, outcome, lambda: advance(1, variant.name))
+                with observing(components, [*probes, drift], watch):
+                    pixels = self._generate(subject, case, follow)
                 rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
+        frames = frames_of(probes)
+        whole = outcome.row(pixels)
+        failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, case))
         mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
         if pixels is not None:
             save_image(out / "images" / f"{part}.png", pixels)
-        for table, frame in frames_of(probes).items():  # activations last
+        tables.write_part(out, "generations", part, [{**labels, **whole}])
+        if failure is not None:
+            tables.write_part(out, "nonfinite", part, [{**labels, **failure}])
+        for table, frame in frames.items():  # activations last
             tables.write_part(out, table, part, frame.assign(**labels))
 
     def time_step(self, variant: Variant) -> latency.Sample:
@@ -109,13 +128,22 @@ class Bench:
             mx.clear_cache()
         return sample
 
-    def _generate(self, subject: Subject, case: Case, on_step: Callable[[Any, Step], object]) -> np.ndarray | None:
-        """The picture of a case, or None without one. Calls on_step(state before the step, step) for each step."""
+    def _generate(self, subject: Subject, case: Case, on_step: OnStep) -> np.ndarray | None:
+        """The picture of a case, or None without one. Calls on_step(number, state before it, step) for each step."""
         state: Any = None
-        for before, step in generation(subject, case, self.steps(case)):
-            on_step(before, step)
+        for number, (before, step) in enumerate(generation(subject, case, self.steps(case))):
+            on_step(number, before, step)
             state = step.state
         return picture_of(subject, state)
+
+    def _origin(self, variant: Variant, case: Case, step: int | None) -> dict[str, Any] | None:
+        """Where the first value that is not finite arose, from a repeated generation with the variant's techniques."""
+        try:
+            with self.variant(variant) as (subject, components, _):
+                return origin(subject, components, case, self.steps(case), step)
+        except Exception as error:  # a technique may not allow its modules to be observed
+            log.info("%s: no origin of the first non-finite value: %s", variant.name, error)
+            return None
 
     def _teach(
         self,
@@ -123,26 +151,37 @@ class Bench:
         components: Components,
         case: Case,
         observers: list[Observer],
+        watch: StreamWatch,
+        follow: OnStep,
         shadowed: Sequence[Variant],
-        advance: Advance,
     ) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
         """Generates with the reference; returns its picture and the rows of the variants' local error."""
         spec = self.spec
         steps = spec.teacher.steps(self.steps(case), spec.cases.index(case))
         if not steps:
-            with observing(components, observers):
-                return self._generate(subject, case, lambda *_: advance(1, REFERENCE)), []
+            with observing(components, observers, watch):
+                return self._generate(subject, case, follow), []
         teacher = Teacher(self.layout, spec.teacher.sites, steps)
         shadows = {v.name: (self.subject(v.dtype), getattr(mx, v.dtype), v.techniques) for v in shadowed}
-        number = count()
 
-        def on_step(before: Any, step: Step) -> None:
-            advance(1, REFERENCE)
-            teacher.step(next(number), before, step)
+        def on_step(number: int, before: Any, step: Step) -> None:
+            follow(number, before, step)
+            teacher.step(number, before, step)
 
-        with teacher.shadowing(shadows, case), observing(components, observers), teacher.watching(components):
+        with teacher.shadowing(shadows, case), observing(components, observers, watch), teacher.watching(components):
             picture = self._generate(subject, case, on_step)
         return picture, teacher.rows
+
+
+def _following(watch: StreamWatch, outcome: Outcome, advance: Callable[[], None]) -> OnStep:
+    """Takes each step of a generation, evaluated."""
+
+    def on_step(number: int, before: Any, step: Step) -> None:
+        watch.read()
+        outcome.step(number, step)
+        advance()
+
+    return on_step
 
 
 def part_name(variant: Variant, case: Case) -> str:

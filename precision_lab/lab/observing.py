@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import mlx.core as mx
@@ -123,15 +123,25 @@ class Loop:
         self._group, self._launched = _Group(self._observers), self._group
 
 
+class Watching(Protocol):
+    """Something that follows a whole generation beside the observers; see `precision_lab.lab.watch`."""
+
+    def watching(self, sites: Sequence[Site], clock: Callable[[], int]) -> AbstractContextManager[None]:
+        """Context manager of the generation. clock: returns the number of the next observed array."""
+
+
 @contextmanager
-def observing(components: Mapping[str, nn.Module], observers: Sequence[Observer]) -> Iterator[None]:
+def observing(
+    components: Mapping[str, nn.Module], observers: Sequence[Observer], watch: Watching | None = None
+) -> Iterator[None]:
     """Context manager that passes the arrays at each observer's sites and ports to it, in order of execution.
 
     All of them have arrived when the block ends. Raises InputError for a pattern that matches no site.
     """
     sites = walk(components)
     loop = Loop([(observer, select(observer.sites, sites)) for observer in observers])
-    with tapped(loop.sites, loop.on_call):
+    # the watch first, so that an array that both see has the same number for both
+    with watch.watching(sites, lambda: loop.count) if watch else nullcontext(), tapped(loop.sites, loop.on_call):
         yield
         loop.finish()
 

@@ -125,6 +125,14 @@ class Layout:
         """Whether the path is that of a block, not of a module inside one."""
         return self.block_of(component, path) is not None and self.block_of(component, path.rpartition(".")[0]) is None
 
+    def is_add(self, component: str, path: str) -> bool:
+        """Whether the module is a residual add, whose output is a residual stream. Cached like blocks and streams."""
+        if component != self.default:
+            return False
+        if path not in self._known_adds:
+            self._known_adds[path] = any(compile_glob(pattern).fullmatch(path) for pattern in self.adds.values())
+        return self._known_adds[path]
+
     def stream_of(self, component: str, path: str) -> str:
         """The stream that a module works on: a name in `streams`, "joint", or "-" where there is no such thing."""
         return self._labels(component, path)[1]
@@ -155,6 +163,10 @@ class Layout:
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], tuple[int | None, str]]:
+        return {}
+
+    @cached_property
+    def _known_adds(self) -> dict[str, bool]:
         return {}
 
     @cached_property

@@ -69,6 +69,16 @@ class Run:
         return self.tables["drift"]
 
     @property
+    def generations(self) -> pd.DataFrame:
+        """One row for each generation: its picture, or the result of its last step."""
+        return self.tables["generations"]
+
+    @property
+    def nonfinite(self) -> pd.DataFrame:
+        """One row for each generation with values that are not finite: where the first one arose."""
+        return self.tables["nonfinite"]
+
+    @property
     def latency(self) -> pd.DataFrame:
         return self.tables["latency"]
 

@@ -40,7 +40,11 @@ class Dtypes:
 
 @dataclass(frozen=True)
 class FirstNonfinite:
-    """The first recorded array with a NaN or an infinity; step and branch are null outside of the loop."""
+    """The first array with a NaN or an infinity; step and branch are null outside of the loop.
+
+    inputs_finite: true where the value arose in this module, whose inputs are finite; null where the array is the first
+    one in which it was seen, and may have received it.
+    """
 
     component: str
     site: str
@@ -52,6 +56,7 @@ class FirstNonfinite:
     dtype: str | None = None
     num_nan: int = 0
     num_inf: int = 0
+    inputs_finite: bool | None = None
 
 
 @dataclass(frozen=True)

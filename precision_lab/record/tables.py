@@ -28,6 +28,15 @@ LEADING: Mapping[str, Sequence[Column]] = {
         *CASE,
         *_WITHOUT_SIGMA,
     ),
+    "generations": (
+        VARIANT,
+        *CASE,
+        Column("what", "string", "", "what the next columns describe: the picture, or the result of the last step"),
+        count("num_nonfinite", "values that are NaN or infinite, in the results of all steps and in the picture"),
+        Column("least", "float64", "", "smallest finite value"),
+        Column("greatest", "float64", "", "largest finite value"),
+        Column("digest", "string", "", "hash of all bits; equal digests mean equal outcomes"),
+    ),
     "latency": (
         VARIANT,
         Column("round", "Int64", "", "round of timing, in which every variant is timed once"),
@@ -51,8 +60,20 @@ _SKETCHES = (
     Column("rms", "float32", "", "root mean square"),
     *(Column(name, "float32", "", "a projection of the array on random signs") for name in SKETCH_COLUMNS),
 )
+_NONFINITE = (
+    *_SEEN,
+    *ARRAY,
+    count("num_nan", "elements that are NaN"),
+    count("num_inf", "elements that are infinite"),
+    Column(
+        "inputs_finite",
+        "boolean",
+        "",
+        "true: the value arose in this module, whose inputs are finite; null: the first array in which it was seen",
+    ),
+)
 _OF_A_PROBE = _SEEN
-_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES}
+_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE}
 
 _OTHERS_AFTER = {"sketches": "seed"}
 """Where columns that are not leading ones are placed, if not at the end: the own settings of a pinned case."""
@@ -61,6 +82,7 @@ _OTHERS_AFTER = {"sketches": "seed"}
 SORT_KEYS: Mapping[str, Sequence[str]] = {
     "activations": ("variant", "prompt_id", "seed", "order"),
     "drift": ("variant", "prompt_id", "seed", "order"),
+    "generations": ("variant", "prompt_id", "seed"),
     "latency": ("round", "order"),
     "sketches": ("variant", "case", "order"),
 }

@@ -1,4 +1,4 @@
-"""How a generation failed or nearly failed: the arrays before the first that is not finite, and near misses.
+"""How a generation failed or nearly failed: the arrays before its first non-finite value, and near misses.
 
 Like DebugUnderflowOverflow of transformers: the frames before the failure show whether values grew into it or jumped.
 """
@@ -34,31 +34,60 @@ class Frame:
 
 @dataclass(frozen=True)
 class Anomaly:
-    """A variant's earliest failure, of the generation with this prompt and seed; the last frame is the failing one."""
+    """A variant's earliest failure, of the generation with this prompt and seed; the last frame is the failing one.
+
+    arose: whether the value arose in the module of the last frame; otherwise that is only the first that showed it.
+    """
 
     variant: str
     dtype: str
     prompt_id: int
     seed: int
     frames: tuple[Frame, ...]
+    arose: bool = False
 
 
 def first(view: View) -> list[Anomaly]:
     """One for each variant with values that are not finite, in the order of `view.variants`."""
+    found = (_located(view, name) or _recorded(view, name) for name in view.variants)
+    return [anomaly for anomaly in found if anomaly is not None]
+
+
+def _located(view: View, name: str) -> Anomaly | None:
+    """The earliest failure whose origin the run looked for; the frames before it are recorded arrays."""
+    table = view.run.nonfinite
+    rows = table[(table["variant"] == name) & table["site"].notna()]
+    if rows.empty:
+        return None
+    row = rows.sort_values(["order", "prompt_id", "seed"], kind="stable").iloc[0]
+    branch, step = (_known(row[key]) for key in ("branch", "step"))
+    place = address(view.layout, row["component"], row["site"], row["port"])
+    last = Frame(place, branch or "", None if step is None else int(step), None, None)
+    arose = not pd.isna(row["inputs_finite"])
+    return _anomaly(view, name, row, (last,), arose)
+
+
+def _recorded(view: View, name: str) -> Anomaly | None:
+    """The earliest recorded array that is not finite, in a run that did not look for origins."""
     if view.activations is None:
-        return []
-    found = []
-    for name in view.variants:
+        return None
+    bad = view.activations[(view.activations["variant"] == name) & view.activations["nonfinite"]]
+    if bad.empty:
+        return None
+    row = bad.sort_values(["order", "prompt_id", "seed"], kind="stable").iloc[0]
+    return _anomaly(view, name, row, (_frame(row, view.entry(name).dtype.compute, view.layout),))
+
+
+def _anomaly(view: View, name: str, row: pd.Series, last: tuple[Frame, ...], arose: bool = False) -> Anomaly:
+    """The arrays of the generation of `row` that were recorded before it, and the frame of the failure."""
+    dtype = view.entry(name).dtype.compute
+    frames: tuple[Frame, ...] = ()
+    if view.activations is not None and not pd.isna(row["order"]):
         rows = view.activations[view.activations["variant"] == name]
-        bad = rows[rows["nonfinite"]]
-        if len(bad):
-            row = bad.sort_values(["order", "prompt_id", "seed"], kind="stable").iloc[0]
-            case = rows[(rows["prompt_id"] == row["prompt_id"]) & (rows["seed"] == row["seed"])]
-            frames = case[case["order"] <= row["order"]].sort_values("order", kind="stable").tail(FRAMES + 1)
-            dtype = view.entry(name).dtype.compute
-            listed = tuple(_frame(frame, dtype, view.layout) for _, frame in frames.iterrows())
-            found.append(Anomaly(name, dtype, int(row["prompt_id"]), int(row["seed"]), listed))
-    return found
+        case = rows[(rows["prompt_id"] == row["prompt_id"]) & (rows["seed"] == row["seed"])]
+        before = case[case["order"] < row["order"]].sort_values("order", kind="stable").tail(FRAMES)
+        frames = tuple(_frame(frame, dtype, view.layout) for _, frame in before.iterrows())
+    return Anomaly(name, dtype, int(row["prompt_id"]), int(row["seed"]), (*frames, *last), arose)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from precision_lab.techniques.parts.kinds import expect_kind
 class _Compiled(Wrapper):
     """Compiles the block again whenever a module in it has been replaced: MLX would go on calling the old one."""
 
+    opaque: ClassVar[bool] = True
+
     def __init__(self, inner: nn.Module, address: str):
         super().__init__(inner)
         self._address = address

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -121,6 +121,8 @@ class FastBlock(Wrapper):
 
     Neither could have an effect, because of its modules the block calls only img_mod and txt_mod.
     """
+
+    opaque: ClassVar[bool] = True
 
     def __init__(self, inner: TransformerBlock, address: str, pace: Pace):
         super().__init__(inner)
