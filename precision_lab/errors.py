@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+import traceback
 from collections.abc import Iterable
 
 # control characters, overrides of the direction of writing, and surrogates, which no encoding can print
 _CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+_COMPARED = 200
+"""The number of characters of a name that are compared with the valid ones."""
+
+# packages whose frames in a traceback are not a user's own
+_LIBRARIES = frozenset(
+    ("precision_lab", "hydra", "omegaconf", "pydantic", "mlx", "mlx_lm", "numpy", "scipy", "pandas", "ml_dtypes")
+)
 
 
 class InputError(ValueError):
@@ -18,12 +28,19 @@ class InputError(ValueError):
     """
 
 
+class VariantError(Exception):
+    """A variant failed, and without it nothing else can be measured. The message is one or two lines.
+
+    The command line prints it to stderr and exits with code 1.
+    """
+
+
 def visible(text: str) -> str:
     """`text` with the characters that would control a terminal as escapes, such as \\x1b."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of the message of an error that a library raised, or the error's class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -31,6 +48,7 @@ def first_line(error: Exception) -> str:
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A sentence naming the `choices` most like `name`, or the first few where none is alike."""
     choices = sorted(set(choices))
+    name = name[:_COMPARED]
     close = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
     if close:
         return f"Did you mean {', '.join(close)}?"
@@ -38,3 +56,33 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
         return "None are available."
     more = ", ..." if len(choices) > 2 * count else ""
     return f"Available: {', '.join(choices[: 2 * count])}{more}."
+
+
+def shown(value: object, length: int = 80) -> str:
+    """The value as Python writes it, on one line, cut off after `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line, with the file and the line of the code that raised it.
+
+    Frames of this package and of libraries are passed over where code outside them took part: the place is that of a
+    user's own technique, probe or model, not of what it called.
+    """
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(frame, line) for frame, line in frames if _is_a_users(frame.f_globals.get("__name__"))]
+    message = first_line(error)
+    name = type(error).__name__
+    text = name if message == name else f"{name}: {message}"
+    if not frames:
+        return text
+    frame, line = (own or frames)[-1]
+    return f"{text} ({frame.f_code.co_filename}:{line})"
+
+
+def _is_a_users(module: object) -> bool:
+    package = str(module).partition(".")[0]
+    return package not in _LIBRARIES and package not in sys.stdlib_module_names

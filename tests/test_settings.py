@@ -35,7 +35,7 @@ def test_a_whole_number_becomes_an_integer():
     [
         ({"nmae": "a"}, "Unknown setting 'nmae'. Did you mean name"),
         ({}, "Setting 'name' is missing"),
-        ({"name": "a", "count": 2.5}, "count is 2.5, expected a number like 3"),
+        ({"name": "a", "count": 2.5}, "count is 2.5, expected a whole number like 3"),
         ({"name": "a", "count": True}, "count is True"),
         ({"name": "a", "count": "2"}, "count is '2'"),
         ({"name": "a", "count": math.inf}, "count is inf"),

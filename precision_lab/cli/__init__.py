@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 
 from precision_lab import __version__
 from precision_lab.device import allocator, blas
-from precision_lab.errors import nearest
+from precision_lab.errors import InputError, nearest, shown
 
 # command -> (module with `task`, root configuration), imported when called: --help must not wait for them
 COMMANDS = {
@@ -23,10 +25,18 @@ COMMANDS = {
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")
 
+# options of Hydra that are followed by a value
+_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p")
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command; exit code 0 done, 1 a failed expectation, 2 a mistake in the input, 130 Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; without `argv`, that of the process, whose working folder is then searched for modules.
+
+    Exit codes: 0 done, 1 a failed expectation, 2 a mistake in the input, 3 a fault of this program, 130 Ctrl-C.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        _find_modules_here()
     if any(flag in argv for flag in ("-h", "--help")):
         from precision_lab.cli.help import text
 
@@ -35,18 +45,40 @@ def main(argv: list[str] | None = None) -> int:
     if "--version" in argv:
         print(__version__)  # noqa: T201
         return 0
-    command, rest = "run", argv
-    if argv and "=" not in argv[0] and not argv[0].startswith(("-", "+", "~")):
-        command, rest = argv[0], argv[1:]
+    command, rest = _split(argv)
     if command not in COMMANDS:
-        print(f"Unknown command {command!r}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
+        print(f"Unknown command {shown(command)}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
         return 2
     module, config = COMMANDS[command]
     command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]
-    allocator.keep_freed()
-    blas.preload()
+    try:
+        allocator.keep_freed()
+        blas.preload()
+    except InputError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
     from precision_lab.cli.app import launch
 
     return launch(importlib.import_module(module).task, config, rest, command_line)
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command, and the arguments without it. It is the first argument that is neither an option nor an override."""
+    is_value = False
+    for at, argument in enumerate(argv):
+        if is_value or argument.startswith("-"):
+            is_value = not is_value and argument in _WITH_VALUE
+            continue
+        if "=" in argument or argument.startswith(("+", "~")):
+            break
+        return argument, [*argv[:at], *argv[at + 1 :]]
+    return "run", list(argv)
+
+
+def _find_modules_here() -> None:
+    """Lets the console script find modules of the working folder, as `python -m precision_lab` does."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,16 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from precision_lab.cli.composing import described_failure, parsed
 from precision_lab.cli.paths import conf_dir
-from precision_lab.cli.paths import options as valid_names
-from precision_lab.errors import InputError, nearest, visible
+from precision_lab.errors import InputError, VariantError, described, visible
 
 # A command: maps the composed configuration and the command line to an exit code.
 Task = Callable[[DictConfig, Sequence[str]], int]
@@ -38,32 +38,53 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
 
     def compose_and_run() -> int:
         args = _parse(argv)
-        search_path = create_config_search_path(str(conf_dir()))
-        if args.config_dir:
-            folder = Path(args.config_dir).absolute()
-            if not folder.is_dir():
-                raise InputError(f"--config-dir {args.config_dir}: no such folder")
-            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-        hydra = Hydra.create_main_hydra2(task_name="precision_lab", config_search_path=search_path)
-        name = args.config_name or config_name
-        if args.cfg:
-            hydra.show_cfg(name, args.overrides, args.cfg, package=args.package, resolve=args.resolve)
-            return 0
-        job = _Job(task, command)
-        if args.multirun:
-            # composing the first job reports mistakes before the sweep creates its folder
-            first = [_first_choice(override) for override in OverridesParser.create().parse_overrides(args.overrides)]
-            hydra.compose_config(name, first, RunMode.RUN, with_log_configuration=False)
-            if any(override.startswith("out=") and "${" not in override for override in first):
-                raise InputError("out=DIR would be the folder of every job. Give out=DIR/${hydra:job.num}")
-            results = hydra.multirun(name, job, args.overrides, with_log_configuration=False)
-            return max(_codes(results), default=0)
-        return int(hydra.run(name, job, args.overrides, with_log_configuration=False).return_value)
+        overrides = parsed(args.overrides)
+        with _composing():
+            hydra = _hydra(args.config_dir)
+            name = args.config_name or config_name
+            if args.cfg:
+                hydra.show_cfg(name, args.overrides, args.cfg, package=args.package, resolve=args.resolve)
+                return 0
+            job = _Job(task, command)
+            if args.multirun:
+                return _sweep(hydra, name, job, overrides, args.overrides)
+            return int(hydra.run(name, job, args.overrides, with_log_configuration=False).return_value)
 
     try:
         return guarded(compose_and_run)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _hydra(config_dir: str | None) -> Hydra:
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir:
+        folder = Path(config_dir).absolute()
+        if "\0" in config_dir or not folder.is_dir():
+            raise InputError(f"--config-dir {config_dir}: no such folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return Hydra.create_main_hydra2(task_name="precision_lab", config_search_path=search_path)
+
+
+def _sweep(hydra: Hydra, name: str, job: _Job, overrides: Sequence[Override], given: Sequence[str]) -> int:
+    """Runs every combination. The folder of the sweep remains only if a job left something in it."""
+    # composing the first job reports mistakes before the sweep creates its folder
+    first = [_first_choice(override) for override in overrides]
+    config = hydra.compose_config(name, first, RunMode.MULTIRUN, with_log_configuration=False)
+    if any(override.startswith("out=") and "${" not in override for override in first):
+        raise InputError("out=DIR would be the folder of every job. Give out=DIR/${hydra:job.num}")
+    folder = Path(config.hydra.sweep.dir)
+    if folder.exists():
+        raise InputError(f"hydra.sweep.dir={folder} exists already, expected a new folder for the sweep")
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    fixed = [*given, f"hydra.sweep.dir='{quoted}'"]  # it holds the time, and this one was looked at
+    codes = list(_codes(hydra.multirun(name, job, fixed, with_log_configuration=False)))
+    if codes and set(codes) == {2} and [path.name for path in folder.glob("*")] in ([], ["multirun.yaml"]):
+        shutil.rmtree(folder)
+        for parent in folder.parents[:2]:
+            with suppress(OSError):  # it was there before, and holds something
+                parent.rmdir()
+    return max(codes, default=0)
 
 
 _UNSUPPORTED = ("hydra_help", "info", "shell_completion", "experimental_rerun", "config_path")
@@ -80,22 +101,48 @@ class _Job:
         return guarded(lambda: self.task(config, self.command))
 
 
+@contextmanager
+def _composing() -> Iterator[None]:
+    """Turns what Hydra, OmegaConf and PyYAML raise for a configuration that they cannot compose into InputError.
+
+    A job raises nothing, so that what comes out of Hydra is about the configuration.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(described_failure(error)) from error
+
+
 def guarded(action: Callable[[], int]) -> int:
-    """The exit code of `action`. User errors and full disks are reported in one or two lines on stderr."""
+    """The exit code of `action`. What it raises is reported in one or two lines on stderr."""
     try:
         return action()
     except KeyboardInterrupt:
         return _fail("Interrupted. What was finished is kept; resume=true continues.", 130)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(_configuration_error(error), 2)
+        return _fail(described_failure(error), 2)
     except InputError as error:
         return _fail(str(error), 2)
+    except VariantError as error:
+        return _fail(str(error), 1)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
             return _fail(f"No space left on the disk ({error.filename or 'while writing'}). resume=true continues.", 2)
         if error.errno in (EACCES, EROFS):
             return _fail(f"Cannot write {error.filename}: {error.strerror}", 2)
-        raise
+        return _fault(error)
+    except BaseException as error:  # a SystemExit of somebody's code too
+        return _fault(error)
+
+
+def _fault(error: BaseException) -> int:
+    """Saves the traceback of an exception that nothing should raise; exit code 3."""
+    handle, name = tempfile.mkstemp(prefix="precision_lab-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return _fail(f"A fault of precision_lab: {described(error)}. Please report it with {name}", 3)
 
 
 def _fail(message: str, code: int) -> int:
@@ -109,8 +156,8 @@ def _parse(argv: Sequence[str]) -> Any:
     usage = io.StringIO()
     try:
         with redirect_stderr(usage):
-            args = get_args_parser().parse_args(argv)
-    except SystemExit as error:
+            args = get_args_parser().parse_intermixed_args(argv)
+    except (SystemExit, TypeError) as error:
         reason = usage.getvalue().strip().rpartition("error: ")[2]
         raise InputError(f"{reason or 'Cannot read the command line'}. See --help") from error
     for flag in _UNSUPPORTED:
@@ -132,33 +179,3 @@ def _codes(results: Any) -> Iterable[int]:
     elif isinstance(results, list | tuple):
         for item in results:
             yield from _codes(item)
-
-
-def _configuration_error(error: Exception) -> str:
-    """The error of Hydra or OmegaConf in one or two lines, with the nearest valid names."""
-    text = str(error).strip()
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        options = [name for name in error.options or valid_names(group) if not name.startswith("_")]
-        kind = {"exp": "experiment", "": "configuration"}.get(group, group)
-        return f"Unknown {kind} {name!r}. {nearest(name, options)}"
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"[Kk]ey '([\w.]+)' is not in struct", text)
-    full = re.search(r"full_key: ([\w.\[\]]+)", text)
-    if key:
-        name = full[1] if full else key[1]
-        return f"Unknown setting {name!r}. {nearest(name, _known_settings())}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:2])
-
-
-def _known_settings() -> list[str]:
-    """Names of settings down to the second level: those of the commands, and those that a shipped model adds."""
-    files = [conf_dir() / f"{name}.yaml" for name in ("config", "gate", "prove")]
-    names: set[str] = set()
-    for file in (*files, *(conf_dir() / "model").glob("*.yaml")):
-        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        for key, value in content.items():
-            if key not in ("defaults", "hydra"):
-                names.add(str(key))
-                names |= {f"{key}.{below}" for below in value} if isinstance(value, dict) else set()
-    return [*(name for name in names if not name.endswith("._target_")), "probe.range.sites", "probe.range.ports"]

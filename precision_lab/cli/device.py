@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
+from precision_lab.cli.literal import literal
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
@@ -31,9 +32,13 @@ _measured: list[bool | None] = []
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Measures, then writes device.json and device.png into `out` and prints the findings."""
-    out = _prepare(config.out)
+    from precision_lab.cli import schema
+
+    config = literal(config)
+    settings = schema.read(schema.Device, config)
+    out = _prepare(settings.out)
     claims: Any = OmegaConf.to_container(config.claims)
-    _switch(config.tf32)
+    _switch(settings.tf32)
     from precision_lab.device.behaviour.finding import Finding
     from precision_lab.device.behaviour.suite import PARTS, measure
     from precision_lab.device.behaviour.verdict import judge
@@ -80,12 +85,12 @@ def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) ->
     return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated]
 
 
-def _prepare(folder: object) -> Path:
+def _prepare(folder: str | None) -> Path:
     """The folder to write. Raises InputError if it is no path or holds another record."""
     if folder is None:
         return Path("results") / "runs" / "device" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    if not isinstance(folder, str) or not folder:
-        raise InputError(f"out is {folder!r}, expected a folder")
+    if not folder:
+        raise InputError("out is '', expected a folder")
     out = Path(folder).expanduser()
     if (out / RECORD).exists():
         raise InputError(f"out={out} already holds {RECORD}. Give another folder")
@@ -94,10 +99,8 @@ def _prepare(folder: object) -> Path:
     return out
 
 
-def _switch(tf32: object) -> None:
-    """Sets TF32 before MLX's first operation. Raises InputError for a value that is neither null, true nor false."""
-    if tf32 is not None and not isinstance(tf32, bool):
-        raise InputError(f"tf32 is {tf32!r}, expected true, false or null (as the environment has it)")
+def _switch(tf32: bool | None) -> None:
+    """Sets TF32 before MLX's first operation; None leaves it as the environment has it."""
     if _measured and _measured[0] != tf32:
         raise InputError("MLX reads TF32 once a process: measure with each setting in a process of its own, not by -m")
     _measured[:] = [tf32]

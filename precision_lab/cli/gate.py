@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from precision_lab.cli import process
+from precision_lab.cli.literal import literally, settled
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, first_line
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
     from precision_lab.analysis.gate.judge import Limits
     from precision_lab.analysis.gate.violation import Findings
+    from precision_lab.cli import schema
     from precision_lab.record.manifest import Environment
     from precision_lab.record.run import Run
 
@@ -44,17 +45,18 @@ class Settings:
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Runs the experiment, or takes `run`, and judges it or learns from it; returns 1 where something has changed."""
+    from precision_lab.cli import schema
     from precision_lab.record.run import Run
 
-    settings = _settings(config)
+    config = settled(config)
+    given = schema.read(schema.Gate, config)
+    settings = _settings(given.gate)
     console = open_console()
-    if config.run is not None:
-        if not isinstance(config.run, str) or not config.run:
-            raise InputError(f"run is {config.run!r}, expected the folder of a run")
-        folder, code = Path(config.run).expanduser(), 0
+    if given.run is not None:
+        folder, code = Path(given.run).expanduser(), 0
     else:
         try:
-            folder, code = _run(config, settings, command, console)
+            folder, code = _run(config, given, settings, command, console)
         except RunError as failure:
             return _judge_failure(Run.open(failure.folder), failure.error, settings, console)
     run = Run.open(folder)
@@ -69,7 +71,9 @@ class RunError(Exception):
         self.folder, self.error = folder, error
 
 
-def _run(config: DictConfig, settings: Settings, command: Sequence[str], console: Console) -> tuple[Path, int]:
+def _run(
+    config: DictConfig, given: schema.Gate, settings: Settings, command: Sequence[str], console: Console
+) -> tuple[Path, int]:
     """Runs the experiment and draws its report.
 
     Raises InputError before that if no baseline could judge it, and RunError if it began and an exception ended it.
@@ -78,7 +82,7 @@ def _run(config: DictConfig, settings: Settings, command: Sequence[str], console
     from precision_lab.device.environment import environment, set_numeric_switches
 
     set_numeric_switches()
-    spec = build_spec(_of_a_run(config, settings), command)
+    spec = build_spec(_of_a_run(config, given, settings), command)
     from precision_lab.record.manifest import Environment
 
     here = Environment(**environment())
@@ -107,16 +111,14 @@ def _manifest_text(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _of_a_run(config: DictConfig, settings: Settings) -> DictConfig:
+def _of_a_run(config: DictConfig, given: schema.Gate, settings: Settings) -> DictConfig:
     """The configuration without the gate's own settings; for learning, with more cases and the noise floor."""
-    from precision_lab.cli.config import listed
-
     config = config.copy()
     with open_dict(config):
         del config.run, config.gate
         if settings.update:
-            config.prompts = list(dict.fromkeys([*listed(config, "prompts"), *settings.prompts]))
-            config.seeds = list(dict.fromkeys([*listed(config, "seeds"), *settings.seeds]))
+            config.prompts = literally(list(dict.fromkeys([*given.prompts, *settings.prompts])))
+            config.seeds = list(dict.fromkeys([*given.seeds, *settings.seeds]))
             if OmegaConf.select(config, "pinned.cases"):
                 config.pinned.noise_floor = True
     return config
@@ -188,41 +190,24 @@ def _learn(run: Run, settings: Settings, console: Console) -> int:
     return 0
 
 
-def _settings(config: DictConfig) -> Settings:
+def _settings(given: schema.GateSettings) -> Settings:
     from precision_lab.analysis.gate.bands import Margin
     from precision_lab.analysis.gate.judge import Limits
 
-    settings: Any = OmegaConf.to_container(config.gate, resolve=True)
-    if not isinstance(settings["baseline"], str | None) or not isinstance(settings["update"], bool):
-        raise InputError(
-            f"gate.baseline is {settings['baseline']!r} and gate.update {settings['update']!r}, "
-            "expected a file, and true or false"
-        )
-    if not isinstance(config.gate.learn, DictConfig):
-        raise InputError(f"gate.learn is {config.gate.learn!r}, expected prompts and seeds below it")
-    for key in ("gate.history", "gate.learn.prompts", "gate.learn.seeds"):
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, ListConfig | None):
-            raise InputError(f"{key} is {value!r}, expected a list or null")
-    names = ("margin_bits", "margin_spread", "headroom_bits", "drift_bits", "drift_spread", "tolerance", "noise_factor")
-    for name in (*names, "latency_margin", "latency_ratio_margin", "memory_margin"):
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InputError(f"gate.{name} is {value!r}, expected a number of at least 0")
     return Settings(
-        baseline=None if settings["baseline"] is None else Path(settings["baseline"]).expanduser(),
-        update=settings["update"],
-        history=settings["history"] or (),
-        prompts=settings["learn"]["prompts"] or (),
-        seeds=settings["learn"]["seeds"] or (),
+        baseline=Path(given.baseline).expanduser() if given.baseline else None,
+        update=given.update,
+        history=given.history or (),
+        prompts=given.learn.prompts or (),
+        seeds=given.learn.seeds or (),
         limits=Limits(
-            ranges=Margin(settings["margin_bits"], settings["margin_spread"], settings["headroom_bits"]),
-            drift=Margin(settings["drift_bits"], settings["drift_spread"]),
-            tolerance=settings["tolerance"],
-            noise_factor=settings["noise_factor"],
-            latency=settings["latency_margin"],
-            latency_ratio=settings["latency_ratio_margin"],
-            memory=settings["memory_margin"],
+            ranges=Margin(given.margin_bits, given.margin_spread, given.headroom_bits),
+            drift=Margin(given.drift_bits, given.drift_spread),
+            tolerance=given.tolerance,
+            noise_factor=given.noise_factor,
+            latency=given.latency_margin,
+            latency_ratio=given.latency_ratio_margin,
+            memory=given.memory_margin,
         ),
     )
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from precision_lab.cli.config import build, build_source
-from precision_lab.cli.paths import conf_dir, options
+from precision_lab.cli.building import build
+from precision_lab.cli.config import build_source
+from precision_lab.cli.literal import literal
+from precision_lab.cli.paths import option_files
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, nearest
@@ -17,11 +19,15 @@ from precision_lab.errors import InputError, nearest
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Lists the models, or writes the preset `make`, or `from` with `technique` applied, to the folder `to`."""
+    from precision_lab.cli import schema
+
+    config = literal(config)
+    schema.read(schema.Models, config)
     console = open_console()
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
     if config.make is not None:
-        _make(str(config.make), config.to, config.seed, console)
+        _make(config.make, config.to, int(config.seed), console)
     elif config.technique or config["from"]:
         _quantize(config, console)
     else:
@@ -31,23 +37,21 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 def _list(console: Console) -> None:
     rows = []
-    for name in options("model"):
-        file = conf_dir() / "model" / f"{name}.yaml"
-        about = file.read_text().splitlines()[1].removeprefix("#").strip()  # the line after `# @package`
+    for name, file in option_files("model").items():
+        lines = [line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines()[:2]]
+        about = next((line for line in lines if line and not line.startswith("@package")), "")
         path = OmegaConf.select(OmegaConf.load(file), "model.path")
         rows.append((f"model={name}", path or "give model.path=DIR", about))
     print_table(console, ("model", "path", "what it is"), rows, folding=("path", "what it is"))
 
 
-def _make(preset: str, to: str | None, seed: object, console: Console) -> None:
+def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
     from precision_lab.synthetic import PRESETS, make
 
     if preset not in PRESETS:
         raise InputError(f"make={preset}: unknown preset. {nearest(preset, PRESETS)}")
     if not to:
         raise InputError(f"make={preset} needs to=DIR, the folder to write")
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}, expected an integer from 0 on")
     _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), to, console)
 
 
@@ -62,7 +66,7 @@ def _quantize(config: DictConfig, console: Console) -> None:
             raise InputError(
                 f"{name}= is missing: a quantised checkpoint takes technique=[NAME] from=DIR_OR_HUB_ID to=DIR"
             )
-    techniques = {str(name): build(node, Technique, f"technique {name}") for name, node in config.technique.items()}
+    techniques = {str(name): build(node, Technique, f"technique.{name}") for name, node in config.technique.items()}
     for name, technique in techniques.items():
         if not isinstance(technique, QuantizedWeights):
             raise InputError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from precision_lab.cli.config import build_spec, whole_number
+from precision_lab.cli import schema
+from precision_lab.cli.config import build_spec
+from precision_lab.cli.literal import settled
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
@@ -21,11 +22,12 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     Exit code 1 if a technique that claims to preserve the function does not.
     """
     set_numeric_switches()
-    count, seed = whole_number(config, "draws", 1), whole_number(config, "draw_seed", 0)
-    noise_sites: Any = OmegaConf.to_container(config.noise, resolve=True)
-    if not isinstance(noise_sites, list) or not noise_sites:
-        raise InputError(f"noise is {noise_sites!r}, expected patterns of linears, noise=[PATTERN]")
-    spec = build_spec(config, command)
+    config = settled(config)
+    settings = schema.read(schema.Prove, config)
+    count, seed = settings.draws, settings.draw_seed
+    if not settings.noise:
+        raise InputError("noise is [], expected patterns of linears, noise=[PATTERN]")
+    spec = build_spec(config, command, schema.Prove)
     techniques: dict[str, Technique] = {}
     for variant in spec.variants:
         for name, technique in variant.techniques.items():
@@ -39,7 +41,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.techniques.reordered_sums import ReorderedSums
 
     inputs = draws_of(spec.source, spec.cases, count, seed)
-    noise = {"reordered_sums": ReorderedSums(sites=noise_sites)}
+    noise = {"reordered_sums": ReorderedSums(sites=settings.noise)}
     groups = {name: {name: technique} for name, technique in techniques.items()}
     if len(techniques) > 1 and len(spec.variants) == 1:
         groups["together"] = techniques

@@ -14,16 +14,17 @@ from precision_lab.errors import InputError
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Writes the report of an existing run and returns the exit code of its verdicts; or draws a gate's history."""
-    if bool(config.run) == bool(config.history):
+    from precision_lab.cli import schema
+
+    settings = schema.read(schema.Report, config)
+    if bool(settings.run) == bool(settings.history):
         raise InputError("report needs run=DIR, the folder of a run, or history=FILE, the table of a gate; one of them")
-    if config.run:
-        if config.out is not None:
+    if settings.run:
+        if settings.out is not None:
             raise InputError("report run=DIR writes into that folder; out= belongs to history=FILE")
-        return judge_and_draw(Path(str(config.run)), open_console())
-    if not isinstance(config.out, str | None) or config.out == "":
-        raise InputError(f"out is {config.out!r}, expected a folder")
-    history = Path(str(config.history)).expanduser()
-    draw_history(history, Path(config.out).expanduser() if config.out else history.parent, open_console())
+        return judge_and_draw(Path(settings.run).expanduser(), open_console())
+    history = Path(str(settings.history)).expanduser()
+    draw_history(history, Path(settings.out).expanduser() if settings.out else history.parent, open_console())
     return 0
 
 

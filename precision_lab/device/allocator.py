@@ -12,6 +12,8 @@ import ctypes
 import os
 import sys
 
+from precision_lab.errors import InputError
+
 _SWITCH = "PRECISION_LAB_MALLOC"
 
 # from malloc.h; the trim threshold is converted to size_t, so -1 is the largest value
@@ -23,11 +25,16 @@ _keeps_freed = False
 def keep_freed() -> None:
     """Sets malloc to keep freed memory in this process, unless PRECISION_LAB_MALLOC=off. Does nothing without glibc.
 
+    Raises InputError for another value of PRECISION_LAB_MALLOC.
+
     The process then holds its peak memory until it ends, and somewhat more where blocks of different sizes do not fit
     into each other's holes.
     """
     global _keeps_freed
-    if not sys.platform.startswith("linux") or os.environ.get(_SWITCH) == "off":
+    choice = os.environ.get(_SWITCH, "")
+    if choice not in ("", "off"):
+        raise InputError(f"{_SWITCH} is {choice!r}, expected off, or nothing")
+    if not sys.platform.startswith("linux") or choice == "off":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     _keeps_freed = mallopt is not None and bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))

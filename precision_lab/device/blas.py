@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.device.cache import user_cache
+from precision_lab.errors import InputError, first_line
 
 # MLX imports only these three; all other symbols keep their prefix.
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -37,8 +38,9 @@ def preload() -> None:
     """Loads OpenBLAS for MLX to use. Must run before the first import of mlx.core; has no effect afterwards.
 
     PRECISION_LAB_BLAS=off keeps the wheel's BLAS; PRECISION_LAB_BLAS=PATH loads another library. OpenBLAS runs on one
-    thread unless OPENBLAS_NUM_THREADS is set, because the products of small models are too short to split. If loading
-    fails, `description` reports the error and MLX uses the wheel's BLAS.
+    thread unless OPENBLAS_NUM_THREADS is set, because the products of small models are too short to split. If OpenBLAS
+    cannot be loaded, `description` reports the error and MLX uses the wheel's BLAS. Raises InputError if PATH is no
+    BLAS that can be loaded: a run must not report the numbers of another.
     """
     global _state
     choice = os.environ.get(_SWITCH, "")
@@ -53,7 +55,11 @@ def preload() -> None:
         if not choice and "OPENBLAS_NUM_THREADS" not in os.environ:
             library[f"{_PREFIX}openblas_set_num_threads"](1)
         _routines.update(_routines_of(library))
+        if choice and "cblas_sgemm" not in _routines:
+            raise OSError("it exports no cblas_sgemm")
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        if choice:
+            raise InputError(f"{_SWITCH}={choice} cannot be loaded: {first_line(error)}") from error
         _state += f" ({error})"
         return
     _state = f"OpenBLAS ({path.name})" if not choice else str(path)

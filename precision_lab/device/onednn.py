@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from precision_lab.errors import InputError, first_line
+
 _PACKAGE = "onednn-cpu-gomp"
 _SWITCH = "PRECISION_LAB_ONEDNN"
 
@@ -36,7 +38,10 @@ class _Argument(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it; a path there selects another library."""
+    """Whether `linear` can be called. PRECISION_LAB_ONEDNN=off disables it; a path there selects another library.
+
+    Raises InputError if that path cannot be loaded.
+    """
     return _library() is not None
 
 
@@ -153,8 +158,12 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(path or _installed()) if path != "off" else None
         _openmp()
-    except (OSError, metadata.PackageNotFoundError):
+    except (OSError, metadata.PackageNotFoundError) as error:
+        if path:
+            raise InputError(f"{_SWITCH}={path} cannot be loaded: {first_line(error)}") from error
         return None
+    if path not in ("", "off") and not hasattr(library, "dnnl_get_effective_cpu_isa"):
+        raise InputError(f"{_SWITCH}={path} is not oneDNN")
     usable = library is not None and library.dnnl_get_effective_cpu_isa() & _ISA_WITH_BFLOAT16 == _ISA_WITH_BFLOAT16
     return library if usable else None
 

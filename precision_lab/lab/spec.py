@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, nearest, shown
 from precision_lab.lab.subject import Case, Source
 from precision_lab.probes.base import AnyProbe
 from precision_lab.settings import is_positive
@@ -19,23 +20,33 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXPECTATIONS = ("any", "finite", "nonfinite")
 TEACHER_MODES = ("off", "sampled", "full")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_LONGEST = 200  # bytes of UTF-8: names of files hold it, and may have 255
+_NAMED = "letters, digits, '_', '.', '+' and '-', at most 200 bytes"
+MOST_PROCESSES = 8
+"""The most processes that generate at once, for each CPU core."""
 
 
 def one_of(what: str, value: str, choices: Sequence[str]) -> str:
     """Returns `value` if it is one of `choices`. Otherwise raises InputError with the nearest choice."""
     if value not in choices:
-        raise InputError(f"{what} is {value!r}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}")
+        raise InputError(
+            f"{what} is {shown(value)}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}"
+        )
     return value
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and len(name.encode()) <= _LONGEST
 
 
 def _check_prompt(what: str, prompt: object) -> None:
     if not isinstance(prompt, str):
-        raise InputError(f"{what} holds {prompt!r}, expected text")
+        raise InputError(f"{what} holds {shown(prompt)}, expected text")
 
 
 def _check_seed(what: str, seed: object) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise InputError(f"{what} holds {seed!r}, expected integers from 0 to 2^63 - 1")
+        raise InputError(f"{what} holds {shown(seed)}, expected integers from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,8 @@ class Variant:
     process: ProcessSpec = ProcessSpec()
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InputError(f"Variant name {self.name!r}: expected letters, digits, '_', '.', '+' and '-'")
+        if not _is_name(self.name):
+            raise InputError(f"Variant name {shown(self.name)}: expected {_NAMED}")
         one_of(f"variants.{self.name}.dtype", self.dtype, DTYPES)
         one_of(f"variants.{self.name}.expect", self.expect, EXPECTATIONS)
 
@@ -73,6 +84,7 @@ class Variant:
 class LatencySpec:
     """Timing of one denoising step. Rounds continue until the intervals are narrow or `max_seconds` have passed.
 
+    max_rounds: 0 measures nothing, whatever `min_rounds` is.
     margin: the relative difference in time that is ignored; None selects the default of the backend.
     """
 
@@ -80,9 +92,11 @@ class LatencySpec:
     max_rounds: int = 100
     warmup_rounds: int = 1
     max_seconds: float = 20.0
-    margin: float | None = None
+    margin: Annotated[float, "a number above 0"] | None = None
 
     def __post_init__(self) -> None:
+        if self.max_rounds == 0 and self.min_rounds > 0:
+            object.__setattr__(self, "min_rounds", 0)
         if self.min_rounds < 0 or self.max_rounds < self.min_rounds:
             raise InputError(
                 f"latency.min_rounds is {self.min_rounds} and latency.max_rounds {self.max_rounds}, "
@@ -90,7 +104,7 @@ class LatencySpec:
             )
         if self.warmup_rounds < 0:
             raise InputError(f"latency.warmup_rounds is {self.warmup_rounds}, expected at least 0")
-        if not self.max_seconds > 0:
+        if not is_positive(self.max_seconds):
             raise InputError(f"latency.max_seconds is {self.max_seconds}, expected above 0")
         if self.margin is not None and not is_positive(self.margin):
             raise InputError(f"latency.margin is {self.margin!r}, expected a number above 0, or null")
@@ -142,8 +156,8 @@ class PinnedSpec:
 
     def __post_init__(self) -> None:
         for name, case in self.cases.items():
-            if not _NAME.fullmatch(name):
-                raise InputError(f"Pinned case {name!r}: expected letters, digits, '_', '.', '+' and '-'")
+            if not _is_name(name):
+                raise InputError(f"Pinned case {shown(name)}: expected {_NAMED}")
             _check_prompt(f"pinned.cases.{name}", case.prompt)
             _check_seed(f"pinned.cases.{name}", case.seed)
         if self.steps < 1:
@@ -184,8 +198,8 @@ class RunSpec:
     claims: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.experiment):
-            raise InputError(f"experiment is {self.experiment!r}, expected letters, digits, '_', '.', '+' and '-'")
+        if not _is_name(self.experiment):
+            raise InputError(f"experiment is {shown(self.experiment)}, expected {_NAMED}")
         if not self.prompts or not self.seeds:
             raise InputError("prompts and seeds need at least one entry each")
         for prompt in self.prompts:
@@ -196,8 +210,12 @@ class RunSpec:
             raise InputError("prompts and seeds must each be distinct")
         if not self.variants:
             raise InputError("The experiment has no variants, expected at least one")
-        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
-            raise InputError(f"workers is {self.workers!r}, expected null or a number of processes, 1 or more")
+        most = MOST_PROCESSES * (os.cpu_count() or 1)
+        if self.workers is not None and not (type(self.workers) is int and 1 <= self.workers <= most):
+            raise InputError(
+                f"workers is {shown(self.workers)}, expected null or a number of processes from 1 to {most}, "
+                f"which is {MOST_PROCESSES} for each core of this machine"
+            )
         names = [variant.name for variant in self.variants]
         if REFERENCE in names:
             raise InputError(f"Variant name {REFERENCE!r} is taken by the fp32 reference")

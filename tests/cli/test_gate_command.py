@@ -185,7 +185,7 @@ def test_an_exception_under_other_settings_is_no_verdict(gate, monkeypatch):
         (("experiment=smal", "out=x"), True, "Did you mean small?"),
         (("gate.baseline=nowhere.json", "out=x"), True, "There is no baseline nowhere.json"),
         (("gate.margin_bits=-1",), True, "gate.margin_bits is -1"),
-        (("gate.update=maybe",), True, "expected a file, and true or false"),
+        (("gate.update=maybe",), True, "gate.update is 'maybe', expected true or false"),
         (("gate.history=yes",), True, "gate.history is 'yes'"),
         (("run=nowhere",), False, "is not the folder of a run"),
         (("run=3",), False, "run is 3"),

@@ -1,5 +1,6 @@
 """The BLAS under MLX on Linux: loaded before MLX or not at all, and a failure never breaks MLX."""
 
+import os
 import subprocess
 import sys
 
@@ -20,8 +21,6 @@ print(np.linalg.norm(c - exact) / np.linalg.norm(exact) < 1e-6)
 def after(*statements, **environment):
     """The last two lines printed: the BLAS in use, and whether a product is right."""
     code = "\n".join(["from precision_lab.device import blas", *statements, "print(blas.description())", PRODUCT])
-    import os
-
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
     )
@@ -43,7 +42,6 @@ def test_openblas_is_found_by_mlx(tmp_path):
     ("statements", "environment", "message"),
     [
         (("blas.preload()",), {"PRECISION_LAB_BLAS": "off"}, "of the MLX wheel"),
-        (("blas.preload()",), {"PRECISION_LAB_BLAS": "/nowhere/libblas.so"}, "/nowhere/libblas.so"),
         (("import mlx.core", "blas.preload()"), {}, "MLX was imported before"),
         (
             ("import shutil; shutil.which = lambda *a, **k: None", "blas.preload()"),
@@ -51,10 +49,25 @@ def test_openblas_is_found_by_mlx(tmp_path):
             "patchelf",
         ),
     ],
-    ids=["off", "absent", "late", "no patchelf"],
+    ids=["off", "late", "no patchelf"],
 )
 def test_mlx_keeps_its_own_blas_where_preloading_fails(tmp_path, statements, environment, message):
     environment = {key: value.format(tmp_path) for key, value in environment.items()}
     name, right = after(*statements, **environment)
     assert message in name
     assert right == "True"
+
+
+@linux
+@pytest.mark.parametrize("library", ["/nowhere/libblas.so", "libm.so.6"])
+def test_a_library_that_is_named_and_cannot_be_used_is_an_error(library):
+    """A run that silently computes with another BLAS reports the numbers of another."""
+    process = subprocess.run(
+        [sys.executable, "-m", "precision_lab", "models"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PRECISION_LAB_BLAS": library},
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"PRECISION_LAB_BLAS={library} cannot be loaded: ")
+    assert len(process.stderr.splitlines()) == 1

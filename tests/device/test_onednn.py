@@ -99,7 +99,7 @@ print(onednn.available(), np.linalg.norm(a - b) <= 4e-3 * np.linalg.norm(a))
 """
 
 
-@pytest.mark.parametrize("choice", ["off", "/nowhere/libdnnl.so", None])
+@pytest.mark.parametrize("choice", ["off", None])
 def test_a_fast_linear_works_with_and_without_onednn(choice):
     environment = {**os.environ, **({} if choice is None else {"PRECISION_LAB_ONEDNN": choice})}
     process = subprocess.run([sys.executable, "-c", FAST_LINEAR], capture_output=True, text=True, env=environment)
@@ -120,3 +120,11 @@ def test_fp32_products_keep_subnormals():
     out = np.zeros((4, 3), np.float32)
     onednn.linear(x, weight, None, out)
     assert np.allclose(out, 8e-40, rtol=1e-3)
+
+
+@pytest.mark.parametrize("library", ["/nowhere/libdnnl.so", "libm.so.6"])
+def test_a_library_that_is_named_and_cannot_be_used_is_an_error(library):
+    environment = {**os.environ, "PRECISION_LAB_ONEDNN": library}
+    code = "from precision_lab.device import onednn; onednn.available()"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert f"InputError: PRECISION_LAB_ONEDNN={library} " in process.stderr

@@ -115,7 +115,7 @@ def test_a_factor_of_several_techniques_and_only_some_of_the_runs():
     [
         (["factorial.base=bsline"], "factorial.base: unknown variant 'bsline'"),
         (["+technique@variants.baseline.technique=[fp32_norms]"], "technique fp32_norms of factor fp32_norms"),
-        (["+factorial.factors.x=1"], "expected a technique"),
+        (["+factorial.factors.x=1"], "factorial.factors.x is 1, expected techniques by name"),
     ],
     ids=["base", "twice", "kind"],
 )

@@ -342,7 +342,10 @@ class TestRefusals:
             ({"cases": {"odd": PinnedCase("word " * 1100)}}, "expected at most 1024"),
             ({"cases": {"odd": PinnedCase(" ")}}, r"pinned\.cases\.odd: .*holds ' ', expected text"),
             ({"cases": {"odd": PinnedCase("a", settings={"size": 3})}}, r"pinned\.cases\.odd: Unknown setting 'size'"),
-            ({"cases": {"odd": PinnedCase("a", settings={"height": "tall"})}}, "height is 'tall', expected a number"),
+            (
+                {"cases": {"odd": PinnedCase("a", settings={"height": "tall"})}},
+                "height is 'tall', expected a whole number",
+            ),
             ({"sites": ["transformer_blokcs.*"]}, "matches nothing"),
         ],
     )
@@ -372,7 +375,7 @@ class TestRefusals:
         [
             (["pinned=3"], "pinned is 3, expected settings below it"),
             (["pinned.cases=3"], "pinned.cases is 3, expected cases by name, or null"),
-            (["pinned.cases.tall=3"], "pinned.cases.tall is 3, expected prompt, seed and settings; or null"),
+            (["pinned.cases.tall=3"], "pinned.cases.tall is 3, expected prompt, seed and settings, or null"),
             (["pinned.sites=proj_out"], "sites is 'proj_out', expected a list"),
         ],
     )

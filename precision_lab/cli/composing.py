@@ -1,0 +1,104 @@
+"""What Hydra and OmegaConf cannot read, in one or two lines that name the override, the key or the file."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from precision_lab.cli.paths import options, suggested
+from precision_lab.errors import InputError, first_line, nearest, shown
+
+# names of local variables of Hydra that hold the path of the configuration that it is reading
+_PATHS = ("normalized_config_path", "config_path", "new_base", "path")
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """The overrides in Hydra's grammar. Raises InputError that names the one which is not."""
+    parser = OverridesParser.create()
+    found = []
+    for override in overrides:
+        if "\0" in override:
+            raise InputError(f"{shown(override)} holds a NUL")
+        try:
+            one = parser.parse_overrides([override])
+        except (HydraException, ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+            hint = "" if "=" in override else ". Expected KEY=VALUE; a command comes before the overrides"
+            raise InputError(f"Cannot read {shown(override)}: {reason}{hint}") from error
+        for each in one:
+            holder, _, setting = str(each.key_or_group).partition(".")
+            known = HydraConf.__dataclass_fields__
+            if holder == "hydra" and setting and setting.split(".")[0] not in known:
+                raise InputError(f"Unknown setting 'hydra.{setting}'. {nearest(setting, known)}")
+        found += one
+    return found
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, OverrideParseException) and error.__cause__ else error
+    return first_line(cause).rstrip(".")
+
+
+def described_failure(error: Exception) -> str:
+    """The message for an exception that Hydra raised while it composed a configuration."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _refused(error)
+    where = f"{_file(error)}: " if _file(error) else ""
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        at = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        return f"{where}not YAML that can be read{at}: {error.problem or first_line(error)}"
+    if isinstance(error, UnicodeError):
+        return f"{where}not UTF-8 text: {first_line(error)}"
+    if isinstance(error, OSError):
+        return f"{where}cannot be used: {error.strerror or first_line(error)}"
+    if isinstance(error, RecursionError):
+        return f"{where}the configuration refers to itself, or is nested too deeply"
+    return f"{where}the configuration cannot be composed: {type(error).__name__}: {first_line(error)}"
+
+
+def _missing(error: MissingConfigException) -> str:
+    """The message for an option of a group, or a root configuration, that does not exist."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    known = [name for name in {*(error.options or ()), *options(group)} if not name.startswith("_")]
+    kind = {"exp": "experiment", "": "configuration"}.get(group, group)
+    return f"Unknown {kind} {shown(name)}. {nearest(name, known)}"
+
+
+def _refused(error: Exception) -> str:
+    """The first lines of a message of Hydra or OmegaConf, with the key and the file that it is about."""
+    text = str(error).strip()
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"[Kk]ey '([\w.]+)' is not in struct", text)
+    full = re.search(r"full_key: ([\w.\[\]]+)", text)
+    if key and ("is not in struct" in text or "To append to your config" in text):
+        name = full[1] if full else key[1]
+        return f"Unknown setting {name!r}. {suggested(name)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    named = f"{full[1]}: " if full and full[1] not in lines[0] else ""
+    file = _file(error)
+    where = f"{file}: " if file and file not in lines[0] and not key and not full else ""
+    return "\n".join([f"{where}{named}{lines[0]}", *lines[1:2]])
+
+
+def _file(error: BaseException) -> str:
+    """The path of the configuration that Hydra was reading, below the folders of configurations; empty if unknown."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).startswith(("hydra.", "omegaconf.")):
+            for name in _PATHS:
+                value = frame.f_locals.get(name)
+                if isinstance(value, str) and value and "://" not in value:
+                    found = value
+                    break
+    return str(Path(found)) if found else ""

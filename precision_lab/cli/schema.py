@@ -1,0 +1,197 @@
+"""The settings of every command, closed and typed: what is not listed here is refused, before anything else happens.
+
+The classes of `lab.spec` are part of it, with their own checks of ranges. Two parts of the tree are open, because a
+`_target_` or the model defines them: `cli.building` compares keys beside a `_target_` with the signature of that
+callable, and the subject refuses settings of a case (`sampler`, `image`, `pinned.cases`) that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from precision_lab.cli.paths import suggested
+from precision_lab.errors import InputError, nearest, shown
+from precision_lab.lab.spec import LatencySpec, ProcessSpec, TeacherSpec
+from precision_lab.settings import validated
+
+Folder = Annotated[str, "a folder, as text like ./runs"]
+File = Annotated[str, "a file, as text like ./prompts.txt"]
+Margin = Annotated[float, Field(ge=0), "a number of at least 0"]
+Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
+Seed = Annotated[int, Field(ge=0, lt=2**63), "a whole number from 0 to 2^63 - 1"]
+PinnedCase = Annotated[Mapping[str, Any], "prompt, seed and settings"]
+Techniques = Annotated[
+    Mapping[str, Any],
+    "techniques by name, through defaults: /technique@{key}: [a, b], or technique=[a,b] on the command line",
+]
+
+
+class Closed(BaseModel):
+    """Settings without unknown names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Closed)
+
+
+class VariantSettings(Closed):
+    dtype: str | None = None
+    technique: Techniques | None = None
+    expect: str | None = None
+    process: ProcessSpec | None = None
+
+
+class Factorial(Closed):
+    base: str
+    factors: Mapping[str, Techniques]
+    generators: Mapping[str, Sequence[str]] | None
+
+
+class Learning(Closed):
+    prompts: Sequence[str] | None
+    seeds: Sequence[int] | None
+
+
+class Drift(Closed):
+    sites: Sequence[str]
+    teacher: TeacherSpec
+
+
+class Pinned(Closed):
+    steps: int
+    noise_floor: bool
+    cases: Annotated[Mapping[str, PinnedCase | None], "cases by name"] | None
+    sites: Sequence[str]
+    reordered: Sequence[str]
+
+
+class GateSettings(Closed):
+    baseline: File | None
+    update: bool
+    learn: Learning
+    margin_bits: Margin
+    margin_spread: Margin
+    drift_bits: Margin
+    drift_spread: Margin
+    headroom_bits: Margin
+    tolerance: Margin
+    noise_factor: Margin
+    latency_margin: Margin
+    latency_ratio_margin: Margin
+    memory_margin: Margin
+    history: Sequence[str] | None
+
+
+class Experiment(Closed):
+    """conf/config.yaml, which `run` composes."""
+
+    experiment: Annotated[str, "a name"]
+    model: Mapping[str, Any]
+    dtype: str
+    probe: Mapping[str, Any]
+    technique: Techniques
+    variants: Mapping[str, VariantSettings | None]
+    baseline: str
+    only: Sequence[str] | None
+    factorial: Factorial
+    sampler: Mapping[str, Any]
+    image: Mapping[str, Any]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    learning: Learning
+    sites: Mapping[str, str | Sequence[str] | None]
+    drift: Drift
+    pinned: Pinned
+    latency: LatencySpec
+    claims: Mapping[str, Mapping[str, Any]]
+    workers: int | None
+    out: Folder | None
+    resume: bool
+    # an experiment may state settings for the command `gate`; `run` compares them and has no use for them
+    gate: Any = None
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _is_of_a_gate(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            hints = get_type_hints(GateSettings, include_extras=True)
+            for name, entry in value.items():
+                if name not in GateSettings.model_fields:
+                    raise InputError(f"Unknown setting 'gate.{name}'. {nearest(name, GateSettings.model_fields)}")
+                validated(hints[name], entry, f"gate.{name}")
+        elif value is not None:
+            raise InputError(f"gate is {shown(value)}, expected settings below it, like gate.NAME=VALUE")
+        return value
+
+
+class Prove(Experiment):
+    """conf/prove.yaml."""
+
+    noise: Sequence[str]
+    draws: Count
+    draw_seed: Seed
+
+
+class Gate(Experiment):
+    """conf/gate.yaml."""
+
+    run: Folder | None
+    gate: GateSettings
+
+
+class Report(Closed):
+    """conf/report.yaml."""
+
+    run: Folder | None
+    history: File | None
+    out: Folder | None
+
+
+class Compare(Closed):
+    """conf/compare.yaml."""
+
+    runs: Annotated[Sequence[Folder], "the folders of two runs, {key}=[A,B]"] | None
+
+
+class Device(Closed):
+    """conf/device.yaml."""
+
+    tf32: Annotated[bool, "true, false"] | None
+    claims: Mapping[str, Mapping[str, Any]]
+    out: Folder | None
+
+
+class Models(Closed):
+    """conf/models.yaml."""
+
+    model: Mapping[str, Any]
+    make: str | None
+    from_: Annotated[str, "a folder or a Hub id"] | None = Field(alias="from")
+    technique: Techniques
+    to: Folder | None
+    seed: Seed
+    # what the file of a model sets beside the model: unused here
+    sampler: Mapping[str, Any] = Field(default_factory=dict)
+    image: Mapping[str, Any] = Field(default_factory=dict)
+    prompts: Sequence[Any] = ()
+    seeds: Sequence[Any] = ()
+    learning: Mapping[str, Any] = Field(default_factory=dict)
+    drift: Mapping[str, Any] = Field(default_factory=dict)
+    pinned: Mapping[str, Any] = Field(default_factory=dict)
+    sites: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def read(kind: type[C], config: DictConfig) -> C:
+    """The typed settings of a resolved configuration. Raises InputError for the first entry that does not fit."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    names = {field.alias or name for name, field in kind.model_fields.items()}
+    for name in values:
+        if name not in names:
+            raise InputError(f"Unknown setting {str(name)!r}. {suggested(str(name), names)}")
+    settings: C = validated(kind, values)
+    return settings
