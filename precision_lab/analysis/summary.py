@@ -47,7 +47,7 @@ def summarize(run: Run | Path) -> Summary:
     summary = Summary(
         experiment=manifest.experiment,
         reference=run.reference,
-        variants={name: _variant(run, name) for name in manifest.variants},
+        variants=variants(run),
         claims=[claim_entry(claim, judge(claim, run)) for claim in claims],
         factorials=factorial.records(run),
         weights=manifest.checkpoint.weights,
@@ -56,6 +56,11 @@ def summarize(run: Run | Path) -> Summary:
     )
     summary.write(run.path)
     return summary
+
+
+def variants(run: Run) -> dict[str, VariantSummary]:
+    """The results of each variant of a run, from its tables and pictures; nothing is written."""
+    return {name: _variant(run, name) for name in run.manifest.variants}
 
 
 def exit_code(run: Run, summary: Summary) -> int:

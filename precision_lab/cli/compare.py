@@ -1,41 +1,209 @@
-"""`compare runs=[A,B]`: what changed from one run to another."""
+"""`compare`: one run against another, several runs in one table, or outcomes against a variant of any run.
+
+Whatever is compared with another run, every way in which the two are not alike is named before any number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from precision_lab.cli.terminal import open_console, print_table
-from precision_lab.errors import InputError, shown
+from precision_lab.errors import InputError, first_line, nearest, shown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from precision_lab.analysis.outcomes import Distance, Generations
     from precision_lab.record.layout import Layout
+    from precision_lab.record.run import Run
 
 _SHOWN = 10
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Prints the headline numbers of shared variants side by side, and the sites whose range changed most."""
+    """Prints what differs between runs, then their numbers side by side. Nothing is written."""
     from precision_lab.cli import schema
-
-    runs = schema.read(schema.Compare, config).runs
-    if runs is None or len(runs) != 2:
-        raise InputError(f"compare needs runs=[A,B], the folders of two runs; got {shown(runs)}")
-    from precision_lab.analysis.compare import headline, range_changes
     from precision_lab.record.run import Run
 
-    first, second = (Run.open(Path(run).expanduser()) for run in runs)
+    settings = schema.read(schema.Compare, config)
+    paths = find_runs(settings.runs)
+    reference = None if settings.reference is None else _reference(settings.reference)
+    if len(paths) < 2 and reference is None:
+        raise InputError(
+            "compare needs runs=[A,B], the folders of two or more runs, or reference=RUN:VARIANT; "
+            f"got {shown(settings.runs)}"
+        )
+    runs = [Run.open(path) for path in paths]
     console = open_console()
-    _print(headline(first, second), f"{first.path} against {second.path}", console)
+    if reference is not None:
+        _print_against(reference, runs, console)
+    elif len(runs) == 2:
+        _print_pair(runs[0], runs[1], console)
+    else:
+        print_collected(runs, f"{len(runs)} runs", console)
+    return 0
+
+
+def find_runs(given: Sequence[str]) -> list[Path]:
+    """The folders that `runs` names; a pattern such as SWEEP/* stands for the runs that match it, in natural order."""
+    if not given or not all(given):
+        raise InputError(f"compare needs runs=[A,B], the folders of two or more runs; got {shown(given)}")
+    from precision_lab.record import manifest
+
+    paths: list[Path] = []
+    for entry in given:
+        if not has_magic(entry) or Path(entry).is_dir():
+            paths.append(Path(entry).expanduser())
+            continue
+        found = [Path(path) for path in glob(str(Path(entry).expanduser()))]
+        matched = sorted((path for path in found if (path / manifest.FILE).is_file()), key=_natural)
+        if not matched:
+            raise InputError(f"runs: {entry} matches no folder of a run ({len(found)} other files and folders)")
+        paths += matched
+    return list(dict.fromkeys(paths))
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """A sort key that puts job 2 before job 10."""
+    pieces = re.findall(r"[0-9]+|[^0-9]+", str(path))
+    return [(not piece[0].isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
+
+
+def _reference(given: str) -> Generations:
+    """The generations that RUN:VARIANT names; RUN alone stands for its own reference."""
+    from precision_lab.analysis.outcomes import Generations
+    from precision_lab.record.run import Run
+
+    if not given:
+        raise InputError(f"reference is {given!r}, expected RUN:VARIANT, the folder of a run and one of its variants")
+    folder, colon, name = given.rpartition(":")
+    if not colon or Path(given).expanduser().is_dir():
+        run = Run.open(Path(given).expanduser())
+        return Generations(run, run.reference)
+    run = Run.open(Path(folder).expanduser())
+    if name not in run.manifest.variants:
+        raise InputError(f"reference: {folder} has no variant {name!r}. {nearest(name, run.manifest.variants)}")
+    return Generations(run, name)
+
+
+def settings_of(run: Run) -> Mapping[str, Any]:
+    """The configuration of a run; empty where it has none. Raises InputError for a file that cannot be read."""
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.create(run.config))
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{run.path / 'config.yaml'} cannot be read: {first_line(error)}") from error
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{run.path / 'config.yaml'} holds no settings, expected those of a run")
+    return settings
+
+
+def _print_pair(first: Run, second: Run, console: Console) -> None:
+    from precision_lab.analysis.alike import same_model, shared_cases
+    from precision_lab.analysis.compare import headline, range_changes
+    from precision_lab.analysis.outcomes import Generations, distance
+
+    numbers = headline(first, second)
+    _print_differences(first, second, console)
+    counts = [len(run.manifest.prompts) * len(run.manifest.seeds) for run in (first, second)]
+    _print_frame(numbers, f"Headline numbers, each run over its own cases ({counts[0]} and {counts[1]})", console)
+    if not same_model(first, second):
+        return
+    cases = shared_cases(first, second)
+    names = [name for name in first.manifest.variants if name in second.manifest.variants] if cases else []
+    rows = [((name,), distance(Generations(first, name), Generations(second, name), cases)) for name in names]
+    _print_distances(("variant",), rows, "Outcomes of the second run against those of the first", first.layout, console)
     changes = range_changes(first, second)
     largest = with_addresses(changes.head(_SHOWN), second.layout)
-    _print(largest, f"Largest changes of amax, in bits ({len(changes)} addresses compared)", console)
-    return 0
+    title = f"Largest changes of amax, in bits ({len(changes)} addresses compared), newly non-finite arrays first"
+    _print_frame(largest, title, console)
+
+
+def _print_against(reference: Generations, runs: Sequence[Run], console: Console) -> None:
+    from precision_lab.analysis.alike import same_model, shared_cases
+    from precision_lab.analysis.outcomes import Generations, distance
+
+    rows: list[tuple[tuple[str, ...], Distance]] = []
+    for name, run in zip(labels([run.path for run in runs]), runs, strict=True):
+        itself = run.path.resolve() == reference.run.path.resolve()
+        if not itself:
+            _print_differences(reference.run, run, console)
+        cases = shared_cases(reference.run, run) if same_model(reference.run, run) else {}
+        rows += [
+            ((name, variant), distance(reference, Generations(run, variant), cases))
+            for variant in run.manifest.variants
+            if not (itself and variant == reference.variant)
+        ]
+    title = f"Outcomes against variant {reference.variant} of {reference.run.path}"
+    _print_distances(("run", "variant"), rows, title, reference.run.layout, console)
+
+
+def _print_differences(first: Run, second: Run, console: Console) -> None:
+    from precision_lab.analysis.alike import difference_of_models, differences, facts, shared_cases
+
+    console.print(f"first: {first.path}\nsecond: {second.path}", soft_wrap=True)
+    models = difference_of_models(first, second)
+    if models:
+        console.print(f"These are runs of different models: {models}. Their arrays and outcomes are not compared")
+    found = differences(facts(first, settings_of(first)), facts(second, settings_of(second)))
+    if found:
+        columns = ("not alike", "first", "second")
+        rows = [(difference.what, difference.first, difference.second) for difference in found]
+        print_table(console, columns, rows, folding=columns)
+    elif not models:
+        console.print("The runs are alike: checkpoint, settings, prompts, seeds, probes, versions and device")
+    if not models and not shared_cases(first, second):
+        why = "their settings differ" if first.manifest.case != second.manifest.case else "no prompt and seed is shared"
+        console.print(f"No case of the two is alike, {why}: no outcome is compared")
+
+
+def _print_distances(
+    keys: Sequence[str], rows: Sequence[tuple[tuple[str, ...], Distance]], title: str, layout: Layout, console: Console
+) -> None:
+    """Prints one row for each pair of variants that have outcomes in common."""
+    picture = layout.picture is not None
+    columns = [*keys, "cases", "identical", "non-finite", f"{layout.result.title} rel_l2", "worst rel_l2"]
+    columns += ["psnr dB", "worst psnr", "ssim", "worst ssim"] if picture else []
+    cells = []
+    for names, found in rows:
+        if found.cases:
+            values: list[object] = [found.rel_l2, found.rel_l2_worst]
+            values += [found.psnr_db, found.psnr_db_worst, found.ssim, found.ssim_worst] if picture else []
+            counts = (found.cases, found.identical, found.nonfinite)
+            cells.append([*names, *map(str, counts), *map(_cell, values)])
+    if cells:
+        print_table(console, columns, cells, f"{title}: medians over cases, and the worst case", keys=len(keys))
+    without = [" ".join(names) for names, found in rows if not found.cases]
+    if without:
+        console.print(f"No pictures and no stored results of the same cases: {', '.join(without)}", soft_wrap=True)
+
+
+def print_collected(runs: Sequence[Run], title: str, console: Console) -> pd.DataFrame:
+    """Prints one table of several runs, and returns it: what differs, and the headline numbers."""
+    from precision_lab.analysis.collected import KEYS, collect
+
+    named = dict(zip(labels([run.path for run in runs]), runs, strict=True))
+    table = collect(named, {name: settings_of(run) for name, run in named.items()})
+    shown = table.dropna(axis="columns", how="all")
+    columns = [str(column) for column in shown.columns]
+    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    folding = [name for name in columns if "." in name or name in ("prompts", "seeds", "techniques", "error")]
+    print_table(console, columns, rows, title, folding=folding, keys=len(KEYS))
+    return table
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Short names of folders: the last part of each path, or the whole path if that is ambiguous."""
+    names = [path.name for path in paths]
+    return [path.name if names.count(path.name) == 1 else str(path) for path in paths]
 
 
 def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
@@ -46,13 +214,15 @@ def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     return shown
 
 
-def _print(frame: pd.DataFrame, title: str, console: Console) -> None:
+def _print_frame(frame: pd.DataFrame, title: str, console: Console) -> None:
     columns = [str(column) for column in frame.columns]
     rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     print_table(console, columns, rows, title, folding=("site",))
 
 
 def _cell(value: object) -> str:
-    if value is None or value is pd.NA or value != value:
+    if value is None or repr(value) in ("<NA>", "nan"):
         return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "identical" if value == float("inf") else f"{value:.5g}"
+    return str(value)

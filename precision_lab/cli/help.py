@@ -11,7 +11,7 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
   python -m precision_lab gate [+exp=NAME | run=DIR]      run it (or take a run) and compare with its baseline
   python -m precision_lab report run=DIR                  figures and page again, from the tables
-  python -m precision_lab compare runs=[A,B]              one run against another
+  python -m precision_lab compare runs=[A,B]              one run against another; reference=RUN:VARIANT; runs=[SWEEP/*]
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one

@@ -155,7 +155,8 @@ class Report(Closed):
 class Compare(Closed):
     """conf/compare.yaml."""
 
-    runs: Annotated[Sequence[Folder], "the folders of two runs, {key}=[A,B]"] | None
+    runs: Annotated[Sequence[Folder], "the folders of two or more runs, {key}=[A,B]"]
+    reference: Annotated[str, "RUN:VARIANT, the folder of a run and one of its variants"] | None
 
 
 class Device(Closed):

@@ -1,0 +1,68 @@
+"""Several runs in one table: what differs between them, and the headline numbers of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from precision_lab.analysis.alike import facts, text_of
+from precision_lab.analysis.summary import variants
+from precision_lab.record.run import Run
+from precision_lab.record.summary import Quantity, VariantSummary
+
+KEYS = ("run", "variant")
+
+# facts that follow from others, or that the rows list themselves
+_DERIVED = ("checkpoint.fingerprint", "checkpoint.notes", "environment.dirty", "variants.", "sites.", "errors.")
+
+
+def collect(runs: Mapping[str, Run], settings: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row for each run and variant but the reference: run, variant, the facts that differ between the runs, then
+    dtype, amax_final, drift, pictures, non-finite values, time and memory; None where there is no number.
+
+    runs: by the name that the table gives them. settings: the content of config.yaml of each run.
+    """
+    known = {name: facts(run, settings[name]) for name, run in runs.items()}
+    differing = _differing(list(known.values()))
+    rows = []
+    for name, run in runs.items():
+        own = {fact: text_of(known[name][fact]) if fact in known[name] else None for fact in differing}
+        found = variants(run)
+        shown = [variant for variant in found if variant != run.reference] or list(found)
+        rows += [{"run": name, "variant": v, **own, **_headline(run, found[v])} for v in shown]
+    return pd.DataFrame(rows).astype(object).where(lambda frame: frame.notna(), None)
+
+
+def _differing(known: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The facts that are not the same in all runs, without those that follow from others."""
+    names = list(dict.fromkeys(name for one in known for name in one))
+    differing = [name for name in names if any(one.get(name) != known[0].get(name) for one in known[1:])]
+    apart = [name for name in differing if not name.startswith(_DERIVED)]
+    techniques = [name for name in differing if name.startswith("variants.") and ".technique." in name]
+    return apart + [name for name in techniques if not name.endswith("_target_")]
+
+
+def _headline(run: Run, variant: VariantSummary) -> dict[str, Any]:
+    latency = variant.latency
+    quantities: dict[str, Quantity] = {
+        "amax_final": variant.amax_final,
+        "latent_rel_l2": variant.latent_rel_l2,
+        "psnr_db": variant.psnr_db,
+        "ssim": variant.ssim,
+        **variant.metrics,
+        "num_nonfinite": variant.num_nonfinite,
+    }
+    numbers = {name: quantity.value for name, quantity in quantities.items()}
+    for name in ("psnr_db", "ssim") if run.layout.picture is None else ():
+        del numbers[name]
+    return {
+        "dtype": variant.dtype.compute,
+        "techniques": "+".join(variant.techniques) or None,
+        **numbers,
+        "step_s": latency.median_s if latency else None,
+        "time_ratio": latency.ratio if latency else None,
+        "peak_memory_bytes": variant.peak_memory_bytes.value,
+        "error": variant.error,
+    }
