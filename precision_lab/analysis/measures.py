@@ -15,15 +15,16 @@ CASE = ["prompt_id", "seed"]
 _COUNTS = ("num_nan", "num_inf")
 
 
-def final_drift(run: Run, variant: str, sites: Sequence[str] = ()) -> pd.Series:
+def final_drift(run: Run, variant: str, sites: Sequence[str] = (), mode: str = "free") -> pd.Series:
     """Per case (prompt_id, seed), rel_l2 after the last step, free-running; the largest of several outputs.
 
+    mode: `free`, from the reference that takes the same steps; or `base`, from that of the run's settings.
     sites: patterns of the outputs, by default the result of a step. Empty if it was not recorded, NaN for a case with a
     value that is not finite.
     """
     if "rel_l2" not in run.drift:
         return pd.Series(dtype=float)
-    rows = _at_sites(run, _free(run, variant), sites or (run.layout.result.address,))
+    rows = _at_sites(run, _rows(run, variant, mode), sites or (run.layout.result.address,))
     step = rows["step"].astype("Float64").fillna(-1)  # a picture belongs to no step
     # of each case by itself: texts have different numbers of tokens
     last = step == step.groupby([rows[name] for name in (*CASE, "component", "site")]).transform("max")
@@ -37,12 +38,12 @@ def divergence(run: Run, variant: str) -> pd.Series:
     """
     if not run.layout.result.distribution or "kl" not in run.drift:
         return pd.Series(dtype=float)
-    rows = _at_sites(run, _free(run, variant), (run.layout.result.address,))
+    rows = _at_sites(run, _rows(run, variant, "free"), (run.layout.result.address,))
     return rows.groupby(CASE)["kl"].agg(lambda steps: steps.mean(skipna=False))
 
 
-def _free(run: Run, variant: str) -> pd.DataFrame:
-    return run.drift[(run.drift["variant"] == variant) & (run.drift["mode"] == "free")]
+def _rows(run: Run, variant: str, mode: str) -> pd.DataFrame:
+    return run.drift[(run.drift["variant"] == variant) & (run.drift["mode"] == mode)]
 
 
 def _at_sites(run: Run, rows: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:

@@ -97,7 +97,7 @@ def _variant(run: Run, name: str) -> VariantSummary:
     counted = {"num_nan", "num_inf"} <= set(activations) and not activations.empty
     bad = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0) if counted else pd.Series(dtype=float)
     num_nonfinite = int(bad.sum())
-    psnr_db, ssim = _pictures(run, name)
+    psnr_db, ssim = _pictures(run, name, entry.reference if _has_own_reference(run, name) else run.reference)
     latency, peak_memory_bytes = _latency(run, name)
     return VariantSummary(
         dtype=Dtypes(weights=run.manifest.checkpoint.weights_dtype, compute=entry.dtype),
@@ -121,10 +121,21 @@ def _variant(run: Run, name: str) -> VariantSummary:
 
 
 def _metrics(run: Run, name: str) -> dict[str, Quantity]:
-    """Quantities that only some results have: the divergence of distributions."""
-    if not run.layout.result.distribution:
-        return {}
-    return {"kl": _median(divergence(run, name), f"non-finite {run.layout.result.title}")}
+    """Quantities that only some variants have: the divergence of distributions, and of a variant with settings of its
+    own the distance of its last result and its picture from those of the run's settings."""
+    metrics = {}
+    if run.layout.result.distribution:
+        metrics["kl"] = _median(divergence(run, name), f"non-finite {run.layout.result.title}")
+    if _has_own_reference(run, name):
+        metrics["base_rel_l2"] = _median(final_drift(run, name, mode="base"), f"non-finite {run.layout.result.title}")
+        if run.layout.picture is not None:
+            metrics["base_psnr_db"], metrics["base_ssim"] = _pictures(run, name, run.reference)
+    return metrics
+
+
+def _has_own_reference(run: Run, name: str) -> bool:
+    entry = run.manifest.variants[name]
+    return bool(entry.settings) and entry.reference != run.reference
 
 
 def _median(values: pd.Series, reason: str) -> Quantity:
@@ -186,14 +197,14 @@ def _place(row: pd.Series) -> dict[str, Any]:
     return place | {key: None if pd.isna(value) else int(value) for key, value in whole.items()}
 
 
-def _pictures(run: Run, name: str) -> tuple[Quantity, Quantity]:
-    """Median PSNR and SSIM against the reference's pictures; undefined if a pixel of either was not finite."""
+def _pictures(run: Run, name: str, reference: str) -> tuple[Quantity, Quantity]:
+    """Median PSNR and SSIM against the pictures of a reference; undefined if a pixel of either was not finite."""
     if run.layout.picture is None:
         return Quantity(None, "no picture"), Quantity(None, "no picture")
     results = []
     for path in sorted((run.path / "images").glob(f"{name}__p*__s*.png")):
-        other = path.with_name(run.reference + path.name.removeprefix(name))
-        if name != run.reference and other.is_file():
+        other = path.with_name(reference + path.name.removeprefix(name))
+        if name != reference and other.is_file():
             (image, bad), (expected, expected_bad) = _read_image(path), _read_image(other)
             if bad or expected_bad:
                 return Quantity(None, "nonfinite"), Quantity(None, "nonfinite")

@@ -16,6 +16,7 @@ from precision_lab.cli import schema
 from precision_lab.cli.building import build
 from precision_lab.cli.literal import settled
 from precision_lab.errors import InputError, nearest
+from precision_lab.lab.compute import Compute
 from precision_lab.lab.factorial import combined, label, treatments
 from precision_lab.lab.spec import PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
@@ -102,13 +103,15 @@ def _variants(settings: schema.Experiment, described: Mapping[str, _Described]) 
     for name in settings.only or ():
         if name not in described:
             raise InputError(f"only: unknown variant {name!r}. {nearest(name, described)}")
+    run = Compute.read("dtype", settings.dtype)
     variants = [
         Variant(
             name,
-            variant.settings.dtype or settings.dtype,
+            _dtype(f"variants.{name}.dtype", variant.settings.dtype, run),
             {key: build(node, Technique, variant.keys[key]) for key, node in variant.nodes.items()},
             variant.settings.expect or "any",
             variant.settings.process or ProcessSpec(),
+            dict(variant.settings.settings or {}),
         )
         for name, variant in described.items()
         if settings.only is None or name in settings.only
@@ -116,6 +119,11 @@ def _variants(settings: schema.Experiment, described: Mapping[str, _Described]) 
     if not variants:
         raise InputError("No variants are left to run, expected at least one (variants, only)")
     return variants
+
+
+def _dtype(what: str, value: schema.Dtype | None, run: Compute) -> str:
+    """The dtypes of a variant: its own, whose default is that of the run, or the run's."""
+    return str(run if value is None else Compute.read(what, value, run.default))
 
 
 def _factorial(

@@ -24,6 +24,7 @@ Margin = Annotated[float, Field(ge=0), "a number of at least 0"]
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
 Seed = Annotated[int, Field(ge=0, lt=2**63), "a whole number from 0 to 2^63 - 1"]
 PinnedCase = Annotated[Mapping[str, Any], "prompt, seed and settings"]
+Dtype = Annotated[str | Mapping[str, str], "one of float32, bfloat16, float16, or these by component"]
 Techniques = Annotated[
     Mapping[str, Any],
     "techniques by name, through defaults: /technique@{key}: [a, b], or technique=[a,b] on the command line",
@@ -40,10 +41,11 @@ C = TypeVar("C", bound=Closed)
 
 
 class VariantSettings(Closed):
-    dtype: str | None = None
+    dtype: Dtype | None = None
     technique: Techniques | None = None
     expect: str | None = None
     process: ProcessSpec | None = None
+    settings: Annotated[Mapping[str, Any], "settings of a case, like {steps: 4}"] | None = None
 
 
 class Factorial(Closed):
@@ -92,7 +94,7 @@ class Experiment(Closed):
 
     experiment: Annotated[str, "a name"]
     model: Mapping[str, Any]
-    dtype: str
+    dtype: Dtype
     probe: Mapping[str, Any]
     technique: Techniques
     variants: Mapping[str, VariantSettings | None]

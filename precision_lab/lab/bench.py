@@ -17,7 +17,8 @@ from mlx.utils import tree_flatten
 from precision_lab.device.environment import backend
 from precision_lab.instrument.sites import Components
 from precision_lab.lab import latency
-from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
+from precision_lab.lab.compute import Compute
+from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder, ResultRecorder
 from precision_lab.lab.folder import save_image
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.observing import Observer, observing
@@ -64,7 +65,8 @@ class Bench:
         return components_of(self.subject(dtype), self.layout)
 
     def subject(self, dtype: str) -> Subject:
-        return self.source.load(getattr(mx, dtype))
+        """The plain model in `dtype`, the text of a `Compute`."""
+        return Compute.parse("dtype", dtype).load(self.source)
 
     @contextmanager
     def variant(self, variant: Variant) -> Iterator[tuple[Subject, Components, dict[str, Coverage]]]:
@@ -77,31 +79,35 @@ class Bench:
     def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> None:
         """Runs one generation under observation. Its parts are written only when it is complete, activations last.
 
-        shadowed: the variants whose local error is measured during the reference's generation.
+        case: one of the run, to which the variant's own settings are applied. shadowed: the variants whose local error
+        is measured during the generation of a reference.
         """
-        out, part, store = self.spec.out, part_name(variant, case), reference_path(self.spec.out, case)
+        out, part = self.spec.out, part_name(variant, case)
+        own, store = self.spec.case(variant, case), reference_path(out, variant.reference, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         watch, outcome = StreamWatch(), Outcome()
+        results = self._results(variant, case)
         labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self.variant(variant) as (subject, components, _):
             # weights first: on CUDA, host reads turn buffers into managed memory, which MLX would reuse for weights
             mx.eval(list(components.values()))
-            if variant.name == REFERENCE:
+            if variant.is_reference:
                 with writing(store) as writer:
-                    recorder = ReferenceRecorder(self.spec.drift_sites, writer)
-                    observers: list[Observer] = [*probes, recorder]
-                    follow = _following(watch, outcome, lambda: advance(1, REFERENCE))
-                    pixels, local = self._teach(subject, components, case, observers, watch, follow, shadowed)
-                rows = [{**row, **labels, "variant": row["variant"], "reference": REFERENCE} for row in local]
+                    observers: list[Observer] = [*probes, *results, ReferenceRecorder(self.spec.drift_sites, writer)]
+                    follow = _following(watch, outcome, lambda: advance(1, variant.name))
+                    pixels, local = self._teach(subject, components, variant, case, observers, watch, follow, shadowed)
+                rows = [{**row, **labels, "variant": row["variant"], "reference": variant.name} for row in local]
             else:
                 drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store), self.layout.result)
                 follow = _following(watch, outcome, lambda: advance(1, variant.name))
-                with observing(components, [*probes, drift], watch):
-                    pixels = self._generate(subject, case, follow)
-                rows = [{**labels, "reference": REFERENCE, "mode": "free", **row} for row in drift.rows]
+                with observing(components, [*probes, *results, drift], watch):
+                    pixels = self._generate(subject, own, follow)
+                rows = [{**labels, "reference": variant.reference, "mode": "free", **row} for row in drift.rows]
+            for result in results:
+                rows += [{**labels, "reference": REFERENCE, "mode": "base", **row} for row in result.rows]
         frames = frames_of(probes)
         whole = outcome.row(pixels)
-        failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, case))
+        failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, own))
         mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
         if pixels is not None:
@@ -114,7 +120,7 @@ class Bench:
 
     def time_step(self, variant: Variant) -> latency.Sample:
         """Times the first step of the first case. Its initial state is evaluated before the timer starts."""
-        case, on_gpu = self.spec.cases[0], backend() != "cpu"
+        case, on_gpu = self.spec.case(variant, self.spec.cases[0]), backend() != "cpu"
         with self.variant(variant) as (subject, components, _):
             state = subject.start(case)
             modules = list(components.values())
@@ -127,6 +133,14 @@ class Bench:
         if on_gpu:  # as above; on a CPU, the next timed step would pay for newly allocated memory
             mx.clear_cache()
         return sample
+
+    def _results(self, variant: Variant, case: Case) -> list[ResultRecorder]:
+        """What compares the last result of a generation with other settings with that of the run's settings."""
+        if variant.reference == REFERENCE:
+            return []
+        reader = ReferenceReader(reference_path(self.spec.out, REFERENCE, case))
+        last, expected = (self.steps(own) - 1 for own in (self.spec.case(variant, case), case))
+        return [ResultRecorder(self.layout.result, reader, last, expected)]
 
     def _generate(self, subject: Subject, case: Case, on_step: OnStep) -> np.ndarray | None:
         """The picture of a case, or None without one. Calls on_step(number, state before it, step) for each step."""
@@ -149,20 +163,23 @@ class Bench:
         self,
         subject: Subject,
         components: Components,
+        reference: Variant,
         case: Case,
         observers: list[Observer],
         watch: StreamWatch,
         follow: OnStep,
         shadowed: Sequence[Variant],
     ) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
-        """Generates with the reference; returns its picture and the rows of the variants' local error."""
-        spec = self.spec
-        steps = spec.teacher.steps(self.steps(case), spec.cases.index(case))
+        """Generates with a reference; returns its picture and the rows of the variants' local error."""
+        spec, number_of_case = self.spec, self.spec.cases.index(case)
+        case = spec.case(reference, case)
+        steps = spec.teacher.steps(self.steps(case), number_of_case)
         if not steps:
             with observing(components, observers, watch):
                 return self._generate(subject, case, follow), []
         teacher = Teacher(self.layout, spec.teacher.sites, steps)
-        shadows = {v.name: (self.subject(v.dtype), getattr(mx, v.dtype), v.techniques) for v in shadowed}
+        state = self.layout.default  # the component in whose dtype the state of a step is
+        shadows = {v.name: (self.subject(v.dtype), v.compute.of(state), v.techniques) for v in shadowed}
 
         def on_step(number: int, before: Any, step: Step) -> None:
             follow(number, before, step)
@@ -189,9 +206,9 @@ def part_name(variant: Variant, case: Case) -> str:
     return f"{variant.name}__p{case.prompt_id}__s{case.seed}"
 
 
-def reference_path(out: Path, case: Case) -> Path:
-    """The file with the reference's arrays of a case, which exists until all variants have been compared."""
-    return out / "reference" / f"p{case.prompt_id}__s{case.seed}.f32"
+def reference_path(out: Path, reference: str, case: Case) -> Path:
+    """The file with the arrays of a reference for a case, which exists until all variants have been compared."""
+    return out / "reference" / f"{reference}__p{case.prompt_id}__s{case.seed}.f32"
 
 
 def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from precision_lab.device.environment import backend
 from precision_lab.device.sgemm import cores
-from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import Case
 
 MOST = 4
@@ -60,7 +60,7 @@ class Crew:
         self._waiting = [Generation(variant, case) for case in cases for variant in variants]
         self._left = {case: len(variants) for case in cases}
         self._finished = finished
-        self._referenced: set[Case] = set()
+        self._referenced: set[tuple[str, Case]] = set()
         self._problem: BaseException | None = None
         self._changed = Condition()
 
@@ -106,7 +106,7 @@ class Crew:
         """Waits for a generation that this worker can run; returns None if none remains or a worker has failed."""
 
         def ready() -> list[Generation]:
-            return [g for g in self._waiting if able(g) and (_is_reference(g) or g.case in self._referenced)]
+            return [g for g in self._waiting if able(g) and self._referenced >= {(n, g.case) for n in g.variant.needs}]
 
         with self._changed:
             self._changed.wait_for(lambda: self._problem or ready() or not any(map(able, self._waiting)))
@@ -118,7 +118,7 @@ class Crew:
     def _done(self, generation: Generation) -> None:
         with self._changed:
             if _is_reference(generation):
-                self._referenced.add(generation.case)
+                self._referenced.add((generation.variant.name, generation.case))
             self._left[generation.case] -= 1
             if not self._left[generation.case]:
                 self._finished(generation.case)
@@ -126,7 +126,7 @@ class Crew:
 
 
 def _is_reference(generation: Generation) -> bool:
-    return generation.variant.name == REFERENCE
+    return generation.variant.is_reference
 
 
 def _is_other(generation: Generation) -> bool:

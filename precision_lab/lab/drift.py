@@ -49,8 +49,35 @@ class DriftRecorder:
         for position, x, *_ in batch:
             reference = self._reader.get(position.key)
             if reference is not None:
-                row = {key: value for key, value in position._asdict().items() if key != "sigma"}
-                self.rows.append({**row, **error_of(to_numpy(x), reference, position, self._result)})
+                self.rows.append(_row(position, x, reference, self._result))
+
+
+class ResultRecorder:
+    """Compares the last result of a generation with that of a reference that takes other steps.
+
+    last, expected: the numbers of the last step of this generation and of the reference. The row has the step of this
+    generation.
+    """
+
+    ports = ("out",)
+
+    def __init__(self, result: Result, reader: ReferenceReader, last: int, expected: int):
+        self.sites = (result.address,)
+        self._result, self._reader = result, reader
+        self._last, self._expected = last, expected
+        self.rows: list[dict[str, Any]] = []
+
+    def observe(self, batch: Sequence[Observation]) -> None:
+        for position, x, *_ in batch:
+            if position.step == self._last:
+                reference = self._reader.get(position._replace(step=self._expected).key)
+                if reference is not None:
+                    self.rows.append(_row(position, x, reference, self._result))
+
+
+def _row(position: Position, x: Any, reference: np.ndarray, result: Result) -> dict[str, Any]:
+    row = {key: value for key, value in position._asdict().items() if key != "sigma"}
+    return {**row, **error_of(to_numpy(x), reference, position, result)}
 
 
 def error_of(x: np.ndarray, reference: np.ndarray, position: Position, result: Result) -> dict[str, Any]:

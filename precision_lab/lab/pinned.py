@@ -56,7 +56,7 @@ def check(spec: RunSpec, sites: Sequence[Site]) -> None:
         try:
             spec.source.steps(_case(spec, case))
         except InputError as error:
-            raise InputError(f"pinned.cases.{name}: {error}") from error
+            raise InputError(f"pinned.cases.{name}: {error} (pinned.steps is {spec.pinned.steps})") from error
 
 
 def steps(spec: RunSpec) -> int:
@@ -99,7 +99,8 @@ def _shared(spec: RunSpec) -> dict[str, Any]:
     """The settings that the pinned cases share, without those that every case overrides."""
     cases = spec.pinned.cases.values()
     settings = {**spec.settings, "steps": spec.pinned.steps}
-    return {key: value for key, value in settings.items() if any(key not in case.settings for case in cases)}
+    own = {key: value for key, value in settings.items() if any(key not in case.settings for case in cases)}
+    return {key: value for key, value in own.items() if value is not None}  # as if it were not given
 
 
 def _described(case: PinnedCase) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.nn as nn
@@ -14,7 +14,8 @@ from precision_lab.instrument.sites import Components, Site, select, walk
 from precision_lab.lab import crew, latency, pinned, teacher
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.observing import CALL
-from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.spec import OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.subject import remarks
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 
@@ -28,6 +29,7 @@ class Plan:
 
     - steps: number of steps of all generations together, those of pinned cases apart.
     - coverage, storage: by variant, the modules that its techniques rewrite, and its linear weights.
+    - remarks: of the source, on the settings of the cases.
     - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
     - workers: processes that may generate at once. margin: of latency, relative.
     """
@@ -40,6 +42,7 @@ class Plan:
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def processes(self) -> set[ProcessSpec]:
@@ -51,6 +54,7 @@ class Plan:
         """Remarks for the user that are no errors."""
         names = ", ".join(variant.name for variant in self.spec.variants if variant.process != HERE)
         notes = [f"{name} failed: {message}" for name, message in self.errors.items()]
+        notes += self.remarks
         if names and backend() == "cpu":
             notes.append(f"{names}: TF32 changes nothing on a CPU, expect the numbers of the same variant without it")
         if names and self.spec.teacher.mode != "off":
@@ -64,7 +68,7 @@ def plan(spec: RunSpec) -> Plan:
     Raises InputError for a spec that cannot be run. An exception of another kind that a technique raises is noted.
     """
     bench = Bench(spec)
-    steps = sum(map(bench.steps, spec.cases)) * len(spec.all_variants)
+    steps = sum(_steps(bench, variant) for variant in spec.all_variants)
     components = bench.components("float32")
     _check_sites(spec, bench, components)
     coverage: dict[str, Mapping[str, Coverage]] = {}
@@ -86,7 +90,28 @@ def plan(spec: RunSpec) -> Plan:
         coverage=coverage,
         storage=storage,
         errors=errors,
+        remarks=_remarks(spec),
     )
+
+
+def _steps(bench: Bench, variant: Variant) -> int:
+    """The number of steps of all cases with the settings of a variant."""
+    try:
+        return sum(bench.steps(bench.spec.case(variant, case)) for case in bench.spec.cases)
+    except InputError as error:
+        if not variant.settings:
+            raise
+        name = variant.name.removeprefix(OTHER_REFERENCE)
+        raise InputError(f"variants.{name}.settings: {error}") from error
+
+
+def _remarks(spec: RunSpec) -> list[str]:
+    """What the source remarks on the cases of the run, and on those of variants with settings of their own."""
+    said = dict.fromkeys(remark for case in spec.cases for remark in remarks(spec.source, case))
+    for variant in spec.variants:
+        own = (remark for case in spec.cases for remark in remarks(spec.source, spec.case(variant, case)))
+        said |= {f"{variant.name}: {remark}": None for remark in own if remark not in said}
+    return list(said)
 
 
 def _check_sites(spec: RunSpec, bench: Bench, components: Components) -> None:

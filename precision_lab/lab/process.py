@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,7 +136,7 @@ def serve(spec: RunSpec, process: ProcessSpec, requests: Iterable[str], replies:
 
     own = {variant.name: variant for variant in spec.variants if variant.process == process}
     cases = {(case.prompt_id, case.seed): case for case in spec.cases}
-    bench = Bench(replace(spec, variants=list(own.values()), baseline=next(iter(own))))
+    bench = Bench(spec)
     reply(answer=environment()["switches"])
     for line in requests:
         request = json.loads(line)

@@ -108,12 +108,13 @@ class Execution:
         self._time_steps(timing)
 
     def _finished(self, case: Case) -> None:
-        reference_path(self.spec.out, case).unlink(missing_ok=True)  # gigabytes for a large model
+        for reference in self.spec.references:
+            reference_path(self.spec.out, reference.name, case).unlink(missing_ok=True)  # gigabytes for a large model
 
     def _make(self, generation: Generation, helper: Child | None = None) -> None:
         variant, case = generation
         if self._is_done(variant, case) or variant.name in self.errors:
-            self._advance(self.bench.steps(case), variant.name)
+            self._advance(self.bench.steps(self.spec.case(variant, case)), variant.name)
             return
         try:
             if variant.process != HERE:
@@ -121,12 +122,13 @@ class Execution:
             elif helper is not None:
                 helper.make(variant, case, self._advance)
             else:
-                shadowed = [v for v in self.spec.variants if v.process == HERE and v.name not in self.errors]
+                own = (v for v in self.spec.variants if v.reference == variant.name)
+                shadowed = [v for v in own if v.process == HERE and v.name not in self.errors]
                 self.bench.make(variant, case, shadowed, self._advance)
         except (OSError, InputError):
             raise
         except Exception as error:
-            if variant.name == REFERENCE or self.ended:
+            if variant.is_reference or self.ended:
                 raise
             self._failed(variant, error)
 
@@ -136,8 +138,8 @@ class Execution:
 
     def _is_done(self, variant: Variant, case: Case) -> bool:
         """Whether a generation is complete. The reference's is repeated if a variant still needs its arrays."""
-        if variant.name == REFERENCE and not reference_path(self.spec.out, case).exists():
-            return all(self._is_done(other, case) for other in self.spec.variants)
+        if variant.is_reference and not reference_path(self.spec.out, variant.name, case).exists():
+            return all(self._is_done(v, case) for v in self.spec.all_variants if variant.name in v.needs)
         return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
 
     def _time_steps(self, weight: float) -> None:
@@ -193,6 +195,7 @@ class Execution:
             pinned=pinned.described(spec),
             claims=[dict(claim) for claim in spec.claims],
             columns=declared(spec.probes.values()),
+            notes=self.plan.notes,
         ).write(spec.out)
 
     def _described(self, variant: Variant) -> VariantEntry:
@@ -203,6 +206,8 @@ class Execution:
             expect=variant.expect,
             process=asdict(variant.process),
             switches=numeric_switches(variant.process.tf32),
+            settings=dict(variant.settings),
+            reference=variant.reference,
             linear_weights={
                 component: Storage(weights.weights, weights.bits // 8, weights.bits_per_weight)
                 for component, weights in stored.items()

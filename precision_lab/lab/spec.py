@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from precision_lab.errors import InputError, nearest, shown
-from precision_lab.lab.subject import Case, Source
+from precision_lab.lab.compute import Compute
+from precision_lab.lab.subject import Case, Source, varied
 from precision_lab.probes.base import AnyProbe
 from precision_lab.settings import is_positive
 from precision_lab.techniques.base import Technique
 
 REFERENCE = "reference"
-DTYPES = ("float32", "bfloat16", "float16")
+OTHER_REFERENCE = f"{REFERENCE}+"
+"""Begins the name of the reference of a variant with settings of its own."""
+
 EXPECTATIONS = ("any", "finite", "nonfinite")
 TEACHER_MODES = ("off", "sampled", "full")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -64,7 +67,10 @@ class ProcessSpec:
 class Variant:
     """One way to compute the model: the dtype of its activations, and techniques in order of application.
 
-    process: numeric switches. If they differ from the reference's, the variant runs in its own process.
+    dtype: of all components, or some by name, as the canonical text of `precision_lab.lab.compute.Compute`.
+    process: numeric switches. If they differ from the reference's, the variant runs in its own process. settings: those
+    of the cases that this variant overrides, among the source's `varied` ones. reference: the name of the fp32
+    generation with the same settings, against which every step is compared; set by RunSpec.
     """
 
     name: str
@@ -72,11 +78,28 @@ class Variant:
     techniques: Mapping[str, Technique] = field(default_factory=dict)
     expect: str = "any"
     process: ProcessSpec = ProcessSpec()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = REFERENCE
+
+    @property
+    def compute(self) -> Compute:
+        """The dtypes of the components. Raises InputError if `dtype` is none."""
+        return Compute.parse(f"variants.{self.name}.dtype", self.dtype)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether other generations are compared with this one."""
+        return self.name == self.reference or self.name == REFERENCE
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The references that this generation is compared with: its own, and that of the run's settings."""
+        return frozenset({self.reference, REFERENCE}) - {self.name}
 
     def __post_init__(self) -> None:
         if not _is_name(self.name):
             raise InputError(f"Variant name {shown(self.name)}: expected {_NAMED}")
-        one_of(f"variants.{self.name}.dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "dtype", str(self.compute))
         one_of(f"variants.{self.name}.expect", self.expect, EXPECTATIONS)
 
 
@@ -217,15 +240,53 @@ class RunSpec:
                 f"which is {MOST_PROCESSES} for each core of this machine"
             )
         names = [variant.name for variant in self.variants]
-        if REFERENCE in names:
-            raise InputError(f"Variant name {REFERENCE!r} is taken by the fp32 reference")
+        for name in names:
+            if name == REFERENCE or name.startswith(OTHER_REFERENCE):
+                raise InputError(f"Variant name {name!r} is taken by the fp32 reference")
         one_of("baseline", self.baseline, names)
+        allowed = varied(self.source)
+        for variant in self.variants:
+            variant.compute.check(f"variants.{variant.name}.dtype", self.source)
+            for key in variant.settings:
+                if key not in allowed:
+                    raise InputError(
+                        f"variants.{variant.name}.settings: {key!s} cannot differ between the variants of a run. "
+                        + (nearest(str(key), allowed) if allowed else "The model allows no setting to differ.")
+                    )
+        object.__setattr__(self, "variants", [replace(v, reference=self._reference(v).name) for v in self.variants])
 
     @property
     def cases(self) -> list[Case]:
         return [Case(i, prompt, seed, self.settings) for i, prompt in enumerate(self.prompts) for seed in self.seeds]
 
+    def case(self, variant: Variant, case: Case) -> Case:
+        """A case of the run with the settings of a variant."""
+        return replace(case, settings={**case.settings, **variant.settings}) if variant.settings else case
+
+    @property
+    def references(self) -> list[Variant]:
+        """The fp32 reference of the run's settings, and one for each other set of settings that variants have."""
+        found: dict[str, Variant] = {}
+        for variant in (None, *self.variants):
+            reference = self._reference(variant)
+            found.setdefault(reference.name, reference)
+        return list(found.values())
+
     @property
     def all_variants(self) -> list[Variant]:
-        """The fp32 reference, which every run generates first, and the experiment's variants."""
-        return [Variant(REFERENCE, "float32"), *self.variants]
+        """The fp32 references, which every run generates first, and the experiment's variants."""
+        return [*self.references, *self.variants]
+
+    def _reference(self, variant: Variant | None) -> Variant:
+        """The reference of a variant, named after the first variant with the same settings."""
+        own = self._own(variant)
+        if not own:
+            return Variant(REFERENCE, "float32")
+        first = next(other for other in self.variants if self._own(other) == own)
+        name = f"{OTHER_REFERENCE}{first.name}"
+        return Variant(name, "float32", settings=own, reference=name)
+
+    def _own(self, variant: Variant | None) -> dict[str, Any]:
+        """The settings of a variant that differ from the run's."""
+        settings = variant.settings if variant else {}
+        return {key: value for key, value in settings.items() if self.settings.get(key) != value}

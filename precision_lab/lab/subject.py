@@ -96,6 +96,28 @@ class Source(Protocol):
         """The model that computes in `dtype`. Weights that two dtypes can share exactly should be loaded only once."""
 
 
+def varied(source: Source) -> tuple[str, ...]:
+    """The settings that may differ between the variants of a run: the optional member `varied` of a source.
+
+    Variants with different settings must leave results of the same shape, since their last results are compared.
+    """
+    return tuple(getattr(source, "varied", ()))
+
+
+def dtyped(source: Source) -> tuple[str, ...]:
+    """The components that may have a dtype of their own: the optional member `dtyped` of a source.
+
+    `load` of such a source takes a mapping of components to dtypes as a second argument.
+    """
+    return tuple(getattr(source, "dtyped", ()))
+
+
+def remarks(source: Source, case: Case) -> list[str]:
+    """What a user should know of a case: the optional method `remarks(case)` of a source, one sentence each."""
+    own = getattr(source, "remarks", None)
+    return [] if own is None else list(own(case))
+
+
 def components_of(subject: Subject, layout: Layout) -> Components:
     """The components of a subject with its layout, from which addresses derive their blocks and streams."""
     return Components(subject.components, layout)

@@ -79,7 +79,11 @@ class Storage:
 
 @dataclass(frozen=True)
 class VariantEntry:
-    """The configuration of a variant. switches: the numeric switches of its process."""
+    """The configuration of a variant.
+
+    switches: the numeric switches of its process. settings: those of the cases that it overrides. reference: the name
+    of the variant that each of its steps is compared with, its own for a reference.
+    """
 
     dtype: str
     techniques: Sequence[str] = ()
@@ -87,6 +91,8 @@ class VariantEntry:
     process: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, str | None] = field(default_factory=dict)
     linear_weights: Mapping[str, Storage] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = "reference"
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Manifest:
 
     case: the settings that all cases share, in the subject's own terms. sites: coverage by variant and technique.
     errors: exceptions that variants raised. latency_margin: relative. columns: those that probes declare, by table.
+    notes: remarks on the settings, which the terminal shows too.
     """
 
     status: Status
@@ -145,6 +152,7 @@ class Manifest:
     pinned: PinnedCases | None = None
     claims: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def write(self, run: Path) -> None:
         """Writes the manifest into the folder of its run, whole or not at all."""

@@ -24,7 +24,9 @@ LEADING: Mapping[str, Sequence[Column]] = {
     "drift": (
         VARIANT,
         Column("reference", "string", "", "variant that the error is measured against"),
-        Column("mode", "string", "", "free: free-running, accumulated drift; teacher: local error on its inputs"),
+        Column(
+            "mode", "string", "", "free: accumulated; teacher: local, on its inputs; base: last result, other settings"
+        ),
         *CASE,
         *_WITHOUT_SIGMA,
     ),

@@ -138,7 +138,8 @@ def _known(value: Any) -> Any:
 
 
 def _frame(row: pd.Series, dtype: str, layout: Layout) -> Frame:
-    column = f"headroom_bits_{dtype}" if dtype in FORMATS else ""
+    own = dtype if dtype in FORMATS else row.get("dtype")  # of an array, if the components of a variant differ
+    column = f"headroom_bits_{own}" if own in FORMATS else ""
     finite = not row["nonfinite"]
     return Frame(
         address(layout, row["component"], row["site"], row["port"]),

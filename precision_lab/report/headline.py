@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Coverage, Manifest, Storage
@@ -12,7 +13,12 @@ from precision_lab.report import wording
 from precision_lab.report.figures import style
 from precision_lab.report.view import View
 
-METRICS = {"kl": ("KL divergence", "nats, mean over steps; lower is better")}
+METRICS = {
+    "kl": ("KL divergence", "nats, mean over steps; lower is better"),
+    "base_rel_l2": ("rel. L2 to the run's settings", "of the last result; lower is nearer"),
+    "base_psnr_db": ("PSNR to the run's settings", "dB; higher is nearer"),
+    "base_ssim": ("SSIM to the run's settings", "higher is nearer"),
+}
 """Titles of the metrics that the laboratory itself takes; others go by their name."""
 
 _NOTHING = Quantity(None)
@@ -50,6 +56,7 @@ class Row:
     first_nonfinite: str
     switches: Mapping[str, str | None]
     coverage: Mapping[str, Coverage]
+    settings: Mapping[str, Any]
 
 
 def columns(view: View) -> list[Column]:
@@ -77,6 +84,7 @@ def _row(view: View, name: str, colour: str | None) -> Row:
         first_nonfinite=_place(entry.first_nonfinite, view.layout) if entry.first_nonfinite else "",
         switches=stated.switches if stated else {},
         coverage=view.manifest.sites.get(name, {}),
+        settings=stated.settings if stated else {},
     )
 
 

@@ -87,6 +87,15 @@ class View:
         return table
 
     @cached_property
+    def against_reference(self) -> pd.DataFrame | None:
+        """The drift of each variant from the reference that takes the same steps."""
+        if self.drift is None:
+            return None
+        own = {name: entry.reference for name, entry in self.manifest.variants.items()}
+        expected = self.drift["variant"].map(lambda name: own.get(name, self.reference))
+        return self.drift[(self.drift["reference"] == expected) & (self.drift["variant"] != expected)]
+
+    @cached_property
     def latency(self) -> pd.DataFrame | None:
         """One row for each timed sample."""
         return self._clean("latency", ("variant", "round", "order", "what", "seconds"), ())

@@ -160,3 +160,16 @@ def test_sizes_that_are_not_whole_tokens_are_rejected(pipeline, height, width, n
 def test_prompts_longer_than_the_model_reads_are_rejected(pipeline):
     with pytest.raises(InputError, match="1105 tokens"):
         pipeline.encode(["red" + " red" * 1099])
+
+
+@pytest.mark.parametrize("limit", [3, 8, 512, 1024])
+def test_text_is_cut_as_in_diffusers(reference, pipeline, limit):
+    """Prompts between 512 and 1024 tokens differ from the default of diffusers unless the limit is given."""
+    for prompt in ("a red circle on a dark background", "red " * 700):
+        with torch.no_grad():
+            expected, _ = reference.encode_prompt([prompt], max_sequence_length=limit)
+        embeds, mask = pipeline.encode([prompt], limit)
+        assert mask is None
+        assert embeds.shape == expected.shape
+        assert embeds.shape[1] <= limit
+        assert relative_l2(np.array(embeds), expected.numpy()) <= 1e-5

@@ -23,7 +23,7 @@ from precision_lab.record.layout import Layout
 
 _KEY = (*ADDRESS, "mode")
 _ENDS = ("least", "largest")
-_MODES = {"free": "", "teacher": " (local)"}
+_MODES = {"free": "", "teacher": " (local)", "base": " (to the reference of the run's settings)"}
 COLUMNS = (*_KEY, "order", *(f"{name}_{end}" for name in _ENDS for end in ("min", "max")), "identical", "undefined")
 
 

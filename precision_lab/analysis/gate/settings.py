@@ -22,6 +22,7 @@ def settings_of(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]
             "dtype": variant.dtype,
             "expect": variant.expect,
             "process": dict(variant.process),
+            "settings": dict(variant.settings),
             "techniques": {
                 technique: ((described.get(name) or {}).get("technique") or {}).get(technique)
                 for technique in variant.techniques

@@ -18,7 +18,7 @@ from precision_lab.model.folder import fingerprint, located, origin_of
 from precision_lab.model.qwen_image import kinds
 from precision_lab.model.qwen_image.config import Config, TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
-from precision_lab.model.qwen_image.pipeline import Pipeline
+from precision_lab.model.qwen_image.pipeline import Dtypes, Pipeline
 from precision_lab.model.qwen_image.prompt import Tokenizer
 from precision_lab.model.qwen_image.sampler import Sampler
 from precision_lab.model.qwen_image.scheduler import SchedulerConfig
@@ -102,16 +102,20 @@ class Checkpoint:
 
     def pipeline(self, dtype: mx.Dtype) -> Pipeline:
         """All components, computing in `dtype`."""
-        vae = self.vae(dtype)
+        dtypes = Dtypes(dtype, dtype, dtype)
+        return self.assembled(self.transformer(dtype), self.text_encoder(dtype), self.vae(dtype), dtypes)
+
+    def assembled(self, transformer: Transformer, text_encoder: TextEncoder, vae: VAE, dtypes: Dtypes) -> Pipeline:
+        """The pipeline of components that were loaded for `dtypes`."""
         return Pipeline(
             tokenizer=self.tokenizer(),
-            text_encoder=self.text_encoder(dtype),
-            transformer=self.transformer(dtype),
+            text_encoder=text_encoder,
+            transformer=transformer,
             vae=vae,
             sampler=Sampler(vae.config),
             scheduler=self.scheduler(),
             config=self.transformer_config(),
-            dtype=dtype,
+            dtypes=dtypes,
         )
 
     def fingerprint(self) -> str:

@@ -91,9 +91,17 @@ def denoise(
         yield step
 
 
+class Dtypes(NamedTuple):
+    """The dtypes of the activations of each component. Latents and text embeddings have that of the transformer."""
+
+    transformer: mx.Dtype
+    text_encoder: mx.Dtype
+    vae: mx.Dtype
+
+
 @dataclass
 class Pipeline:
-    """The components of a text-to-image checkpoint; `dtype` is the dtype of all activations."""
+    """The components of a text-to-image checkpoint, and the dtypes that they compute in."""
 
     tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -102,7 +110,12 @@ class Pipeline:
     sampler: Sampler
     scheduler: SchedulerConfig
     config: TransformerConfig
-    dtype: mx.Dtype
+    dtypes: Dtypes
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of latents, text embeddings and all operations of sampling."""
+        return self.dtypes.transformer
 
     @property
     def components(self) -> Components:
@@ -134,14 +147,15 @@ class Pipeline:
                 )
         return Grid(height // unit, width // unit)
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of the prompts, right-padded to the longest prompt."""
+    def encode(self, prompts: list[str], max_tokens: int | None = None) -> Conditioning:
+        """Embeddings of the prompts, right-padded to the longest prompt, of which at most `max_tokens` are kept."""
         ids, mask = self.tokenizer(prompts)
         padded = mx.array(mask) if not mask.all() else None
-        hidden = self.text_encoder(mx.array(ids), padded, self.dtype)[:, PREFIX_TOKENS:]
+        kept = slice(PREFIX_TOKENS, None if max_tokens is None else PREFIX_TOKENS + max_tokens)
+        hidden = self.text_encoder(mx.array(ids), padded, self.dtypes.text_encoder)[:, kept].astype(self.dtype)
         if padded is None:
             return Conditioning(hidden, None)
-        padded = padded[:, PREFIX_TOKENS:]
+        padded = padded[:, kept]
         return Conditioning(mx.where(padded[..., None] != 0, hidden, mx.zeros_like(hidden)), padded)
 
     def noise(self, seed: int, grid: Grid) -> mx.array:
@@ -169,5 +183,5 @@ class Pipeline:
         Non-finite latents give non-finite pixels.
         """
         unit = self.config.patch_size
-        unpacked = unpack(latents, grid.height * unit, grid.width * unit)
+        unpacked = unpack(latents, grid.height * unit, grid.width * unit).astype(self.dtypes.vae)
         return self.sampler.to_pixels(self.vae.decode(self.sampler.denormalize(unpacked)))

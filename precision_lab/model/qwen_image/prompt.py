@@ -26,6 +26,11 @@ class Tokens(NamedTuple):
     ids: np.ndarray
     mask: np.ndarray
 
+    @property
+    def counts(self) -> list[int]:
+        """The number of tokens of each prompt, with those that the template adds after it."""
+        return [int(row.sum()) - PREFIX_TOKENS for row in self.mask]
+
 
 class Tokenizer:
     """The tokenizer of a checkpoint, read from its `tokenizer` folder.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,9 +22,9 @@ from precision_lab.model.folder import is_published, named
 from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.pipeline import Conditioning, Pipeline, denoise_step
+from precision_lab.model.qwen_image.pipeline import Conditioning, Dtypes, Pipeline, denoise_step
 from precision_lab.model.qwen_image.rope import Grid
-from precision_lab.model.qwen_image.scheduler import sigmas
+from precision_lab.model.qwen_image.settings import Settings
 from precision_lab.record import manifest
 from precision_lab.record.layout import Layout
 from precision_lab.record.origin import PUBLISHED, UNKNOWN
@@ -45,29 +46,6 @@ class Case(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Sampling settings of an image; height and width in pixels. Guidance is on if `guidance_scale` exceeds 1."""
-
-    steps: int = 10
-    guidance_scale: float = 4.0
-    negative_prompt: str = " "
-    height: int = 128
-    width: int = 128
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"sampler.steps is {self.steps}, expected at least 1")
-        if not isinstance(self.negative_prompt, str):
-            raise InputError(
-                f"sampler.negative_prompt is {self.negative_prompt!r}, expected text; guidance_scale=1 omits it"
-            )
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1
 
 
 class State(NamedTuple):
@@ -127,12 +105,12 @@ class TextToImage:
         pipeline, settings = self.pipeline, checked(Settings, case.settings)
         grid = pipeline.grid(settings.height, settings.width)
         with scope(branch="cond"):
-            cond = pipeline.encode([case.prompt])
+            cond = pipeline.encode([case.prompt], settings.max_sequence_length)
         uncond = None
         if settings.guided:
             with scope(branch="uncond"):
-                uncond = pipeline.encode([settings.negative_prompt])
-        levels = sigmas(pipeline.scheduler, settings.steps, grid.height * grid.width)
+                uncond = pipeline.encode([settings.negative_prompt], settings.max_sequence_length)
+        levels = settings.levels(pipeline.scheduler, grid.height * grid.width)
         return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale)
 
     def step(self, state: State, number: int) -> Step:
@@ -166,13 +144,21 @@ class QwenImage:
     Raises InputError for invalid or incompatible settings. The checkpoint is located when it is first needed.
     """
 
+    varied: ClassVar[tuple[str, ...]] = (
+        *("steps", "sigmas", "schedule", "guidance_scale", "negative_prompt", "max_sequence_length"),
+    )
+    """The settings that may differ between the variants of a run: all that leave pictures of the same size."""
+    dtyped: ClassVar[tuple[str, ...]] = Dtypes._fields
+    """The components that may have a dtype of their own. The operations of sampling have that of the transformer."""
+
     name: str | None = None
     path: str | None = None
     revision: str | None = None
     weights_dtype: str | None = None
     inflate: float = 1.0
     stream: bool = False
-    _loaded: dict[mx.Dtype, TextToImage] = field(default_factory=dict, init=False, repr=False)
+    _loaded: dict[Dtypes, TextToImage] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[tuple[str, mx.Dtype], nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -229,23 +215,39 @@ class QwenImage:
         if not isinstance(case.prompt, str) or not case.prompt.strip():
             raise InputError(f"prompts holds {case.prompt!r}, expected text")
         pipeline = self.load(mx.float32).pipeline
-        pipeline.grid(settings.height, settings.width)
+        grid = pipeline.grid(settings.height, settings.width)
+        settings.levels(pipeline.scheduler, grid.height * grid.width)
         pipeline.tokenizer([case.prompt, settings.negative_prompt])
         return settings.steps
 
-    def load(self, dtype: mx.Dtype) -> TextToImage:
-        """The subject that computes in `dtype`; a second call returns the same object.
+    def remarks(self, case: Case) -> list[str]:
+        """What a user should know of the settings of a case: guidance that is off, prompts that are cut."""
+        settings = checked(Settings, case.settings)
+        texts = {"prompt": case.prompt} | (
+            {"sampler.negative_prompt": settings.negative_prompt} if settings.guided else {}
+        )
+        counts = self.load(mx.float32).pipeline.tokenizer(list(texts.values())).counts
+        return settings.remarks({what: (text, n) for (what, text), n in zip(texts.items(), counts, strict=True)})
 
-        If all weights are stored in `dtype`, it shares those of an fp32 subject that was loaded before. Paged weights
-        are not shared: they are not in memory, so their dtype is unknown.
+    def load(self, dtype: mx.Dtype, components: Mapping[str, mx.Dtype] = MappingProxyType({})) -> TextToImage:
+        """The subject that computes in `dtype`, and in those of `components`; a second call returns the same object.
+
+        A component whose weights are all stored in its dtype is that of an fp32 subject that was loaded before. Paged
+        weights are not shared: they are not in memory, so their dtype is unknown.
         """
-        if dtype not in self._loaded:
-            stored = None if self.stream else self._loaded.get(mx.float32)
-            if stored is not None and _dtypes(stored.pipeline) == {dtype}:
-                self._loaded[dtype] = TextToImage(replace(stored.pipeline, dtype=dtype))
-            else:
-                self._loaded[dtype] = TextToImage(self.opened.pipeline(dtype))
-        return self._loaded[dtype]
+        dtypes = Dtypes(*(components.get(part, dtype) for part in self.dtyped))
+        if dtypes not in self._loaded:
+            transformer, text_encoder, vae = map(self._part, self.dtyped, dtypes)
+            self._loaded[dtypes] = TextToImage(self.opened.assembled(transformer, text_encoder, vae, dtypes))
+        return self._loaded[dtypes]
+
+    def _part(self, part: str, dtype: mx.Dtype) -> Any:
+        """A component that computes in `dtype`."""
+        if (part, dtype) not in self._parts:
+            stored = None if self.stream else self._parts.get((part, mx.float32))
+            fits = stored is not None and _dtypes(stored) == {dtype}
+            self._parts[part, dtype] = stored if fits else getattr(self.opened, part)(dtype)
+        return self._parts[part, dtype]
 
     def files(self) -> tuple[str, ...]:
         """Names of the files of a complete checkpoint outside its folders."""
@@ -286,7 +288,6 @@ class QwenImage:
         return self.opened.fingerprint()
 
 
-def _dtypes(pipeline: Pipeline) -> set[mx.Dtype]:
-    modules = pipeline.components.values()
-    arrays = [array for module in modules for _, array in tree_flatten(module.parameters())]
+def _dtypes(module: nn.Module) -> set[mx.Dtype]:
+    arrays = [array for _, array in tree_flatten(module.parameters())]
     return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights are integers

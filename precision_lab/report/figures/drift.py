@@ -98,10 +98,9 @@ def draw_blocks(view: View) -> Drawing | Absent | None:
 
 
 def _against_reference(view: View) -> pd.DataFrame | None:
-    if view.drift is None:
+    if view.against_reference is None:
         return None
-    others = [name for name in view.shown if name != view.reference]
-    rows = view.drift[(view.drift["reference"] == view.reference) & view.drift["variant"].isin(others)]
+    rows = view.against_reference[view.against_reference["variant"].isin(view.shown)]
     return rows if len(rows) else None
 
 

@@ -47,10 +47,9 @@ class Surface(NamedTuple):
 
 def draw(view: View) -> Drawing | Absent | None:
     """None for a run that compared no block with a reference, and for a subject without residual streams."""
-    if view.drift is None or not view.layout.streams:
+    if view.against_reference is None or not view.layout.streams:
         return None
-    against = (view.drift["reference"] == view.reference) & (view.drift["variant"] != view.reference)
-    rows = main_branch(view.drift[against], view.layout)
+    rows = main_branch(view.against_reference, view.layout)
     streams = {stream: block_outputs(rows, view.layout, stream) for stream in view.layout.streams}
     columns = [(m, s) for m in MODES for s, own in streams.items() if (own["mode"] == m).any()]
     if not columns:
