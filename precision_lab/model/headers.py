@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from precision_lab.errors import InputError
 from precision_lab.model import foreign
@@ -22,14 +22,22 @@ _MAX_HEADER = 100_000_000
 _MAX_RANK = 8
 
 
-def check_header(file: Path) -> Mapping[str, Any]:
-    """Checks a safetensors file and returns the header entry of each of its tensors, by name.
+class Header(NamedTuple):
+    """The entry of each tensor by name, the metadata of the file, and the offset of the data in bytes."""
+
+    tensors: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    data: int
+
+
+def check_header(file: Path) -> Header:
+    """Checks a safetensors file and returns its header.
 
     Supported dtypes are F32, F16 and BF16, and for quantised weights U32 (`.weight`) and U8 (`.scales`). Raises
     InputError if the file is truncated, is not a safetensors file, has a tensor of another dtype or of another program,
     or if shapes and offsets contradict each other.
     """
-    header, data = read_header(file)
+    header, data = _read(file)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for name, entry in tensors.items():
         if not _is_entry(entry):
@@ -46,7 +54,8 @@ def check_header(file: Path) -> Mapping[str, Any]:
             f"({len(wrong)} such tensors)"
         )
     _check_extents(file, tensors)
-    return tensors
+    metadata = header.get("__metadata__")
+    return Header(tensors, metadata if isinstance(metadata, dict) else {}, data)
 
 
 def _is_entry(entry: Any) -> bool:
@@ -78,7 +87,7 @@ def _readable(name: str, dtype: str) -> bool:
     return dtype in _BYTES and name.endswith(_PACKED_TYPES.get(dtype, ""))
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
+def _read(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file and the offset of its data. Raises InputError if it is not such a file."""
     try:
         size = file.stat().st_size

@@ -8,7 +8,8 @@ blocks are in memory. The computation is unchanged, every module keeps its addre
 their functions (`class_of` returns their original class).
 
 Weights requested outside a call, by a technique that quantises them or a probe that compares with them, are read on
-demand and stay in memory while the caller holds them. Weights that a technique creates are resident.
+demand. They stay in memory while the caller holds them, and until a parameter of another block is requested. Weights
+that a technique creates are resident.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def page(
             parameters = [key for key, value in module.items() if isinstance(value, mx.array) and key[0] != "_"]
             if parameters:
                 for key in parameters:
-                    dict.__setitem__(module, key, Stored(reader, prefix + key))
+                    dict.__setitem__(module, key, Stored(reader, prefix + key, path))
                 kind: Any = type(module)
                 module.__class__ = _on_demand(kind)
         following = paths[index + 1] if index + 1 < len(paths) else None
@@ -73,18 +74,25 @@ class TensorReader:
         """Arrays from the last call of `read`; each is removed when it is used, so that nothing else holds it."""
         self._names: frozenset[str] = frozenset()
         self._requested: dict[str, mx.array] = {}
-        """Parameters that the current block has requested; between calls, the parameter requested last."""
+        """Parameters that the current block has requested; between calls, those of the block of the last request."""
         self._ahead: dict[str, mx.array] = {}
         """Stored tensors being read ahead for the current block and the next, not requested yet."""
         self._usual: tuple[str, ...] = ()
         """Names that the block called last has requested, relative to the block."""
         self._calling = False
+        self._block = ""
+        """Between calls, the path of the block that holds the parameter requested last."""
 
-    def parameter(self, name: str) -> mx.array:
-        """The parameter at the path `name`, not yet evaluated; the same array for the whole call of a block."""
+    def parameter(self, name: str, block: str) -> mx.array:
+        """The parameter at the path `name` of the block at the path `block`, not yet evaluated.
+
+        The same array for the whole call of a block. Between calls, a request for another block releases the arrays of
+        this one: a module is often asked for its parameters in turn and again, and each new array needs all files.
+        """
+        if not self._calling and block != self._block:
+            self._requested.clear()
+            self._block = block
         if name not in self._requested:
-            if not self._calling:
-                self._requested.clear()
             self._requested[name] = self._fit(self._ahead.pop(name) if name in self._ahead else self._take(name))
         return self._requested[name]
 
@@ -135,10 +143,10 @@ class TensorReader:
 
 
 class Stored:
-    """Placeholder for a parameter in a module: the name of a tensor on disk."""
+    """Placeholder for a parameter in a module: the name of a tensor on disk, and the path of its block."""
 
-    def __init__(self, reader: TensorReader, name: str):
-        self.reader, self.name = reader, name
+    def __init__(self, reader: TensorReader, name: str, block: str):
+        self.reader, self.name, self.block = reader, name, block
 
     def __repr__(self) -> str:
         return f"Stored({self.name})"
@@ -158,7 +166,7 @@ class _OnDemand(nn.Module):
 
 
 def _resolved(value: Any) -> Any:
-    return value.reader.parameter(value.name) if isinstance(value, Stored) else value
+    return value.reader.parameter(value.name, value.block) if isinstance(value, Stored) else value
 
 
 class PagedBlock(nn.Module):

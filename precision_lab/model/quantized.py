@@ -79,9 +79,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     def __call__(self, x: mx.array) -> mx.array:
         if not on_cpu() and not self._has_one_group:
             return super().__call__(x)
-        weight = _decoded(self, self.weight, self.scales, self.get("biases"), mx.result_type(x, self.scales))
-        y = x.astype(mx.float32) @ weight.T
-        return (y + self.bias.astype(mx.float32) if "bias" in self else y).astype(x.dtype)
+        return product(x, decoded_weight(self, x.dtype), self.get("bias"))
 
     @property
     def _has_one_group(self) -> bool:
@@ -107,8 +105,20 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         )
 
 
+def decoded_weight(layer: nn.QuantizedLinear, dtype: mx.Dtype) -> mx.array:
+    """The weight (out, in) by which `layer` multiplies an input of `dtype`, in fp32."""
+    scales = layer.scales
+    return _decoded(layer, layer.weight, scales, layer.get("biases"), mx.result_type(dtype, scales.dtype))
+
+
+def product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """`x @ weight.T + bias` in fp32, rounded once to the dtype of x; weight in fp32."""
+    y = x.astype(mx.float32) @ weight.T
+    return (y if bias is None else y + bias.astype(mx.float32)).astype(x.dtype)
+
+
 def _decoded(
-    layer: QuantizedLinear | QuantizedEmbedding,
+    layer: nn.QuantizedLinear | nn.QuantizedEmbedding,
     weight: mx.array,
     scales: mx.array,
     biases: mx.array | None,

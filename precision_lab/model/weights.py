@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlx.utils import tree_flatten
 from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, nearest
 from precision_lab.model import foreign, mflux
-from precision_lab.model.headers import check_header, read_header
+from precision_lab.model.headers import Header, check_header
 from precision_lab.model.stored_quantization import quantized_modules
 
 Sanitize = Callable[[dict[str, mx.array]], tuple[dict[str, mx.array], list[str]]]
@@ -32,7 +33,7 @@ def shards(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}, expected one with config.json and *.safetensors")
-    indices = sorted(folder.glob("*.safetensors.index.json"))
+    indices = _indices(folder)
     if indices:
         weight_map = read_json(indices[0]).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -64,53 +65,90 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read(folder: Path) -> dict[str, mx.array]:
-    """All tensors of a component under their published names, lazily loaded.
+@dataclass(frozen=True)
+class WeightFiles:
+    """The safetensors files of a component. Headers are parsed and checked once; tensors can be read repeatedly.
 
-    Raises InputError for damaged files and for tensors of unsupported dtypes.
+    names: the published name of each stored tensor; tensors that no published checkpoint has are left out. config: the
+    configuration of the component, empty without a file.
     """
-    tensors: dict[str, mx.array] = {}
-    for file in shards(folder):
-        check_header(file)
-        try:
-            loaded: Any = mx.load(str(file))
-        except RuntimeError as error:
-            raise InputError(f"{file}: not a safetensors file: {first_line(error)}") from error
-        repeated = tensors.keys() & loaded.keys()
-        if repeated:
-            advice = "" if _indexed(folder) else ". Leave only the shards of one checkpoint in the folder"
-            raise InputError(f"{file}: tensor {min(repeated)} is also in another shard{advice}")
-        tensors.update(loaded)
-    return mflux.published_names(tensors) if mflux.wrote(metadata(folder)) else tensors
+
+    folder: Path
+    config: Mapping[str, Any]
+    names: Mapping[str, str]
+    metadata: Mapping[str, str]
+    _headers: Mapping[Path, Header]
+
+    @classmethod
+    def open(cls, folder: Path) -> WeightFiles:
+        """The files of `folder`.
+
+        Raises InputError for damaged files, for tensors of unsupported dtypes, and for the quantisation of another
+        library.
+        """
+        file = folder / "config.json"
+        config = read_json(file) if file.is_file() else {}
+        foreign.refuse_method(config, file)
+        headers: dict[Path, Header] = {}
+        stored: dict[str, str] = {}
+        for file in shards(folder):
+            headers[file] = header = check_header(file)
+            repeated = stored.keys() & header.tensors.keys()
+            if repeated:
+                advice = "" if _indices(folder) else ". Leave only the shards of one checkpoint in the folder"
+                raise InputError(f"{file}: tensor {min(repeated)} is also in another shard{advice}")
+            stored |= {name: name for name in header.tensors}
+        metadata = _metadata(folder, headers)
+        published = mflux.published_names(stored) if mflux.wrote(metadata) else stored
+        return cls(folder, config, {name: new for new, name in published.items()}, metadata, headers)
+
+    def read(self) -> dict[str, mx.array]:
+        """All tensors under their published names, lazily loaded; each call returns new arrays."""
+        tensors: dict[str, mx.array] = {}
+        for file in self._headers:
+            try:
+                loaded: Any = mx.load(str(file))
+            except RuntimeError as error:
+                raise InputError(f"{file}: not a safetensors file: {first_line(error)}") from error
+            tensors |= {self.names[name]: tensor for name, tensor in loaded.items() if name in self.names}
+        return tensors
+
+    def extents(self) -> dict[str, Extent]:
+        """The file, offset and size in bytes of every tensor, under its published name."""
+        places = {}
+        for file, header in self._headers.items():
+            for name, entry in header.tensors.items():
+                if name in self.names:
+                    begin, end = entry["data_offsets"]
+                    places[self.names[name]] = Extent(file, header.data + begin, end - begin)
+        return places
 
 
-def _indexed(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors.index.json"))
+def read(folder: Path) -> dict[str, mx.array]:
+    """All tensors of a component under their published names, lazily loaded. Raises InputError as `WeightFiles.open`."""
+    return WeightFiles.open(folder).read()
 
 
 def extents(folder: Path) -> dict[str, Extent]:
     """The file, offset and size in bytes of every tensor of a component, under its published name."""
-    places = {}
-    for file in shards(folder):
-        data = read_header(file)[1]
-        for name, entry in check_header(file).items():
-            begin, end = entry["data_offsets"]
-            places[name] = Extent(file, data + begin, end - begin)
-    return mflux.published_names(places) if mflux.wrote(metadata(folder)) else places
+    return WeightFiles.open(folder).extents()
 
 
-def metadata(folder: Path) -> dict[str, str]:
+def _indices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors.index.json"))
+
+
+def _metadata(folder: Path, headers: Mapping[Path, Header]) -> dict[str, str]:
     """The metadata in the headers of a component's weight files, complemented by that in their index.
 
     Raises InputError if two files contradict each other.
     """
     merged: dict[str, str] = {}
-    for file in shards(folder):
-        own = read_header(file)[0].get("__metadata__")
-        for key, value in (own if isinstance(own, dict) else {}).items():
+    for file, header in headers.items():
+        for key, value in header.metadata.items():
             if merged.setdefault(key, str(value)) != str(value):
                 raise InputError(f"{file}: {key} is {value!r} in its header, but {merged[key]!r} in another shard's")
-    for index in sorted(folder.glob("*.safetensors.index.json"))[:1]:
+    for index in _indices(folder)[:1]:
         own = read_json(index).get("metadata")
         for key, value in (own if isinstance(own, dict) else {}).items():
             merged.setdefault(key, str(value))
@@ -118,15 +156,20 @@ def metadata(folder: Path) -> dict[str, str]:
 
 
 def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> list[str]:
-    """Loads exactly the tensors of `folder` into `model`; returns the names that `sanitize` left out.
+    """Loads exactly the tensors of `folder` into `model`, as `load_files` does."""
+    return load_files(model, WeightFiles.open(folder), sanitize)
 
-    A linear or an embedding that the folder stores quantised is replaced in `model` by its quantised form (see
+
+def load_files(model: nn.Module, files: WeightFiles, sanitize: Sanitize | None = None) -> list[str]:
+    """Loads exactly the tensors of `files` into `model`; returns the names that `sanitize` left out.
+
+    A linear or an embedding that the files store quantised is replaced in `model` by its quantised form (see
     `stored_quantization`).
 
     Raises InputError that names the first tensor that is missing, unknown, of another shape, or packed differently from
-    what the folder declares. `model` is unchanged in that case.
+    what their folder declares. `model` is unchanged in that case.
     """
-    tensors, modules, ignored = _fitting(model, folder, sanitize)
+    tensors, modules, ignored = _fitting(model, files, sanitize)
     for path, module in modules.items():
         _put(model, path, module)
     model.load_weights(list(tensors.items()), strict=True)
@@ -134,20 +177,18 @@ def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> li
 
 
 def _fitting(
-    model: nn.Module, folder: Path, sanitize: Sanitize | None
+    model: nn.Module, files: WeightFiles, sanitize: Sanitize | None
 ) -> tuple[dict[str, mx.array], dict[str, nn.Module], list[str]]:
     """The tensors for the model, the quantised modules that must replace its own, by path, and the names left out."""
     sanitize = sanitize or (lambda stored: (stored, []))
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    foreign.refuse_method(config, file)
-    tensors, ignored = sanitize(read(folder))
+    folder = files.folder
+    tensors, ignored = sanitize(files.read())
 
     def rename(path: str) -> str | None:
         return next((name.removesuffix(".weight") for name in sanitize({f"{path}.weight": mx.array(0.0)})[0]), None)
 
     try:
-        modules = quantized_modules(model, config, metadata(folder), tensors, rename)
+        modules = quantized_modules(model, files.config, files.metadata, tensors, rename)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     expected = {name: parameter.shape for name, parameter in tree_flatten(model.parameters())}
@@ -198,9 +239,15 @@ def cast(model: nn.Module, weights: mx.Dtype | None, compute: mx.Dtype) -> None:
     exactly where they are used. With 16-bit computation they are cast, because MLX would otherwise promote the product.
     Packed weights and integer scales are unchanged.
     """
-    for dtype in (weights, None if compute == mx.float32 else compute):
-        if dtype is not None:
-            model.set_dtype(dtype)
+    model.apply(lambda parameter: cast_array(parameter, weights, compute))
+
+
+def cast_array(parameter: mx.array, weights: mx.Dtype | None, compute: mx.Dtype) -> mx.array:
+    """One parameter, cast as `cast` does."""
+    if mx.issubdtype(parameter.dtype, mx.floating):
+        for dtype in (weights, None if compute == mx.float32 else compute):
+            parameter = parameter if dtype is None else parameter.astype(dtype)
+    return parameter
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -45,6 +45,5 @@ class BatchLayout:
             raise InputError(f"batch_layout.copies is {self.copies!r}, expected a whole number of at least 1")
 
     def rewrite(self, site: Site) -> nn.Module:
-        if not isinstance(site.module, nn.QuantizedLinear):
-            expect_kind("batch_layout", site, nn.Linear, Attend)
+        expect_kind("batch_layout", site, nn.Linear, nn.QuantizedLinear, Attend)
         return _Repeated(site.module, self.copies)

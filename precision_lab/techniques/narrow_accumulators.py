@@ -4,7 +4,7 @@ cuBLAS offers it as CUBLAS_COMPUTE_16F, and consumer GPUs run it twice as fast. 
 stopped using fp16 accumulation in the first feed-forward linear because it hurt realism.
 DeepSeek-V3 (arXiv:2412.19437, section 3.3.2) found that the few bits of Hopper's FP8 accumulator cost accuracy, and
 adds the sums of short blocks in fp32. `block_sums: float16, accumulator: float32` is the best case of that promotion.
-It is emulated, several times slower than a plain linear.
+It is emulated, several times slower than a plain linear. A quantised weight is decoded at each call.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.instrument.sites import Site
-from precision_lab.model.layers import Linear
+from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.quantized import decoded_weight
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block, dtype_named, narrow_matmul
 
 
-class _NarrowLinear(Linear):
-    def __init__(self, linear: nn.Linear, block: int, accumulator: mx.Dtype, block_sums: mx.Dtype):
-        nn.Module.__init__(self)  # without the random weights of a new linear
-        self.weight = linear.weight
-        if "bias" in linear:
-            self.bias = linear.bias
+class _NarrowSums(Wrapper):
+    def __init__(self, linear: nn.Module, block: int, accumulator: mx.Dtype, block_sums: mx.Dtype):
+        super().__init__(linear)
         self._block, self._accumulator, self._block_sums = block, accumulator, block_sums
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = narrow_matmul(x, self.weight.T, self._block, self._accumulator, self._block_sums)
-        return (y + self.bias.astype(mx.float32) if "bias" in self else y).astype(x.dtype)
+        linear = self.inner
+        weight = decoded_weight(linear, x.dtype) if isinstance(linear, nn.QuantizedLinear) else linear.weight
+        y = narrow_matmul(x, weight.T, self._block, self._accumulator, self._block_sums)
+        return (y + linear.bias.astype(mx.float32) if "bias" in linear else y).astype(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,6 @@ class NarrowAccumulators:
         return replace(self, accumulator="float32", block_sums="float32")
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("narrow_accumulators", site, nn.Linear)
+        expect_kind("narrow_accumulators", site, nn.Linear, nn.QuantizedLinear)
         accumulator = dtype_named("accumulator", self.accumulator)
-        return _NarrowLinear(site.module, self.block, accumulator, dtype_named("block_sums", self.block_sums))
+        return _NarrowSums(site.module, self.block, accumulator, dtype_named("block_sums", self.block_sums))

@@ -1,7 +1,9 @@
 """The same linears with their inner products summed in another order: a measure of the effect of rounding alone.
 
 Permuting the input channels of a linear together with the columns of its weight changes nothing in exact arithmetic.
-The difference that remains is noise, and a drift smaller than this noise is no finding. Cost: a gather of the input.
+The difference that remains is noise, and a drift smaller than this noise is no finding. Cost: a gather of the input. A
+quantised weight is decoded and permuted at each call, because the channels of a group cannot be permuted while packed;
+its products are summed in fp32.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.quantized import decoded_weight, product
 from precision_lab.techniques.parts.kinds import expect_kind
 
 
@@ -30,6 +33,16 @@ class _Reordered(Wrapper):
         return self._linear(x[..., self._order])
 
 
+class _ReorderedQuantized(Wrapper):
+    def __init__(self, inner: nn.Module, order: mx.array):
+        super().__init__(inner)
+        self._order = order
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = decoded_weight(self.inner, x.dtype)[:, self._order]
+        return product(x[..., self._order], weight, self.inner.get("bias"))
+
+
 @dataclass(frozen=True)
 class ReorderedSums:
     """Each site's linear with its input channels in a random order drawn from `seed`."""
@@ -40,6 +53,9 @@ class ReorderedSums:
     composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("reordered_sums", site, nn.Linear)
-        channels = site.module.weight.shape[1]
-        return _Reordered(site.module, mx.array(np.random.default_rng(self.seed).permutation(channels)))
+        expect_kind("reordered_sums", site, nn.Linear, nn.QuantizedLinear)
+        linear = site.module
+        quantised = isinstance(linear, nn.QuantizedLinear)
+        channels = linear.weight.shape[1] * 32 // linear.bits if quantised else linear.weight.shape[1]
+        order = mx.array(np.random.default_rng(self.seed).permutation(channels))
+        return _ReorderedQuantized(linear, order) if quantised else _Reordered(linear, order)

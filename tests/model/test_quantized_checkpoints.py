@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,11 +23,14 @@ from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import applied
+from precision_lab.techniques.batch_layout import BatchLayout
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.float32 import Float32
+from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from precision_lab.techniques.reordered_sums import ReorderedSums
 from tests.subjects import source
 from tests.techniques.configured import SITES
 
@@ -105,6 +110,37 @@ def test_a_checkpoint_whose_blocks_differ_is_paged(saved):
     )
     for ours, theirs in zip(paged, resident, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("technique", [ReorderedSums([MLPS]), NarrowAccumulators([ATTENTION])])
+def test_techniques_on_paged_quantised_blocks_have_the_same_bits(saved, technique):
+    results = []
+    for stream in (False, True):
+        models = components(Checkpoint(saved, stream=stream), mx.bfloat16)
+        with applied(models, {"t": technique}):
+            results.append(outputs(models, mx.bfloat16))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_files_are_opened_once_a_pass_and_headers_once(saved, monkeypatch):
+    """However often, and in whatever order, the parameters of a module are requested."""
+    headers, loads, load, check_header = [], [], mx.load, weights.check_header
+    monkeypatch.setattr(weights, "check_header", lambda file: headers.append(file) or check_header(file))
+    monkeypatch.setattr(mx, "load", lambda file: loads.append(file) or load(file))
+    checkpoint = Checkpoint(saved, stream=True)
+    models = components(checkpoint, mx.bfloat16)
+    files = [file for part in models for file in weights.shards(saved / part)]
+    components(checkpoint, mx.float32)
+    loads.clear()
+    for passes in (1, 2, 3):
+        weight_storage(models)
+        assert len(loads) == passes * len(files)
+    loads.clear()
+    for passes in (1, 2):
+        outputs(models, mx.bfloat16)
+        assert len(loads) <= (passes + 1) * len(files)
+    assert sorted(headers) == sorted(files)
 
 
 def test_a_saved_checkpoint_is_complete(saved, small_checkpoint):
@@ -521,19 +557,86 @@ def test_an_impossible_packing_of_mflux_is_rejected(tmp_path, stored):
 # techniques on quantised checkpoints
 
 
-def test_techniques_that_wrap_work_and_those_that_rewrite_weights_are_rejected(saved):
+@pytest.mark.parametrize(
+    ("technique", "dtype"),
+    [
+        (FFNScaling([SITES["feed_forwards"]]), mx.bfloat16),
+        (Float32(("transformer_blocks.*.img_mod.1", "proj_out")), mx.bfloat16),
+        (ReorderedSums([ATTENTION, MLPS]), mx.float32),
+        (NarrowAccumulators([MLPS]), mx.bfloat16),
+        (BatchLayout([MLPS], copies=33), mx.float32),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_techniques_work_on_quantised_linears(saved, technique, dtype):
+    models = components(Checkpoint(saved), dtype)
+    plain = outputs(models, dtype)
+    with applied(models, {"t": technique}):
+        changed = outputs(models, dtype)
+        assert np.isfinite(changed[0]).all()
+        assert isinstance(technique, BatchLayout) or not np.array_equal(changed[0], plain[0])
+    np.testing.assert_array_equal(outputs(models, dtype)[0], plain[0])
+
+
+@pytest.mark.parametrize("technique", [Float8Weights(SITES["block_linears"]), UNIFORM])
+def test_techniques_that_quantise_again_are_rejected(saved, technique):
     models = components(Checkpoint(saved), mx.bfloat16)
-    plain = outputs(models, mx.bfloat16)
-    for technique in (FFNScaling([SITES["feed_forwards"]]), Float32(("transformer_blocks.*.img_mod.1", "proj_out"))):
-        with applied(models, {"t": technique}):
-            changed = outputs(models, mx.bfloat16)
-            assert np.isfinite(changed[0]).all()
-            assert not np.array_equal(changed[0], plain[0])
-    for technique in (Float8Weights(SITES["block_linears"]), UNIFORM):
-        refusal = pytest.raises(InputError, match=r"transformer_blocks\.[\w.]+ is (quantised already|QuantizedLinear)")
-        with refusal, applied(models, {"t": technique}):
-            pass
-    np.testing.assert_array_equal(outputs(models, mx.bfloat16)[0], plain[0])
+    refusal = pytest.raises(InputError, match=r"transformer_blocks\.[\w.]+ is (quantised already|QuantizedLinear)")
+    with refusal, applied(models, {"t": technique}):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("kind", [ReorderedSums, NarrowAccumulators])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_quantised_linear_computes_as_a_plain_one_with_the_decoded_weights(mode, kind, bias):
+    rng = np.random.default_rng(5)
+    linear = nn.Linear(192, 64, bias)
+    linear.weight = mx.array(rng.normal(0, 0.3, (64, 192)).astype(np.float32))
+    quantised = QuantizedLinear.from_linear(linear, mode=mode, group_size=None, bits=None)
+    weight = mx.dequantize(
+        quantised.weight,
+        quantised.scales,
+        quantised.get("biases"),
+        group_size=quantised.group_size,
+        bits=quantised.bits,
+        mode=mode,
+        dtype=mx.float32,
+    )
+    linear.weight = weight
+    x = mx.array(rng.standard_normal((3, 5, 192), dtype=np.float32))
+    results = []
+    for module in (linear, quantised):
+        holder = nn.Module()
+        holder.linear = module
+        with applied(Components({"transformer": holder}, layout(1)), {"t": kind(["linear"])}):
+            results.append(holder.linear(x))
+    assert mx.array_equal(*results)
+    plain = x @ weight.T + (linear.bias if bias else 0)
+    error = mx.linalg.norm(results[1] - plain) / mx.linalg.norm(plain)
+    assert 0 < error < (1e-6 if kind is ReorderedSums else 1e-2)
+
+
+def test_the_commands_of_the_page(small_checkpoint, tmp_path, monkeypatch):
+    """The page's commands as written, with a folder for DIR and the settings of a short run."""
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "experiments/guide/quantized_checkpoints.md"
+    block = re.search(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    commands = [shlex.split(line)[3:] for line in block[1].splitlines()]
+    assert [command[0] for command in commands] == ["models", "+exp=ffn_scaling"]
+    quick = (
+        *("prompts=[a red circle]", "seeds=[0]", "sampler.steps=1", "image.height=32", "image.width=48"),
+        *("latency.min_rounds=0", "latency.max_rounds=0"),
+    )
+    for command in commands:
+        words = [
+            word.replace("Qwen/Qwen-Image", str(small_checkpoint)).replace("=DIR", f"={tmp_path / 'copy'}")
+            for word in command
+        ]
+        assert main([*words, *(quick if command[0] != "models" else ())]) == 0
+    (run,) = (tmp_path / "results/runs/ffn_scaling").iterdir()
+    variants = json.loads((run / "summary.json").read_text())["variants"]
+    assert all(0 < variants[name]["latent_rel_l2"] < np.inf for name in ("baseline", "ffn_scaling", "reordered"))
 
 
 def test_storage_counts_the_stored_bytes(saved):

@@ -106,7 +106,10 @@ def test_a_compiled_block_is_observed_from_outside_only():
 
 @pytest.mark.parametrize(
     ("technique", "expected"),
-    [(BatchLayout(sites=("norm_out",)), "Linear or Attend"), (CompiledBlocks(sites=("norm_out",)), "TransformerBlock")],
+    [
+        (BatchLayout(sites=("norm_out",)), "Linear, QuantizedLinear or Attend"),
+        (CompiledBlocks(sites=("norm_out",)), "TransformerBlock"),
+    ],
 )
 def test_other_sites_are_refused(technique, expected):
     with pytest.raises(InputError, match=f"norm_out is AdaLayerNormContinuous, expected {expected}"):

@@ -59,6 +59,7 @@ class Checkpoint:
     inflate: float = 1.0
     stream: bool = False
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    _opened: dict[str, weights.WeightFiles] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.stream:
@@ -135,7 +136,7 @@ class Checkpoint:
         return config
 
     def _load(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None) -> M:
-        self._ignore(part, weights.load(model, self.folder / part, sanitize))
+        self._ignore(part, weights.load_files(model, self._files(part), sanitize))
         weights.cast(model, self.weights_dtype, dtype)
         return model
 
@@ -145,17 +146,16 @@ class Checkpoint:
         if not self.stream:
             return
 
+        files = self._files(part)
+
         def read() -> dict[str, mx.array]:
-            tensors = weights.read(self.folder / part)
+            tensors = files.read()
             return sanitize(tensors)[0] if sanitize else tensors
 
         def fit(tensor: mx.array) -> mx.array:
-            holder = nn.Module()
-            holder.tensor = tensor
-            weights.cast(holder, self.weights_dtype, dtype)
-            return holder.tensor
+            return weights.cast_array(tensor, self.weights_dtype, dtype)
 
-        places: Any = weights.extents(self.folder / part)
+        places: Any = files.extents()
         places = sanitize(places)[0] if sanitize else places
 
         def used(names: Iterable[str]) -> None:
@@ -163,6 +163,12 @@ class Checkpoint:
 
         fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
         paging.page(model, blocks, read, fit, None if fits else used)
+
+    def _files(self, part: str) -> weights.WeightFiles:
+        """The weight files of a component, whose headers are read once."""
+        if part not in self._opened:
+            self._opened[part] = weights.WeightFiles.open(self.folder / part)
+        return self._opened[part]
 
     def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
         known = self.ignored.setdefault(part, [])
