@@ -144,7 +144,8 @@ def select(patterns: str | Iterable[str], sites: Sequence[Site]) -> list[Site]:
                 f"Site pattern {pattern!r}: unknown component {component!r}. "
                 + nearest(component, (site.component for site in sites))
             )
-        matched = [site for site in candidates if site.named_by(f"{component}:{glob}")]
+        matches = compile_glob(glob).fullmatch
+        matched = [site for site in candidates if matches(site.spelled or site.path)]
         if not matched:
             raise InputError(f"Site pattern {pattern!r} matches nothing. {_near_misses(glob, candidates)}")
         chosen.update(matched)

@@ -125,7 +125,7 @@ class WeightFiles:
 
 
 def read(folder: Path) -> dict[str, mx.array]:
-    """All tensors of a component under their published names, lazily loaded. Raises InputError as `WeightFiles.open`."""
+    """All tensors of a component under their published names, lazily loaded. Raises InputError like `open`."""
     return WeightFiles.open(folder).read()
 
 

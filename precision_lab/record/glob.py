@@ -8,8 +8,9 @@ end of its list, as a Python index: it names nothing but in paths that `spell` h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from precision_lab.errors import InputError
 
@@ -23,11 +24,17 @@ def compile_glob(glob: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{a})" for a in alternatives))
 
 
-def spell(paths: Iterable[str]) -> dict[str, str]:
+def spell(paths: Iterable[str]) -> Mapping[str, str]:
     """Each path with its indices counted from both ends, for `compile_glob`: `transformer_blocks.59|-1.attn`.
 
     A list is as long as the largest index among `paths` says.
     """
+    return _spelled(tuple(paths))
+
+
+@lru_cache(maxsize=64)
+def _spelled(paths: tuple[str, ...]) -> Mapping[str, str]:
+    """As `spell`; a run walks the same model for every variant, and thousands of paths take 10 ms."""
     lengths: dict[str, int] = {}
     split = {path: path.split(".") for path in paths}
     for segments in split.values():
@@ -40,7 +47,8 @@ def spell(paths: Iterable[str]) -> dict[str, str]:
         segment = segments[at]
         return f"{segment}|{int(segment) - lengths['.'.join(segments[:at])]}" if segment.isdecimal() else segment
 
-    return {path: ".".join(both(segments, at) for at in range(len(segments))) for path, segments in split.items()}
+    spelled = {path: ".".join(both(segments, at) for at in range(len(segments))) for path, segments in split.items()}
+    return MappingProxyType(spelled)
 
 
 def _one(glob: str) -> str:

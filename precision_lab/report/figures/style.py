@@ -145,7 +145,7 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     layout = figure.get_layout_engine()
     assert layout is not None
     layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # with "none" each file would draw everything once more, only to solve no layout
     for axes in figure.axes:  # the solver's last bits vary between runs, and SVG ids are hashes of positions
         axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
     png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
