@@ -174,7 +174,7 @@ def _pinned(settings: schema.Pinned, resolved: DictConfig) -> PinnedSpec:
         if case is not None:
             prompt, seed = case.pop("prompt", ""), case.pop("seed", 0)
             cases[name] = PinnedCase(prompt, seed, case)
-    return PinnedSpec(cases, settings.sites, settings.steps, settings.noise_floor, settings.reordered)
+    return PinnedSpec(cases, settings.sites, settings.steps, settings.noise_floor, settings.reordered, settings.record)
 
 
 def plain(config: Any) -> dict[str, Any]:

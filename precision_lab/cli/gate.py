@@ -87,7 +87,9 @@ def _run(
 
     here = Environment(**environment())
     if not settings.update or _path(settings, here.backend, spec.experiment).is_file():
-        _choose(settings, here, spec.experiment)
+        path, choice = _choose(settings, here, spec.experiment)
+        if len(choice.entry.sketches) and not spec.pinned.recorded and not settings.update:
+            raise InputError(f"{path} compares pinned cases, expected pinned.record=true and pinned.cases")
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.lab.run import run
 
@@ -119,7 +121,7 @@ def _of_a_run(config: DictConfig, given: schema.Gate, settings: Settings) -> Dic
         if settings.update:
             config.prompts = literally(list(dict.fromkeys([*given.prompts, *settings.prompts])))
             config.seeds = list(dict.fromkeys([*given.seeds, *settings.seeds]))
-            if OmegaConf.select(config, "pinned.cases"):
+            if given.pinned.record and given.pinned.cases:
                 config.pinned.noise_floor = True
     return config
 
@@ -167,12 +169,16 @@ def _learn(run: Run, settings: Settings, console: Console) -> int:
     from precision_lab.analysis.gate import baseline
     from precision_lab.analysis.gate.changes import changes
     from precision_lab.analysis.gate.entry import learn
+    from precision_lab.analysis.gate.settings import HOW_TO_RECORD
 
     manifest = run.completed().manifest
     backend, experiment = manifest.environment.backend, manifest.experiment
     path = _path(settings, backend, experiment)
     before = _choose(settings, manifest.environment, experiment)[1] if path.is_file() else None
-    entry = learn(run, _config_of(run))
+    config = _config_of(run)
+    if manifest.pinned is None and (config.get("pinned") or {}).get("cases"):
+        raise InputError(f"{run.path} has no pinned cases, which a baseline learns. {HOW_TO_RECORD}")
+    entry = learn(run, config)
     baseline.write(path, backend, experiment, entry)
     if before is None:
         _say(console, f"a first baseline: {len(entry.bands)} bands, {len(entry.sketches)} sketches")

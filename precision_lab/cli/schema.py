@@ -65,6 +65,7 @@ class Drift(Closed):
 
 
 class Pinned(Closed):
+    record: bool
     steps: int
     noise_floor: bool
     cases: Annotated[Mapping[str, PinnedCase | None], "cases by name"] | None

@@ -61,7 +61,7 @@ def check(spec: RunSpec, sites: Sequence[Site]) -> None:
 
 def steps(spec: RunSpec) -> int:
     """Total number of steps of all pinned cases."""
-    each = (spec.source.steps(_case(spec, case)) for case in spec.pinned.cases.values())
+    each = (spec.source.steps(_case(spec, case)) for case in spec.pinned.recorded.values())
     return len(_variants(spec.pinned)) * sum(each)
 
 
@@ -69,7 +69,7 @@ def measure(bench: Bench, advance: Advance) -> None:
     """Writes a part of the table for each case and variant that has none yet."""
     spec = bench.spec
     for variant in _variants(spec.pinned):
-        for name, case in spec.pinned.cases.items():
+        for name, case in spec.pinned.recorded.items():
             part = f"{variant.name}__{name}"
             if tables.part_path(spec.out, TABLE, part).exists():
                 advance(spec.source.steps(_case(spec, case)), f"pinned {name}")
@@ -84,11 +84,11 @@ def described(spec: RunSpec) -> PinnedCases | None:
     weights and the code. It excludes `noise_floor`, which only adds sketches.
     """
     pinned = spec.pinned
-    if not pinned.cases:
+    if not pinned.recorded:
         return None
     settings: dict[str, Any] = {
         "case": _shared(spec),
-        "cases": {name: _described(case) for name, case in pinned.cases.items()},
+        "cases": {name: _described(case) for name, case in pinned.recorded.items()},
         "sites": list(pinned.sites),
     }
     canonical = json.dumps(settings, sort_keys=True).encode()
@@ -97,7 +97,7 @@ def described(spec: RunSpec) -> PinnedCases | None:
 
 def _shared(spec: RunSpec) -> dict[str, Any]:
     """The settings that the pinned cases share, without those that every case overrides."""
-    cases = spec.pinned.cases.values()
+    cases = spec.pinned.recorded.values()
     settings = {**spec.settings, "steps": spec.pinned.steps}
     own = {key: value for key, value in settings.items() if any(key not in case.settings for case in cases)}
     return {key: value for key, value in own.items() if value is not None}  # as if it were not given

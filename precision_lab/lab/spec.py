@@ -168,7 +168,8 @@ class PinnedCase:
 class PinnedSpec:
     """Cases whose fp32 reference is recorded as sketches of the arrays at `sites`. By default there are no cases.
 
-    noise_floor: whether to record the same for a model in which the linears at `reordered` sum in another order.
+    record: whether the run generates them, which only a gate compares; they are checked in any case. noise_floor:
+    whether to record the same for a model in which the linears at `reordered` sum in another order.
     """
 
     cases: Mapping[str, PinnedCase] = field(default_factory=dict)
@@ -176,6 +177,12 @@ class PinnedSpec:
     steps: int = 3
     noise_floor: bool = False
     reordered: Sequence[str] = ()
+    record: bool = False
+
+    @property
+    def recorded(self) -> Mapping[str, PinnedCase]:
+        """The cases that the run generates."""
+        return self.cases if self.record else {}
 
     def __post_init__(self) -> None:
         for name, case in self.cases.items():
@@ -187,10 +194,14 @@ class PinnedSpec:
             raise InputError(f"pinned.steps is {self.steps}, expected at least 1")
         if not isinstance(self.noise_floor, bool):
             raise InputError(f"pinned.noise_floor is {self.noise_floor!r}, expected true or false")
+        if not isinstance(self.record, bool):
+            raise InputError(f"pinned.record is {self.record!r}, expected true or false")
         if self.cases and not self.sites:
             raise InputError("pinned.sites is empty, expected patterns of sites; pinned.cases=null pins nothing")
         if self.cases and self.noise_floor and not self.reordered:
             raise InputError("pinned.reordered is empty, expected patterns of linears, or pinned.noise_floor=false")
+        if self.noise_floor and not self.record:
+            raise InputError("pinned.noise_floor is that of the pinned cases, expected pinned.record=true as well")
 
 
 @dataclass(frozen=True)

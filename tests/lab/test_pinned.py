@@ -58,7 +58,7 @@ def spec(small_checkpoint, tmp_path):
         drift_sites=["proj_out"],
         latency=LatencySpec(0, 0),
         out=tmp_path / "run",
-        pinned=PinnedSpec(CASES, SITES, steps=2, reordered=REORDERED),
+        pinned=PinnedSpec(CASES, SITES, steps=2, reordered=REORDERED, record=True),
         resolved="x: 1\n",
     )
 
@@ -241,7 +241,7 @@ class TestNaming:
             drift_sites=[],
             latency=LatencySpec(0, 0),
             out=tmp_path_factory.mktemp("before"),
-            pinned=PinnedSpec({"odd": CASES["odd"]}, SITES),
+            pinned=PinnedSpec({"odd": CASES["odd"]}, SITES, record=True),
         )
         bench = Bench(spec)
         return bench, measured(bench, spec.out)
@@ -362,6 +362,8 @@ class TestRefusals:
             ({"cases": {"odd": PinnedCase("a", seed=-1)}}, r"pinned\.cases\.odd holds -1, expected integers"),
             ({"steps": 0}, r"pinned\.steps is 0"),
             ({"noise_floor": True}, r"pinned\.reordered is empty"),
+            ({"noise_floor": True, "reordered": REORDERED}, r"expected pinned\.record=true as well"),
+            ({"record": "yes"}, r"pinned\.record is 'yes', expected true or false"),
             ({"noise_floor": "yes"}, r"pinned\.noise_floor is 'yes', expected true or false"),
             ({"sites": []}, r"pinned\.sites is empty"),
         ],

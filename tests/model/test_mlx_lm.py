@@ -279,7 +279,7 @@ def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("override", "setting"),
-    [("pinned.sites=['**.rope']", "pinned.sites"), ("drift.sites=['**.rope']", "drift.sites")],
+    [("pinned.record=true pinned.sites=['**.rope']", "pinned.sites"), ("drift.sites=['**.rope']", "drift.sites")],
 )
 def test_a_module_that_is_called_twice_in_a_step_is_named(folder, tmp_path, override, setting, capsys):
     command = [
@@ -289,7 +289,7 @@ def test_a_module_that_is_called_twice_in_a_step_is_named(folder, tmp_path, over
         "latency.min_rounds=0",
         "latency.max_rounds=0",
     ]
-    assert main([*command, override, f"out={tmp_path / 'run'}"]) == 2
+    assert main([*command, *override.split(), f"out={tmp_path / 'run'}"]) == 2
     message = capsys.readouterr().err
     assert message.startswith(setting)
     assert "self_attn.rope" in message

@@ -9,6 +9,8 @@ from typing import Any
 from precision_lab.errors import InputError
 from precision_lab.record.manifest import Manifest, PinnedCases
 
+HOW_TO_RECORD = "Run it again with pinned.record=true, or let `gate` run the experiment"
+
 
 def settings_of(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that decide its numbers, apart from prompts and seeds, from its manifest and config.yaml.
@@ -68,6 +70,10 @@ def differences(current: Mapping[str, Any], expected: Mapping[str, Any]) -> Iter
 def require_same(current: Mapping[str, Any], expected: Mapping[str, Any], baseline: str) -> None:
     """Raises InputError with the first difference of a run's settings from those that a baseline was learned with."""
     for key, now, then in differences(current, expected):
+        if key.startswith("pinned.") and not current.get("pinned"):
+            raise InputError(
+                f"The run has no pinned cases, and {baseline} compares them. {HOW_TO_RECORD}, or name another baseline"
+            )
         what = "Another checkpoint" if key == "checkpoint.fingerprint" else f"Other settings: {key}"
         raise InputError(
             f"{what} is {now} here, and {then} in {baseline}.\n"
