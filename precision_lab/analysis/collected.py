@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -18,30 +18,32 @@ KEYS = ("run", "variant")
 _DERIVED = ("checkpoint.fingerprint", "checkpoint.notes", "environment.dirty", "variants.", "sites.", "errors.")
 
 
-def collect(runs: Mapping[str, Run], settings: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row for each run and variant but the reference: run, variant, the facts that differ between the runs, then
-    dtype, amax_final, drift, pictures, non-finite values, time and memory; None where there is no number.
+def collect(runs: Mapping[str, Run], about: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """One row for each run and variant but the reference: run, variant, what is said `about` the run, then dtype,
+    amax_final, drift, pictures, non-finite values, time and memory; None where there is no number.
 
-    runs: by the name that the table gives them. settings: the content of config.yaml of each run.
+    runs: by the name that the table gives them.
     """
-    known = {name: facts(run, settings[name]) for name, run in runs.items()}
-    differing = _differing(list(known.values()))
     rows = []
     for name, run in runs.items():
-        own = {fact: text_of(known[name][fact]) if fact in known[name] else None for fact in differing}
         found = variants(run)
         shown = [variant for variant in found if variant != run.reference] or list(found)
-        rows += [{"run": name, "variant": v, **own, **_headline(run, found[v])} for v in shown]
+        rows += [{"run": name, "variant": v, **about[name], **_headline(run, found[v])} for v in shown]
     return pd.DataFrame(rows).astype(object).where(lambda frame: frame.notna(), None)
 
 
-def _differing(known: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The facts that are not the same in all runs, without those that follow from others."""
-    names = list(dict.fromkeys(name for one in known for name in one))
-    differing = [name for name in names if any(one.get(name) != known[0].get(name) for one in known[1:])]
-    apart = [name for name in differing if not name.startswith(_DERIVED)]
-    techniques = [name for name in differing if name.startswith("variants.") and ".technique." in name]
-    return apart + [name for name in techniques if not name.endswith("_target_")]
+def differing_facts(runs: Mapping[str, Run], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """By run, the facts that are not the same in all runs, as text and without those that follow from others.
+
+    settings: the content of config.yaml of each run. A setting of a technique counts where all runs have the technique.
+    """
+    known = {name: facts(run, settings[name]) for name, run in runs.items()}
+    names = dict.fromkeys(name for one in known.values() for name in one)
+    first = next(iter(known.values()))
+    differing = [name for name in names if any(one.get(name) != first.get(name) for one in known.values())]
+    kept = [name for name in differing if not name.startswith(_DERIVED) and name.partition(".")[0] != "technique"]
+    kept += [name for name in differing if "technique." in name and all(name in one for one in known.values())]
+    return {run: {name: text_of(one[name]) for name in kept if name in one} for run, one in known.items()}
 
 
 def _headline(run: Run, variant: VariantSummary) -> dict[str, Any]:

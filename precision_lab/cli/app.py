@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
@@ -19,7 +19,6 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from precision_lab.cli.composing import described_failure, parsed
 from precision_lab.cli.paths import conf_dir
+from precision_lab.cli.sweep import collect_sweep, jobs_of
 from precision_lab.errors import InputError, VariantError, described, visible
 
 # A command: maps the composed configuration and the command line to an exit code.
@@ -78,7 +78,9 @@ def _sweep(hydra: Hydra, name: str, job: _Job, overrides: Sequence[Override], gi
         raise InputError(f"hydra.sweep.dir={folder} exists already, expected a new folder for the sweep")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     fixed = [*given, f"hydra.sweep.dir='{quoted}'"]  # it holds the time, and this one was looked at
-    codes = list(_codes(hydra.multirun(name, job, fixed, with_log_configuration=False)))
+    jobs = jobs_of(hydra.multirun(name, job, fixed, with_log_configuration=False))
+    codes = [int(done.return_value) for done in jobs]
+    collect_sweep(jobs, folder)
     if codes and set(codes) == {2} and [path.name for path in folder.glob("*")] in ([], ["multirun.yaml"]):
         shutil.rmtree(folder)
         for parent in folder.parents[:2]:
@@ -170,12 +172,3 @@ def _first_choice(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.input_line)
     return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-
-
-def _codes(results: Any) -> Iterable[int]:
-    """The exit codes in a sweeper's result, which may be nested arbitrarily."""
-    if isinstance(results, JobReturn):
-        yield int(results.return_value)
-    elif isinstance(results, list | tuple):
-        for item in results:
-            yield from _codes(item)

@@ -49,7 +49,11 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     elif len(runs) == 2:
         _print_pair(runs[0], runs[1], console)
     else:
-        print_collected(runs, f"{len(runs)} runs", console)
+        from precision_lab.analysis.collected import differing_facts
+
+        named = dict(zip(labels(paths), runs, strict=True))
+        about = differing_facts(named, {name: settings_of(run) for name, run in named.items()})
+        print_collected(named, about, f"{len(runs)} runs", console)
     return 0
 
 
@@ -186,16 +190,17 @@ def _print_distances(
         console.print(f"No pictures and no stored results of the same cases: {', '.join(without)}", soft_wrap=True)
 
 
-def print_collected(runs: Sequence[Run], title: str, console: Console) -> pd.DataFrame:
-    """Prints one table of several runs, and returns it: what differs, and the headline numbers."""
+def print_collected(
+    runs: Mapping[str, Run], about: Mapping[str, Mapping[str, str]], title: str, console: Console
+) -> pd.DataFrame:
+    """Prints one table of several runs, and returns it: what differs between them, and the headline numbers."""
     from precision_lab.analysis.collected import KEYS, collect
 
-    named = dict(zip(labels([run.path for run in runs]), runs, strict=True))
-    table = collect(named, {name: settings_of(run) for name, run in named.items()})
-    shown = table.dropna(axis="columns", how="all")
-    columns = [str(column) for column in shown.columns]
-    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
-    folding = [name for name in columns if "." in name or name in ("prompts", "seeds", "techniques", "error")]
+    table = collect(runs, about)
+    filled = table.dropna(axis="columns", how="all")
+    columns = [str(column) for column in filled.columns]
+    rows = [[_cell(value) for value in row] for row in filled.itertuples(index=False)]
+    folding = [*(name for differing in about.values() for name in differing), "techniques", "error"]
     print_table(console, columns, rows, title, folding=folding, keys=len(KEYS))
     return table
 
@@ -209,9 +214,9 @@ def labels(paths: Sequence[Path]) -> list[str]:
 def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """The changes with one column for component, site and port."""
     place = ["component", "site", "port"]
-    shown = changes.drop(columns=place)
-    shown.insert(1, "site", [layout.address(*row) for row in changes[place].itertuples(index=False, name=None)])
-    return shown
+    named = changes.drop(columns=place)
+    named.insert(1, "site", [layout.address(*row) for row in changes[place].itertuples(index=False, name=None)])
+    return named
 
 
 def _print_frame(frame: pd.DataFrame, title: str, console: Console) -> None:

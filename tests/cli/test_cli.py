@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import pandas as pd
 import pytest
 
 from precision_lab.cli import main
@@ -330,6 +331,28 @@ def test_multirun_returns_the_largest_code(lab, tmp_path):
     assert code == 1
     assert {path.name for path in tmp_path.glob("run-*")} == {"run-0", "run-1"}
     assert not (tmp_path / "multirun.yaml").exists()
+
+
+def test_a_sweep_leaves_one_table(lab, tmp_path):
+    swept = ("dtype=bfloat16,float32", "out=run-${hydra:job.num}")
+    code, out, err = lab("-m", *swept, "drift.sites=[pipeline:euler_step]", "probe=[]")
+    assert (code, err) == (0, "")
+    (path,) = tmp_path.glob("results/multirun/*/sweep.csv")
+    assert out.rstrip().endswith(f"table: {path.relative_to(tmp_path)}")
+    table = pd.read_csv(path)
+    assert table["run"].tolist() == ["run-0", "run-1"]
+    assert table["dtype"].tolist() == ["bfloat16", "float32"]
+    for row in table.itertuples():
+        summary = json.loads((tmp_path / str(row.run) / "summary.json").read_text())
+        assert row.latent_rel_l2 == summary["variants"]["baseline"]["latent_rel_l2"]
+        assert f"{row.latent_rel_l2:.5g}" in out
+
+
+def test_a_sweep_whose_jobs_leave_no_run_has_no_table(lab, tmp_path):
+    code, out, _ = lab("-m", "dtype=bf16,bf17", "out=run-${hydra:job.num}")
+    assert code == 2
+    assert "Sweep" not in out
+    assert not list(tmp_path.rglob("sweep.csv"))
 
 
 def test_cfg_shows_the_configuration(lab):
