@@ -1,8 +1,9 @@
 """Claims of an experiment, judged from its tables alone.
 
 A claim compares a quantity of one variant with that of another, case by case (prompt and seed) or round by round of
-timing. It is judged by the interval of the ratio against a tolerance: the noise floor, measured between two variants
-that are the same function, or a stated margin, whichever is larger. Without the data there is no verdict.
+timing. It is judged by the interval of the ratio over prompts, or over rounds, against a tolerance: the noise floor,
+measured between two variants that are the same function, or a stated margin, whichever is larger
+(`precision_lab.analysis.decision`). Without the data there is no verdict.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from precision_lab.analysis.measures import METRICS
+from precision_lab.analysis.decision import TABLE, decide
+from precision_lab.analysis.measures import METRICS, Metric
+from precision_lab.analysis.ratios import PROMPT, noise_floor, over_prompts, over_rounds
 from precision_lab.errors import InputError, nearest
-from precision_lab.numerics.intervals import Ratio, geometric_mean_ratio, paired_ratio
+from precision_lab.numerics.intervals import LEAST_GROUPS
 from precision_lab.record.run import Run
 
-RELATIONS = ("larger", "smaller", "equal", "not_larger", "not_smaller", "nonzero", "zero")
 _COUNTED = ("nonzero", "zero")
+RELATIONS = (*TABLE, *_COUNTED)
 _OPERATIONS = "narrow_operations"
 _COUNTS = ("nonfinite", _OPERATIONS)
 
@@ -40,11 +43,13 @@ class Claim:
     - latency: of a step;
     - largest_share: of one update in the final `stream`, by default the main one, the mean over steps;
     - nonfinite: values at recorded outputs;
+    - psnr_db, ssim: of the picture against the reference's; higher is better. PSNR, its bound, margin and noise floor
+      are in dB;
     - narrow_operations: of a device, those that compute in less than fp32.
 
     relation: that of `subject` to `against`, or to `bound`. noise: variants that should equal `against`, or the subject
-    where there is a bound; the largest difference of one of them is the floor. gate: whether a refuted claim is an
-    error.
+    where there is a bound; the largest difference of one of them is the floor. margin: the smallest difference that
+    matters, relative. gate: whether a claim that is refuted, or that nothing was measured for, is an error.
     """
 
     id: str
@@ -64,31 +69,62 @@ class Claim:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Claim:
         """Raises InputError for a claim with unknown, missing or contradictory entries."""
+        what = f"Claim {raw.get('id', '?')}"
         known = cls.__dataclass_fields__
         for key in raw:
             if key not in known:
-                raise InputError(f"Claim {raw.get('id', '?')}: unknown entry {key!r}. {nearest(str(key), known)}")
+                raise InputError(f"{what}: unknown entry {key!r}. {nearest(str(key), known)}")
         for key in ("id", "text", "source", "metric", "relation", "subject"):
             if not isinstance(raw.get(key), str):
-                raise InputError(f"Claim {raw.get('id', '?')}: {key} is missing, expected text")
-        several = {key: _names(raw, key) for key in ("sites", "noise")}
-        claim = cls(**{**raw, **several})
-        for what, choices in (("metric", (*METRICS, _OPERATIONS)), ("relation", RELATIONS)):
-            value = getattr(claim, what)
-            if value not in choices:
-                raise InputError(f"Claim {claim.id}: {what} is {value!r}. {nearest(value, choices)}")
-        if (claim.metric in _COUNTS) != (claim.relation in _COUNTED):
-            relations, metrics = ", ".join(_COUNTED), ", ".join(_COUNTS)
-            raise InputError(
-                f"Claim {claim.id}: relations {relations} go with the metrics {metrics}, and only with them"
-            )
-        if claim.relation not in _COUNTED and bool(claim.against) == (claim.bound is not None):
-            raise InputError(f"Claim {claim.id}: expected one of against, the name of a variant, and bound, a number")
-        if claim.bound is not None and (not isinstance(claim.bound, int | float) or not claim.bound > 0):
-            raise InputError(f"Claim {claim.id}: bound is {claim.bound!r}, expected a number above 0")
-        if claim.metric == "amax" and not claim.sites:
-            raise InputError(f"Claim {claim.id}: sites is missing, the metric amax needs a pattern")
+                raise InputError(f"{what}: {key} is {raw.get(key)!r}, expected text")
+        for key in ("against", "stream"):
+            if not isinstance(raw.get(key), str | None):
+                raise InputError(f"{what}: {key} is {raw[key]!r}, expected a name")
+        for key, least in (("bound", "above 0"), ("margin", "of at least 0")):
+            value = raw.get(key)
+            if value is not None and not (_is_number(value) and (value > 0 or (value == 0 and key == "margin"))):
+                raise InputError(f"{what}: {key} is {value!r}, expected a number {least}")
+        if not isinstance(raw.get("gate", False), bool):
+            raise InputError(f"{what}: gate is {raw['gate']!r}, expected true or false")
+        for key, choices in (("metric", (*METRICS, _OPERATIONS)), ("relation", RELATIONS)):
+            if raw[key] not in choices:
+                raise InputError(f"{what}: {key} is {raw[key]!r}. {nearest(raw[key], choices)}")
+        named = {key: _names(raw, key) for key in ("sites", "noise")}
+        entries = {key: value for key, value in raw.items() if value is not None}
+        claim = cls(**{**entries, **named})
+        claim._check_together()
         return claim
+
+    def _check_together(self) -> None:
+        counted, what = self.relation in _COUNTED, f"Claim {self.id}"
+        if (self.metric in _COUNTS) != counted:
+            relations, metrics = ", ".join(_COUNTED), ", ".join(_COUNTS)
+            raise InputError(f"{what}: relations {relations} go with the metrics {metrics}, and only with them")
+        if not counted and bool(self.against) == (self.bound is not None):
+            raise InputError(f"{what}: expected one of against, the name of a variant, and bound, a number")
+        metric = METRICS.get(self.metric)
+        unused = {
+            "against": counted and self.against,
+            "bound": counted and self.bound is not None,
+            "noise": counted and self.noise,
+            "margin": counted and self.margin,
+            "sites": self.sites and not (metric and metric.sites),
+            "stream": self.stream and not (metric and metric.stream),
+        }
+        for key, stated in unused.items():
+            if stated:
+                raise InputError(f"{what}: {key} means nothing for the metric {self.metric}. Leave it out")
+        if self.metric == "amax" and not self.sites:
+            raise InputError(f"{what}: sites is missing, the metric amax needs a pattern")
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that it names."""
+        return [name for name in (self.subject, self.against, *self.noise) if name]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -102,7 +138,11 @@ def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """supported, refuted or inconclusive, and the numbers behind it; `reason` where they are undefined."""
+    """supported, refuted or inconclusive, and the numbers behind it; `reason` where the claim could not be judged.
+
+    effect, lo, hi: the ratio to `against` (for PSNR the difference in dB), or beside a bound the quantity itself, or a
+    count. noise_floor: relative, for PSNR in dB.
+    """
 
     verdict: str
     effect: float
@@ -114,34 +154,39 @@ class Verdict:
 
 def judge(claim: Claim, run: Run) -> Verdict:
     """The verdict on one claim about a run."""
-    named = [name for name in (claim.subject, claim.against, *claim.noise) if name]
-    absent = [name for name in named if name not in run.manifest.variants]
+    absent = [name for name in claim.variants if name not in run.manifest.variants]
     if absent:
-        return Verdict("inconclusive", math.nan, reason=f"variant {absent[0]} was not run")
-    measure = METRICS.get(claim.metric)
-    if measure is None:  # of a device, not of a run
+        return _unjudged(f"variant {absent[0]} was not run")
+    metric = METRICS.get(claim.metric)
+    if metric is None:  # of a device, not of a run
         return _unmeasured(claim.subject)
-    values = {name: measure(run, name, claim.sites, claim.stream) for name in named}
-    unmeasured = [name for name in named if values[name].empty]
+    values = {name: metric.measure(run, name, claim.sites, claim.stream) for name in claim.variants}
+    unmeasured = [name for name in claim.variants if values[name].empty]
     if unmeasured:
         return _unmeasured(unmeasured[0])
-    subject = values[claim.subject]
     if claim.relation in _COUNTED:
-        return _judge_count(claim, subject)
-    against = values[claim.against] if claim.against else pd.Series(claim.bound, index=subject.index)
-    ratio = _ratio(claim, subject, against)
+        return _judge_count(claim, values[claim.subject])
+    return _judge_ratio(claim, metric, {name: series.map(metric.linear) for name, series in values.items()})
+
+
+def _judge_ratio(claim: Claim, metric: Metric, values: Mapping[str, pd.Series]) -> Verdict:
+    subject = values[claim.subject]
+    bound = None if claim.bound is None else metric.linear(claim.bound)
+    against = values[claim.against] if bound is None else pd.Series(bound, index=subject.index)
+    ratio = over_rounds(subject, against) if metric.by_round else over_prompts(subject, against)
+    if not math.isfinite(ratio.estimate):
+        return _unjudged("undefined or non-finite values")
+    effect, lo, hi = (metric.shown(value, claim.bound) for value in (ratio.estimate, ratio.lo, ratio.hi))
     if math.isnan(ratio.lo):
-        reason = (
-            "fewer than two comparable cases" if math.isfinite(ratio.estimate) else "undefined or non-finite values"
-        )
-        return Verdict("inconclusive", ratio.estimate, reason=reason)
+        return Verdict("inconclusive", effect, reason=_too_few(metric, subject, against))
     original = values[claim.against or claim.subject]
     floors = [noise_floor(values[name], original) for name in claim.noise]
     floor = float(np.max(floors)) if floors else math.nan
     if claim.noise and math.isnan(floor):
-        return Verdict("inconclusive", ratio.estimate, ratio.lo, ratio.hi, reason="the noise floor is undefined")
-    tolerance = max(claim.margin, floor) if claim.noise else claim.margin
-    return Verdict(decide(claim.relation, ratio.lo, ratio.hi, tolerance), ratio.estimate, ratio.lo, ratio.hi, floor)
+        return Verdict("inconclusive", effect, lo, hi, reason="the noise floor is undefined")
+    verdict = decide(claim.relation, ratio.lo, ratio.hi, metric.relative(claim.margin), floor)
+    shown_floor = metric.shown(1 + floor) if metric.unit == "dB" else floor
+    return Verdict(verdict, effect, lo, hi, shown_floor)
 
 
 def judge_operations(claim: Claim, verdicts: Sequence[str]) -> Verdict:
@@ -157,7 +202,18 @@ def judge_operations(claim: Claim, verdicts: Sequence[str]) -> Verdict:
 
 
 def _unmeasured(variant: str) -> Verdict:
-    return Verdict("inconclusive", math.nan, reason=f"nothing was measured of variant {variant}")
+    return _unjudged(f"nothing was measured of variant {variant}")
+
+
+def _unjudged(reason: str) -> Verdict:
+    return Verdict("inconclusive", math.nan, reason=reason)
+
+
+def _too_few(metric: Metric, subject: pd.Series, against: pd.Series) -> str:
+    if metric.by_round:
+        return "too few rounds: 1, expected at least 2"
+    both = subject.index.intersection(against.index)
+    return f"too few prompts: {len(both.unique(PROMPT))}, expected at least {LEAST_GROUPS}"
 
 
 def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:
@@ -166,45 +222,3 @@ def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:
     if count == 0 and open_ones:
         return Verdict("inconclusive", count, reason=f"{open_ones} of {len(counts)} are undecided")
     return Verdict("supported" if (count > 0) == (claim.relation == "nonzero") else "refuted", count)
-
-
-def decide(relation: str, lo: float, hi: float, tolerance: float) -> str:
-    """supported, refuted or inconclusive, by the interval [lo, hi] of a ratio.
-
-    Ratios from 1 / (1 + tolerance) to 1 + tolerance count as equal.
-    """
-    upper = 1 + tolerance
-    lower = 1 / upper
-    above, below, within = lo > upper, hi < lower, lower <= lo and hi <= upper
-    outcomes = {
-        "larger": (above, hi <= upper),
-        "smaller": (below, lo >= lower),
-        "equal": (within, above or below),
-        "not_larger": (hi <= upper, above),
-        "not_smaller": (lo >= lower, below),
-    }
-    supported, refuted = outcomes[relation]
-    return "supported" if supported else "refuted" if refuted else "inconclusive"
-
-
-def _ratio(claim: Claim, subject: pd.Series, against: pd.Series) -> Ratio:
-    paired = pd.concat([subject, against], axis=1, join="inner")
-    left, right = paired.iloc[:, 0].to_numpy(float), paired.iloc[:, 1].to_numpy(float)
-    if claim.metric == "latency":
-        return paired_ratio(left, right)
-    if np.array_equal(left, right) and len(left) > 1 and np.all(np.isfinite(left) & (left > 0)):
-        return Ratio(1.0, 1.0, 1.0)
-    return geometric_mean_ratio(left, right)
-
-
-def noise_floor(equivalent: pd.Series, original: pd.Series) -> float:
-    """The typical relative difference of two variants that are the same function: exp(rms of the log ratio) - 1.
-
-    Over the cases that both have; NaN where a value is not positive and finite. A root mean square neither grows nor
-    shrinks with the number of cases, as a maximum or a mean would.
-    """
-    paired = pd.concat([equivalent, original], axis=1, join="inner").to_numpy(float)
-    if not len(paired) or not np.all(np.isfinite(paired) & (paired > 0)):
-        return math.nan
-    logs = np.log(paired[:, 0] / paired[:, 1])
-    return float(np.expm1(np.sqrt(np.mean(logs**2))))

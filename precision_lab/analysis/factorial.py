@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from precision_lab.analysis.claims import Claim, decide, noise_floor
+from precision_lab.analysis.claims import Claim
+from precision_lab.analysis.decision import decide
 from precision_lab.analysis.measures import final_drift
+from precision_lab.analysis.ratios import noise_floor, over_prompts
 from precision_lab.lab.factorial import SEPARATOR
-from precision_lab.numerics.intervals import geometric_mean_ratio
 from precision_lab.record.files import number_or_reason
 from precision_lab.record.run import Run
 
@@ -52,7 +53,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Effect:
-    """One contrast as a ratio of drifts, with its 95 % interval over cases.
+    """One contrast as a ratio of drifts, with its 95 % interval over prompts.
 
     aliases: effects that this design cannot distinguish from it; a leading minus marks the opposite sign. finding: in
     words, by the interval and the noise floor.
@@ -109,20 +110,20 @@ def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math
 
     An effect is a mean over many runs and the noise floor is that of one, so an effect above it is well above it.
     """
-    cases = pd.concat([drifts[name] for name in design.runs], axis=1, join="inner").to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(cases)  # (cases, runs)
+        logs = pd.concat([drifts[name] for name in design.runs], axis=1, join="inner").map(np.log)  # (cases, runs)
     found = []
     for factors, aliases in contrasts(design).items():
         high = design.signs(factors) > 0
-        ratio = geometric_mean_ratio(*(np.exp(logs[:, side].mean(axis=1)) for side in (high, ~high)))
+        ratio = over_prompts(*(np.exp(logs.loc[:, side].mean(axis=1, skipna=False)) for side in (high, ~high)))
         found.append(Effect(factors, aliases, ratio.estimate, ratio.lo, ratio.hi, _finding(ratio.lo, ratio.hi, floor)))
     return found
 
 
 def _finding(lo: float, hi: float, floor: float) -> str:
-    tolerance = 0.0 if math.isnan(floor) else floor
-    relations = (relation for relation in _FINDINGS if decide(relation, lo, hi, tolerance) == "supported")
+    if math.isnan(lo):
+        return "inconclusive"
+    relations = (relation for relation in _FINDINGS if decide(relation, lo, hi, 0.0, floor) == "supported")
     return next((_FINDINGS[relation] for relation in relations), "inconclusive")
 
 
@@ -162,5 +163,5 @@ def _record(effect: Effect) -> dict[str, Any]:
         return out | nothing
     out["effect"] = effect.ratio
     if not math.isfinite(effect.lo):
-        return out | number_or_reason("ci95", math.nan, "one case")
+        return out | number_or_reason("ci95", math.nan, "too few prompts")
     return out | {"ci95": [effect.lo, effect.hi]}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from precision_lab.record.address import split_address
-from precision_lab.record.glob import compile_glob, spell
+from precision_lab.analysis.pictures import distances, reference_of
+from precision_lab.record.glob import named_sites
 from precision_lab.record.run import Run
 
 CASE = ["prompt_id", "seed"]
@@ -48,16 +49,8 @@ def _rows(run: Run, variant: str, mode: str) -> pd.DataFrame:
 
 def _at_sites(run: Run, rows: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:
     """Rows of the sites that a pattern names; a negative number counts from the last of those recorded."""
-    chosen = pd.Series(False, index=rows.index)
-    for pattern in patterns:
-        component, glob = split_address(pattern, run.layout.default)
-        expression = compile_glob(glob)
-        own = rows["component"] == component
-        named = {
-            site for site, spelled in spell(rows.loc[own, "site"].unique()).items() if expression.fullmatch(spelled)
-        }
-        chosen |= own & rows["site"].isin(named)
-    return rows[chosen]
+    places = pd.MultiIndex.from_frame(rows[["component", "site"]])
+    return rows[places.isin(named_sites(patterns, places.unique(), run.layout.default))]
 
 
 def amax(run: Run, variant: str, sites: Sequence[str], stream: str | None) -> pd.Series:
@@ -101,15 +94,78 @@ def nonfinite(run: Run, variant: str) -> pd.Series:
     return (rows["num_nan"] + rows["num_inf"]).dropna().astype(float)  # rows of other probes have no counts
 
 
+def psnr_db(run: Run, variant: str) -> pd.Series:
+    """Per case, the PSNR of the picture against the reference's in dB.
+
+    A picture identical to the reference's counts as one with a single value off by one, the least difference that 8
+    bits can hold: its own PSNR, infinity, has no mean with others.
+    """
+    found = distances(run, variant, reference_of(run, variant))
+    least = 10 * np.log10(255**2 * found["size"])
+    return found["psnr_db"].where(found["psnr_db"] != np.inf, least)
+
+
+def ssim(run: Run, variant: str) -> pd.Series:
+    """Per case, the SSIM of the picture against the reference's."""
+    return distances(run, variant, reference_of(run, variant))["ssim"]
+
+
 Measure = Callable[[Run, str, Sequence[str], str | None], pd.Series]
 """From run, variant, patterns of sites and stream: values by case or round, empty where nothing was measured."""
 
-METRICS: Mapping[str, Measure] = {
-    "amax": amax,
-    "drift": lambda run, variant, sites, stream: final_drift(run, variant, sites),
-    "kl": lambda run, variant, sites, stream: divergence(run, variant),
-    "largest_share": lambda run, variant, sites, stream: largest_share(run, variant, stream),
-    "latency": lambda run, variant, sites, stream: step_seconds(run, variant),
-    "nonfinite": lambda run, variant, sites, stream: nonfinite(run, variant),
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that a claim can name, and what a run must record for it.
+
+    - measure: its values. unit: theirs; a difference in dB is 20 log10 of a ratio.
+    - sites, stream: whether a claim may name those.
+    - columns: those of a probe that it needs. drift: whether it needs the table of drift. distribution, picture:
+      whether the result must hold logits, or the subject draw a picture.
+    - by_round: whether a value is that of a round of timing, not of a case.
+    """
+
+    measure: Measure
+    unit: str = ""
+    sites: bool = False
+    stream: bool = False
+    columns: tuple[str, ...] = ()
+    drift: bool = False
+    distribution: bool = False
+    picture: bool = False
+    by_round: bool = False
+
+    def linear(self, value: float) -> float:
+        """A value as a positive number whose ratios count: decibels as the amplitude that they stand for."""
+        return float(10 ** (value / 20)) if self.unit == "dB" else value
+
+    def shown(self, ratio: float, bound: float | None = None) -> float:
+        """A ratio of `linear` values in the unit of the metric; of one to a bound, the value itself."""
+        if self.unit == "dB":
+            return 20 * float(np.log10(ratio)) + (bound or 0.0)
+        return ratio * (1.0 if bound is None else bound)
+
+    def ratio(self, shown: float, bound: float | None = None) -> float:
+        """The ratio that is `shown`."""
+        if self.unit == "dB":
+            return self.linear(shown - (bound or 0.0))
+        return shown / (1.0 if bound is None else bound)
+
+    def relative(self, tolerance: float) -> float:
+        """A noise floor or margin in the unit of the metric as a relative difference; NaN stays NaN."""
+        return self.linear(tolerance) - 1 if self.unit == "dB" else tolerance
+
+
+METRICS: Mapping[str, Metric] = {
+    "amax": Metric(amax, sites=True, stream=True, columns=("amax", *_COUNTS)),
+    "drift": Metric(lambda run, variant, sites, stream: final_drift(run, variant, sites), sites=True, drift=True),
+    "kl": Metric(lambda run, variant, sites, stream: divergence(run, variant), unit="nats", distribution=True),
+    "largest_share": Metric(
+        lambda run, variant, sites, stream: largest_share(run, variant, stream), stream=True, columns=("final_share",)
+    ),
+    "latency": Metric(lambda run, variant, sites, stream: step_seconds(run, variant), unit="s", by_round=True),
+    "nonfinite": Metric(lambda run, variant, sites, stream: nonfinite(run, variant), columns=_COUNTS),
+    "psnr_db": Metric(lambda run, variant, sites, stream: psnr_db(run, variant), unit="dB", picture=True),
+    "ssim": Metric(lambda run, variant, sites, stream: ssim(run, variant), picture=True),
 }
 """By the name that a claim has for it."""

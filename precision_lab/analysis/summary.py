@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from precision_lab.analysis import factorial
+from precision_lab.analysis import factorial, pictures
 from precision_lab.analysis.claims import Claim, Verdict, judge
 from precision_lab.analysis.measures import divergence, final_drift
 from precision_lab.analysis.near_misses import near_misses
-from precision_lab.numerics.intervals import latency_verdict, paired_ratio, simultaneous_confidence
-from precision_lab.numerics.metrics import compare_images
+from precision_lab.analysis.ratios import over_rounds
+from precision_lab.numerics.intervals import latency_verdict, simultaneous_confidence
 from precision_lab.record.address import DEFAULT_PORT
 from precision_lab.record.layout import Layout
 from precision_lab.record.run import Run
@@ -64,11 +63,28 @@ def variants(run: Run) -> dict[str, VariantSummary]:
 
 
 def exit_code(run: Run, summary: Summary) -> int:
-    """1 if a variant raised or broke its expectation, or a gated claim was refuted; else 0."""
+    """1 if there are `failures`, else 0."""
+    return int(bool(failures(run, summary)))
+
+
+def failures(run: Run, summary: Summary) -> list[str]:
+    """Why the run is an error, a line for each reason: a variant that raised or broke its expectation, a gated claim
+    that was refuted or could not be judged. An interval that decides nothing is no error."""
     gated = {claim.id for claim in map(Claim.from_dict, run.manifest.claims) if claim.gate}
-    refuted = any(claim.verdict == "refuted" and claim.id in gated for claim in summary.claims)
-    broken = any(v.error or not v.expectation_met for v in summary.variants.values())
-    return int(refuted or broken)
+    lines = []
+    for name, variant in summary.variants.items():
+        if variant.error:
+            lines.append(f"variant {name} failed: {variant.error}")
+        elif not variant.expectation_met:
+            count = variant.num_nonfinite
+            found = count.reason if count.value is None else f"{count.value} values that are not finite"
+            lines.append(f"variant {name} was expected {variant.expect}: {found}")
+    for claim in summary.claims:
+        if claim.id in gated and claim.verdict == "refuted":
+            lines.append(f"claim {claim.id} is refuted")
+        elif claim.id in gated and claim.verdict_reason:
+            lines.append(f"claim {claim.id} could not be judged: {claim.verdict_reason}")
+    return lines
 
 
 def claim_entry(claim: Claim, verdict: Verdict) -> ClaimEntry:
@@ -88,6 +104,7 @@ def claim_entry(claim: Claim, verdict: Verdict) -> ClaimEntry:
         noise_floor=Quantity.of(verdict.noise_floor, "not measured"),
         ci95=(verdict.lo, verdict.hi) if bounded else None,
         ci95_reason="" if bounded else verdict.reason or "a count has no interval",
+        verdict_reason=verdict.reason,
     )
 
 
@@ -97,7 +114,7 @@ def _variant(run: Run, name: str) -> VariantSummary:
     counted = {"num_nan", "num_inf"} <= set(activations) and not activations.empty
     bad = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0) if counted else pd.Series(dtype=float)
     num_nonfinite = int(bad.sum())
-    psnr_db, ssim = _pictures(run, name, entry.reference if _has_own_reference(run, name) else run.reference)
+    psnr_db, ssim = pictures.medians(run, name, pictures.reference_of(run, name))
     latency, peak_memory_bytes = _latency(run, name)
     return VariantSummary(
         dtype=Dtypes(weights=run.manifest.checkpoint.weights_dtype, compute=entry.dtype),
@@ -126,16 +143,11 @@ def _metrics(run: Run, name: str) -> dict[str, Quantity]:
     metrics = {}
     if run.layout.result.distribution:
         metrics["kl"] = _median(divergence(run, name), f"non-finite {run.layout.result.title}")
-    if _has_own_reference(run, name):
+    if pictures.reference_of(run, name) != run.reference:
         metrics["base_rel_l2"] = _median(final_drift(run, name, mode="base"), f"non-finite {run.layout.result.title}")
         if run.layout.picture is not None:
-            metrics["base_psnr_db"], metrics["base_ssim"] = _pictures(run, name, run.reference)
+            metrics["base_psnr_db"], metrics["base_ssim"] = pictures.medians(run, name, run.reference)
     return metrics
-
-
-def _has_own_reference(run: Run, name: str) -> bool:
-    entry = run.manifest.variants[name]
-    return bool(entry.settings) and entry.reference != run.reference
 
 
 def _median(values: pd.Series, reason: str) -> Quantity:
@@ -197,34 +209,6 @@ def _place(row: pd.Series) -> dict[str, Any]:
     return place | {key: None if pd.isna(value) else int(value) for key, value in whole.items()}
 
 
-def _pictures(run: Run, name: str, reference: str) -> tuple[Quantity, Quantity]:
-    """Median PSNR and SSIM against the pictures of a reference; undefined if a pixel of either was not finite."""
-    if run.layout.picture is None:
-        return Quantity(None, "no picture"), Quantity(None, "no picture")
-    results = []
-    for path in sorted((run.path / "images").glob(f"{name}__p*__s*.png")):
-        other = path.with_name(reference + path.name.removeprefix(name))
-        if name != reference and other.is_file():
-            (image, bad), (expected, expected_bad) = _read_image(path), _read_image(other)
-            if bad or expected_bad:
-                return Quantity(None, "nonfinite"), Quantity(None, "nonfinite")
-            results.append(compare_images(image, expected))
-    medians = []
-    for key in ("psnr_db", "ssim"):
-        values = pd.Series([r.values[key] for r in results], dtype=float).dropna()
-        undefined = bool(results) and values.empty
-        medians.append(Quantity(None, results[0].reasons[key]) if undefined else _median(values, "undefined"))
-    return medians[0], medians[1]
-
-
-def _read_image(path: Path) -> tuple[npt.NDArray[np.uint8], int]:
-    """The pixels of a run's PNG, and how many of their values were not finite."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image), int(image.info.get("num_nonfinite", 0))
-
-
 def _latency(run: Run, name: str) -> tuple[Latency | None, Quantity]:
     """Time of a step against the baseline variant, and peak memory."""
     baseline = run.manifest.baseline
@@ -232,8 +216,7 @@ def _latency(run: Run, name: str) -> tuple[Latency | None, Quantity]:
     seconds: Mapping[Any, pd.Series] = {v: group.set_index("round")["seconds"] for v, group in rows.groupby("variant")}
     if name not in seconds or baseline not in seconds:
         return None, Quantity(None, "not timed")
-    paired = pd.concat([seconds[name], seconds[baseline]], axis=1, join="inner").to_numpy(float)
-    ratio = paired_ratio(paired[:, 0], paired[:, 1], simultaneous_confidence(max(1, len(seconds) - 1)))
+    ratio = over_rounds(seconds[name], seconds[baseline], simultaneous_confidence(max(1, len(seconds) - 1)))
     bounded = math.isfinite(ratio.lo)
     verdict = latency_verdict(ratio.lo, ratio.hi, run.manifest.latency_margin)
     latency = Latency(

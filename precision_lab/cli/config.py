@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from precision_lab.cli.literal import settled
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.compute import Compute
 from precision_lab.lab.factorial import combined, label, treatments
-from precision_lab.lab.spec import PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.spec import Evidence, PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.techniques.base import Technique
@@ -40,6 +40,7 @@ def build_spec(
         raise InputError(f"baseline: unknown variant {settings.baseline!r}. {nearest(settings.baseline, described)}")
     variants = _variants(settings, described)
     names = [variant.name for variant in variants]
+    claims, evidence = _claims(resolved, described, names)
     return RunSpec(
         experiment=settings.experiment,
         source=build_source(resolved.model),
@@ -57,8 +58,9 @@ def build_spec(
         resume=settings.resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
-        workers=settings.workers,
-        claims=_claims(resolved),
+        workers=resolved.workers,
+        claims=claims,
+        evidence=evidence,
     )
 
 
@@ -158,13 +160,15 @@ def _case(resolved: DictConfig) -> dict[str, Any]:
     return sampler | image
 
 
-def _claims(resolved: DictConfig) -> list[dict[str, Any]]:
-    from precision_lab.analysis.claims import Claim  # loads pandas and SciPy
+def _claims(
+    resolved: DictConfig, variants: Collection[str], kept: Collection[str]
+) -> tuple[list[dict[str, Any]], list[Evidence]]:
+    described = plain(resolved.claims)
+    if not described:
+        return [], []
+    from precision_lab.cli.claims import build_claims  # loads pandas and SciPy
 
-    claims = [{"id": name, **claim} for name, claim in plain(resolved.claims).items()]
-    for claim in claims:
-        Claim.from_dict(claim)
-    return claims
+    return build_claims(described, variants, kept)
 
 
 def _pinned(settings: schema.Pinned, resolved: DictConfig) -> PinnedSpec:

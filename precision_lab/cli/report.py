@@ -31,7 +31,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 def judge_and_draw(run: Path, console: Console) -> int:
     """Verdicts and report of a run's tables; prints the table of variants and the path of the page."""
     from precision_lab import report
-    from precision_lab.analysis.summary import exit_code, summarize
+    from precision_lab.analysis.summary import failures, summarize
     from precision_lab.cli.summary import print_summary
     from precision_lab.record.run import Run
 
@@ -40,7 +40,10 @@ def judge_and_draw(run: Path, console: Console) -> int:
     page = report.write(run)
     print_summary(summary, judged.layout, console)
     console.print(f"report: {page}", soft_wrap=True)
-    return exit_code(judged, summary)
+    reasons = failures(judged, summary)
+    for reason in reasons:
+        console.print(f"exit code 1: {reason}", soft_wrap=True)
+    return int(bool(reasons))
 
 
 def draw_history(path: Path, out: Path, console: Console) -> None:

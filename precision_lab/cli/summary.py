@@ -39,8 +39,10 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
 
 
 def _verdict(claim: ClaimEntry) -> str:
-    effect = _short(claim.effect) + ("" if claim.ci95 is None else f" {_interval(claim.ci95, '.3g')}")
-    return f"{claim.verdict:>12}  {claim.id}: {claim.text} (effect {effect})"
+    found = _short(claim.effect) + ("" if claim.ci95 is None else f" {_interval(claim.ci95, '.3g')}")
+    words = f"found {found} beside {claim.bound:g}" if claim.bound is not None else f"effect {found}"
+    reason = f"; {claim.verdict_reason}" if claim.verdict_reason else ""
+    return f"{claim.verdict:>12}  {claim.id}: {claim.text} ({words}{reason})"
 
 
 def _short(quantity: Quantity | None) -> str:

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from precision_lab.device.environment import backend
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, Site, select, walk
-from precision_lab.lab import crew, latency, pinned, teacher
+from precision_lab.lab import crew, evidence, latency, pinned, teacher
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.observing import CALL
 from precision_lab.lab.spec import OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
@@ -126,6 +126,7 @@ def _check_sites(spec: RunSpec, bench: Bench, components: Components) -> None:
     if spec.teacher.mode != "off":
         teacher.check(bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
     pinned.check(spec, sites)
+    evidence.check(spec, bench.layout, sites)
 
 
 def _dry_run(bench: Bench, variant: Variant) -> tuple[Mapping[str, Coverage], Mapping[str, WeightStorage]]:

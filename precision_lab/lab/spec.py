@@ -205,11 +205,32 @@ class PinnedSpec:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What must be recorded for a claim to be judged; the plan refuses a claim that nothing is observed for.
+
+    - claim, metric: its id and the name of the metric, for messages. sites: patterns that must match something
+      observed. stream: a residual stream of the subject.
+    - columns: those that a probe must add, at `sites`. drift: whether `sites` are those of drift.
+    - distribution, picture: whether the result must hold logits, or the subject draw a picture.
+    """
+
+    claim: str
+    metric: str
+    sites: tuple[str, ...] = ()
+    stream: str | None = None
+    columns: tuple[str, ...] = ()
+    drift: bool = False
+    distribution: bool = False
+    picture: bool = False
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """An experiment that is ready to run.
 
     source: the source of the weights. settings: those of every case, in the subject's own terms.
     workers: number of processes that generate in parallel; None selects it automatically, see `precision_lab.lab.crew`.
+    claims: as plain values, kept for whoever judges the run; evidence: what they need.
     """
 
     experiment: str
@@ -230,6 +251,7 @@ class RunSpec:
     command: Sequence[str] = ()
     workers: int | None = None
     claims: Sequence[Mapping[str, Any]] = ()
+    evidence: Sequence[Evidence] = ()
 
     def __post_init__(self) -> None:
         if not _is_name(self.experiment):

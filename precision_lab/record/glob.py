@@ -13,6 +13,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from precision_lab.errors import InputError
+from precision_lab.record.address import split_address
 
 ROOT = "."
 
@@ -49,6 +50,25 @@ def _spelled(paths: tuple[str, ...]) -> Mapping[str, str]:
 
     spelled = {path: ".".join(both(segments, at) for at in range(len(segments))) for path, segments in split.items()}
     return MappingProxyType(spelled)
+
+
+def named_sites(patterns: Iterable[str], sites: Iterable[tuple[str, str]], default: str) -> list[tuple[str, str]]:
+    """Those of `sites`, pairs of component and path, that a pattern names; `default` is the component of one without.
+
+    A negative number counts from the last of the sites. Raises InputError for a malformed pattern.
+    """
+    of_component: dict[str, list[str]] = {}
+    for component, path in sites:
+        of_component.setdefault(component, []).append(path)
+    spelled = {component: spell(paths) for component, paths in of_component.items()}
+    split = [split_address(pattern, default) for pattern in patterns]
+    expressions = [(component, compile_glob(glob)) for component, glob in split]
+    return [
+        (component, path)
+        for component, paths in spelled.items()
+        for path, spelling in paths.items()
+        if any(component == own and expression.fullmatch(spelling) for own, expression in expressions)
+    ]
 
 
 def _one(glob: str) -> str:

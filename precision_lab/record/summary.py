@@ -123,7 +123,11 @@ class VariantSummary:
 
 @dataclass(frozen=True)
 class ClaimEntry:
-    """A claim and its verdict: supported, refuted or inconclusive."""
+    """A claim and its verdict: supported, refuted or inconclusive.
+
+    effect, ci95: the ratio to `against` (for psnr_db the difference in dB), or beside a bound the quantity itself, or a
+    count. verdict_reason: why the claim could not be judged; empty where it was.
+    """
 
     id: str
     text: str
@@ -138,6 +142,7 @@ class ClaimEntry:
     noise_floor: Quantity
     ci95: tuple[float, float] | None = None
     ci95_reason: str = ""
+    verdict_reason: str = ""
 
 
 @dataclass(frozen=True)

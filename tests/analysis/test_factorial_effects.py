@@ -11,7 +11,7 @@ from precision_lab.analysis.factorial import contrasts, designs, effects, record
 from precision_lab.lab.factorial import label, treatments
 from tests.fabricated import run_of
 
-CASES = list(itertools.product((0, 1), (3, 5, 8)))
+CASES = list(itertools.product((0, 1, 2, 3), (3, 5)))
 FACTORS = ("a", "b", "c")
 # log10 of the drift for the product of the factors' signs
 TRUE = {("a",): -0.6, ("b",): 0.2, ("c",): 0.0, ("a", "b"): -0.1, ("a", "c"): 0.0, ("b", "c"): 0.0}
@@ -57,7 +57,7 @@ def test_effects_are_those_planted_whatever_the_level_of_a_case():
 
 def test_two_factors_by_hand():
     """a halves the drift, b halves it, together they halve it: each main effect 1/sqrt(2), interaction sqrt(2)."""
-    one = pd.Series([1.0, 2.0], pd.MultiIndex.from_tuples([(0, 0), (0, 1)]))
+    one = pd.Series([1.0, 2.0], pd.MultiIndex.from_tuples([(0, 0), (1, 0)], names=["prompt_id", "seed"]))
     drifts = {"base": one, "base+a": one / 2, "base+b": one / 2, "base+a+b": one / 2}
     (design,) = designs(drifts)
     found = {effect.factors: effect.ratio for effect in effects(design, drifts)}

@@ -4,7 +4,7 @@
 
 The model has 8 blocks of width 1024 (8 heads of 128), 1024 image and 64 text tokens, batch 1. torch runs diffusers'
 model with the same weights, with one thread per core. In every round each arm runs once, in a new random order; ratios
-are within a round, with the median and a 95 % bootstrap interval. The bare wheel takes more than a minute and runs once
+are within a round, with the median and a 95 % interval. The bare wheel takes more than a minute and runs once
 in its own process between the rounds. Writes DIR/cpu.json, DIR/cpu.md and DIR/cpu.png; takes about 4 minutes on two
 cores.
 """

@@ -190,5 +190,5 @@ def probes(record: Mapping[str, Any]) -> Drawing | None:
     axes.grid(axis="x")
     axes.set_xlabel("time of a forward / the same untouched (lower is better)")
     axes.set_title(f"Range catalogue at {results[0].side} x {results[0].side}")
-    caption = "Median of the ratio within a round, with its 95 % bootstrap interval; the orange tick is the target."
+    caption = "Median of the ratio within a round, with its 95 % interval; the orange tick is the target."
     return Drawing("probes", "Cost of probes", figure, caption)

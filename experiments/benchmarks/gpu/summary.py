@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from experiments.benchmarks.gpu.shapes import SHAPES
 from experiments.benchmarks.gpu.store import Row, rows
-from precision_lab.numerics.intervals import RESAMPLES, Ratio, mad, paired_ratio
+from precision_lab.numerics.intervals import Ratio, mad, median_interval, paired_ratio
 
 FAST, PLAIN = "ours fast", "ours plain"
 FORWARD_PARTS = ("forward_mlx", "forward_torch")
-
+RESAMPLES = 10_000
+"""Of the bootstrap of arms in different processes."""
 
 ABOVE_FLOOR = 1.5
 """A forward that takes more than this multiple of the shortest is bound by the device, not by submission."""
@@ -172,9 +173,8 @@ def _law(samples: Sequence[Row], key: str, forth: Any, back: Any, above: float =
 
 
 def _median_interval(values: npt.NDArray[np.float64]) -> Ratio:
-    """The median with its 95 % percentile bootstrap interval."""
-    medians = np.median(values[np.random.default_rng(0).integers(values.size, size=(RESAMPLES, values.size))], axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
+    """The median with its 95 % interval; NaN for a single value."""
+    low, high = median_interval(values, 0.95) if values.size > 1 else (np.nan, np.nan)
     return Ratio(float(np.median(values)), float(low), float(high))
 
 

@@ -32,7 +32,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def _head(record: Mapping[str, Any]) -> Iterator[str]:
     yield "# GPU benchmark\n"
     yield "Batch 1, bfloat16, generated weights. Times are medians ± median absolute deviation; lower is better."
-    yield "Ratios stand with 95 % bootstrap intervals.\n"
+    yield "Ratios have 95 % intervals: of medians over rounds where arms are paired, else by bootstrap.\n"
     yield from _table(
         ("part", "complete", "shape", "device", "commit", "mlx", "mflux", "torch", "diffusers", "GPU at start"),
         [

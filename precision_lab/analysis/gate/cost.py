@@ -1,7 +1,7 @@
 """Time and memory of a denoising step against a baseline of the same device.
 
-A time is judged by its interval, never by its median: slower means that the whole 95 % bootstrap interval of the
-median lies above the baseline's by more than a margin. A shared machine slows everything, so the margin for times is
+A time is judged by its interval, never by its median: slower means that the whole 95 % interval of the median
+lies above the baseline's by more than a margin. A shared machine slows everything, so the margin for times is
 generous. In the ratio to the run's own baseline variant, paired within rounds, such a slowdown cancels.
 
 Whatever the margins, differences of less than a millisecond or 64 KiB are allowed: so much depends on when the process

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from precision_lab.analysis.claims import Claim
+from precision_lab.analysis.measures import METRICS
 from precision_lab.record.layout import Layout
 from precision_lab.record.summary import ClaimEntry
 from precision_lab.report.figures import forest, style
@@ -24,8 +25,9 @@ from precision_lab.report.wording import interval, number
 TITLE = "The claims at a glance"
 CAPTION = (
     "One row per claim: the ratio of its subject's measurement to the comparison's, log scale, with its "
-    "95 % interval over prompts and seeds (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
-    "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies. "
+    "95 % interval over prompts (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
+    "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies; below "
+    "the noise floor nothing is decided. Beside a bound, the column on the right has the quantity itself. "
     "Triangles: beyond the axis. Counts are over all arrays recorded."
 )
 VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
@@ -39,7 +41,8 @@ CLAIMED, FOUND = 12.0, 96.0  # columns of text, in points from the axes
 
 @dataclass(frozen=True)
 class Row:
-    """A claim in the figure: `claimed` and `found` as text, effect (estimate, lo, hi) with NaN for missing values.
+    """A claim in the figure: `claimed` and `found` as text; ratio to the comparison, or count, as (estimate, lo, hi)
+    with NaN for missing values.
 
     tolerance: ratios within a factor of 1 + tolerance of 1 count as equal.
     """
@@ -48,7 +51,7 @@ class Row:
     claimed: str
     found: str
     verdict: str
-    effect: tuple[float, float, float]
+    ratio: tuple[float, float, float]
     tolerance: float
     counted: bool
 
@@ -62,7 +65,7 @@ def draw(view: View) -> Drawing | None:
     ratios = [title for title, rows in groups.items() if not rows[0].counted]
     figure = style.new_figure(0.6 + sum(heights) + 0.33 * len(groups) + 0.4 * (1 + (len(ratios) < len(groups))))
     grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-    limits = forest.ratio_limits([end for title in ratios for row in groups[title] for end in row.effect])
+    limits = forest.ratio_limits([end for title in ratios for row in groups[title] for end in row.ratio])
     for axes, (title, rows) in zip(grid, groups.items(), strict=True):
         axes.set_title(title)
         centres = forest.lay_out(axes, [row.text for row in rows])
@@ -70,11 +73,11 @@ def draw(view: View) -> Drawing | None:
             forest.ratio_axis(axes, limits)
             axes.tick_params(labelbottom=title == ratios[-1])
         else:
-            _count_axis(axes, [row.effect[0] for row in rows])
+            _count_axis(axes, [row.ratio[0] for row in rows])
         for row, y in zip(rows, centres, strict=True):
             _draw_row(axes, row, y)
     if ratios:
-        grid[len(ratios) - 1].set_xlabel("ratio to the comparison\n(1: no difference, left of it: less)")
+        grid[len(ratios) - 1].set_xlabel("ratio to the comparison or bound\n(1: no difference, left of it: less)")
     forest.head(grid[0], CLAIMED, "claimed")
     forest.head(grid[0], FOUND, "found [95 % interval]")
     _legend(figure)
@@ -95,7 +98,25 @@ class Judged:
     @property
     def other(self) -> str:
         """The variant or value that the subject is compared with."""
-        return self.entry.against or number(self.entry.bound, digits=2)
+        return self.entry.against or f"{number(self.entry.bound, digits=2)} {self.unit}".strip()
+
+    @property
+    def unit(self) -> str:
+        """The unit of what was found; a ratio has none."""
+        unit = METRICS[self.stated.metric].unit if self.stated.metric in METRICS else ""
+        return unit if unit == "dB" or self.entry.bound is not None else ""
+
+    def ratio(self, shown: float) -> float:
+        """A number of the entry as a ratio to the comparison; a count stays as it is."""
+        return shown if self.counted else METRICS[self.stated.metric].ratio(shown, self.entry.bound)
+
+    @property
+    def tolerance(self) -> float:
+        """Ratios within a factor of 1 + this of 1 count as equal."""
+        if self.counted:
+            return 0.0
+        relative = METRICS[self.stated.metric].relative
+        return max(relative(self.entry.noise_floor.value or 0.0), relative(self.stated.margin))
 
 
 def _groups(view: View) -> dict[str, list[Row]]:
@@ -132,24 +153,28 @@ def _quantity(claim: Claim, layout: Layout) -> str:
         "latency": "Time of a step",
         "largest_share": f"Largest share of one contribution{stream}",
         "nonfinite": "Values that are not finite",
+        "psnr_db": "PSNR of the picture",
+        "ssim": "SSIM of the picture",
     }
     return titles.get(claim.metric, claim.metric.replace("_", " "))
 
 
 def _row(claim: Judged) -> Row:
     entry, effect = claim.entry, claim.entry.effect.value
-    found = entry.effect.reason if effect is None else number(effect)
+    found = entry.effect.reason if effect is None else f"{number(effect)} {claim.unit}".strip()
     if entry.ci95:
         found += f" {interval(entry.ci95)}"
     relation = COUNTED.get(entry.relation) or f"{RELATIONS[entry.relation]} {claim.other}"
-    lo, hi = entry.ci95 or (math.nan, math.nan)
+    estimate, lo, hi = (
+        math.nan if value is None else claim.ratio(float(value)) for value in (effect, *(entry.ci95 or (None, None)))
+    )
     return Row(
         text=forest.wrap(entry.text, CHARACTERS),
         claimed=style.wrap(relation, 16),
         found=forest.wrap(found, 26, lines=2),
         verdict=entry.verdict,
-        effect=(math.nan if effect is None else float(effect), lo, hi),
-        tolerance=max(entry.noise_floor.value or 0.0, claim.stated.margin),
+        ratio=(estimate, lo, hi),
+        tolerance=claim.tolerance,
         counted=claim.counted,
     )
 
@@ -173,7 +198,7 @@ def _draw_row(axes: Axes, row: Row, y: float) -> None:
     colour, marker = VERDICTS.get(row.verdict, VERDICTS["inconclusive"])
     if row.tolerance and not row.counted:
         forest.draw_tolerance(axes, y, forest.height(row.text) - 0.03, row.tolerance)
-    forest.draw_effect(axes, y, row.effect, colour, marker)
+    forest.draw_effect(axes, y, row.ratio, colour, marker)
     forest.write_beside(axes, y, CLAIMED, row.claimed)
     forest.write_beside(axes, y, FOUND, row.found)
 

@@ -18,7 +18,7 @@ from precision_lab.report.view import View
 TITLE = "Main effects and interactions"
 CAPTION = (
     "Each effect as a factor on the relative L2 drift of the final {result}, log scale, with its 95 % interval over "
-    "prompts and seeds; left of 1 is less drift. A main effect compares all runs with the technique with all without; "
+    "prompts; left of 1 is less drift. A main effect compares all runs with the technique with all without; "
     "an interaction (x) is away from 1 where its techniques do not act independently. Grey band: noise floor of a "
     "single run. Crosses: not estimated."
 )

@@ -45,7 +45,7 @@ def draw(view: View) -> Drawing | Absent:
 def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float) -> str:
     text = (
         f"Left: ratio of the time to that of {baseline} in the same round (1 = as fast, lower is better), median over "
-        "rounds, with its simultaneous 95\u00a0% bootstrap interval; an arrow marks a ratio beyond the axis. "
+        "rounds, with its simultaneous 95\u00a0% interval; an arrow marks a ratio beyond the axis. "
         "Right: every sample in milliseconds (lower is better), in the order taken from top to bottom in a variant; "
         "the vertical tick is the median."
     )

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.measures import final_drift
-from precision_lab.numerics.intervals import geometric_mean_ratio
+from precision_lab.analysis.ratios import over_prompts
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.view import MOST_VARIANTS, View
@@ -96,8 +96,8 @@ def _caption(view: View, cases: int, floor: float) -> str:
     text = (
         f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, "
         f"free-running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with "
-        f"its 95 % interval, which is wide where cases differ; the line is {view.baseline}. Right: the ratio to "
-        f"{view.baseline} within each case, which leaves that out. Triangles: beyond the axis."
+        f"its 95 % interval over prompts, which is wide where prompts differ; the line is {view.baseline}. Right: the "
+        f"ratio to {view.baseline} within each case, which leaves that out. Triangles: beyond the axis."
     )
     if math.isfinite(floor):
         text += f" Shaded: the noise floor, what equivalent runs of {view.baseline} differ by."
@@ -120,9 +120,8 @@ def _groups(view: View) -> dict[str, list[Row]]:
 def _row(name: str, errors: pd.Series, base: pd.Series) -> Row:
     values = errors.to_numpy(float)
     lost = int(np.isnan(values).sum())
-    mean = geometric_mean_ratio(values, np.ones_like(values))
-    paired = pd.concat([errors, base], axis=1, join="inner").to_numpy(float)
-    ratio = geometric_mean_ratio(paired[:, 0], paired[:, 1])
+    mean = over_prompts(errors, pd.Series(1.0, index=errors.index))
+    ratio = over_prompts(errors, base)
     return Row(
         name, values, (mean.estimate, mean.lo, mean.hi), (ratio.estimate, ratio.lo, ratio.hi), lost, errors is base
     )
