@@ -19,7 +19,7 @@ _COLUMNS = ("psnr_db", "ssim")
 
 
 def reference_of(run: Run, variant: str) -> str:
-    """The variant that it is compared with: the run's reference, or its own where it overrides settings of the cases."""
+    """What the variant is compared with: the reference of the run, or its own where it overrides settings of cases."""
     entry = run.manifest.variants[variant]
     return entry.reference if entry.settings else run.reference
 

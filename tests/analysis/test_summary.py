@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from precision_lab.analysis.summary import NEAREST, exit_code, summarize
+from precision_lab.analysis.summary import NEAREST, exit_code, failures, summarize
 from precision_lab.lab.folder import save_image
 from precision_lab.record.files import read_json
 from precision_lab.record.manifest import Checkpoint, VariantEntry
@@ -42,6 +42,41 @@ def test_finite_pictures_have_one(tmp_path):
     assert summary_of(run_of({}, ["variant"], tmp_path)).psnr_db.value == pytest.approx(20 * np.log10(25.5))
     without = summary_of(run_of({}, ["variant"], tmp_path, layout=PLAIN))
     assert (without.psnr_db, without.ssim) == (Quantity(None, "no picture"),) * 2
+
+
+def picture_pairs(folder, offsets):
+    """A picture of the reference for each offset, and one of the variant that is off by it everywhere, or by noise."""
+    for prompt, offset in enumerate(offsets):
+        pixels = np.random.default_rng(prompt).uniform(60, 190, (16, 16, 3)).astype(np.float32).round()
+        save_image(folder / "images" / f"reference__p{prompt}__s0.png", pixels)
+        save_image(folder / "images" / f"variant__p{prompt}__s0.png", pixels + offset)
+
+
+def decibels(offset):
+    return 20 * np.log10(255 / offset)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "psnr"),
+    [
+        ([0, 0, 0, 60], Quantity(None, "identical")),
+        ([60, 0, 0], Quantity(None, "identical")),
+        ([0], Quantity(None, "identical")),
+        ([0, 0, 60, 30], Quantity(pytest.approx(decibels(30)))),  # half of them: the better of those that differ
+        ([0, 0, 60, 30, 10], Quantity(pytest.approx(decibels(10)))),
+        ([0, 20, 60, 30], Quantity(pytest.approx((decibels(20) + decibels(30)) / 2))),
+        ([5, 20, 60], Quantity(pytest.approx(decibels(20)))),
+    ],
+    ids=str,
+)
+def test_identical_pictures_are_the_best_of_a_median(tmp_path, offsets, psnr):
+    picture_pairs(tmp_path, offsets)
+    variant = summary_of(run_of({}, ["variant"], tmp_path))
+    assert variant.psnr_db == psnr
+    entry = read_json(tmp_path / "summary.json")["variants"]["variant"]
+    assert entry.get("psnr_db_reason") == (psnr.reason or None)
+    if offsets.count(0) > len(offsets) / 2:
+        assert variant.ssim.value == 1
 
 
 def test_near_misses_are_counted_and_the_nearest_described(tmp_path):
@@ -145,3 +180,90 @@ def test_exit_codes(tmp_path, gate, expect, error, code):
         errors={"variant": error} if error else {},
     )
     assert exit_code(run, summarize(run)) == code
+
+
+DRIFT = {"id": "C", "text": "t", "source": "s", "metric": "drift", "subject": "variant", "against": "other"}
+
+
+def judged_drift(folder, variant, other=(0.1, 0.1, 0.1, 0.1), prompts=4, noise=(), **claim):
+    """The reasons of a failure in a run with one gated claim on drifts by prompt."""
+    drifts = {"variant": variant, "other": other, "equal": noise or other}
+    rows = [
+        {"variant": name, "mode": "free", "prompt_id": prompt, "seed": 0, "step": 1, "rel_l2": values[prompt]}
+        | {"component": "pipeline", "site": "euler_step"}
+        for name, values in drifts.items()
+        for prompt in range(min(prompts, len(values)))
+    ]
+    stated = {**DRIFT, "relation": "larger", "gate": True, **({"noise": "equal"} if noise else {}), **claim}
+    run = run_of({"drift": pd.DataFrame(rows)} if rows else {}, list(drifts), folder, claims=[stated])
+    return failures(run, summarize(run))
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ({"variant": (0.3, 0.31, 0.29, 0.3)}, None),
+        ({"variant": (0.3, 0.31, 0.29, 0.3), "relation": "smaller"}, "claim C is refuted"),
+        ({"variant": (0.3, 0.31, 0.29, 0.3), "relation": "smaller", "gate": False}, None),
+        ({"variant": (0.3, 0.01, 0.1, 4.0)}, None),  # the interval is too wide
+        ({"variant": (0.11, 0.112, 0.111, 0.11), "noise": (0.2, 0.05, 0.2, 0.05)}, None),  # below the floor
+        ({"variant": ()}, "claim C could not be judged: nothing was measured of variant variant"),
+        ({"variant": (0.3, np.nan, 0.3, 0.3)}, "claim C could not be judged: undefined or non-finite values"),
+        ({"variant": (0.3, 0.0, 0.3, 0.3)}, "claim C could not be judged: undefined or non-finite values"),
+        (
+            {"variant": (0.3, 0.31, 0.29, 0.3), "prompts": 2},
+            "claim C could not be judged: too few prompts: 2, expected",
+        ),
+        (
+            {"variant": (0.3, 0.31, 0.29, 0.3), "noise": (0.1, np.nan, 0.1, 0.1)},
+            "claim C could not be judged: the noise floor is undefined",
+        ),
+        ({"variant": (0.3, 0.31, 0.29, 0.3), "metric": "latency"}, "claim C could not be judged: nothing was measured"),
+        ({"variant": (), "gate": False}, None),
+    ],
+    ids=str,
+)
+def test_a_gated_claim_that_cannot_be_judged_does_not_pass(tmp_path, case, reason):
+    found = judged_drift(tmp_path, **case)
+    assert len(found) == (reason is not None)
+    if reason:
+        assert found[0].startswith(reason)
+
+
+def test_what_a_claim_could_not_be_judged_for_is_in_the_file(tmp_path):
+    judged_drift(tmp_path, variant=(0.3, 0.31, 0.29, 0.3), prompts=2)
+    (entry,) = read_json(tmp_path / "summary.json")["claims"]
+    assert entry["effect"] == pytest.approx((0.3 * 0.31) ** 0.5 / 0.1)
+    assert entry["verdict_reason"] == entry["ci95_reason"] == "too few prompts: 2, expected at least 3"
+
+
+def test_psnr_is_compared_as_the_error_that_it_is_of(tmp_path):
+    """Errors of 10, 20, 10 and 20 against those of 20, 40, 20 and 40: half, which is 6 dB more, in every prompt."""
+    offsets = {"variant": (10, 20, 10, 20), "other": (20, 40, 20, 40), "equal": (22, 44, 22, 44)}
+    for prompt in range(4):
+        save_image(tmp_path / "images" / f"reference__p{prompt}__s0.png", np.full((16, 16, 3), 100, np.float32))
+        for name, own in offsets.items():
+            shifted = np.full((16, 16, 3), 100 + own[prompt], np.float32)
+            save_image(tmp_path / "images" / f"{name}__p{prompt}__s0.png", shifted)
+    stated = {**DRIFT, "metric": "psnr_db", "relation": "larger"}
+    bound = {**stated, "against": None, "bound": 25.0}
+    claims = [stated, {**stated, "margin": 6.1}, {**stated, "noise": "equal"}, bound, {**bound, "bound": 35.0}]
+    run = run_of({}, list(offsets), tmp_path, claims=[{**claim, "id": str(i)} for i, claim in enumerate(claims)])
+    entries = summarize(run).claims
+    assert [entry.verdict for entry in entries] == ["supported", "refuted", "supported", "inconclusive", "refuted"]
+    six = 20 * np.log10(2)
+    assert [entry.effect.value for entry in entries[:3]] == pytest.approx([six] * 3)
+    assert entries[0].ci95 == pytest.approx((six, six))
+    assert entries[2].noise_floor.value == pytest.approx(20 * np.log10(1.1))
+    mean = decibels(np.sqrt(200))
+    for entry in entries[3:]:
+        assert entry.effect.value == pytest.approx(mean), "the quantity itself beside a bound"
+        assert entry.ci95[0] < mean < entry.ci95[1]
+
+
+def test_identical_pictures_count_as_one_value_off_by_one(tmp_path):
+    picture_pairs(tmp_path, [0, 0, 0, 0])
+    stated = {**DRIFT, "metric": "psnr_db", "relation": "larger", "against": None, "bound": 40.0}
+    (entry,) = summarize(run_of({}, ["variant"], tmp_path, claims=[stated])).claims
+    assert entry.verdict == "supported"
+    assert entry.effect.value == pytest.approx(10 * np.log10(255**2 * 16 * 16 * 3))

@@ -1,6 +1,7 @@
 """The published findings are judged by the numbers: on other weights the same claim goes the other way."""
 
 import json
+import re
 import shutil
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 from scipy import stats
 
 from precision_lab.analysis.summary import summarize
@@ -16,7 +18,13 @@ from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.transformer import Transformer
 
 QUICK = (
-    *("sampler.steps=1", "image.height=48", "image.width=48", "prompts=[a red circle]", "seeds=[0,1,2]"),
+    *(
+        "sampler.steps=1",
+        "image.height=48",
+        "image.width=48",
+        "prompts=[a red circle,two stars,a blue square]",
+        "seeds=[0]",
+    ),
     *(
         "latency.min_rounds=0",
         "latency.max_rounds=0",
@@ -51,7 +59,8 @@ def test_ffn_scaling_enlarges_activations_only_where_biases_do(small_checkpoint,
     for name in ("S3_ffn_amax", "S3_stream_amax"):
         assert claims[name]["verdict"] == verdict, claims[name]
         lo, hi = claims[name]["ci95"]
-        assert (lo > 1) if verdict == "supported" else (hi < 1 + claims[name]["noise_floor"])
+        limit = 1 + claims[name]["noise_floor"]
+        assert lo > limit if verdict == "supported" else hi < 1 / limit
     assert claims["S3_drift"]["verdict"] == "supported", "another function drifts from the reference either way"
 
 
@@ -77,6 +86,8 @@ EVERY_KIND = {
     | {"bound": 0.5, "noise": "reordered"},
     "share": {**SCALED, "subject": "baseline", "metric": "largest_share", "stream": "txt"}
     | {"relation": "larger", "bound": 0.5},
+    "psnr": {**SCALED, "metric": "psnr_db", "relation": "larger", "bound": 10},
+    "ssim": {**SCALED, "metric": "ssim", "relation": "larger", "bound": 0.1},
     "finite": {**SCALED, "subject": "float16", "metric": "nonfinite", "relation": "zero"},
 }
 
@@ -99,8 +110,12 @@ def every_kind(small_checkpoint, tmp_path_factory):
     return folder / "run"
 
 
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
 def verdicts(run):
-    summary = json.loads((run / "summary.json").read_text())
+    summary = summary_of(run)
     return {key: summary[key] for key in ("claims", "factorials")}
 
 
@@ -113,11 +128,12 @@ def test_verdicts_are_recomputed_from_the_tables_alone(every_kind, tmp_path):
     run.mkdir()
     for name in ("manifest.json", "activations.parquet", "drift.parquet", "latency.parquet"):
         shutil.copy(every_kind / name, run)
+    shutil.copytree(every_kind / "images", run / "images")
     summarize(run)
     assert verdicts(run) == verdicts(every_kind)
     (every_kind / "summary.json").unlink()
     assert main(["report", f"run={every_kind}"]) == 0
-    assert (every_kind / "summary.json").read_bytes() == before, "with the pictures too"
+    assert (every_kind / "summary.json").read_bytes() == before
 
 
 def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
@@ -139,14 +155,14 @@ def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
     ends = free[(free.site == "euler_step") & (free.step == 1)].set_index(["variant", *case]).rel_l2
     ratios = ends["ffn_scaling"] / ends["baseline"]
     assert claims["drift"]["effect"] == pytest.approx(geometric(ratios))
-    logs = np.log(ratios.to_numpy())
+    logs = np.log(ratios).groupby("prompt_id").mean()
     interval = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
     assert claims["drift"]["ci95"] == pytest.approx(np.exp(interval))
     floors = [np.sqrt(np.mean(np.log(ends[name] / ends["baseline"]) ** 2)) for name in ("reordered", "chunked")]
     assert claims["drift"]["noise_floor"] == pytest.approx(np.expm1(max(floors)))
 
     pixels = free[free.site == "to_pixels"].set_index(["variant", *case]).rel_l2
-    assert claims["pixels"]["effect"] == pytest.approx(geometric(pixels["ffn_scaling"]) / 0.5)
+    assert claims["pixels"]["effect"] == pytest.approx(geometric(pixels["ffn_scaling"]))
     logs = np.log(pixels["reordered"] / pixels["ffn_scaling"])
     assert claims["pixels"]["noise_floor"] == pytest.approx(np.expm1(np.sqrt(np.mean(logs**2))))
 
@@ -156,19 +172,34 @@ def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
     shares = activations[(activations.variant == "baseline") & (activations.branch == "cond")]
     shares = shares[(shares.stream == "txt") & shares.final_share.notna()]
     largest = shares.groupby([*case, "step"]).final_share.max().groupby(level=case).mean()
-    assert claims["share"]["effect"] == pytest.approx(geometric(largest) / 0.5)
+    assert claims["share"]["effect"] == pytest.approx(geometric(largest))
 
     float16 = activations[activations.variant == "float16"]
     count = int((float16.num_nan + float16.num_inf).sum())
     assert claims["finite"]["effect"] == count
     assert claims["finite"]["verdict"] == ("refuted" if count else "supported")
+    images = {path.stem: np.asarray(Image.open(path), int) for path in (every_kind / "images").glob("*.png")}
+    errors = {
+        (prompt, seed): np.mean((images[f"ffn_scaling__p{prompt}__s{seed}"] - image) ** 2.0)
+        for name, image in images.items()
+        for prompt, seed in re.findall(r"reference__p(\d+)__s(\d+)", name)
+    }
+    psnr = 10 * np.log10(255**2 / np.array(list(errors.values())))
+    assert len(psnr) == 6
+    assert claims["psnr"]["effect"] == pytest.approx(psnr.mean())
+    lo, hi = claims["psnr"]["ci95"]
+    assert claims["psnr"]["verdict"] == ("supported" if lo > 10 else "refuted" if hi < 10 else "inconclusive")
+    ssim = summary_of(every_kind)["variants"]["ffn_scaling"]["ssim"]
+    assert claims["ssim"]["effect"] == pytest.approx(ssim, abs=0.3)
     for claim in claims.values():
-        if claim["ci95"] and claim["relation"] in ("larger", "not_smaller"):
+        if claim["ci95"] and claim["relation"] in ("larger", "not_smaller") and not claim["bound"]:
             lo, hi = claim["ci95"]
-            limit = 1 + max(claim["noise_floor"] or 0, 0.05 if claim["id"] == "latency" else 0)
-            sure, never = (
-                (lo > limit, hi <= limit) if claim["relation"] == "larger" else (lo >= 1 / limit, hi < 1 / limit)
-            )
+            floor, margin = claim["noise_floor"] or 0, 0.05 if claim["id"] == "latency" else 0
+            limit = 1 + max(floor, margin)
+            if claim["relation"] == "not_smaller":
+                sure, never = lo >= 1 / limit, hi < 1 / limit
+            else:
+                sure, never = lo > limit, hi < 1 / limit if floor > margin else hi <= limit
             assert claim["verdict"] == ("supported" if sure else "refuted" if never else "inconclusive")
 
     (factorial,) = summary["factorials"]

@@ -57,7 +57,7 @@ def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
     claims = [
         claim(id="less"),
         claim(id="count", metric="nonfinite", relation="zero", against=None, effect=Quantity(0.0), **UNKNOWN),
-        claim(id="bound", relation="larger", against=None, bound=0.3, verdict="refuted", noise_floor=Quantity(None)),
+        claim(id="bound", relation="larger", against=None, bound=0.3, verdict="supported", noise_floor=Quantity(None)),
         claim(id="open", verdict="inconclusive", effect=Quantity(None, "undefined or non-finite values"), ci95=None),
     ]
     drawing = claim_forest.draw(judged(*claims))
@@ -66,6 +66,24 @@ def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
     assert all(words in said for words in expected), said
     assert titles(drawing) == ["Drift of the latents", "Values that are not finite"]
     assert sum(len(axes.get_yticklabels()) for axes in drawing.figure.axes) == len(claims)
+
+
+def test_a_quantity_is_shown_beside_its_bound_and_drawn_as_their_ratio(judged):
+    drift = {"against": None, "bound": 0.1, "relation": "larger", "verdict": "refuted", "noise_floor": Quantity(None)}
+    claims = [
+        claim(id="drift", effect=Quantity(0.0754), ci95=(0.07, 0.08), **drift),
+        claim(id="psnr", metric="psnr_db", effect=Quantity(26.0), ci95=(24.0, 28.0), **{**drift, "bound": 30.0}),
+        claim(id="more", metric="psnr_db", effect=Quantity(6.02), ci95=(5.0, 7.0), noise_floor=Quantity(2.0)),
+    ]
+    drawing = claim_forest.draw(judged(*claims, stated={"drift": {"margin": 0.05}, "psnr": {"margin": 1.0}}))
+    said = [text.replace("\n", " ") for text in texts(drawing)]
+    for words in ("> 0.10", "0.0754 [0.0700, 0.0800]", "> 30 dB", "26.0 dB [24.0, 28.0]", "6.02 dB [5.00, 7.00]"):
+        assert words in said, said
+    assert titles(drawing) == ["Drift of the latents", "PSNR of the picture"]
+    points = [line.get_xdata()[0] for axes in drawing.figure.axes for line in axes.lines if line.get_marker() in "oD"]
+    assert points == pytest.approx([0.754, 10 ** (-4 / 20), 10 ** (6.02 / 20)])
+    bands = [patch.get_x() + patch.get_width() for axes in drawing.figure.axes for patch in axes.patches]
+    assert bands == pytest.approx([1.05, 10 ** (1 / 20), 10 ** (2 / 20)])
 
 
 def test_claims_on_other_sites_are_a_group_of_their_own_and_counts_stand_last(judged):
