@@ -18,7 +18,7 @@ import pandas as pd
 
 from precision_lab.analysis.decision import TABLE, decide
 from precision_lab.analysis.measures import METRICS, Metric
-from precision_lab.analysis.ratios import PROMPT, noise_floor, over_prompts, over_rounds
+from precision_lab.analysis.ratios import PROMPT, noise_floor, over_rounds, over_units, unit_of
 from precision_lab.errors import InputError, nearest
 from precision_lab.numerics.intervals import LEAST_GROUPS
 from precision_lab.record.run import Run
@@ -166,21 +166,22 @@ def judge(claim: Claim, run: Run) -> Verdict:
         return _unmeasured(unmeasured[0])
     if claim.relation in _COUNTED:
         return _judge_count(claim, values[claim.subject])
-    return _judge_ratio(claim, metric, {name: series.map(metric.linear) for name, series in values.items()})
+    linear = {name: series.map(metric.linear) for name, series in values.items()}
+    return _judge_ratio(claim, metric, linear, unit_of(run.manifest))
 
 
-def _judge_ratio(claim: Claim, metric: Metric, values: Mapping[str, pd.Series]) -> Verdict:
+def _judge_ratio(claim: Claim, metric: Metric, values: Mapping[str, pd.Series], unit: str) -> Verdict:
     subject = values[claim.subject]
     bound = None if claim.bound is None else metric.linear(claim.bound)
     against = values[claim.against] if bound is None else pd.Series(bound, index=subject.index)
-    ratio = over_rounds(subject, against) if metric.by_round else over_prompts(subject, against)
+    ratio = over_rounds(subject, against) if metric.by_round else over_units(subject, against, unit)
     if not math.isfinite(ratio.estimate):
         return _unjudged("undefined or non-finite values")
     effect, lo, hi = (metric.shown(value, claim.bound) for value in (ratio.estimate, ratio.lo, ratio.hi))
     if math.isnan(ratio.lo):
-        return Verdict("inconclusive", effect, reason=_too_few(metric, subject, against))
+        return Verdict("inconclusive", effect, reason=_too_few(metric, subject, against, unit))
     original = values[claim.against or claim.subject]
-    floors = [noise_floor(values[name], original) for name in claim.noise]
+    floors = [noise_floor(values[name], original, unit) for name in claim.noise]
     floor = float(np.max(floors)) if floors else math.nan
     if claim.noise and math.isnan(floor):
         return Verdict("inconclusive", effect, lo, hi, reason="the noise floor is undefined")
@@ -209,11 +210,11 @@ def _unjudged(reason: str) -> Verdict:
     return Verdict("inconclusive", math.nan, reason=reason)
 
 
-def _too_few(metric: Metric, subject: pd.Series, against: pd.Series) -> str:
+def _too_few(metric: Metric, subject: pd.Series, against: pd.Series, unit: str) -> str:
     if metric.by_round:
         return "too few rounds: 1, expected at least 2"
-    both = subject.index.intersection(against.index)
-    return f"too few prompts: {len(both.unique(PROMPT))}, expected at least {LEAST_GROUPS}"
+    found = subject.index.intersection(against.index).unique(unit)
+    return f"too few {'prompts' if unit == PROMPT else 'seeds'}: {len(found)}, expected at least {LEAST_GROUPS}"
 
 
 def _judge_count(claim: Claim, counts: pd.Series) -> Verdict:

@@ -21,7 +21,7 @@ import pandas as pd
 from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.decision import decide
 from precision_lab.analysis.measures import final_drift
-from precision_lab.analysis.ratios import noise_floor, over_prompts
+from precision_lab.analysis.ratios import PROMPT, noise_floor, over_units, unit_of
 from precision_lab.lab.factorial import SEPARATOR
 from precision_lab.record.files import number_or_reason
 from precision_lab.record.run import Run
@@ -105,7 +105,9 @@ def contrasts(design: Design) -> dict[tuple[str, ...], tuple[str, ...]]:
     return effects
 
 
-def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math.nan) -> list[Effect]:
+def effects(
+    design: Design, drifts: Mapping[str, pd.Series], floor: float = math.nan, unit: str = PROMPT
+) -> list[Effect]:
     """All effects of a design. drifts: variant -> drift by case, positive; floor: the noise floor, NaN if unknown.
 
     An effect is a mean over many runs and the noise floor is that of one, so an effect above it is well above it.
@@ -115,7 +117,7 @@ def effects(design: Design, drifts: Mapping[str, pd.Series], floor: float = math
     found = []
     for factors, aliases in contrasts(design).items():
         high = design.signs(factors) > 0
-        ratio = over_prompts(*(np.exp(logs.loc[:, side].mean(axis=1, skipna=False)) for side in (high, ~high)))
+        ratio = over_units(*(np.exp(logs.loc[:, side].mean(axis=1, skipna=False)) for side in (high, ~high)), unit=unit)
         found.append(Effect(factors, aliases, ratio.estimate, ratio.lo, ratio.hi, _finding(ratio.lo, ratio.hi, floor)))
     return found
 
@@ -132,12 +134,12 @@ def records(run: Run) -> list[dict[str, Any]]:
 
     The noise floor is the largest of the variants that a claim of the run names as noise of the base.
     """
-    out = []
+    out, unit = [], unit_of(run.manifest)
     for design in designs(run.manifest.variants):
         drifts = {name: final_drift(run, name) for name in design.runs}
         lost = [name for name, values in drifts.items() if values.empty or not np.all(values > 0)]
         equivalents = _equivalents(run.manifest.claims, design.base)
-        floors = [noise_floor(final_drift(run, name), drifts[design.base]) for name in equivalents]
+        floors = [noise_floor(final_drift(run, name), drifts[design.base], unit) for name in equivalents]
         floor = float(np.max(floors)) if floors else math.nan
         means = {name: None if name in lost else float(np.exp(np.log(v).mean())) for name, v in drifts.items()}
         record: dict[str, Any] = {"base": design.base, "factors": list(design.factors), "drift": means, "effects": []}
@@ -145,7 +147,7 @@ def records(run: Run) -> list[dict[str, Any]]:
         if lost:
             record["effects_reason"] = f"the drift of {lost[0]} is not finite and above 0 in every case"
         else:
-            record["effects"] = [_record(effect) for effect in effects(design, drifts, floor)]
+            record["effects"] = [_record(effect) for effect in effects(design, drifts, floor, unit)]
         out.append(record)
     return out
 

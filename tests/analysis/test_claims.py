@@ -139,6 +139,16 @@ def test_seeds_of_a_prompt_are_no_new_prompts():
     assert one.verdict == "inconclusive"
 
 
+def test_seeds_are_the_units_of_a_subject_that_takes_no_prompt():
+    drift = frames({"a": np.full(4, 2.0), "b": np.ones(4)})["drift"]
+    drift = drift.assign(seed=drift["prompt_id"], prompt_id=0)
+    claim = Claim.from_dict({**BASE, "metric": "drift", "relation": "larger"})
+    assert judge(claim, run_of({"drift": drift}, "ab", prompts=[""])).verdict == "supported"
+    assert judge(claim, run_of({"drift": drift}, "ab", prompts=["text"])).reason.startswith("too few prompts: 1,")
+    few = judge(claim, run_of({"drift": drift.query("seed < 2")}, "ab", prompts=[""]))
+    assert few.reason == "too few seeds: 2, expected at least 3"
+
+
 def test_prompts_with_more_seeds_weigh_no_more():
     base = np.ones(4)
     drift = frames({"a": [2.0, 1.0, 1.0, 1.0], "b": base, "c": [4.0, 1.0, 1.0, 1.0]})["drift"]

@@ -85,7 +85,7 @@ def test_a_run_where_every_variant_fails_or_nothing_is_probed(lab, tmp_path, mon
     if probe == "[range]":
         assert broken["error"] == "ZeroDivisionError: division by zero"
         assert "division by zero" in out
-    assert {claim["verdict"] for claim in summary["claims"]} == {"inconclusive"}
+    assert summary["claims"] == [], "they compare it with a variant that was left out"
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -147,7 +147,7 @@ def test_two_processes_leave_the_tables_of_one(small_checkpoint, tmp_path, monke
             [
                 *("+exp=ffn_scaling", f"model.path={small_checkpoint}", f"out={run}", f"workers={number}"),
                 *("sampler.steps=1", "image.height=32", "image.width=48", "pinned.cases=null", "seeds=[0]"),
-                *("latency.min_rounds=0", "latency.max_rounds=0"),
+                *("prompts=[a red circle,two stars]", "latency.min_rounds=0", "latency.max_rounds=0"),
             ]
         )
         assert code == 0, capsys.readouterr().err

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.measures import final_drift
-from precision_lab.analysis.ratios import over_prompts
+from precision_lab.analysis.ratios import over_units, unit_of
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.view import MOST_VARIANTS, View
@@ -111,17 +111,19 @@ def _groups(view: View) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for name, errors in found.items():
         if len(errors):
-            groups.setdefault(view.entry(name).dtype.compute, []).append(_row(name, errors, base))
+            groups.setdefault(view.entry(name).dtype.compute, []).append(
+                _row(name, errors, base, unit_of(view.manifest))
+            )
     for rows in groups.values():
         rows.sort(key=lambda row: (row.lost > 0, row.lost, row.mean[0] if math.isfinite(row.mean[0]) else 0.0))
     return groups
 
 
-def _row(name: str, errors: pd.Series, base: pd.Series) -> Row:
+def _row(name: str, errors: pd.Series, base: pd.Series, unit: str) -> Row:
     values = errors.to_numpy(float)
     lost = int(np.isnan(values).sum())
-    mean = over_prompts(errors, pd.Series(1.0, index=errors.index))
-    ratio = over_prompts(errors, base)
+    mean = over_units(errors, pd.Series(1.0, index=errors.index), unit)
+    ratio = over_units(errors, base, unit)
     return Row(
         name, values, (mean.estimate, mean.lo, mean.hi), (ratio.estimate, ratio.lo, ratio.hi), lost, errors is base
     )
