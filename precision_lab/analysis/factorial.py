@@ -117,7 +117,8 @@ def effects(
     found = []
     for factors, aliases in contrasts(design).items():
         high = design.signs(factors) > 0
-        ratio = over_units(*(np.exp(logs.loc[:, side].mean(axis=1, skipna=False)) for side in (high, ~high)), unit=unit)
+        on, off = (np.exp(logs.loc[:, side].mean(axis=1, skipna=False)) for side in (high, ~high))
+        ratio = over_units(on, off, unit)
         found.append(Effect(factors, aliases, ratio.estimate, ratio.lo, ratio.hi, _finding(ratio.lo, ratio.hi, floor)))
     return found
 
