@@ -97,6 +97,7 @@ def test_the_commands_of_the_page_on_own_models(chatter, capsys):
     assert "residual stream" in (chatter / "run" / "report.html").read_text().lower()
     assert main([*capped, *timing, "out=capped"]) == 0
     assert Run.open(chatter / "capped").manifest.sites["custom"]["softcap"].matched == 1
+    timing += ["gate.latency_margin=1000", "gate.latency_ratio_margin=1000"]  # not the subject on a busy machine
     assert main([*gate, *timing, "out=learned"]) == 0
     assert main([*[word for word in gate if "update" not in word], *timing, "out=judged"]) == 0
     assert main(["compare", "runs=[run,learned]"]) == 0
