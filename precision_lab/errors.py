@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import traceback
@@ -71,7 +72,7 @@ def described(error: BaseException) -> str:
     user's own technique, probe or model, not of what it called.
     """
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+        return f"{type(error).__name__}: {error.msg} ({_short(error.filename or '-')}:{error.lineno})"
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [(frame, line) for frame, line in frames if _is_a_users(frame.f_globals.get("__name__"))]
     message = first_line(error)
@@ -80,7 +81,13 @@ def described(error: BaseException) -> str:
     if not frames:
         return text
     frame, line = (own or frames)[-1]
-    return f"{text} ({frame.f_code.co_filename}:{line})"
+    return f"{text} ({_short(frame.f_code.co_filename)}:{line})"
+
+
+def _short(path: str) -> str:
+    """A path below the working folder without that folder."""
+    here = f"{os.getcwd()}{os.sep}"
+    return path.removeprefix(here)
 
 
 def _is_a_users(module: object) -> bool:

@@ -16,7 +16,7 @@ from precision_lab.cli import process
 from precision_lab.cli.literal import literally, settled
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
-from precision_lab.errors import InputError, first_line
+from precision_lab.errors import InputError, VariantError, first_line
 
 if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
@@ -102,7 +102,8 @@ def _run(
     except Exception as error:
         if settings.update or _manifest_text(spec.out) == before:
             raise
-        raise RunError(spec.out, error) from error
+        cause = error.__cause__ if isinstance(error, VariantError) else error
+        raise RunError(spec.out, cause if isinstance(cause, Exception) else error) from error
     return spec.out, judge_and_draw(spec.out, console)
 
 

@@ -13,6 +13,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, Site, select, walk
 from precision_lab.lab import crew, evidence, latency, pinned, teacher
 from precision_lab.lab.bench import Bench
+from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
 from precision_lab.lab.spec import OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
 from precision_lab.lab.subject import remarks
@@ -41,7 +42,7 @@ class Plan:
     margin: float
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
-    errors: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, Failure] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
     @property
@@ -53,8 +54,7 @@ class Plan:
     def notes(self) -> list[str]:
         """Remarks for the user that are no errors."""
         names = ", ".join(variant.name for variant in self.spec.variants if variant.process != HERE)
-        notes = [f"{name} failed: {message}" for name, message in self.errors.items()]
-        notes += self.remarks
+        notes = list(self.remarks)
         if names and backend() == "cpu":
             notes.append(f"{names}: TF32 changes nothing on a CPU, expect the numbers of the same variant without it")
         if names and self.spec.teacher.mode != "off":
@@ -73,14 +73,14 @@ def plan(spec: RunSpec) -> Plan:
     _check_sites(spec, bench, components)
     coverage: dict[str, Mapping[str, Coverage]] = {}
     storage: dict[str, Mapping[str, WeightStorage]] = {}
-    errors: dict[str, str] = {}
+    errors: dict[str, Failure] = {}
     for variant in spec.all_variants:
         try:
             coverage[variant.name], storage[variant.name] = _dry_run(bench, variant)
         except InputError:
             raise
-        except Exception as error:
-            errors[variant.name] = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            errors[variant.name] = Failure.of(error, bench.layout)
     return Plan(
         spec=spec,
         bench=bench,

@@ -22,6 +22,7 @@ from typing import IO, Any
 from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.lab.bench import Advance, Bench
+from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.latency import Sample
 from precision_lab.lab.spec import ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Case
@@ -31,7 +32,11 @@ _PATIENCE = 10.0
 
 
 class ChildError(Exception):
-    """An error in a child, with the child's message."""
+    """An error in a child, with what the child kept of it."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class Child:
@@ -119,12 +124,13 @@ class Child:
             if "os_error" in reply:
                 raise OSError(*reply["os_error"])
             if "raised" in reply:
-                raise ChildError(reply["raised"])
+                raise ChildError(Failure(*reply["raised"]))
             return reply["answer"]
         code = self._running.wait()
         self._busy = False
         self.close()
-        raise ChildError(f"its process ended with exit code {code}")
+        message = f"its process ended with exit code {code}"
+        raise ChildError(Failure(message, f"{message}\n"))
 
 
 def serve(spec: RunSpec, process: ProcessSpec, requests: Iterable[str], replies: IO[str]) -> None:
@@ -151,7 +157,8 @@ def serve(spec: RunSpec, process: ProcessSpec, requests: Iterable[str], replies:
             raise
         except InputError as error:
             reply(input_error=str(error))
-        except OSError as error:
-            reply(os_error=[error.errno, error.strerror, error.filename])
-        except Exception as error:
-            reply(raised=f"{type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:
+            if isinstance(error, OSError) and is_of_the_disk(error, spec.out):
+                reply(os_error=[error.errno, error.strerror, error.filename])
+            else:
+                reply(raised=list(Failure.of(error, bench.layout)))

@@ -11,11 +11,11 @@ from threading import Lock
 from typing import Protocol
 
 from precision_lab.device.environment import environment, numeric_switches
-from precision_lab.errors import InputError
-from precision_lab.instrument.blame import place_of
+from precision_lab.errors import InputError, VariantError
 from precision_lab.lab import latency, pinned
 from precision_lab.lab.bench import part_name, reference_path
 from precision_lab.lab.crew import Crew, Generation
+from precision_lab.lab.failure import FOLDER, Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.plan import HERE, Plan, plan
 from precision_lab.lab.process import Child, ChildError
@@ -54,7 +54,7 @@ class Execution:
     def __init__(self, planned: Plan, progress: Progress, child: Sequence[str]):
         self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
         self.progress = progress
-        self.errors = dict(planned.errors)
+        self.errors = {name: failure.message for name, failure in planned.errors.items()}
         assert child or not planned.processes, "variants of another process need a command that starts one"
         self.lock = FolderLock(self.spec.out)
         self.children = {process: Child(child, self.spec.out, process, self.lock) for process in planned.processes}
@@ -74,6 +74,8 @@ class Execution:
         self._write_manifest("running")
         if not self.lock.has_effect:
             self.progress.note(f"{self.spec.out}: its file system has no locks, so nothing prevents a second run in it")
+        for name, failure in self.plan.errors.items():
+            self.progress.note(f"{name} failed: {failure.message}. Traceback: {failure.write(self.spec.out, name)}")
         for note in self.plan.notes:
             self.progress.note(note)
         try:
@@ -125,12 +127,15 @@ class Execution:
                 own = (v for v in self.spec.variants if v.reference == variant.name)
                 shadowed = [v for v in own if v.process == HERE and v.name not in self.errors]
                 self.bench.make(variant, case, shadowed, self._advance)
-        except (OSError, InputError):
+        except InputError:
             raise
-        except Exception as error:
-            if variant.is_reference or self.ended:
+        except (Exception, SystemExit) as error:
+            if self.ended or is_of_the_disk(error, self.spec.out):
                 raise
             self._failed(variant, error)
+            if variant.is_reference:
+                message = f"{variant.name} failed, and nothing can be compared without it: {self.errors[variant.name]}"
+                raise VariantError(f"{message}. Traceback: {self.spec.out / FOLDER / variant.name}.txt") from error
 
     def _advance(self, amount: float, label: str) -> None:
         with self.reporting:
@@ -143,15 +148,19 @@ class Execution:
         return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
 
     def _time_steps(self, weight: float) -> None:
+        """Times the steps of all variants in turn; again without one that raises, whose samples are not comparable."""
         part = "step"
         if tables.part_path(self.spec.out, "latency", part).exists():
             self._advance(weight, "timing")
             return
-        samplers = {
-            v.name: partial(self.children.get(v.process, self.bench).time_step, v)
-            for v in self.spec.variants
-            if v.name not in self.errors
-        }
+        current: Variant | None = None
+
+        def sample(variant: Variant) -> latency.Sample:
+            nonlocal current
+            current = variant
+            return self.children.get(variant.process, self.bench).time_step(variant)
+
+        samplers = {v.name: partial(sample, v) for v in self.spec.variants if v.name not in self.errors}
         if self.spec.baseline not in samplers:
             return
         shown = 0.0
@@ -161,16 +170,24 @@ class Execution:
             self._advance(max(0.0, min(share, 1.0) - shown) * weight, "timing")
             shown = max(shown, min(share, 1.0))
 
-        rows = latency.measure(samplers, self.spec.baseline, self.spec.latency, self.plan.margin, on_round)
+        try:
+            rows = latency.measure(samplers, self.spec.baseline, self.spec.latency, self.plan.margin, on_round)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            if current is None or is_of_the_disk(error, self.spec.out):
+                raise
+            self._failed(current, error)
+            self._time_steps(weight)
+            return
         on_round(1.0)
         tables.write_part(self.spec.out, "latency", part, rows)
 
-    def _failed(self, variant: Variant, error: Exception) -> None:
-        message = str(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {error}"
-        if place := place_of(error):
-            message += f" (in {self.bench.layout.address(place.component, place.site)})"
-        self.errors[variant.name] = message
-        self.progress.note(f"{variant.name} failed: {message}")
+    def _failed(self, variant: Variant, error: BaseException) -> None:
+        failure = error.failure if isinstance(error, ChildError) else Failure.of(error, self.bench.layout)
+        self.errors[variant.name] = failure.message
+        path = failure.write(self.spec.out, variant.name)
+        self.progress.note(f"{variant.name} failed: {failure.message}. Traceback: {path}")
 
     def _write_manifest(self, status: Status) -> None:
         spec = self.spec

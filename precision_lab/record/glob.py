@@ -12,10 +12,15 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, shown
 from precision_lab.record.address import split_address
 
 ROOT = "."
+LONGEST = 4096
+"""The most characters of a pattern."""
+MOST = 4096
+"""The most alternatives that the braces of a pattern may make."""
+_DIGITS = 9
 
 
 @lru_cache(maxsize=1024)
@@ -77,6 +82,8 @@ def _one(glob: str) -> str:
     segments = glob.split(".")
     if not all(segments):
         raise InputError(f"Site pattern {glob!r} has an empty segment")
+    # `**.**` matches what `**` matches, but several in a row would be tried in every combination
+    segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     parts = []
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
@@ -93,14 +100,32 @@ def _one(glob: str) -> str:
 
 def _expand(glob: str) -> list[str]:
     """Brace alternatives, the first group first; numbers of a range keep no leading zeros."""
-    found = re.search(r"\{([^{}]*)\}", glob)
-    if found is None:
-        if "{" in glob or "}" in glob:
-            raise InputError(f"Site pattern {glob!r} has an unmatched brace")
-        return [glob]
-    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", found[1])
-    choices = [str(n) for n in range(int(span[1]), int(span[2]) + 1)] if span else found[1].split(",")
+    if len(glob) > LONGEST:
+        raise InputError(f"Site pattern {shown(glob)} has {len(glob)} characters, expected at most {LONGEST}")
+    pending, found = [glob], list[str]()
+    while pending:
+        if len(pending) + len(found) > MOST:
+            raise InputError(f"Site pattern {shown(glob)} has more than {MOST} alternatives")
+        each = pending.pop(0)
+        braces = re.search(r"\{([^{}]*)\}", each)
+        if braces is None:
+            if "{" in each or "}" in each:
+                raise InputError(f"Site pattern {shown(glob)} has an unmatched brace")
+            found.append(each)
+            continue
+        head, tail = each[: braces.start()], each[braces.end() :]
+        pending[:0] = [head + choice + tail for choice in _choices(braces[1], glob)]
+    return found
+
+
+def _choices(group: str, glob: str) -> list[str]:
+    """The alternatives inside one pair of braces."""
+    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", group)
+    if span is None:
+        return group.split(",")
+    if max(map(len, span.groups())) > _DIGITS or int(span[2]) - int(span[1]) >= MOST:
+        raise InputError(f"Site pattern {shown(glob)}: the range {{{shown(group)[1:-1]}}} has more than {MOST} numbers")
+    choices = [str(number) for number in range(int(span[1]), int(span[2]) + 1)]
     if not choices:
-        raise InputError(f"Site pattern {glob!r}: the range {found[0]} is empty, its second number is below its first")
-    head, tail = glob[: found.start()], glob[found.end() :]
-    return [expanded for choice in choices for expanded in _expand(head + choice + tail)]
+        raise InputError(f"Site pattern {glob!r}: the range {{{group}}} is empty, its second number is below its first")
+    return choices

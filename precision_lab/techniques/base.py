@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import mlx.nn as nn
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, shown
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.record.manifest import Coverage
@@ -76,6 +76,16 @@ def first_naming(patterns: Iterable[str], site: Site) -> str | None:
     return next((pattern for pattern in patterns if site.named_by(pattern)), None)
 
 
+def _rewritten(name: str, technique: Technique, site: Site) -> nn.Module:
+    module: object = technique.rewrite(site)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"technique {name}: {type(technique).__name__}.rewrite returned {shown(module)} for {site}, "
+            "expected a module (site.module leaves it alone)"
+        )
+    return module
+
+
 @contextmanager
 def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Technique]) -> Iterator[dict[str, Coverage]]:
     """Applies the techniques in order for the length of the block; afterwards the model is plain again.
@@ -93,7 +103,7 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
                 if owner and not (technique.composes or techniques[owner].composes):
                     raise InputError(f"Techniques {owner} and {name} both rewrite {site}, and neither composes")
                 owners[site] = name
-            rewritten = {site: technique.rewrite(site) for site in selected}
+            rewritten = {site: _rewritten(name, technique, site) for site in selected}
             changed = {site: module for site, module in rewritten.items() if module is not site.module}
             stack.enter_context(swapped(components, changed))
             named = {site.component for site in selected}

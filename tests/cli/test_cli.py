@@ -83,7 +83,11 @@ def test_a_run_where_every_variant_fails_or_nothing_is_probed(lab, tmp_path, mon
     assert broken["num_nonfinite"] is None
     assert broken["num_nonfinite_reason"] == "not recorded"
     if probe == "[range]":
-        assert broken["error"] == "ZeroDivisionError: division by zero"
+        assert broken["error"].startswith("ZeroDivisionError: division by zero (")
+        assert f"{Path(__file__).name}:" in broken["error"], "the file and the line that raised it"
+        trace = (tmp_path / "run" / "errors" / "ffn_scaling.txt").read_text()
+        assert trace.startswith("Traceback")
+        assert "ZeroDivisionError" in trace
         assert "division by zero" in out
     assert summary["claims"] == [], "they compare it with a variant that was left out"
     assert (tmp_path / "run" / "report.html").is_file()

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 
 import mlx.core as mx
 import numpy as np
 import pandas as pd
 import pytest
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, VariantError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.lab import bench
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.lab.run import run
@@ -240,7 +242,9 @@ def test_a_variant_that_raises_is_noted_and_the_others_go_on(spec):
     run(spec, progress)
     manifest = json.loads((spec.out / "manifest.json").read_text())
     assert manifest["status"] == "complete"
-    assert manifest["errors"] == {"broken": "RuntimeError: planted"}
+    assert list(manifest["errors"]) == ["broken"]
+    assert re.fullmatch(r"RuntimeError: planted \(.*test_run\.py:\d+\).*", manifest["errors"]["broken"])
+    assert 'raise error("planted")' in (spec.out / "errors" / "broken.txt").read_text()
     assert set(read(spec.out, "activations")["variant"]) == {"reference", "baseline", "scaled"}
     assert len(progress.notes) == 1
 
@@ -253,7 +257,53 @@ def test_a_technique_that_cannot_be_applied_is_a_failed_variant(spec):
 
     spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("unfit", "bfloat16", {"x": Unfit()})])
     run(spec, Quiet())
-    assert json.loads((spec.out / "manifest.json").read_text())["errors"] == {"unfit": "TypeError: planted"}
+    errors = json.loads((spec.out / "manifest.json").read_text())["errors"]
+    assert re.fullmatch(r"TypeError: planted \(.*test_run\.py:\d+\)", errors["unfit"])
+    assert 'raise TypeError("planted")' in (spec.out / "errors" / "unfit.txt").read_text()
+
+
+def test_a_reference_that_raises_ends_the_run_and_keeps_the_traceback(spec, monkeypatch):
+    class Peak:
+        sites = ("proj_out",)
+        ports = ("out",)
+
+        def measure(self, x):
+            raise LookupError("planted in a probe")
+
+    spec = small(spec, probes={"peak": Peak()})
+    with pytest.raises(VariantError, match=r"reference failed, .*LookupError: planted in a probe \(.*test_run\.py:\d+"):
+        run(spec, Quiet())
+    manifest = json.loads((spec.out / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "planted in a probe" in manifest["errors"]["reference"]
+    assert "in measure" in (spec.out / "errors" / "reference.txt").read_text()
+
+
+def test_a_variant_that_raises_only_while_it_is_timed_fails_and_the_others_are_timed(spec, monkeypatch):
+    timed = bench.Bench.time_step
+
+    def breaking(self, variant):
+        if variant.name == "broken":
+            raise RuntimeError("planted in the timing")
+        return timed(self, variant)
+
+    monkeypatch.setattr(bench.Bench, "time_step", breaking)
+    spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("broken", "bfloat16"), spec.variants[1]])
+    run(spec, Quiet())
+    assert "planted in the timing" in json.loads((spec.out / "manifest.json").read_text())["errors"]["broken"]
+    assert set(read(spec.out, "latency")["variant"]) == {"baseline", "scaled"}
+
+
+def test_a_rewrite_without_a_module_is_named(spec):
+    @dataclasses.dataclass(frozen=True)
+    class Forgetful(Broken):
+        def rewrite(self, site):
+            pass
+
+    spec = small(spec, variants=[Variant("baseline", "bfloat16", {"mine": Forgetful()})])
+    with pytest.raises(InputError, match=r"technique mine: Forgetful\.rewrite returned None for .*, expected a module"):
+        run(spec, Quiet())
+    assert not spec.out.exists()
 
 
 def test_an_interrupted_run_is_continued_to_the_same_tables(spec, tmp_path):
