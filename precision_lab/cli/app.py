@@ -135,7 +135,7 @@ def guarded(action: Callable[[], int]) -> int:
         if error.errno in (EACCES, EROFS):
             return _fail(f"Cannot write {error.filename}: {error.strerror}", 2)
         return _fault(error)
-    except BaseException as error:  # a SystemExit of somebody's code too
+    except (Exception, SystemExit) as error:
         return _fault(error)
 
 

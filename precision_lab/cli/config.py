@@ -58,7 +58,7 @@ def build_spec(
         resume=settings.resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
-        workers=resolved.workers,
+        workers=settings.workers,
         claims=claims,
         evidence=evidence,
     )

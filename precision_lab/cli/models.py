@@ -16,6 +16,9 @@ from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, nearest
 
+USED = ("model", "make", "from", "technique", "to", "seed")
+UNUSED = ("sampler", "image", "prompts", "seeds", "learning", "drift", "pinned", "sites")
+
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Lists the models, or writes the preset `make`, or `from` with `technique` applied, to the folder `to`."""
@@ -23,6 +26,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     config = literal(config)
     schema.read(schema.Models, config)
+    _check_used(command)
     console = open_console()
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
@@ -33,6 +37,14 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     else:
         _list(console)
     return 0
+
+
+def _check_used(command: Sequence[str]) -> None:
+    """Refuses overrides of what the file of a model sets beside `model`: this command would ignore them."""
+    for argument in command[1:]:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] in UNUSED:
+            raise InputError(f"models has no use for {key}. {nearest(key, USED)}")
 
 
 def _list(console: Console) -> None:

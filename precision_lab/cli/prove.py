@@ -37,9 +37,13 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
                 )
     if not techniques:
         raise InputError("prove needs techniques: technique=[NAME], or +exp=NAME for those of an experiment")
+    from precision_lab.lab import pinned
     from precision_lab.lab.equivalence import draws_of, prove
     from precision_lab.techniques.reordered_sums import ReorderedSums
 
+    for case in spec.cases:  # a proof draws its own cases, but a setting that fits none is a mistake here too
+        spec.source.steps(case)
+    pinned.steps(spec)
     inputs = draws_of(spec.source, spec.cases, count, seed)
     noise = {"reordered_sums": ReorderedSums(sites=settings.noise)}
     groups = {name: {name: technique} for name, technique in techniques.items()}

@@ -288,7 +288,8 @@ def test_a_variant_that_raises_only_while_it_is_timed_fails_and_the_others_are_t
         return timed(self, variant)
 
     monkeypatch.setattr(bench.Bench, "time_step", breaking)
-    spec = small(spec, variants=[Variant("baseline", "bfloat16"), Variant("broken", "bfloat16"), spec.variants[1]])
+    variants = [Variant("baseline", "bfloat16"), Variant("broken", "bfloat16"), spec.variants[1]]
+    spec = small(spec, variants=variants, latency=spec.latency)
     run(spec, Quiet())
     assert "planted in the timing" in json.loads((spec.out / "manifest.json").read_text())["errors"]["broken"]
     assert set(read(spec.out, "latency")["variant"]) == {"baseline", "scaled"}
