@@ -14,6 +14,8 @@ from typing import Any
 
 from precision_lab.errors import InputError
 
+SAFETENSORS = "a single safetensors file"
+
 _SUFFIXES = {
     ".gguf": "a GGUF file",
     **dict.fromkeys(
@@ -23,7 +25,7 @@ _SUFFIXES = {
 _ADVICE = {
     "a GGUF file": "GGUF is not read. Give the checkpoint that it was made from",
     "a pickle, which can run code when it is read": "Save its tensors as safetensors",
-    "a single safetensors file": "Give a folder in the layout of Qwen/Qwen-Image, which the Hub has beside such files",
+    SAFETENSORS: "Give a folder in the layout of Qwen/Qwen-Image, which the Hub has beside such files",
 }
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.", "first_stage_model.")
 _MARKER = re.compile(r"(?:.*\.)?(__\w+__|scaled_fp8|comfy_quant)")
@@ -50,7 +52,7 @@ def kind_of(file: Path) -> str | None:
     if start.startswith(b"GGUF"):
         return "a GGUF file"
     if file.suffix == ".safetensors" and start[8:9] == b"{":
-        return "a single safetensors file"
+        return SAFETENSORS
     if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
         return _SUFFIXES[".pkl"]
     return _SUFFIXES.get(file.suffix.lower())

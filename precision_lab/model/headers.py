@@ -95,7 +95,8 @@ def _read(file: Path) -> tuple[dict[str, Any], int]:
             prefix = opened.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, size):
-                foreign.refuse_file(f"{file}: not a safetensors file: it", file)
+                if foreign.kind_of(file) != foreign.SAFETENSORS:
+                    foreign.refuse_file(f"{file}: not a safetensors file: it", file)
                 raise InputError(f"{file}: not a safetensors file, or truncated at {size} bytes")
             content = opened.read(length)
     except OSError as error:
@@ -106,4 +107,7 @@ def _read(file: Path) -> tuple[dict[str, Any], int]:
         raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file: its header is malformed")
+    about = header.get("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise InputError(f"{file}: not a safetensors file: __metadata__ in its header is malformed, expected texts")
     return header, 8 + length

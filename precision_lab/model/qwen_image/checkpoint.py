@@ -107,7 +107,12 @@ class Checkpoint:
         return self.assembled(self.transformer(dtype), self.text_encoder(dtype), self.vae(dtype), dtypes)
 
     def assembled(self, transformer: Transformer, text_encoder: TextEncoder, vae: VAE, dtypes: Dtypes) -> Pipeline:
-        """The pipeline of components that were loaded for `dtypes`."""
+        """The pipeline of components that were loaded for `dtypes`.
+
+        Raises InputError if they do not fit together.
+        """
+        config = self.transformer_config()
+        self._check_fit(config, text_encoder.config, vae.config)
         return Pipeline(
             tokenizer=self.tokenizer(),
             text_encoder=text_encoder,
@@ -115,9 +120,26 @@ class Checkpoint:
             vae=vae,
             sampler=Sampler(vae.config),
             scheduler=self.scheduler(),
-            config=self.transformer_config(),
+            config=config,
             dtypes=dtypes,
         )
+
+    def _check_fit(self, transformer: TransformerConfig, text: TextEncoderConfig, vae: VAEConfig) -> None:
+        packed = transformer.patch_size**2 * vae.z_dim
+        for key, actual, other, expected in (
+            (
+                "joint_attention_dim",
+                transformer.joint_attention_dim,
+                "hidden_size of the text encoder",
+                text.hidden_size,
+            ),
+            ("in_channels", transformer.in_channels, "what patch_size and z_dim of the VAE give", packed),
+            ("out_channels", transformer.out_channels, "z_dim of the VAE", vae.z_dim),
+        ):
+            if actual != expected:
+                raise InputError(
+                    f"{self.folder / 'transformer' / 'config.json'}: {key} is {actual}, expected {other}, {expected}"
+                )
 
     def fingerprint(self) -> str:
         """SHA-256 over the names, sizes and contents of the weight files (see `model.folder.fingerprint`).

@@ -126,6 +126,8 @@ class TransformerConfig(Config):
                 f"axes_dims_rope {list(axes)} must be three even numbers that add up to "
                 f"attention_head_dim {self.attention_head_dim}"
             )
+        if self.patch_size != 2:
+            raise InputError(f"patch_size is {self.patch_size}, expected 2")
         for key, model in _OTHER_MODELS.items():
             if getattr(self, key):
                 raise InputError(f"{key} is true, as in {model}; only the text-to-image model is supported")

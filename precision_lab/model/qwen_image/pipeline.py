@@ -16,7 +16,7 @@ from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Components
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer, Tokens
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.sampler import Sampler, noise, pack, unpack
 from precision_lab.model.qwen_image.scheduler import SchedulerConfig, sigmas
@@ -147,9 +147,18 @@ class Pipeline:
                 )
         return Grid(height // unit, width // unit)
 
+    def tokens(self, prompts: list[str]) -> Tokens:
+        """The token ids of the prompts. Raises InputError for an id that the text encoder has no embedding of."""
+        tokens = self.tokenizer(prompts)
+        size = self.text_encoder.embed_tokens.weight.shape[0]
+        if not 0 <= tokens.ids.min() <= tokens.ids.max() < size:
+            worst = tokens.ids.max() if tokens.ids.max() >= size else tokens.ids.min()
+            raise InputError(f"tokenizer: it has the token id {worst}, but vocab_size of the text encoder is {size}")
+        return tokens
+
     def encode(self, prompts: list[str], max_tokens: int | None = None) -> Conditioning:
         """Embeddings of the prompts, right-padded to the longest prompt, of which at most `max_tokens` are kept."""
-        ids, mask = self.tokenizer(prompts)
+        ids, mask = self.tokens(prompts)
         padded = mx.array(mask) if not mask.all() else None
         kept = slice(PREFIX_TOKENS, None if max_tokens is None else PREFIX_TOKENS + max_tokens)
         hidden = self.text_encoder(mx.array(ids), padded, self.dtypes.text_encoder)[:, kept].astype(self.dtype)

@@ -217,7 +217,7 @@ class QwenImage:
         pipeline = self.load(mx.float32).pipeline
         grid = pipeline.grid(settings.height, settings.width)
         settings.levels(pipeline.scheduler, grid.height * grid.width)
-        pipeline.tokenizer([case.prompt, settings.negative_prompt])
+        pipeline.tokens([case.prompt, settings.negative_prompt])
         return settings.steps
 
     def remarks(self, case: Case) -> list[str]:

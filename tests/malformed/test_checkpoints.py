@@ -1,0 +1,57 @@
+"""Malformed checkpoints: refused in one or two lines that name the file or the key, with nothing left behind."""
+
+from dataclasses import replace
+
+import pytest
+
+from precision_lab.synthetic import PRESETS, make
+from tests.malformed.checkpoints import copied, mutate
+from tests.malformed.harness import assert_stated, call, dry
+
+__all__ = ["dry"]
+
+SMALL = ("image.height=32", "image.width=32", "sampler.steps=1", "prompts=[a star]", "seeds=[0]", "pinned.cases=null")
+QUICK, ALL = 40, 350
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A checkpoint of one block and one layer."""
+    micro = PRESETS["micro"]
+    folder = tmp_path_factory.mktemp("checkpoints") / "smallest"
+    shape = replace(
+        micro,
+        transformer=replace(micro.transformer, num_layers=1),
+        text_encoder=replace(micro.text_encoder, num_hidden_layers=1),
+    )
+    make(shape, folder)
+    return folder
+
+
+def check(original, tmp_path, seed):
+    folder = copied(original, tmp_path / "given")
+    mutation = mutate(folder, seed)
+    work = tmp_path / "work"
+    work.mkdir()
+    outcome = call([f"model.path={folder}", *SMALL, "out=run"], work)
+    if outcome.code == 2 or mutation.fatal:
+        culprits = tuple(name if name == folder.name else f"{folder.name}/{name}" for name in mutation.culprits[1:])
+        assert_stated(outcome, (*culprits, mutation.culprits[0]))
+    else:
+        assert_stated(outcome, None)
+
+
+@pytest.mark.parametrize("seed", range(QUICK))
+def test_malformed(original, tmp_path, dry, seed):
+    check(original, tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(QUICK, ALL))
+def test_malformed_at_length(original, tmp_path, dry, seed):
+    check(original, tmp_path, seed)
+
+
+def test_the_original_is_valid(original, tmp_path, dry):
+    outcome = call([f"model.path={original}", *SMALL, "out=run"], tmp_path)
+    assert outcome.code == 0, outcome
