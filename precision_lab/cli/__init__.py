@@ -6,10 +6,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from precision_lab import __version__
 from precision_lab.device import allocator, blas
 from precision_lab.errors import InputError, nearest, shown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # command -> (module with `task`, root configuration), imported when called: --help must not wait for them
 COMMANDS = {
@@ -61,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from precision_lab.cli.app import launch
 
-    return launch(importlib.import_module(module).task, config, rest, command_line)
+    return launch(partial(_task, module), config, rest, command_line)
+
+
+def _task(module: str, config: DictConfig, command: Sequence[str]) -> int:
+    """The task of a command. Its module is imported here: a configuration that cannot be composed needs none of it."""
+    return int(importlib.import_module(module).task(config, command))
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:

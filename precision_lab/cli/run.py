@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from precision_lab.cli import process
 from precision_lab.cli.config import build_spec
-from precision_lab.cli.progress import showing
-from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
 
 
@@ -17,7 +14,11 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     """Measures, judges and draws; prints a table of variants and the path of the report."""
     set_numeric_switches()
     spec = build_spec(config, command)
+    # after the mistakes that a configuration shows: these imports take longer than to find them
+    from precision_lab.cli import process
+    from precision_lab.cli.progress import showing
     from precision_lab.cli.report import judge_and_draw
+    from precision_lab.cli.terminal import open_console
     from precision_lab.lab.run import run
 
     console = open_console()

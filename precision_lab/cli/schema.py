@@ -34,7 +34,14 @@ Techniques = Annotated[
 class Closed(BaseModel):
     """Settings without unknown names."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        frozen=True,
+        protected_namespaces=(),
+        defer_build=True,  # each command reads one of these classes
+    )
 
 
 C = TypeVar("C", bound=Closed)
