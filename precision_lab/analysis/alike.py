@@ -148,14 +148,21 @@ def text_of(value: Any) -> str:
     return f"{digits[:12]}…" if len(digits) >= 40 and set(digits) <= set("0123456789abcdef") else text
 
 
-def shared_cases(first: Run, second: Run) -> dict[CaseKey, CaseKey]:
+def shared_cases(first: Run, second: Run, one: str | None = None, other: str | None = None) -> dict[CaseKey, CaseKey]:
     """The cases of the first run with those of the second that have the same prompt, seed and settings.
 
-    Empty if the runs have other settings of a case (steps, guidance, size). The same prompt may have another number.
+    one, other: variants of the first and the second run, for cases with their own settings; by default those of the
+    runs. Empty if the settings of a case differ (steps, guidance, size). The same prompt may have another number.
     """
-    if first.manifest.case != second.manifest.case:
+    if _case(first, one) != _case(second, other):
         return {}
     numbers = {prompt: number for number, prompt in enumerate(second.manifest.prompts)}
     seeds = [seed for seed in first.manifest.seeds if seed in second.manifest.seeds]
     prompts = enumerate(first.manifest.prompts)
     return {(own, seed): (numbers[prompt], seed) for own, prompt in prompts if prompt in numbers for seed in seeds}
+
+
+def _case(run: Run, variant: str | None) -> dict[str, Any]:
+    """The settings of a case, with those that a variant overrides."""
+    own = run.manifest.variants[variant].settings if variant is not None else {}
+    return {**run.manifest.case, **own}

@@ -121,9 +121,11 @@ def _print_pair(first: Run, second: Run, console: Console) -> None:
     _print_frame(numbers, f"Headline numbers, each run over its own cases ({counts[0]} and {counts[1]})", console)
     if not same_model(first, second):
         return
-    cases = shared_cases(first, second)
-    names = [name for name in first.manifest.variants if name in second.manifest.variants] if cases else []
-    rows = [((name,), distance(Generations(first, name), Generations(second, name), cases)) for name in names]
+    rows = [
+        ((name,), distance(Generations(first, name), Generations(second, name), cases))
+        for name in first.manifest.variants
+        if name in second.manifest.variants and (cases := shared_cases(first, second, name, name))
+    ]
     _print_distances(("variant",), rows, "Outcomes of the second run against those of the first", first.layout, console)
     changes = range_changes(first, second)
     largest = with_addresses(changes.head(_SHOWN), second.layout)
@@ -140,12 +142,11 @@ def _print_against(reference: Generations, runs: Sequence[Run], console: Console
         itself = run.path.resolve() == reference.run.path.resolve()
         if not itself:
             _print_differences(reference.run, run, console)
-        cases = shared_cases(reference.run, run) if same_model(reference.run, run) else {}
-        rows += [
-            ((name, variant), distance(reference, Generations(run, variant), cases))
-            for variant in run.manifest.variants
-            if not (itself and variant == reference.variant)
-        ]
+        comparable = same_model(reference.run, run)
+        for variant in run.manifest.variants:
+            if not (itself and variant == reference.variant):
+                cases = shared_cases(reference.run, run, reference.variant, variant) if comparable else {}
+                rows.append(((name, variant), distance(reference, Generations(run, variant), cases)))
     title = f"Outcomes against variant {reference.variant} of {reference.run.path}"
     _print_distances(("run", "variant"), rows, title, reference.run.layout, console)
 

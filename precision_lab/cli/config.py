@@ -18,7 +18,7 @@ from precision_lab.cli.literal import settled
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.compute import Compute
 from precision_lab.lab.factorial import combined, label, treatments
-from precision_lab.lab.spec import Evidence, PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, Evidence, PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.techniques.base import Technique
@@ -61,6 +61,7 @@ def build_spec(
         workers=settings.workers,
         claims=claims,
         evidence=evidence,
+        reference=_reference(settings.reference, resolved.reference),
     )
 
 
@@ -121,6 +122,13 @@ def _variants(settings: schema.Experiment, described: Mapping[str, _Described]) 
     if not variants:
         raise InputError("No variants are left to run, expected at least one (variants, only)")
     return variants
+
+
+def _reference(settings: schema.ReferenceSettings, node: DictConfig) -> Variant:
+    """The variant that all others are compared with."""
+    nodes = {str(name): each for name, each in (node.technique or {}).items()}
+    techniques = {name: build(each, Technique, f"reference.technique.{name}") for name, each in nodes.items()}
+    return Variant(REFERENCE, str(Compute.read("reference.dtype", settings.dtype)), techniques)
 
 
 def _dtype(what: str, value: schema.Dtype | None, run: Compute) -> str:

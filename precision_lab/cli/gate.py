@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from precision_lab.analysis.gate.judge import Limits
     from precision_lab.analysis.gate.violation import Findings
     from precision_lab.cli import schema
-    from precision_lab.record.manifest import Environment
+    from precision_lab.record.manifest import Environment, Reference
     from precision_lab.record.run import Run
 
 SCHEMA_VERSION = 1
@@ -60,7 +60,17 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         except RunError as failure:
             return _judge_failure(Run.open(failure.folder), failure.error, settings, console)
     run = Run.open(folder)
+    _check_reference(run.manifest.reference)
     return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
+
+
+def _check_reference(reference: Reference) -> None:
+    """Raises InputError for a reference that is not the one whose drift a baseline holds."""
+    if not reference.is_plain:
+        raise InputError(
+            f"gate: the reference is {reference.words}, expected the plain model in float32, which baselines rest on: "
+            "reference.dtype=float32 and no reference.technique"
+        )
 
 
 class RunError(Exception):
@@ -80,11 +90,11 @@ def _run(
     """
     from precision_lab.cli.config import build_spec
     from precision_lab.device.environment import environment, set_numeric_switches
+    from precision_lab.record.manifest import Environment, Reference
 
     set_numeric_switches()
     spec = build_spec(_of_a_run(config, given, settings), command)
-    from precision_lab.record.manifest import Environment
-
+    _check_reference(Reference(spec.reference.name, spec.reference.dtype, list(spec.reference.techniques)))
     here = Environment(**environment())
     if not settings.update or _path(settings, here.backend, spec.experiment).is_file():
         path, choice = _choose(settings, here, spec.experiment)

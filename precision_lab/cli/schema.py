@@ -55,6 +55,11 @@ class VariantSettings(Closed):
     settings: Annotated[Mapping[str, Any], "settings of a case, like {steps: 4}"] | None = None
 
 
+class ReferenceSettings(Closed):
+    dtype: Dtype
+    technique: Techniques | None
+
+
 class Factorial(Closed):
     base: str
     factors: Mapping[str, Techniques]
@@ -107,6 +112,7 @@ class Experiment(Closed):
     technique: Techniques
     variants: Mapping[str, VariantSettings | None]
     baseline: str
+    reference: ReferenceSettings
     only: Sequence[str] | None
     factorial: Factorial
     sampler: Mapping[str, Any]

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from precision_lab.cli.terminal import print_table
 from precision_lab.record.layout import Layout
+from precision_lab.record.manifest import Reference
 from precision_lab.record.origin import wording
 from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary, VariantSummary
 
@@ -17,7 +18,7 @@ _PLACE = "non-finite, first at"
 def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     """Prints the variants of a summary, then its claims. layout: of the run, which names its result."""
     about = (wording(summary.weights, summary.path).phrase, *summary.notes)
-    title = f"{summary.experiment} ({', '.join(filter(None, about))})"
+    title = f"{summary.experiment} ({', '.join(filter(None, (*about, _reference(summary))))})"
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
     drift = f"{layout.result.title} rel_l2"
     columns = ("variant", "dtype", "amax", drift, "psnr dB", *metrics, _PLACE, "step s", "ratio")
@@ -36,6 +37,15 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     print_table(console, columns, rows, title, folding=(_PLACE,))
     for claim in summary.claims:
         console.print(_verdict(claim), soft_wrap=True)
+
+
+def _reference(summary: Summary) -> str:
+    """What the reference is, if it is not the plain model in fp32."""
+    entry = summary.variants.get(summary.reference)
+    if entry is None:
+        return ""
+    reference = Reference(summary.reference, entry.dtype.compute, entry.techniques)
+    return "" if reference.is_plain else f"against {reference.words}, not against plain float32"
 
 
 def _verdict(claim: ClaimEntry) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from precision_lab.device.environment import backend
+from precision_lab.instrument.replica import replica
 from precision_lab.instrument.sites import Components
 from precision_lab.lab import latency
 from precision_lab.lab.compute import Compute
@@ -31,6 +32,7 @@ from precision_lab.lab.subject import Case, Step, Subject, components_of, genera
 from precision_lab.lab.teacher import Teacher
 from precision_lab.lab.watch import StreamWatch
 from precision_lab.probes.base import ACTIVATIONS
+from precision_lab.record import results as final
 from precision_lab.record import tables
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import applied
@@ -72,6 +74,8 @@ class Bench:
     def variant(self, variant: Variant) -> Iterator[tuple[Subject, Components, dict[str, Coverage]]]:
         """Context manager that applies the variant's techniques to the model; yields subject, components, coverage."""
         subject = self.subject(variant.dtype)
+        if variant.is_reference and variant.techniques:
+            subject = replica(subject)  # local error takes the plain modules of the same model meanwhile
         components = components_of(subject, self.layout)
         with applied(components, variant.techniques) as coverage:
             yield subject, components, coverage
@@ -110,6 +114,8 @@ class Bench:
         failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, own))
         mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
         tables.write_part(out, "drift", part, rows)
+        if outcome.result is not None:
+            final.write(final.path_of(out, variant.name, case.prompt_id, case.seed), outcome.result)
         if pixels is not None:
             save_image(out / "images" / f"{part}.png", pixels)
         tables.write_part(out, "generations", part, [{**labels, **whole}])

@@ -24,14 +24,14 @@ class Outcome:
     """Follows the steps of one generation."""
 
     def __init__(self) -> None:
-        self._result: npt.NDArray[Any] | None = None
+        self.result: npt.NDArray[Any] | None = None
         self._num_nonfinite = 0
         self._bad_step: int | None = None
 
     def step(self, number: int, step: Step) -> None:
         """Takes an evaluated step, in order."""
-        self._result = to_numpy(step.result)
-        bad = 0 if all_finite([self._result]) else sum(count_nonfinite(self._result))
+        self.result = to_numpy(step.result)
+        bad = 0 if all_finite([self.result]) else sum(count_nonfinite(self.result))
         if bad and not self._num_nonfinite:
             self._bad_step = number
         self._num_nonfinite += bad
@@ -41,7 +41,7 @@ class Outcome:
         if picture is not None:
             self._num_nonfinite += sum(count_nonfinite(picture))
         what = "result" if picture is None else "picture"
-        values = self._result if picture is None else picture
+        values = self.result if picture is None else picture
         return {"what": what, "num_nonfinite": self._num_nonfinite, **_described(values)}
 
     def failure(

@@ -201,7 +201,7 @@ class Execution:
             checkpoint=spec.source.checkpoint,
             layout=self.bench.layout,
             case=dict(spec.settings),
-            reference=Reference(REFERENCE),
+            reference=Reference(REFERENCE, spec.reference.dtype, list(spec.reference.techniques)),
             baseline=spec.baseline,
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
             sites=self.plan.coverage,

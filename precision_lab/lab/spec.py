@@ -69,8 +69,8 @@ class Variant:
 
     dtype: of all components, or some by name, as the canonical text of `precision_lab.lab.compute.Compute`.
     process: numeric switches. If they differ from the reference's, the variant runs in its own process. settings: those
-    of the cases that this variant overrides, among the source's `varied` ones. reference: the name of the fp32
-    generation with the same settings, against which every step is compared; set by RunSpec.
+    of the cases that this variant overrides, among the source's `varied` ones. reference: the name of the reference
+    with the same settings, against which every step is compared; set by RunSpec.
     """
 
     name: str
@@ -229,6 +229,7 @@ class RunSpec:
     """An experiment that is ready to run.
 
     source: the source of the weights. settings: those of every case, in the subject's own terms.
+    reference: the variant that all others are compared with, by default the plain model in fp32.
     workers: number of processes that generate in parallel; None selects it automatically, see `precision_lab.lab.crew`.
     claims: as plain values, kept for whoever judges the run; evidence: what they need.
     """
@@ -252,6 +253,7 @@ class RunSpec:
     workers: int | None = None
     claims: Sequence[Mapping[str, Any]] = ()
     evidence: Sequence[Evidence] = ()
+    reference: Variant = field(default_factory=lambda: Variant(REFERENCE, "float32"))
 
     def __post_init__(self) -> None:
         if not _is_name(self.experiment):
@@ -275,8 +277,9 @@ class RunSpec:
         names = [variant.name for variant in self.variants]
         for name in names:
             if name == REFERENCE or name.startswith(OTHER_REFERENCE):
-                raise InputError(f"Variant name {name!r} is taken by the fp32 reference")
+                raise InputError(f"Variant name {name!r} is taken by the reference")
         one_of("baseline", self.baseline, names)
+        self.reference.compute.check("reference.dtype", self.source)
         allowed = varied(self.source)
         for variant in self.variants:
             variant.compute.check(f"variants.{variant.name}.dtype", self.source)
@@ -298,7 +301,7 @@ class RunSpec:
 
     @property
     def references(self) -> list[Variant]:
-        """The fp32 reference of the run's settings, and one for each other set of settings that variants have."""
+        """The reference with the run's settings, and one for each other set of settings that variants have."""
         found: dict[str, Variant] = {}
         for variant in (None, *self.variants):
             reference = self._reference(variant)
@@ -307,17 +310,17 @@ class RunSpec:
 
     @property
     def all_variants(self) -> list[Variant]:
-        """The fp32 references, which every run generates first, and the experiment's variants."""
+        """The references, which every run generates first, and the experiment's variants."""
         return [*self.references, *self.variants]
 
     def _reference(self, variant: Variant | None) -> Variant:
         """The reference of a variant, named after the first variant with the same settings."""
         own = self._own(variant)
         if not own:
-            return Variant(REFERENCE, "float32")
+            return self.reference
         first = next(other for other in self.variants if self._own(other) == own)
         name = f"{OTHER_REFERENCE}{first.name}"
-        return Variant(name, "float32", settings=own, reference=name)
+        return replace(self.reference, name=name, settings=own, reference=name)
 
     def _own(self, variant: Variant | None) -> dict[str, Any]:
         """The settings of a variant that differ from the run's."""

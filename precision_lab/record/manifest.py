@@ -105,11 +105,22 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Reference:
-    """The variant that drift is measured against."""
+    """The variant that drift is measured against: by default the plain model in fp32, with reduced modes off."""
 
     variant: str = "reference"
     computed_in: str = "float32"
+    techniques: Sequence[str] = ()
     reduced_modes: str = "off"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the plain model in fp32, which the gate's baselines rest on."""
+        return self.computed_in == "float32" and not self.techniques
+
+    @property
+    def words(self) -> str:
+        """What it is: "float32", or "bfloat16 with affine4, fp32_norms"."""
+        return f"{self.computed_in} with {', '.join(self.techniques)}" if self.techniques else self.computed_in
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,13 @@ def test_cases_are_matched_by_prompt_and_seed():
     assert shared_cases(first, run(prompts=["X"], seeds=[0])) == {}
 
 
+def test_variants_with_settings_of_their_own_have_other_cases():
+    own = run_of({}, {"few": replace(ENTRY, settings={"steps": 1}), "many": replace(ENTRY, settings={"steps": 2})})
+    assert shared_cases(own, own, "few", "many") == {}
+    assert shared_cases(own, own, "many", "reference") == {(0, 0): (0, 0)}, "the settings of the run, stated again"
+    assert shared_cases(own, run(case={"steps": 1}), "few", "a") == {(0, 0): (0, 0)}
+
+
 @pytest.mark.parametrize("case", [{"steps": 3}, {"steps": 2, "height": 128}])
 def test_cases_with_other_settings_are_not_alike(case):
     assert shared_cases(run(), run()) == {(0, 0): (0, 0)}
