@@ -83,7 +83,7 @@ class Study:
     def __init__(self, held_out: HeldOut, entry: Entry, to: Path):
         self.held_out, self.entry, self.to = held_out, entry, to
         self.layout = held_out.bench.layout
-        self.limits = Limits()
+        self.limits = Limits().on(backend())
 
     def records(self, log: str) -> list[dict[str, Any]]:
         """The current records of a log."""
@@ -121,6 +121,7 @@ class Study:
             mistake = TimesGate([site], factor)
             judged = fare(self.entry, self.held_out.run(case, mistake), self.limits, self.layout)
             tolerance, factor_of_noise = self.limits.tolerance, self.limits.noise_factor
+            assert tolerance is not None
             table = self.held_out.pinned(mistake)
             pinned = sketches.judge(self.entry.sketches, table, tolerance, factor_of_noise, self.layout)
             named = [v.address for v in pinned.violations]

@@ -21,6 +21,7 @@ from precision_lab.lab.factorial import combined, label, treatments
 from precision_lab.lab.spec import REFERENCE, Evidence, PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
+from precision_lab.settings import validated
 from precision_lab.techniques.base import Technique
 
 
@@ -185,7 +186,8 @@ def _pinned(settings: schema.Pinned, resolved: DictConfig) -> PinnedSpec:
     for name, case in plain(resolved.pinned.cases or {}).items():
         if case is not None:
             prompt, seed = case.pop("prompt", ""), case.pop("seed", 0)
-            cases[name] = PinnedCase(prompt, seed, case)
+            faint = validated(Sequence[str], case.pop("faint", []), f"pinned.cases.{name}.faint")
+            cases[name] = PinnedCase(prompt, seed, case, tuple(faint))
     return PinnedSpec(cases, settings.sites, settings.steps, settings.noise_floor, settings.reordered, settings.record)
 
 

@@ -260,7 +260,7 @@ def _record(run: Run, path: Path, choice: Choice, limits: Limits, findings: Find
         "passed": not findings.violations,
         "baseline": {"path": str(path), "device": choice.entry.device, "mlx": choice.entry.mlx, "match": choice.match},
         "weights": run.manifest.checkpoint.weights,
-        "limits": asdict(limits),
+        "limits": asdict(limits.on(run.manifest.environment.backend)),
         "checks": dict(findings.checks),
         "violations": [violation.to_json() for violation in findings.violations],
     }

@@ -94,7 +94,7 @@ class GateSettings(Closed):
     drift_bits: Margin
     drift_spread: Margin
     headroom_bits: Margin
-    tolerance: Margin
+    tolerance: Margin | None
     noise_factor: Margin
     latency_margin: Margin
     latency_ratio_margin: Margin

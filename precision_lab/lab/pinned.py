@@ -16,7 +16,8 @@ The table `sketches` has one row for each array:
 - num_nonfinite; rms and sketch_0 to sketch_7 in fp32, NaN where an element is not finite.
 
 (variant, case, branch, step, component, site, port) identifies a row. Rows are sorted by variant, case and order.
-Settings that a case does not give are those of the run, with `pinned.steps` steps.
+Settings that a case does not give are those of the run, with `pinned.steps` steps. A case may scale the inputs of norms
+down (`faint`), because in an ordinary generation another eps changes only the last digits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from precision_lab.errors import InputError
@@ -38,6 +40,7 @@ from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record import tables
 from precision_lab.record.manifest import PinnedCases
+from precision_lab.techniques.faint_inputs import FaintInputs
 from precision_lab.techniques.reordered_sums import ReorderedSums
 
 TABLE = "sketches"
@@ -55,6 +58,8 @@ def check(spec: RunSpec, sites: Sequence[Site]) -> None:
     for name, case in spec.pinned.cases.items():
         try:
             spec.source.steps(_case(spec, case))
+            if case.faint:
+                select(case.faint, sites)
         except InputError as error:
             raise InputError(f"pinned.cases.{name}: {error} (pinned.steps is {spec.pinned.steps})") from error
 
@@ -103,8 +108,13 @@ def _shared(spec: RunSpec) -> dict[str, Any]:
     return {key: value for key, value in own.items() if value is not None}  # as if it were not given
 
 
-def _described(case: PinnedCase) -> dict[str, Any]:
+def _labels(case: PinnedCase) -> dict[str, Any]:
+    """The columns that describe a case."""
     return {"prompt": case.prompt, "seed": case.seed, **case.settings}
+
+
+def _described(case: PinnedCase) -> dict[str, Any]:
+    return _labels(case) | ({"faint": list(case.faint)} if case.faint else {})
 
 
 def _case(spec: RunSpec, case: PinnedCase) -> Case:
@@ -126,6 +136,8 @@ def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advan
     """The rows of one generation."""
     spec = bench.spec
     generated = _case(spec, case)
+    if case.faint:
+        variant = replace(variant, techniques={**variant.techniques, "faint_inputs": FaintInputs(case.faint)})
     recorder = ProbeRecorder(Sketches(spec.pinned.sites))
     with bench.variant(variant) as (subject, components, _), observing(components, [recorder]):
         state: Any = None
@@ -143,5 +155,5 @@ def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advan
         )
         blame(error, Place(component, site, step, branch))
         raise error
-    labels = {"variant": variant.name, "case": name, **_described(case)}
+    labels = {"variant": variant.name, "case": name, **_labels(case)}
     return [{**labels, **row} for row in recorder.rows]

@@ -157,11 +157,15 @@ class TeacherSpec:
 
 @dataclass(frozen=True)
 class PinnedCase:
-    """One generation of the plain model; `settings` override those of the run."""
+    """One generation of the plain model; `settings` override those of the run.
+
+    faint: patterns of norms whose inputs are scaled to an rms of 1e-3 in this case, so that their eps matters.
+    """
 
     prompt: str = ""
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    faint: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

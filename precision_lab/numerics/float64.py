@@ -77,9 +77,28 @@ def rotate(x: Array, rotation: Array) -> Array:
     return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
 
 
+def rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates channel i with channel i + C / 2; x: (B, L, H, C), cos and sin: (L, C / 2)."""
+    first, second = np.split(x.astype(np.float64), 2, axis=-1)
+    turn_cos, turn_sin = (part.astype(np.float64)[:, None] for part in (cos, sin))
+    turned = first * turn_cos - second * turn_sin, second * turn_cos + first * turn_sin
+    return np.concatenate(turned, axis=-1)
+
+
+def channel_norm(x: Array, scale: Array) -> Array:
+    """`x / max(|x|, 1e-12) * sqrt(C) * scale` over the last axis."""
+    y = x.astype(np.float64)
+    norm = np.sqrt(np.square(y).sum(axis=-1, keepdims=True))
+    return y / np.maximum(norm, 1e-12) * math.sqrt(x.shape[-1]) * scale.astype(np.float64)
+
+
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """`softmax(q k^T / sqrt(C)) v`; q, k, v: (B, L, H, C), mask: (B, 1, 1, L), True where a key takes part."""
+    """`softmax(q k^T / sqrt(C)) v`; q: (B, L, H, C), k and v: (B, L, K, C) with H a multiple of K.
+
+    mask: (B, 1, 1, L) or (B, 1, L, L), True where a query may read a key.
+    """
     query, key, value = (a.astype(np.float64).transpose(0, 2, 1, 3) for a in (q, k, v))
+    key, value = (a.repeat(query.shape[1] // a.shape[1], axis=1) for a in (key, value))
     scores = query @ key.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = np.where(mask, scores, -np.inf)

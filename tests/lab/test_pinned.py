@@ -19,6 +19,7 @@ from precision_lab.lab import pinned
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import LatencySpec, PinnedCase, PinnedSpec, RunSpec, Variant
+from precision_lab.lab.subject import Case
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.streams import Streams
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
@@ -29,6 +30,7 @@ from tests.subjects import settings, source
 
 CONF = Path(__file__).parents[2] / "conf"
 KEY = ["variant", "case", "branch", "step", "component", "site", "port"]
+FAINT = PinnedCase("a blue star", seed=4, settings={"height": 32, "width": 32}, faint=["transformer_blocks.*.*_norm1"])
 CASES = {
     "square": PinnedCase("two red circles on a blue background", seed=0, settings={"height": 48, "width": 48}),
     "odd": PinnedCase("a green square", seed=3, settings={"height": 48, "width": 80}),
@@ -297,6 +299,103 @@ class TestNaming:
         guilty = first_deviating(found)
         assert (guilty["site"], guilty["num_nonfinite"]) == (site.path, 64)
         assert np.isnan(guilty[["rms", *SKETCH_COLUMNS]].astype(float)).all()
+
+
+@pytest.fixture(scope="module")
+def faint_bench(small_checkpoint, tmp_path_factory):
+    padded = PinnedCase("a green square", seed=3, settings={"height": 32, "width": 32, "padding": 5})
+    return Bench(
+        RunSpec(
+            experiment="test",
+            source=source(small_checkpoint),
+            settings=settings(steps=1, guidance_scale=1.0, height=32, width=32),
+            prompts=["a red circle"],
+            seeds=[0],
+            variants=[Variant("baseline", "bfloat16")],
+            baseline="baseline",
+            probes={},
+            drift_sites=[],
+            latency=LatencySpec(0, 0),
+            out=tmp_path_factory.mktemp("run"),
+            pinned=PinnedSpec({"faint": FAINT, "padded": padded}, SITES, steps=1, record=True),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def faint_reference(faint_bench, tmp_path_factory):
+    return measured(faint_bench, tmp_path_factory.mktemp("pinned"))
+
+
+class TestSmallInputsAndPadding:
+    """A case with small inputs of norms shows another eps, a padded one a dropped mask."""
+
+    def test_another_eps_is_found_where_it_is(self, faint_bench, faint_reference, tmp_path):
+        norm = faint_bench.components("float32")["transformer"].transformer_blocks[2].txt_norm1
+        norm.eps = 1e-5
+        try:
+            found = deviations(measured(faint_bench, tmp_path / "after"), faint_reference)
+        finally:
+            norm.eps = 1e-6
+        guilty = found[found["relative"] > 1e-2].iloc[0]
+        assert (guilty["case"], guilty["site"]) == ("faint", "transformer_blocks.2.txt_norm1")
+        first = found[(found["case"] == "padded") & (found["relative"] > 1e-2)]
+        assert first.empty, "inputs of the usual size do not show it"
+
+    @pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+    def test_a_dropped_mask_is_found(self, faint_bench, faint_reference, tmp_path, monkeypatch, component):
+        if component == "transformer":
+            monkeypatch.setattr("precision_lab.model.qwen_image.transformer._joint_mask", lambda *_: None)
+            expected = "transformer_blocks.0.attn.attend"
+        else:
+            monkeypatch.setattr("precision_lab.model.qwen_image.text_encoder._causal_mask", lambda _: "causal")
+            expected = "layers.0.self_attn.attend"
+        found = deviations(measured(faint_bench, tmp_path / "after"), faint_reference)
+        guilty = found[found["relative"] > 1e-4].iloc[0]
+        assert (guilty["case"], guilty["component"], guilty["site"]) == ("padded", component, expected)
+
+    def test_padding_does_not_change_the_picture(self, faint_bench):
+        subject = faint_bench.subject("float32")
+        pictures = []
+        for padding in (0, 3, 40):
+            case = Case(0, "a green square", 3, {"steps": 2, "height": 32, "width": 48, "padding": padding})
+            state = subject.start(case)
+            assert state.cond.embeds.shape[1] == subject.start(replaced(case, padding=0)).cond.embeds.shape[1] + padding
+            assert (state.cond.mask is None) == (padding == 0)
+            for number in range(2):
+                state = subject.step(state, number).state
+            pictures.append(np.array(subject.picture(state)))
+        for picture in pictures[1:]:
+            np.testing.assert_allclose(picture, pictures[0], atol=1e-2)
+
+    @pytest.mark.parametrize(
+        ("case", "message"),
+        [
+            (PinnedCase("a", settings={"padding": -1}), "padding is -1, expected 0 to 1024 tokens"),
+            (PinnedCase("a", settings={"padding": 5000}), "padding is 5000"),
+            (PinnedCase("a", faint=["nowhere.*"]), r"pinned\.cases\.odd: .*matches nothing"),
+        ],
+    )
+    def test_what_fits_no_model(self, faint_bench, tmp_path, case, message):
+        spec = dataclasses.replace(faint_bench.spec, out=tmp_path / "run", pinned=PinnedSpec({"odd": case}, SITES))
+        with pytest.raises(InputError, match=message):
+            run(spec, Quiet())
+        assert not spec.out.exists()
+
+    def test_small_inputs_are_part_of_the_identity(self, faint_bench):
+        plain = dataclasses.replace(FAINT, faint=())
+        with_faint, without = (
+            pinned.described(
+                dataclasses.replace(faint_bench.spec, pinned=PinnedSpec({"faint": case}, SITES, record=True))
+            )
+            for case in (FAINT, plain)
+        )
+        assert with_faint.cases["faint"]["faint"] == ["transformer_blocks.*.*_norm1"]
+        assert with_faint.fingerprint != without.fingerprint
+
+
+def replaced(case, **settings):
+    return dataclasses.replace(case, settings={**case.settings, **settings})
 
 
 def test_an_interrupted_run_makes_only_what_is_missing(spec, tmp_path):

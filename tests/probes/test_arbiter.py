@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 
 import precision_lab
+from precision_lab.errors import InputError
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.observing import observing
-from precision_lab.model.layers import Linear
+from precision_lab.model.layers import Add, Linear
+from precision_lab.model.qwen_image import text_encoder
 from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import Grid
-from precision_lab.probes.arbiter import Arbiter
+from precision_lab.model.qwen_image.sampler import EulerStep
+from precision_lab.model.qwen_image.vae_blocks import ChannelNorm
+from precision_lab.probes.arbiter import Arbiter, exact
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.unfused_attention import UnfusedAttention
+from tests.model.rounding import Draw
 
 MICRO = Path(precision_lab.__file__).parent / "checkpoints" / "micro"
 BLOCK = "transformer_blocks.{0,3}"
@@ -89,6 +94,70 @@ def test_the_embedded_models_operations(dtype):
         for name in ("modulate1", "add1"):
             assert any(row["own_misrounded_pct"] > 1 for row in of(rows, name)), name
     assert all(row["own_rel_l2"] < 4 * ULP[dtype] for row in rows)
+
+
+OTHERS = {
+    "affine LayerNorm": (lambda: nn.LayerNorm(48), lambda d: (d.normal(1, 9, 48),)),
+    "RMSNorm of mlx.nn": (lambda: nn.RMSNorm(48), lambda d: (d.normal(1, 9, 48),)),
+    "norm of the VAE": (lambda: ChannelNorm(24), lambda d: (d.normal(1, 4, 5, 24),)),
+    "rotation of halves": (text_encoder.Rotary, lambda d: (d.normal(1, 9, 3, 16), text_encoder.rotation(9, 16, 1e6))),
+    "causal attention": (
+        text_encoder.Attend,
+        lambda d: (d.normal(1, 9, 4, 16), d.normal(1, 9, 2, 16), d.normal(1, 9, 2, 16), "causal"),
+    ),
+    "masked attention": (
+        text_encoder.Attend,
+        lambda d: (
+            *(d.normal(1, 9, heads, 16) for heads in (4, 2, 2)),
+            mx.array(np.tri(9, dtype=bool) & (np.arange(9) < 6) | np.eye(9, dtype=bool))[None, None],
+        ),
+    ),
+    "Euler step": (EulerStep, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16), mx.array(-0.1))),
+    "add": (Add, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
+    "product": (text_encoder.Multiply, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
+    "SiLU of mlx.nn": (nn.SiLU, lambda d: (d.normal(1, 9, 16),)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_further_operations_are_nearly_exact_in_fp32(name):
+    """An oracle of another operation would be off by far more than rounding."""
+    build, inputs = OTHERS[name]
+    module, arguments = build(), inputs(Draw("float16", 0))
+    arguments = [x.astype(mx.float32) if isinstance(x, mx.array) and x.dtype == mx.float16 else x for x in arguments]
+    arrays = [array for x in arguments for array in (x if isinstance(x, tuple) else [x]) if isinstance(array, mx.array)]
+    (row,) = judge(module, arrays, module(*arguments))
+    assert row["own_rel_l2"] < 1e-6
+
+
+def test_a_class_of_somebody_else_can_be_registered():
+    class Doubled(nn.Module):
+        def __call__(self, x):
+            return x + x
+
+    class Again(Doubled):
+        pass
+
+    x = mx.ones((1, 2))
+    assert judge(Doubled(), [x], x + x) == []
+    exact.register(Doubled, lambda module, inputs: 2.0 * inputs[0].astype(np.float64))
+    (row,) = judge(Again(), [x], x + x)
+    assert row["own_misrounded_pct"] == 0
+
+
+def test_one_call_in_every_so_many():
+    linear = Linear(2, 2)
+    x = mx.ones((1, 2))
+    for every, expected in ((1, 7), (3, 3), (100, 1)):
+        recorder = Arbiter(sites=(), every=every).recorder()
+        for order in range(7):
+            place = Position("cond", order, None, "transformer", "here", "out", "-", None, order)
+            recorder.observe([Observation(place, linear(x), (x,), linear)])
+        assert len(recorder.rows) == expected
+        assert recorder.rows[0]["step"] == 0
+    for every in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match="every is"):
+            Arbiter(sites=(), every=every)
 
 
 def test_an_operation_made_worse_stands_out():

@@ -34,6 +34,7 @@ MATCHED = {
     "draw_things_feed_forward": (360, "2febc72a89a7e08f"),
     "draw_things_first_linear": (120, "0bc9fad9bea4e1ee"),
     "draw_things_8_6": (846, "d8b3d7fd2c8f8476"),
+    "faint_norms": (482, "62a3093f751a118c"),
     "fast": (3136, "0cd8618d967e12fa"),
     "ffn_scaling": (120, "796460027b5a2b12"),
     "ffn_scaling_exact": (360, "2febc72a89a7e08f"),

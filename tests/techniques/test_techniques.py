@@ -3,6 +3,7 @@
 import dataclasses
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
@@ -15,6 +16,7 @@ from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import Technique, applied
+from precision_lab.techniques.faint_inputs import FaintInputs
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.pre_attention_scaling import PreAttentionScaling
@@ -175,3 +177,28 @@ def test_all_follow_the_protocol(technique):
     assert isinstance(technique, Technique)
     with pytest.raises(dataclasses.FrozenInstanceError):
         technique.sites = ()
+
+
+def test_faint_inputs_scale_the_whole_input_and_keep_zeros():
+    seen = []
+
+    class Recording(nn.Module):
+        def __call__(self, x, factor):
+            seen.append(x)
+            return x * factor
+
+    root = {"model": nn.Sequential(Recording())}
+    for dtype in (mx.float32, mx.bfloat16):
+        x = mx.array(np.random.default_rng(0).standard_normal((1, 7, 5)) * 300).astype(dtype)
+        with applied(root, {"faint": FaintInputs(["layers.0"], rms=2.0**-10)}):
+            y = root["model"].layers[0](x, 2)
+        assert y.dtype == dtype
+        rms = float(mx.sqrt(mx.mean(mx.square(seen[-1].astype(mx.float32)))))
+        assert rms == pytest.approx(2.0**-10, rel=1e-2)
+        ratio = np.array(seen[-1].astype(mx.float32) / x.astype(mx.float32))
+        assert np.allclose(ratio, ratio[0, 0, 0], rtol=1e-2)
+        with applied(root, {"faint": FaintInputs(["layers.0"])}):
+            root["model"].layers[0](mx.zeros_like(x), 2)
+        assert float(mx.abs(seen[-1]).max()) == 0
+    with pytest.raises(InputError, match="rms is 0"):
+        FaintInputs(["a"], rms=0)

@@ -98,7 +98,7 @@ def write(path: Path, backend: str, experiment: str, entry: Entry) -> None:
 def _lines(entry: Mapping[str, Any]) -> str:
     """An entry with one line a site, so that a change of few sites is a diff of few lines."""
     about = [f"{_compact(name)}: {_compact(entry[name])}" for name in ABOUT]
-    lists = [f"{_compact(name)}: [\n" + ",\n".join(map(_compact, entry[name])) + "\n]" for name in LISTS]
+    lists = [f"{_compact(name)}: [\n" + ",\n".join(map(_compact, entry.get(name, ()))) + "\n]" for name in LISTS]
     return "{\n" + ",\n".join([*about, *lists]) + "\n}"
 
 

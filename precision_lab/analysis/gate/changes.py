@@ -67,7 +67,7 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str, 
 
 def _pinned(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
     moved = sketches.moved(before, after)
-    moved = moved[~(moved["rel_l2"] <= sketches.TOLERANCE)]
+    moved = moved[~(moved["rel_l2"] <= min(sketches.TOLERANCES.values()))]
     if len(moved):
         rows = [f"{_at(row, component)} by {row['rel_l2']:.2g}" for row in moved.head(_SHOWN).to_dict("records")]
         yield f"pinned cases: {len(moved)} sites moved, in order of execution: {_listed(rows, len(moved))}"

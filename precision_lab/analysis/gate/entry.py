@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from precision_lab.analysis.gate import bands, cost, drift, sketches
+from precision_lab.analysis.gate import bands, cost, drift, rounding, sketches
 from precision_lab.analysis.gate.settings import settings_of
 from precision_lab.errors import InputError
 from precision_lab.record.run import Run
@@ -16,7 +16,7 @@ from precision_lab.record.run import Run
 ABOUT = ("device", "mlx", "learned_from", "settings", "cost", "component")
 """The parts of an entry that are not lists of sites."""
 
-LISTS = {"bands": bands, "drift": drift, "sketches": sketches}
+LISTS = {"bands": bands, "drift": drift, "sketches": sketches, "rounding": rounding}
 """The lists of sites, with the module that reads and writes the records of each."""
 
 
@@ -25,8 +25,8 @@ class Entry:
     """The measure that the gate compares a run with.
 
     device: name and, of a CPU, its cores; learned_from: the run, in words and numbers, for people; settings: what
-    another run must share; bands, drift, sketches: as the modules of these names learn them; cost: times and memory;
-    component: the default one of the layout, which the records of sites do not name.
+    another run must share; bands, drift, sketches, rounding: as the modules of these names learn them; cost: times and
+    memory; component: the default one of the layout, which the records of sites do not name.
     """
 
     device: str
@@ -38,13 +38,14 @@ class Entry:
     bands: pd.DataFrame
     drift: pd.DataFrame
     sketches: pd.DataFrame
+    rounding: pd.DataFrame
 
     @property
     def noise(self) -> Mapping[tuple[str, str], float]:
         return drift.noise_floors(self.sketches)
 
     def to_json(self) -> dict[str, Any]:
-        """Strict JSON; `bands`, `drift` and `sketches` are lists of one record a site."""
+        """Strict JSON; its lists have one record a site."""
         about: dict[str, Any] = {name: getattr(self, name) for name in ABOUT}
         sites = {name: module.to_records(getattr(self, name), self.component) for name, module in LISTS.items()}
         return about | sites
@@ -52,12 +53,13 @@ class Entry:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Entry:
         """Raises InputError for an entry of another form."""
-        missing = [name for name in (*ABOUT, *LISTS) if name not in raw]
+        missing = [name for name in (*ABOUT, *LISTS) if name not in raw and name != "rounding"]
         if missing:
             raise InputError(f"An entry of the baseline has no {missing[0]}. Learn it again with gate.update=true")
         return cls(
             **{name: raw[name] for name in ABOUT},
-            **{name: module.from_records(raw[name], str(raw["component"])) for name, module in LISTS.items()},
+            # an entry without an arbiter, or from before rates were learned, has none
+            **{name: module.from_records(raw.get(name, ()), str(raw["component"])) for name, module in LISTS.items()},
         )
 
 
@@ -100,6 +102,7 @@ def learn(run: Run, config: Mapping[str, Any]) -> Entry:
         bands=bands.learn(ranges),
         drift=drift.learn(run.drift, drift.noise_floors(pinned)),
         sketches=pinned,
+        rounding=rounding.learn(ranges, layout),
     )
 
 

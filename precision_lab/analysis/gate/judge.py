@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from precision_lab.analysis.gate import bands, cost, drift, sketches
+from precision_lab.analysis.gate import bands, cost, drift, rounding, sketches
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.baseline import Choice
 from precision_lab.analysis.gate.settings import require_same, settings_of
@@ -20,15 +20,22 @@ from precision_lab.record.run import Run
 
 @dataclass(frozen=True)
 class Limits:
-    """How far from a baseline a run may be; relative deviations, bits, and shares of times and memory."""
+    """How far from a baseline a run may be; relative deviations, bits, and shares of times and memory.
+
+    tolerance: None allows what the back end of the run needs (`sketches.tolerance_of`).
+    """
 
     ranges: Margin = field(default_factory=Margin)
     drift: Margin = field(default_factory=lambda: Margin(bits=3.0, spread=1.0))
-    tolerance: float = sketches.TOLERANCE
+    tolerance: float | None = None
     noise_factor: float = sketches.NOISE_FACTOR
     latency: float = 2.0
     latency_ratio: float = 0.5
     memory: float = 0.25
+
+    def on(self, backend: str) -> Limits:
+        """These limits with the tolerance of a back end where none is given."""
+        return self if self.tolerance is not None else replace(self, tolerance=sketches.tolerance_of(backend))
 
 
 def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, baseline: str) -> Findings:
@@ -83,6 +90,7 @@ def held(choice: Choice) -> list[str]:
         kinds += ["sites", "dtypes", "nonfinite", "ranges"]
         kinds += ["headroom"] if entry.bands["log2_amax_max"].notna().any() else []
     kinds += ["sketches"] if len(entry.sketches) else []
+    kinds += ["rounding"] if len(entry.rounding) else []
     kinds += ["drift"] if len(entry.drift) else []
     return kinds + (["latency", "memory"] if entry.cost and choice.same_device else [])
 
@@ -93,8 +101,12 @@ def _compared(run: Run, choice: Choice, limits: Limits) -> list[Findings]:
     found = []
     if "num_nan" in activations:
         found.append(bands.judge(_of_others(entry.bands, failed), activations, limits.ranges, layout))
+    if len(entry.rounding):
+        found.append(rounding.judge(_of_others(entry.rounding, failed), activations, layout))
     if len(entry.sketches) and len(run.sketches):
-        found.append(sketches.judge(entry.sketches, run.sketches, limits.tolerance, limits.noise_factor, layout))
+        tolerance = limits.on(run.manifest.environment.backend).tolerance
+        assert tolerance is not None
+        found.append(sketches.judge(entry.sketches, run.sketches, tolerance, limits.noise_factor, layout))
     drifts = _of_others(run.drift, failed)
     if len(drifts):
         found.append(drift.judge(_of_others(entry.drift, failed), drifts, limits.drift, entry.noise, layout))

@@ -22,18 +22,26 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
 from precision_lab.record.layout import Layout
 
-TOLERANCE = 1e-3
-"""The relative deviation that is allowed everywhere; far above the rounding of fp32, far below a mistake."""
+TOLERANCES = {"cpu": 1e-4}
+"""The relative deviation that is allowed everywhere, by back end; measured in experiments/false_alarms."""
+
+UNMEASURED_TOLERANCE = 1e-3
+"""That of other back ends: far above the rounding of fp32, far below most mistakes."""
 
 NOISE_FACTOR = 4.0
 """How many times the stored noise floor is allowed: it is one sample, and eight projections estimate it within two."""
 
 REFERENCE, EQUIVALENT = "reference", "equivalent"
 _UNIT = 1e-5
-"""The unit of stored projections, as a share of the array's norm: a hundredth of the tolerance."""
+"""The unit of stored projections, as a share of the array's norm: rounding to it moves a deviation by 3e-6."""
 _SITE = ("component", "site", "port")
 _MOMENT = ("case", "branch", "step")
 _COLUMNS = (*ADDRESS, *_MOMENT, "order", "dtype", "shape", "numel", "num_nonfinite", "rms", *SKETCH_COLUMNS)
+
+
+def tolerance_of(backend: str) -> float:
+    """The relative deviation that is allowed on a back end."""
+    return TOLERANCES.get(backend, UNMEASURED_TOLERANCE)
 
 
 def learn(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:

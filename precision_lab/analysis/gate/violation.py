@@ -14,7 +14,10 @@ from typing import Any
 
 from precision_lab.record.files import number_or_reason
 
-KINDS = ("variants", "sites", "sketches", "dtypes", "nonfinite", "ranges", "headroom", "drift", "latency", "memory")
+KINDS = (
+    *("variants", "sites", "sketches", "dtypes", "rounding", "nonfinite", "ranges", "headroom", "drift"),
+    *("latency", "memory"),
+)
 """The kinds of comparison of a gate, counted separately: a kind without comparisons has not passed."""
 
 RAISED = "raised"

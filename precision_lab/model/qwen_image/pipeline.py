@@ -147,18 +147,21 @@ class Pipeline:
                 )
         return Grid(height // unit, width // unit)
 
-    def tokens(self, prompts: list[str]) -> Tokens:
+    def tokens(self, prompts: list[str], padding: int = 0) -> Tokens:
         """The token ids of the prompts. Raises InputError for an id that the text encoder has no embedding of."""
-        tokens = self.tokenizer(prompts)
+        tokens = self.tokenizer(prompts, padding)
         size = self.text_encoder.embed_tokens.weight.shape[0]
         if not 0 <= tokens.ids.min() <= tokens.ids.max() < size:
             worst = tokens.ids.max() if tokens.ids.max() >= size else tokens.ids.min()
             raise InputError(f"tokenizer: it has the token id {worst}, but vocab_size of the text encoder is {size}")
         return tokens
 
-    def encode(self, prompts: list[str], max_tokens: int | None = None) -> Conditioning:
-        """Embeddings of the prompts, right-padded to the longest prompt, of which at most `max_tokens` are kept."""
-        ids, mask = self.tokens(prompts)
+    def encode(self, prompts: list[str], max_tokens: int | None = None, padding: int = 0) -> Conditioning:
+        """Embeddings of the prompts, right-padded to the longest prompt and `padding` tokens more.
+
+        At most `max_tokens` of them are kept.
+        """
+        ids, mask = self.tokens(prompts, padding)
         padded = mx.array(mask) if not mask.all() else None
         kept = slice(PREFIX_TOKENS, None if max_tokens is None else PREFIX_TOKENS + max_tokens)
         hidden = self.text_encoder(mx.array(ids), padded, self.dtypes.text_encoder)[:, kept].astype(self.dtype)

@@ -47,8 +47,8 @@ class Tokenizer:
                 f"{folder}: the template's prefix is {prefix} tokens, expected {PREFIX_TOKENS}: not a Qwen2 tokenizer?"
             )
 
-    def __call__(self, prompts: list[str]) -> Tokens:
-        """Token ids of the prompts in the template, right-padded to the longest.
+    def __call__(self, prompts: list[str], padding: int = 0) -> Tokens:
+        """Token ids of the prompts in the template, right-padded to the longest and `padding` tokens more.
 
         Raises InputError for a prompt of more than 1024 tokens, including those that the template adds after it.
         """
@@ -58,7 +58,7 @@ class Tokenizer:
                 raise InputError(
                     f"prompt {prompt[:40]!r}... has {len(row) - PREFIX_TOKENS} tokens, expected at most {MAX_TOKENS}"
                 )
-        longest = max(map(len, rows))
+        longest = max(map(len, rows)) + padding
         ids = np.full((len(rows), longest), self._tokenizer.pad, dtype=np.int32)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):

@@ -28,6 +28,7 @@ class Settings:
     - schedule: keys of scheduler_config.json that replace those of the checkpoint, such as `shift`.
     - sigmas: the noise levels of the steps, used as they are (diffusers would shift its argument of that name); 0 is
       appended. Their number is `steps`.
+    - padding: tokens of padding after each prompt, masked, as a prompt has them in a batch with a longer one.
 
     Raises InputError for values out of range.
     """
@@ -40,6 +41,7 @@ class Settings:
     max_sequence_length: int | None = None
     schedule: Annotated[Mapping[str, Any], "keys of scheduler_config.json, like {shift: 3.0}"] | None = None
     sigmas: Sequence[float] | None = None
+    padding: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -54,6 +56,8 @@ class Settings:
         tokens = self.max_sequence_length
         if tokens is not None and not 1 <= tokens <= MAX_TOKENS:
             raise InputError(f"sampler.max_sequence_length is {tokens!r}, expected 1 to {MAX_TOKENS} tokens, or null")
+        if not 0 <= self.padding <= MAX_TOKENS:
+            raise InputError(f"sampler.padding is {self.padding}, expected 0 to {MAX_TOKENS} tokens")
         if self.schedule is not None:
             changed(SchedulerConfig(), self.schedule)
         if self.sigmas is not None:

@@ -105,11 +105,11 @@ class TextToImage:
         pipeline, settings = self.pipeline, checked(Settings, case.settings)
         grid = pipeline.grid(settings.height, settings.width)
         with scope(branch="cond"):
-            cond = pipeline.encode([case.prompt], settings.max_sequence_length)
+            cond = pipeline.encode([case.prompt], settings.max_sequence_length, settings.padding)
         uncond = None
         if settings.guided:
             with scope(branch="uncond"):
-                uncond = pipeline.encode([settings.negative_prompt], settings.max_sequence_length)
+                uncond = pipeline.encode([settings.negative_prompt], settings.max_sequence_length, settings.padding)
         levels = settings.levels(pipeline.scheduler, grid.height * grid.width)
         return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale)
 
