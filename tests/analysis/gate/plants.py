@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from precision_lab.model.layers import LayerNorm
-from precision_lab.model.qwen_image import block, rope, sampler, subject, transformer
+from precision_lab.model.qwen_image import block, rope, sampler, settings, transformer
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.qwen_image.streams import Streams
@@ -23,15 +23,18 @@ Patch = pytest.MonkeyPatch
 
 
 def in_loaded(patch: Patch, change: Callable[[Pipeline], None]) -> None:
-    """Every pipeline is changed as soon as it is loaded."""
-    load = Checkpoint.pipeline
+    """Every pipeline is changed as soon as it is assembled, once if two of them share their transformer."""
+    assemble = Checkpoint.assembled
+    changed: list[nn.Module] = []
 
-    def loaded(self: Checkpoint, dtype: mx.Dtype) -> Pipeline:
-        found = load(self, dtype)
-        change(found)
+    def assembled(self: Checkpoint, *components: Any) -> Pipeline:
+        found = assemble(self, *components)
+        if not any(found.transformer is transformer for transformer in changed):
+            changed.append(found.transformer)
+            change(found)
         return found
 
-    patch.setattr(Checkpoint, "pipeline", loaded)
+    patch.setattr(Checkpoint, "assembled", assembled)
 
 
 def at(patch: Patch, path: str, call: Callable[..., Any]) -> None:
@@ -122,12 +125,12 @@ def nan_in_one_token(patch: Patch) -> None:
 
 def terminal_stretch_removed(patch: Patch) -> None:
     """The last sigma is not stretched to shift_terminal."""
-    plain = subject.sigmas
+    plain = settings.sigmas
 
     def sigmas(config: Any, steps: int, num_tokens: int) -> np.ndarray:
         return plain(replace(config, shift_terminal=None), steps, num_tokens)
 
-    patch.setattr(subject, "sigmas", sigmas)
+    patch.setattr(settings, "sigmas", sigmas)
 
 
 def timestep_in_bfloat16(patch: Patch) -> None:
