@@ -32,8 +32,9 @@ def test_the_technique_and_the_probe():
     technique, probe = python_blocks("extending.md")
     names = {"mx": mx}
     exec(technique, names)
-    exec(probe, names)
-    clip, kurtosis = names["BlockEndClip"](), names["Kurtosis"](("transformer_blocks.*",))
+    clip = names["BlockEndClip"]()
+    exec(probe, names := {})
+    kurtosis = names["Kurtosis"](("transformer_blocks.*",))
     assert isinstance(clip, Technique)
     assert isinstance(kurtosis, Probe)
     assert isinstance(kurtosis, Declaring)
@@ -43,6 +44,24 @@ def test_the_technique_and_the_probe():
         assert mx.isfinite(out).all()
     assert coverage["clip"].matched == 2
     assert kurtosis.measure(mx.random.normal((200, 200)))["kurtosis"].item() == pytest.approx(3, rel=0.05)
+
+
+def test_the_yaml_of_the_probe(small_checkpoint, tmp_path, monkeypatch):
+    (yaml,) = [block for block in yaml_blocks("extending.md") if "kurtosis" in block]
+    (tmp_path / "their_probe.py").write_text(python_blocks("extending.md")[1])
+    (tmp_path / "their_conf" / "probe").mkdir(parents=True)
+    (tmp_path / "their_conf" / "probe" / "kurtosis.yaml").write_text(yaml)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their_probe", raising=False)
+    (command,) = re.findall(r"python -m (precision_lab .*kurtosis.*)", (GUIDE / "extending.md").read_text())
+    quick = ("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "latency.max_rounds=0", "out=run")
+    assert main([*shlex.split(command)[1:], f"model.path={small_checkpoint}", *quick]) == 0
+    table = Run.open(tmp_path / "run").activations
+    blocks = table[table["site"].str.fullmatch(r"transformer_blocks\.\d+")]
+    assert len(blocks) > 0
+    assert blocks["kurtosis"].notna().all()
+    assert "fourth standardised moment" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_names_of_the_page_on_addresses():

@@ -17,7 +17,8 @@ _KEY = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "
 def headline(first: Run, second: Run) -> pd.DataFrame:
     """Rows (variant, quantity, first, second): the summaries of the variants that both runs have.
 
-    Latency is left out where the devices differ. Raises InputError if no variant is shared.
+    A quantity without a number is the reason why. Latency is left out where the devices differ. Raises InputError if no
+    variant is shared.
     """
     summaries = [variants(run) for run in (first, second)]
     shared = [name for name in summaries[0] if name in summaries[1]]
@@ -32,10 +33,14 @@ def headline(first: Run, second: Run) -> pd.DataFrame:
     for name in shared:
         one, other = (summary[name] for summary in summaries)
         then, now = _quantities(one), _quantities(other)
-        rows += [(name, key, then[key].value, now[key].value) for key in then if key in now]
+        rows += [(name, key, _said(then[key]), _said(now[key])) for key in then if key in now]
         if same_device and one.latency and other.latency:
             rows.append((name, "latency_s", one.latency.median_s, other.latency.median_s))
     return pd.DataFrame(rows, columns=["variant", "quantity", "first", "second"])
+
+
+def _said(quantity: Quantity) -> float | str | None:
+    return quantity.reason or None if quantity.value is None else quantity.value
 
 
 def _quantities(variant: VariantSummary) -> dict[str, Quantity]:

@@ -230,5 +230,6 @@ def _cell(value: object) -> str:
     if value is None or repr(value) in ("<NA>", "nan"):
         return "-"
     if isinstance(value, float):
-        return "identical" if value == float("inf") else f"{value:.5g}"
+        whole = value.is_integer() and abs(value) < 1e15
+        return "identical" if value == float("inf") else str(int(value)) if whole else f"{value:.5g}"
     return str(value)

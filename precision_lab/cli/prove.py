@@ -37,6 +37,8 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
                 )
     if not techniques:
         raise InputError("prove needs techniques: technique=[NAME], or +exp=NAME for those of an experiment")
+    if not spec.has_plain_reference:
+        raise InputError("prove compares with the plain model in fp32, expected no other reference")
     from precision_lab.lab import pinned
     from precision_lab.lab.equivalence import draws_of, prove
     from precision_lab.techniques.reordered_sums import ReorderedSums

@@ -296,6 +296,11 @@ class RunSpec:
         object.__setattr__(self, "variants", [replace(v, reference=self._reference(v).name) for v in self.variants])
 
     @property
+    def has_plain_reference(self) -> bool:
+        """Whether the reference is the plain model in fp32."""
+        return self.reference.dtype == "float32" and not self.reference.techniques
+
+    @property
     def cases(self) -> list[Case]:
         return [Case(i, prompt, seed, self.settings) for i, prompt in enumerate(self.prompts) for seed in self.seeds]
 

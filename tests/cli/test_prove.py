@@ -30,6 +30,12 @@ def test_an_exact_scaling_is_identical_and_the_naive_one_is_another_function(pro
     assert row(out, "ffn_scaling")[1:5] == ["no", "another", "function", "output"]
 
 
+def test_another_reference_is_refused(prove):
+    code, _, err = prove("technique=[ffn_scaling]", "reference.dtype=bfloat16")
+    assert code == 2
+    assert "prove compares with the plain model in fp32" in err
+
+
 def test_a_false_claim_is_exit_code_1(prove, tmp_path, monkeypatch):
     (tmp_path / "liar.py").write_text(
         textwrap.dedent(
