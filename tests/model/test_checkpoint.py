@@ -355,7 +355,7 @@ def test_another_scheduler_is_refused_by_name(folder, name):
         ("text_encoder", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ("text_encoder", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
         ("text_encoder", {"rms_norm_eps": 0}, "rms_norm_eps"),
-        ("transformer", {"num_layers": 10**12}, "num_layers is 1000000000000, expected at most 1024"),
+        ("transformer", {"num_layers": 10**12}, "num_layers is 1000000000000, expected at most 256"),
         ("transformer", {"attention_head_dim": 10**400}, "attention_head_dim"),
         ("transformer", {"num_attention_heads": 1 << 23}, "num_attention_heads"),
         ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
@@ -389,3 +389,39 @@ def test_a_missing_key_of_the_text_encoder_takes_the_default_of_its_class(folder
 def test_json_that_is_too_deep_is_refused(folder):
     (folder / CONFIGS["vae"]).write_text('{"a": ' + "[" * 100_000)
     assert "vae/config.json: not JSON" in refusal(lambda: Checkpoint(folder).vae(mx.float32))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("vae", {"base_dim": 1 << 24, "dim_mult": [1 << 24] * 4}, "dim_mult"),
+        ("vae", {"dim_mult": [1] * 9, "temperal_downsample": [True] * 8}, "9 stages"),
+        ("vae", {"latents_std": [1.0] * 15 + [0.0]}, "latents_std holds 0.0"),
+        ("text_encoder", {"rope_theta": 1e308}, "rope_theta"),
+        ("text_encoder", {"rms_norm_eps": 1e308}, "rms_norm_eps"),
+        ("transformer", {"patch_size": 4}, "patch_size is 4"),
+    ],
+    ids=str,
+)
+def test_numbers_without_meaning_are_refused_by_name(folder, part, values, named):
+    edit(folder / CONFIGS[part], **values)
+    assert named in refusal(lambda: component(Checkpoint(folder), part))
+
+
+def test_components_that_do_not_fit_together_are_refused(folder):
+    """Each loads alone; together they are no model."""
+    vocab = json.loads((folder / "tokenizer/vocab.json").read_text())
+    vocab["red"] = 10**6
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(InputError, match="token id 1000000, but vocab_size of the text encoder is 1280"):
+        Checkpoint(folder).pipeline(mx.float32).encode(["red"])
+    edit(folder / CONFIGS["transformer"], out_channels=64, patch_size=2)
+    file = folder / TRANSFORMER
+    tensors = load_file(file)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        tensors[name] = np.concatenate([tensors[name]] * 4)
+    file.unlink()
+    save_file(tensors, file)
+    assert "out_channels is 64, expected z_dim of the VAE, 16" in refusal(
+        lambda: Checkpoint(folder).pipeline(mx.float32)
+    )

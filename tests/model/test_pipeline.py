@@ -1,5 +1,9 @@
 """Text to image against QwenImagePipeline of diffusers, with the same noise and prompts."""
 
+import json
+import os
+import shutil
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -173,3 +177,19 @@ def test_text_is_cut_as_in_diffusers(reference, pipeline, limit):
         assert embeds.shape == expected.shape
         assert embeds.shape[1] <= limit
         assert relative_l2(np.array(embeds), expected.numpy()) <= 1e-5
+
+
+def test_a_schedule_of_another_file_equals_diffusers(small_checkpoint, tmp_path):
+    """A file with few keys, whose missing ones have the defaults of the class in both."""
+    folder = shutil.copytree(small_checkpoint, tmp_path / "static", copy_function=os.link)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.unlink()
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    file.write_text(json.dumps(config))
+    args = ["a red circle on a dark background"], [3], 64, 48, 4, 4.0
+    expected_latents, expected_pixels = reference_images(load_reference(folder), *args)
+    latents, pixels = our_images(Checkpoint(folder).pipeline(mx.float32), *args)
+    assert relative_l2(latents, expected_latents) <= 1e-4
+    assert_equal_images(pixels, expected_pixels)
+    published, _ = our_images(Checkpoint(small_checkpoint).pipeline(mx.float32), *args)
+    assert relative_l2(published, expected_latents) > 1e-2

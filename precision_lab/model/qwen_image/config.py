@@ -22,7 +22,7 @@ _STORAGE_KEYS = {"quantization", "quantization_config"}
 _LARGEST = 1 << 24
 """The largest size that a configuration may state, a hundred times the largest of any published model."""
 
-_LARGEST_COUNT = 1024
+_LARGEST_COUNT = 256
 """The largest number of layers: each is a Python object, which is made before its weights are compared."""
 
 
@@ -180,9 +180,9 @@ class TextEncoderConfig(Config):
     def __post_init__(self) -> None:
         if self.hidden_act != "silu":
             raise InputError(f"hidden_act is {self.hidden_act!r}, expected 'silu'")
-        for key in ("rms_norm_eps", "rope_theta"):
-            if getattr(self, key) <= 0:
-                raise InputError(f"{key} is {getattr(self, key)}, expected above 0")
+        for key, least, most in (("rms_norm_eps", 0.0, 1.0), ("rope_theta", 1.0, 1e12)):
+            if not least < getattr(self, key) < most:
+                raise InputError(f"{key} is {getattr(self, key)}, expected between {least:g} and {most:g}")
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} and num_key_value_heads {self.num_key_value_heads} do not divide into "
@@ -206,6 +206,10 @@ _TEXT_CLASS = {
     "rms_norm_eps": 1e-5,
 }
 """Defaults of Qwen2_5_VLTextConfig in transformers 5."""
+
+
+_MOST_STAGES = 8
+"""The largest number of stages of a VAE; each but one halves the sides of its input."""
 
 
 def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -244,6 +248,14 @@ class VAEConfig(Config):
                 f"temperal_downsample has {len(self.temperal_downsample)} entries and dim_mult {len(self.dim_mult)}, "
                 "expected one fewer"
             )
+        widest = self.base_dim * max(self.dim_mult)
+        if widest > _LARGEST or len(self.dim_mult) > _MOST_STAGES:
+            raise InputError(
+                f"base_dim {self.base_dim} and dim_mult {_short(list(self.dim_mult))} give "
+                f"{len(self.dim_mult)} stages and {widest} channels, expected at most {_MOST_STAGES} and {_LARGEST}"
+            )
+        if not all(std > 0 for std in self.latents_std):
+            raise InputError(f"latents_std holds {min(self.latents_std)}, expected numbers above 0")
         for key in ("latents_mean", "latents_std"):
             if len(getattr(self, key)) != self.z_dim:
                 raise InputError(f"{key} has {len(getattr(self, key))} entries, expected z_dim {self.z_dim}")
