@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from precision_lab.analysis.alike import CaseKey
-from precision_lab.errors import InputError
 from precision_lab.numerics.metrics import compare, compare_images
 from precision_lab.record import results
+from precision_lab.record.images import picture_path, read_image
 from precision_lab.record.run import Run
 
 
@@ -120,13 +120,5 @@ def _picture(
 
 def _read(generations: Generations, case: CaseKey) -> tuple[npt.NDArray[np.uint8], int] | None:
     """The pixels of a picture, and how many of their values were not finite."""
-    from PIL import Image
-
-    path = generations.run.path / "images" / f"{generations.variant}__p{case[0]}__s{case[1]}.png"
-    if not path.is_file():
-        return None
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")), int(image.info.get("num_nonfinite", 0))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no picture that can be read: {error}") from error
+    path = picture_path(generations.run.path, generations.variant, *case)
+    return read_image(path) if path.exists() else None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from precision_lab.numerics.metrics import compare_images
+from precision_lab.record.images import read_image
 from precision_lab.record.run import Run
 from precision_lab.record.summary import Quantity
 
@@ -65,17 +66,9 @@ def _median_best(values: npt.NDArray[np.float64]) -> float:
 
 
 def _distance(path: Path, other: Path) -> tuple[float, float, float]:
-    (image, bad), (expected, expected_bad) = _read(path), _read(other)
+    (image, bad), (expected, expected_bad) = read_image(path), read_image(other)
     if bad or expected_bad:
         return math.nan, math.nan, float(image.size)
     found = compare_images(image, expected)
     identical = found.reasons.get("psnr_db") == "identical"
     return math.inf if identical else float(found.values["psnr_db"]), float(found.values["ssim"]), float(image.size)
-
-
-def _read(path: Path) -> tuple[npt.NDArray[np.uint8], int]:
-    """The pixels of a run's PNG, and how many of their values were not finite."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image), int(image.info.get("num_nonfinite", 0))

@@ -42,7 +42,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             "compare needs runs=[A,B], the folders of two or more runs, or reference=RUN:VARIANT; "
             f"got {shown(settings.runs)}"
         )
-    runs = [Run.open(path) for path in paths]
+    runs = [Run.open(path).whole() for path in paths]
     console = open_console()
     if reference is not None:
         _print_against(reference, runs, console)
@@ -72,8 +72,8 @@ def find_runs(given: Sequence[str]) -> list[Path]:
         matched = sorted((path for path in found if (path / manifest.FILE).is_file()), key=_natural)
         if not matched:
             raise InputError(f"runs: {entry} matches no folder of a run ({len(found)} other files and folders)")
-        paths += matched
-    return list(dict.fromkeys(paths))
+        paths += [path for path in matched if path not in paths]
+    return paths
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
@@ -91,9 +91,9 @@ def _reference(given: str) -> Generations:
         raise InputError(f"reference is {given!r}, expected RUN:VARIANT, the folder of a run and one of its variants")
     folder, colon, name = given.rpartition(":")
     if not colon or Path(given).expanduser().is_dir():
-        run = Run.open(Path(given).expanduser())
+        run = Run.open(Path(given).expanduser()).whole()
         return Generations(run, run.reference)
-    run = Run.open(Path(folder).expanduser())
+    run = Run.open(Path(folder).expanduser()).whole()
     if name not in run.manifest.variants:
         raise InputError(f"reference: {folder} has no variant {name!r}. {nearest(name, run.manifest.variants)}")
     return Generations(run, name)

@@ -65,7 +65,6 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         "s6": {"ops": ops},
         "findings": [finding.record() for finding in findings],
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / RECORD, record)
     with style.theme():
         style.save(device.draw(record), out)

@@ -17,6 +17,8 @@ from precision_lab.cli.literal import literally, settled
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, VariantError, first_line
+from precision_lab.record.files import RESTORE
+from precision_lab.record.run import CONFIG
 
 if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
@@ -59,7 +61,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             folder, code = _run(config, given, settings, command, console)
         except RunError as failure:
             return _judge_failure(Run.open(failure.folder), failure.error, settings, console)
-    run = Run.open(folder)
+    run = Run.open(folder).whole()
     _check_reference(run.manifest.reference)
     return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
 
@@ -244,9 +246,14 @@ def _choose(settings: Settings, environment: Environment, experiment: str) -> tu
 
 
 def _config_of(run: Run) -> Mapping[str, Any]:
-    if not run.config:
-        raise InputError(f"{run.path} has no config.yaml, with the settings of the run: not the folder of a run")
-    config: Any = OmegaConf.to_container(OmegaConf.create(run.config))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.create(run.config))
+    except InputError:
+        raise
+    except Exception as error:  # of damaged yaml, its parser and OmegaConf raise whatever the text leads to
+        raise InputError(f"{run.path / CONFIG} is not yaml: {first_line(error)}. {RESTORE}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{run.path / CONFIG} holds no settings. {RESTORE}")
     return config
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from precision_lab.record.run import Run
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
@@ -35,15 +39,30 @@ def judge_and_draw(run: Path, console: Console) -> int:
     from precision_lab.cli.summary import print_summary
     from precision_lab.record.run import Run
 
-    judged = Run.open(run)
+    judged = Run.open(run).whole()
     summary = summarize(judged)
     page = report.write(run)
     print_summary(summary, judged.layout, console)
+    if status := standing(judged):
+        console.print(status, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)
     reasons = failures(judged, summary)
     for reason in reasons:
         console.print(f"exit code 1: {reason}", soft_wrap=True)
     return int(bool(reasons))
+
+
+def standing(run: Run) -> str:
+    """A sentence on a run that is not complete: how it ended, and how it goes on; empty for a complete one."""
+    from precision_lab.record.lock import holder_of
+
+    status, holder = run.manifest.status, holder_of(run.path)
+    if status == "complete":
+        return ""
+    if holder is not None:
+        return f"{status}: {holder} is still writing this run, so its tables are not complete"
+    how = "ended in the middle" if status == "running" else f"{status}"
+    return f"{how}: this run was not finished, so its tables are not complete; its command with resume=true continues"
 
 
 def draw_history(path: Path, out: Path, console: Console) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 
 from precision_lab.errors import InputError
 from precision_lab.record import manifest
-from precision_lab.record.files import write_atomically
+from precision_lab.record.files import RESTORE, advising, read_text, write_atomically
+from precision_lab.record.images import NUM_NONFINITE
 from precision_lab.record.lock import FolderLock, check_free
 from precision_lab.record.manifest import Manifest
+from precision_lab.record.run import CONFIG
 
 _UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of characters in no name of a folder: control characters, bytes that are not UTF-8, line breaks."""
@@ -88,8 +90,10 @@ def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:
     begun = Manifest.read(out)
     if begun.status == "complete":
         raise InputError(f"resume=true: the run in {out} is complete; `report run={out}` draws its report")
-    config = out / "config.yaml"
-    if config.is_file() and config.read_text() != resolved:
+    config = out / CONFIG
+    with advising(RESTORE):
+        stored = read_text(config)
+    if stored != resolved:
         raise InputError(f"resume=true: {config} differs from this configuration. Give the overrides of that run")
     then = Identity(begun.checkpoint.fingerprint, begun.environment.device, begun.environment.mlx)
     for name, value in vars(identity).items():
@@ -102,10 +106,9 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     """Writes pixel values in [0, 255] as an 8-bit PNG; its text `num_nonfinite` counts non-finite ones, drawn as 0."""
     from PIL import Image, PngImagePlugin
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     image, num_nonfinite = to_uint8(pixels)
     about = PngImagePlugin.PngInfo()
-    about.add_text("num_nonfinite", str(num_nonfinite))
+    about.add_text(NUM_NONFINITE, str(num_nonfinite))
     write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, "PNG", pnginfo=about))
 
 

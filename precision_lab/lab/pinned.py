@@ -76,7 +76,7 @@ def measure(bench: Bench, advance: Advance) -> None:
     for variant in _variants(spec.pinned):
         for name, case in spec.pinned.recorded.items():
             part = f"{variant.name}__{name}"
-            if tables.part_path(spec.out, TABLE, part).exists():
+            if tables.is_written(spec.out, TABLE, part):
                 advance(spec.source.steps(_case(spec, case)), f"pinned {name}")
             else:
                 tables.write_part(spec.out, TABLE, part, _sketches(bench, variant, name, case, advance))

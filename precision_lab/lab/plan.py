@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from precision_lab.device.environment import backend
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, Site, select, walk
-from precision_lab.lab import crew, evidence, latency, pinned, teacher
+from precision_lab.lab import crew, evidence, latency, pinned, probe_columns, teacher
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
@@ -71,6 +71,7 @@ def plan(spec: RunSpec) -> Plan:
     steps = sum(_steps(bench, variant) for variant in spec.all_variants)
     components = bench.components("float32")
     _check_sites(spec, bench, components)
+    probe_columns.check(spec.probes)
     coverage: dict[str, Mapping[str, Coverage]] = {}
     storage: dict[str, Mapping[str, WeightStorage]] = {}
     errors: dict[str, Failure] = {}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from precision_lab.errors import InputError
+from precision_lab.record.files import read_json, write_text
+from precision_lab.record.files import writing as not_written
 
 
 class ReferenceWriter:
     """Appends fp32 arrays to one flat file; see `writing`."""
 
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, path: Path):
+        self._stream, self._path = stream, path
         self.index: dict[str, tuple[int, list[int]]] = {}
 
     def put(self, key: str, array: np.ndarray) -> None:
@@ -29,15 +32,20 @@ class ReferenceWriter:
                 "Name modules that are called once"
             )
         self.index[key] = (self._stream.tell(), list(array.shape))
-        self._stream.write(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+        with not_written(self._path):
+            self._stream.write(np.ascontiguousarray(array, dtype=np.float32).tobytes())
 
 
 class ReferenceReader:
-    """Reads arrays by key from the memory-mapped file."""
+    """Reads arrays by key from the memory-mapped file. Raises InputError if file and index do not belong together."""
 
     def __init__(self, path: Path):
-        self._index = json.loads(_index_path(path).read_text())
-        self._data = np.memmap(path, dtype=np.float32, mode="r") if path.stat().st_size else np.zeros(0, np.float32)
+        size = path.stat().st_size
+        try:
+            self._index = _checked(read_json(_index_path(path)), size)
+        except (InputError, AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not belong to its index {_index_path(path).name}") from error
+        self._data = np.memmap(path, dtype=np.float32, mode="r") if size else np.zeros(0, np.float32)
 
     def get(self, key: str) -> np.ndarray | None:
         """The array stored under `key`, or None without one."""
@@ -51,13 +59,29 @@ class ReferenceReader:
 @contextmanager
 def writing(path: Path) -> Iterator[ReferenceWriter]:
     """Context manager that yields a writer. Its files appear at `path` if the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
+    with not_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("wb") as stream:
-        writer = ReferenceWriter(stream)
+        writer = ReferenceWriter(stream, path)
         yield writer
-    _index_path(path).write_text(json.dumps(writer.index))
-    os.replace(temporary, path)
+        with not_written(path):
+            stream.flush()
+    write_text(_index_path(path), json.dumps(writer.index))
+    with not_written(path):
+        os.replace(temporary, path)
+
+
+def _checked(index: Any, size: int) -> dict[str, tuple[int, list[int]]]:
+    """The index, if its arrays fill a file of `size` bytes. Raises ValueError, AttributeError or TypeError if not."""
+    end = 0
+    for offset, shape in index.values():
+        if offset != end or not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"an array at byte {end} is expected")
+        end += 4 * math.prod(shape)
+    if end != size:
+        raise ValueError(f"{end} bytes are expected")
+    return dict(index)
 
 
 def _index_path(path: Path) -> Path:

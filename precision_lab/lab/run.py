@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -12,8 +13,8 @@ from typing import Protocol
 
 from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError, VariantError
-from precision_lab.lab import latency, pinned
-from precision_lab.lab.bench import part_name, reference_path
+from precision_lab.lab import latency, pinned, resuming
+from precision_lab.lab.bench import reference_path
 from precision_lab.lab.crew import Crew, Generation
 from precision_lab.lab.failure import FOLDER, Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
@@ -23,7 +24,7 @@ from precision_lab.lab.recorder import declared
 from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.record import tables
-from precision_lab.record.files import write_text
+from precision_lab.record.files import NotWrittenError, write_text
 from precision_lab.record.lock import FolderLock
 from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
 
@@ -67,6 +68,8 @@ class Execution:
 
     def run(self) -> None:
         with occupied(self.lock, self.spec.resume, self.spec.resolved, self._identity()):
+            if self.spec.resume:
+                resuming.check(self.spec, self.bench.layout)
             self._run()
 
     def _run(self) -> None:
@@ -80,11 +83,11 @@ class Execution:
             self.progress.note(note)
         try:
             self._measure()
-        except KeyboardInterrupt:
-            self._write_manifest("interrupted")
-            raise
-        except BaseException:
-            self._write_manifest("failed")
+        except BaseException as error:
+            with suppress(InputError):  # where the disk is full, the manifest cannot say so
+                self._write_manifest("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            if isinstance(error, NotWrittenError):
+                raise InputError(f"{error}. What was finished is kept; resume=true continues") from error
             raise
         finally:
             self.ended = True
@@ -145,12 +148,12 @@ class Execution:
         """Whether a generation is complete. The reference's is repeated if a variant still needs its arrays."""
         if variant.is_reference and not reference_path(self.spec.out, variant.name, case).exists():
             return all(self._is_done(v, case) for v in self.spec.all_variants if variant.name in v.needs)
-        return tables.part_path(self.spec.out, "activations", part_name(variant, case)).exists()
+        return resuming.is_made(self.spec, self.bench.layout, variant, case)
 
     def _time_steps(self, weight: float) -> None:
         """Times the steps of all variants in turn; again without one that raises, whose samples are not comparable."""
         part = "step"
-        if tables.part_path(self.spec.out, "latency", part).exists():
+        if tables.is_written(self.spec.out, "latency", part):
             self._advance(weight, "timing")
             return
         current: Variant | None = None

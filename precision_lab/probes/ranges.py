@@ -13,7 +13,7 @@ from precision_lab.numerics.formats import FORMATS, Format, format_named
 from precision_lab.numerics.statistics import summarize, summarize_each
 from precision_lab.probes.base import Scalar
 from precision_lab.probes.range_kernel import PendingRanges, pending_ranges, read_ranges
-from precision_lab.record.columns import Column, count
+from precision_lab.record.columns import Column, count, lost
 
 DEFAULT_FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
@@ -52,8 +52,7 @@ class RangeCatalogue:
         ]
         for name in self.formats:
             columns += [
-                Column(f"overflow_pct_{name}", unit="%", meaning=f"values beyond the largest number of {name}"),
-                Column(f"underflow_pct_{name}", unit="%", meaning=f"non-zero values that {name} rounds to zero"),
+                *lost(name),
                 Column(f"headroom_bits_{name}", unit="bits", meaning=f"log2(max of {name} / amax); higher is better"),
             ]
         return columns

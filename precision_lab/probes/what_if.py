@@ -12,7 +12,7 @@ from precision_lab.numerics.group_formats import DEFAULT_GROUP_FORMATS
 from precision_lab.numerics.what_if import any_format, what_if
 from precision_lab.probes.base import Scalar
 from precision_lab.probes.ranges import DEFAULT_FORMATS
-from precision_lab.record.columns import Column
+from precision_lab.record.columns import Column, lost
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class WhatIf:
             column
             for name in self.formats
             for column in (
-                Column(f"overflow_pct_{name}", unit="%", meaning=f"values that {name} saturates or makes infinite"),
-                Column(f"underflow_pct_{name}", unit="%", meaning=f"non-zero values that {name} rounds to zero"),
+                *lost(name),
                 Column(f"sqnr_db_{name}", unit="dB", meaning=f"signal to noise after a round trip through {name}"),
             )
         ]

@@ -31,6 +31,14 @@ def dtypes(columns: Iterable[Column]) -> Mapping[str, str]:
     return {column.name: column.dtype for column in columns}
 
 
+def lost(fmt: str) -> Sequence[Column]:
+    """The shares of values that a format loses, in the same words wherever they are measured."""
+    return [
+        Column(f"overflow_pct_{fmt}", unit="%", meaning=f"values beyond the largest number of {fmt}"),
+        Column(f"underflow_pct_{fmt}", unit="%", meaning=f"non-zero values that {fmt} rounds to zero"),
+    ]
+
+
 POSITION: Sequence[Column] = (
     Column("branch", "string", "", "branch of a step; null outside of branches"),
     Column("step", "Int64", "", "number of the step, from 0; null outside of the loop"),

@@ -5,24 +5,49 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, first_line
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+_LARGEST_TEXT = 1 << 28
+"""Maximum size in bytes of a text file that is read, far above that of any manifest or baseline."""
+
+
+class NotWrittenError(InputError):
+    """A file could not be written: a full disk, missing permission, a name that is taken."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Context manager for code that writes `path`. Raises NotWrittenError, with the system's reason, for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(f"{path} cannot be written: {error.strerror or first_line(error)}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, which becomes `path` when it returns."""
+    """Calls `write` with a temporary path beside `path`, which becomes `path` when it returns; makes the folder.
+
+    Raises NotWrittenError if the system refuses; `path` is then as it was.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two reports of one run may be drawn at once
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -36,14 +61,47 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises InputError for a file that cannot be read or is not strict JSON."""
+RESTORE = "Restore the file, or run again"
+"""What to do about a damaged file of a run."""
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Context manager that adds what to do to the message of an InputError, in place of RESTORE."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        yield
+    except InputError as error:
+        reason = str(error).removesuffix(f". {RESTORE}")
+        raise InputError(f"{reason}. {advice}") from error
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file. Raises InputError for anything else."""
+    try:
+        if not path.exists():
+            raise InputError(f"{path} is missing")
+        if not path.is_file():  # reading a pipe would wait for its writer
+            raise InputError(f"{path} is not a file")
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise InputError(f"{path} is larger than {_LARGEST_TEXT >> 20} MiB")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise InputError(f"{path} is not strict JSON: {error}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError for a file that cannot be read or is not strict JSON: finite numbers and valid text."""
+    text = read_text(path)
+    try:
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()  # half of a pair is no text
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise InputError(f"{path} is not strict JSON: {reason}") from error
+    return content
 
 
 @contextmanager
@@ -76,3 +134,7 @@ def number_or_reason(key: str, value: float, reason: str) -> dict[str, Any]:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"it holds {name}")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse(text)

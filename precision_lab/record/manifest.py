@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -10,7 +11,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from precision_lab.errors import InputError
 from precision_lab.record.columns import Column
-from precision_lab.record.files import read_json, write_json
+from precision_lab.record.consistency import check
+from precision_lab.record.files import RESTORE, advising, read_json, write_json
 from precision_lab.record.layout import Layout
 
 SCHEMA_VERSION = 2
@@ -173,26 +175,35 @@ class Manifest:
     def read(cls, run: Path) -> Manifest:
         """The manifest of a run folder. Raises InputError if there is none, or it cannot be read."""
         path = run / FILE
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{run} is not the folder of a run: there is no {FILE} in it")
-        return typed(cls, read_json(path), path)
+        with advising(RESTORE):
+            content = read_json(path)
+        manifest = typed(cls, content, path)
+        check(manifest, path)
+        return manifest
 
 
 def typed(kind: type[T], content: Any, path: Path) -> T:
-    """The content of a JSON file of a run. Raises InputError for another schema_version or a malformed entry."""
+    """The content of a JSON file of a run, each entry of exactly its type.
+
+    Raises InputError for another schema_version, and with its place for a malformed entry.
+    """
     from pydantic import ValidationError
 
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
+    if type(found) is not int or found != SCHEMA_VERSION:
+        found = found if isinstance(found, int | str | None) else type(found).__name__
         older = isinstance(found, int) and found < SCHEMA_VERSION
         advice = "Run the experiment again" if older else "Use the version of precision_lab that wrote it"
-        raise InputError(f"{path} has schema_version {found}, expected {SCHEMA_VERSION}. {advice}")
+        raise InputError(f"{path} has schema_version {str(found)[:40]}, expected {SCHEMA_VERSION}. {advice}")
     try:
-        value = cast(T, _adapter(cast(Any, kind)).validate_python(content))
+        # JSON, since a strict reader of Python values takes no list for a tuple
+        value = cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(content), strict=True))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise InputError(f"{path}: {where}: {first['msg']}. Restore the file, or run again") from error
+        raise InputError(f"{path}: {ascii(where)[1:-1]}: {first['msg']}. {RESTORE}") from error
     return value
 
 

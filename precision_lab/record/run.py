@@ -11,9 +11,13 @@ import pandas as pd
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.record import tables
+from precision_lab.record.consistency import check_files
+from precision_lab.record.files import RESTORE, advising, read_text
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Manifest
 from precision_lab.record.summary import Summary
+
+CONFIG = "config.yaml"
 
 
 class Tables:
@@ -45,11 +49,26 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """The run in a folder. Raises InputError if it holds none, or its manifest cannot be read."""
-        if not path.is_dir():
-            siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-            raise InputError(f"{path} is not the folder of a run: no such folder. {nearest(path.name, siblings)}")
-        return cls(path, Manifest.read(path), Tables(lambda name: tables.read(path, name)))
+        """The run in a folder. Raises InputError if it holds none, or its manifest cannot be read.
+
+        Tables are read when they are used; `whole` reads all of them at once.
+        """
+        try:
+            if not path.is_dir():
+                siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+                what = "not a folder" if path.exists() else "no such folder"
+                raise InputError(f"{path} is not the folder of a run: {what}. {nearest(path.name, siblings)}")
+            return cls(path, Manifest.read(path), Tables(lambda name: tables.read(path, name)))
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise InputError(f"{path} is not the folder of a run: {error.strerror}") from error
+
+    def whole(self) -> Run:
+        """This run. Raises InputError that names the file if one is missing or damaged.
+
+        A command that writes into the folder asks for this first, so that nothing is half-written.
+        """
+        check_files(self)
+        return self
 
     @property
     def layout(self) -> Layout:
@@ -94,9 +113,9 @@ class Run:
 
     @cached_property
     def config(self) -> str:
-        """The text of config.yaml; empty where there is none."""
-        path = self.path / "config.yaml"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        """The text of config.yaml. Raises InputError if it is missing or cannot be read."""
+        with advising(RESTORE):
+            return read_text(self.path / CONFIG)
 
     def completed(self) -> Run:
         """This run. Raises InputError if it was not finished."""

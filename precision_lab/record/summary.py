@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from precision_lab.record.files import read_json, write_json
+from precision_lab.record.files import RESTORE, advising, read_json, write_json
 from precision_lab.record.manifest import SCHEMA_VERSION, typed
 
 FILE = "summary.json"
@@ -170,9 +170,10 @@ class Summary:
     def read(cls, run: Path) -> Summary | None:
         """The summary in a run folder, None if there is none. Raises InputError for one that cannot be read."""
         path = run / FILE
-        if not path.is_file():
+        if not path.exists():
             return None
-        content = read_json(path)
+        with advising(RESTORE):
+            content = read_json(path)
         return typed(cls, _with_quantities(content), path)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, first_line
 from precision_lab.numerics.sketch import SKETCH_COLUMNS
 from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, Column, count, dtypes
-from precision_lab.record.files import write_atomically
+from precision_lab.record.files import RESTORE, write_atomically
+from precision_lab.record.values import checked
 
 _SEEN = (VARIANT, *CASE, *POSITION)
 _WITHOUT_SIGMA = tuple(column for column in POSITION if column.name != "sigma")
@@ -77,6 +77,9 @@ _NONFINITE = (
 _OF_A_PROBE = _SEEN
 _OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE}
 
+OF_A_RUN = (*LEADING, *_OWN)
+"""The tables of which the run itself decides what is in them; a probe may add columns to `activations` alone."""
+
 _OTHERS_AFTER = {"sketches": "seed"}
 """Where columns that are not leading ones are placed, if not at the end: the own settings of a pinned case."""
 
@@ -96,10 +99,19 @@ def part_path(run: Path, table: str, part: str) -> Path:
     return run / table / f"part-{part}.parquet"
 
 
+def merged_path(run: Path, table: str) -> Path:
+    """Where a table is when the run is complete."""
+    return run / f"{table}.parquet"
+
+
+def is_written(run: Path, table: str, part: str) -> bool:
+    """Whether a part is there, by itself or merged into its table by a run that was killed at the end."""
+    return part_path(run, table, part).exists() or merged_path(run, table).exists()
+
+
 def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
     """Writes rows as one part, whole or not at all."""
     path = part_path(run, table, part)
-    path.parent.mkdir(parents=True, exist_ok=True)
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     _write(_typed(table, frame), path)
 
@@ -113,21 +125,31 @@ def merge(run: Path) -> None:
     for table in (*LEADING, *sorted(own)):
         frame = read(run, table)
         keys = list(SORT_KEYS.get(table, _KEYS_OF_A_PROBE))
-        _write(frame.sort_values(keys, kind="stable", ignore_index=True), run / f"{table}.parquet")
+        _write(frame.sort_values(keys, kind="stable", ignore_index=True), merged_path(run, table))
         shutil.rmtree(run / table, ignore_errors=True)
 
 
 def read(run: Path, table: str) -> pd.DataFrame:
     """A table of a run, finished or not; empty with its leading columns if nothing is there.
 
-    Raises InputError for a file that cannot be read, or that lacks a leading column.
+    Raises InputError for a file that cannot be read, or whose columns or values are not those of such a table.
     """
-    merged = run / f"{table}.parquet"
-    if merged.is_file():
-        return _read(merged, table)
-    parts = [_read(path, table) for path in sorted((run / table).glob("part-*.parquet"))]
+    merged = merged_path(run, table)
+    if merged.exists():
+        return read_part(merged, table)
+    parts = [read_part(path, table) for path in parts_of(run, table)]
     parts = [part for part in parts if len(part)]
     return _typed(table, pd.concat(parts, ignore_index=True)) if parts else empty(table)
+
+
+def parts_of(run: Path, table: str) -> list[Path]:
+    """The parts of a table of an unfinished run."""
+    return sorted((run / table).glob("part-*.parquet"))
+
+
+def places(table: str) -> list[str]:
+    """Names of the columns that every row of a table has, whatever was measured."""
+    return [*(column.name for column in _leading(table)), ORDER.name]
 
 
 def empty(table: str) -> pd.DataFrame:
@@ -139,15 +161,17 @@ def _leading(table: str) -> Sequence[Column]:
     return {**_OWN, **LEADING}.get(table, _OF_A_PROBE)
 
 
-def _read(path: Path, table: str) -> pd.DataFrame:
+def read_part(path: Path, table: str) -> pd.DataFrame:
+    """One file of a table. Raises InputError as `read` does."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file, expected the table {table} of a run. {RESTORE}")
     try:
-        frame = pd.read_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not a table that can be read: {str(error).splitlines()[0]}") from error
-    missing = [column.name for column in _leading(table) if column.name not in frame]
-    if missing and len(frame):
-        raise InputError(f"{path} has no column {missing[0]!r}, expected a table {table} of a run")
-    return frame
+        frame = pd.read_parquet(path, page_checksum_verification=True)
+    except Exception as error:  # of a damaged file, Arrow and pandas raise whatever the bytes lead to
+        reason = first_line(error).removesuffix(".")
+        raise InputError(f"{path} is not a table that can be read: {reason}. {RESTORE}") from error
+    leading = _leading(table)
+    return checked(frame, path, table, leading, None if table == "latency" else ORDER)
 
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -164,4 +188,5 @@ def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     repetitive = frame.select_dtypes(exclude="float32").columns.to_list()  # a dictionary of sketches takes more space
-    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False, use_dictionary=repetitive))
+    settings: Mapping[str, Any] = {"use_dictionary": repetitive, "write_page_checksum": True}
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False, **settings))

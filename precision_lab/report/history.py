@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from precision_lab.analysis.history import FLOOR_BITS, History
+from precision_lab.record.files import write_atomically, write_text, writing
 from precision_lab.report import wording
 from precision_lab.report.figures import history_lines, history_map, style
 from precision_lab.report.figures.history_map import address_of, main_component, short
@@ -38,14 +39,15 @@ def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Pat
 
     steps: the result of `analysis.history.steps`. The same history gives the same bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with style.theme():
         drawings = [draw(history, steps) for draw in (history_map.draw, history_lines.draw)]
         figures = [_figure(drawing, name, folder) for drawing in drawings]
     listed = _with_commits(history, steps)
-    listed.to_csv(folder / f"{name}_steps.csv", index=False)
+    write_atomically(folder / f"{name}_steps.csv", lambda file: listed.to_csv(file, index=False))
     page = folder / f"{name}.html"
-    page.write_text(_render(history, changes(history, steps), name, figures), encoding="utf-8")
+    write_text(page, _render(history, changes(history, steps), name, figures))
     return page
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.record.files import write_text, writing
 from precision_lab.record.manifest import Checkpoint
 from precision_lab.record.origin import wording as wording_of_origin
 from precision_lab.report import anomaly, headline, headroom, wording
@@ -77,13 +78,14 @@ def write(run: Path) -> Path:
     """
     view = View.open(run)
     folder = run / "figures"
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     with style.theme():
         many = len(view.variants) > MOST_VARIANTS
         drawn = (draw(view) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
         figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
     page = run / "report.html"
-    page.write_text(_render(view, figures), encoding="utf-8")
+    write_text(page, _render(view, figures))
     return page
 
 

@@ -177,5 +177,5 @@ def test_a_picture_that_cannot_be_read_is_named(generations):
     outcomes = planted(np.random.default_rng(7), 1)
     first, second = generations("first", outcomes), generations("second", outcomes)
     (second.run.path / "images" / "a__p0__s0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(InputError, match=r"a__p0__s0\.png is no picture"):
+    with pytest.raises(InputError, match=r"a__p0__s0\.png is not a picture"):
         distance(first, second, {(0, 0): (0, 0)})

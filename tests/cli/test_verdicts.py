@@ -212,7 +212,7 @@ def test_claims_of_every_kind_agree_with_plain_pandas(every_kind):
 
 def test_a_run_of_another_schema_is_refused_with_what_to_do(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"schema_version": 1, "status": "complete"}')
-    for command in (f"report run={tmp_path}", f"gate run={tmp_path}", f"compare runs=[{tmp_path},{tmp_path}]"):
+    for command in (f"report run={tmp_path}", f"gate run={tmp_path}", f"compare runs=[{tmp_path},{tmp_path.parent}]"):
         assert main(command.split()) == 2
         message = capsys.readouterr().err
         assert "schema_version 1, expected 2. Run the experiment again" in message

@@ -25,7 +25,7 @@ from precision_lab.record.summary import (
     Summary,
     VariantSummary,
 )
-from precision_lab.record.tables import part_path, write_part
+from precision_lab.record.tables import empty, part_path, write_part
 
 FORMAT_MAX = {"float16": 65504.0, "bfloat16": 3.3895e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 COMPUTE = {"reference": "float32", "baseline": "bfloat16", "ffn_scaling": "bfloat16", "float16": "float16"}
@@ -57,6 +57,7 @@ def fabricate(
     write_table(run, "drift", drift)
     latency = pd.DataFrame(_latency(rng, variants))
     write_table(run, "latency", latency)
+    write_table(run, "generations", empty("generations"))
     _images(rng, run / "images", variants, overflowing, runs, side)
     _manifest(variants, prompts, seeds, steps, blocks).write(run)
     _summary(variants, overflowing, activations, drift, latency).write(run)

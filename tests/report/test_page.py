@@ -100,7 +100,8 @@ def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_
     stored = {"transformer": Storage(1024, 576, 4.5), "text_encoder": Storage(64, 128, 16.0)}
     off, on = Manifest.read(run).environment.switches, {"MLX_ENABLE_TF32": "1"}
     scaled = VariantEntry("bfloat16", switches=on, linear_weights=stored)
-    edit(run, variants={"baseline": VariantEntry("bfloat16", switches=off), "ffn_scaling": scaled})
+    baseline = VariantEntry("bfloat16", switches=off)
+    edit(run, variants={"reference": VariantEntry("float32"), "baseline": baseline, "ffn_scaling": scaled})
     text = text_of(report.write(run))
     assert text.count("4.50 bits a weight, 576 B") == text.count("bits a weight") == 1
     assert text.count("in a process of its own") == 1
@@ -158,7 +159,7 @@ def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, unrendere
 def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
     run = small_run()
     for path in run.iterdir():
-        if path.name != "manifest.json":
+        if path.name not in ("manifest.json", "config.yaml"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     edit(run, status="interrupted", variants={}, claims=(), sites={})
     text = text_of(report.write(run))

@@ -91,7 +91,6 @@ def write(path: Path, backend: str, experiment: str, entry: Entry) -> None:
     head = {"schema_version": SCHEMA_VERSION, "experiment": experiment, "backend": backend}
     lines = [f"{_compact(key)}: {_compact(value)}," for key, value in head.items()]
     text = "{\n" + "\n".join(lines) + '\n"entries": [\n' + ",\n".join(map(_lines, all_entries)) + "\n]\n}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
 
 

@@ -73,7 +73,6 @@ def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     if not text.tell():
         writer.writeheader()
     writer.writerows(records)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from precision_lab.numerics.metrics import psnr_db
+from precision_lab.record.images import read_image
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing, Look
 from precision_lab.report.view import View, results
@@ -46,7 +46,7 @@ def draw(view: View) -> Drawing | Absent | None:
         return Absent(TITLE, "The pictures of this run belong to none of its variants.")
     broken = _broken(view)
     pictures = {
-        (name, at): None if (name, at) in broken else _read(paths[_stem(name, at)])
+        (name, at): None if (name, at) in broken else read_image(paths[_stem(name, at)])[0]
         for name in names
         for at in shown
         if _stem(name, at) in paths
@@ -127,11 +127,6 @@ def _broken(view: View) -> set[tuple[str, Generation]]:
     tables = [results(table, view.layout) for table in (view.activations, drift) if table is not None]
     bad = [table.loc[table["nonfinite"], ["variant", "prompt_id", "seed"]].drop_duplicates() for table in tables]
     return {(str(v), (int(p), int(s))) for table in bad for v, p, s in table.itertuples(index=False)}
-
-
-def _read(path: Path) -> Pixels:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 def _gain(differences: Sequence[Pixels]) -> int:

@@ -31,6 +31,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from precision_lab.record.files import write_atomically
+
 WIDTH = 9.2  # inches: the width of a page at 9.5 pt
 DPI = 150
 INK = "#222222"
@@ -149,8 +151,9 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     for axes in figure.axes:  # the solver's last bits vary between runs, and SVG ids are hashes of positions
         axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
     png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
-    figure.savefig(png, dpi=DPI, metadata={"Software": None})
-    figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
+    write_atomically(png, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}))
+    undated = {"Date": None, "Creator": None}
+    write_atomically(svg, lambda file: figure.savefig(file, format="svg", dpi=DPI, metadata=undated))
     return png, svg
 
 
