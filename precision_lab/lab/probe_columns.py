@@ -14,7 +14,7 @@ from precision_lab.probes.base import ACTIVATIONS, AnyProbe, CallProbe, Declarin
 from precision_lab.record import tables
 from precision_lab.record.consistency import NAME
 
-_FOLDERS = ("images", "figures", "reference")
+_FOLDERS = ("images", "figures", "reference", "results", "errors")
 """Other names in a run folder, which no table may have."""
 
 
