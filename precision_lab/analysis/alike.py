@@ -37,18 +37,18 @@ def facts(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     settings: the content of config.yaml, empty where there is none. The techniques' own settings are only there.
     """
-    manifest = asdict(run.manifest)
+    recorded = asdict(run.manifest)
     order = ("checkpoint", "case", "prompts", "seeds", "variants")
-    entries = {name: manifest[name] for name in order}
-    entries |= {name: entry for name, entry in manifest.items() if name not in (*order, *_OF_THE_RUN)}
+    entries = {name: recorded[name] for name in order}
+    entries |= {name: entry for name, entry in recorded.items() if name not in (*order, *_OF_THE_RUN)}
     if run.manifest.status != "complete":
         entries["status"] = run.manifest.status
     found = dict(_leaves(entries))
     rest = {str(name): value for name, value in settings.items() if name not in (*_STATED, *_OF_NO_EFFECT)}
-    checkpoint = manifest["checkpoint"]
+    weights = recorded["checkpoint"]
     stated = {
-        "variants": {*_mapping(rest, "variants")} - manifest["variants"].keys(),  # `only` left them out
-        "model": {"name", "path", "weights_dtype", *checkpoint["settings"], *checkpoint["resources"]},
+        "variants": {*_mapping(rest, "variants")} - recorded["variants"].keys(),  # `only` left them out
+        "model": {"name", "path", "weights_dtype", *weights["settings"], *weights["resources"]},
     }
     for group, names in stated.items():
         rest[group] = {key: value for key, value in _mapping(rest, group).items() if key not in names}
