@@ -119,7 +119,7 @@ def test_what_a_run_leaves(spec):
     run(spec, progress)
     assert progress.done == pytest.approx(progress.total)
     left = {path.name for path in spec.out.iterdir()}
-    assert left == {"config.yaml", "manifest.json", "images", *(f"{table}.parquet" for table in LEADING)}
+    assert left == {"config.yaml", "manifest.json", "images", "results", *(f"{table}.parquet" for table in LEADING)}
     assert len(list((spec.out / "images").glob("*.png"))) == 3 * 2 * 2
     manifest = json.loads((spec.out / "manifest.json").read_text())
     assert manifest["schema_version"] == 2
