@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.analysis.decision import TABLE, decide
+from precision_lab.analysis.health import AGAINST_REFERENCE, reference_fault
 from precision_lab.analysis.measures import METRICS, Metric
 from precision_lab.analysis.ratios import PROMPT, noise_floor, over_rounds, over_units, unit_of
 from precision_lab.errors import InputError, nearest
@@ -157,6 +158,9 @@ def judge(claim: Claim, run: Run) -> Verdict:
     absent = [name for name in claim.variants if name not in run.manifest.variants]
     if absent:
         return _unjudged(f"variant {absent[0]} was not run")
+    unsound = reference_fault(run, claim.variants) if claim.metric in AGAINST_REFERENCE else None
+    if unsound:
+        return _unjudged(unsound.text)
     metric = METRICS.get(claim.metric)
     if metric is None:  # of a device, not of a run
         return _unmeasured(claim.subject)

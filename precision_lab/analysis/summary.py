@@ -12,6 +12,7 @@ import pandas as pd
 
 from precision_lab.analysis import factorial, pictures
 from precision_lab.analysis.claims import Claim, Verdict, judge
+from precision_lab.analysis.health import health
 from precision_lab.analysis.measures import divergence, final_drift
 from precision_lab.analysis.near_misses import near_misses
 from precision_lab.analysis.ratios import over_rounds
@@ -52,6 +53,7 @@ def summarize(run: Run | Path) -> Summary:
         weights=manifest.checkpoint.weights,
         path=manifest.checkpoint.path,
         notes=manifest.checkpoint.notes,
+        health=health(run),
     )
     summary.write(run.path)
     return summary
@@ -68,10 +70,11 @@ def exit_code(run: Run, summary: Summary) -> int:
 
 
 def failures(run: Run, summary: Summary) -> list[str]:
-    """Why the run is an error, a line for each reason: a variant that raised or broke its expectation, a gated claim
-    that was refuted or could not be judged. An interval that decides nothing is no error."""
+    """Why the run is an error, a line for each reason: weights or a reference that are unsound, a variant that raised
+    or broke its expectation, a gated claim that was refuted or could not be judged. An interval that decides nothing is
+    no error."""
     gated = {claim.id for claim in map(Claim.from_dict, run.manifest.claims) if claim.gate}
-    lines = []
+    lines = [entry.text for entry in summary.fatal]
     for name, variant in summary.variants.items():
         if variant.error:
             lines.append(f"variant {name} failed: {variant.error}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 from precision_lab.cli.terminal import print_table
+from precision_lab.errors import visible
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Reference
 from precision_lab.record.origin import wording
@@ -16,7 +18,9 @@ _PLACE = "non-finite, first at"
 
 
 def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
-    """Prints the variants of a summary, then its claims. layout: of the run, which names its result."""
+    """Prints reasons to doubt the run, its variants, then its claims. layout: of the run, which names its result."""
+    for entry in summary.health:
+        console.print(Text(f"UNSOUND: {visible(entry.text)}", style="bold red"), soft_wrap=True)
     about = (wording(summary.weights, summary.path).phrase, *summary.notes)
     title = f"{summary.experiment} ({', '.join(filter(None, (*about, _reference(summary))))})"
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))

@@ -36,16 +36,17 @@ def is_read_cheaply(x: mx.array) -> bool:
 
 def dtype_name(x: mx.array) -> str:
     """The name of the dtype of x in tables, such as bfloat16 or float32."""
-    return _name(x.dtype)
+    return name_of(x.dtype)
 
 
 def described(x: mx.array) -> dict[str, Any]:
     """The columns of a table that describe the array of a row: `dtype`, `shape` (such as 1x64x256), `numel`."""
-    return {"dtype": _name(x.dtype), "shape": _spelled(x.shape), "numel": x.size}
+    return {"dtype": name_of(x.dtype), "shape": _spelled(x.shape), "numel": x.size}
 
 
 @cache
-def _name(dtype: mx.Dtype) -> str:
+def name_of(dtype: mx.Dtype) -> str:
+    """The name of a dtype in tables."""
     return str(dtype).rpartition(".")[2]
 
 

@@ -42,7 +42,9 @@ class Outcome:
             self._num_nonfinite += sum(count_nonfinite(picture))
         what = "result" if picture is None else "picture"
         values = self.result if picture is None else picture
-        return {"what": what, "num_nonfinite": self._num_nonfinite, **_described(values)}
+        items = np.zeros(0) if values is None else values.reshape(-1, 1 if picture is None else values.shape[-1])
+        counted = {"num_nonfinite": self._num_nonfinite, "is_constant": _are_equal(items)}
+        return {"what": what, **counted, **_described(values)}
 
     def failure(
         self, watched: Mapping[str, Any] | None, activations: pd.DataFrame, origin: Origin
@@ -61,10 +63,15 @@ class Outcome:
         return {**arose, "order": seen["order"] if seen else None, "inputs_finite": True}
 
 
+def _are_equal(items: npt.NDArray[Any]) -> bool:
+    """Whether there are several items along the first axis, all equal."""
+    return len(items) > 1 and bool((items == items[0]).all())
+
+
 def _described(values: npt.NDArray[Any] | None) -> dict[str, Any]:
     """Extremes of the finite values and a digest of all bits."""
     if values is None or not values.size:
-        return {"least": None, "greatest": None, "digest": None}
+        return {}
     digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
     wide = values.astype(_WIDE)
     finite = wide[np.isfinite(wide)]

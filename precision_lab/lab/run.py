@@ -21,6 +21,7 @@ from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.plan import HERE, Plan, plan
 from precision_lab.lab.process import Child, ChildError
 from precision_lab.lab.recorder import declared
+from precision_lab.lab.soundness import WeightCheck, unread_weights
 from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.record import tables
@@ -56,6 +57,7 @@ class Execution:
         self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
         self.progress = progress
         self.errors = {name: failure.message for name, failure in planned.errors.items()}
+        self.unsound_weights: list[str] = []
         assert child or not planned.processes, "variants of another process need a command that starts one"
         self.lock = FolderLock(self.spec.out)
         self.children = {process: Child(child, self.spec.out, process, self.lock) for process in planned.processes}
@@ -82,6 +84,7 @@ class Execution:
         for note in self.plan.notes:
             self.progress.note(note)
         try:
+            self._check_weights()
             self._measure()
         except BaseException as error:
             with suppress(InputError):  # where the disk is full, the manifest cannot say so
@@ -100,6 +103,20 @@ class Execution:
     def _identity(self) -> Identity:
         now = environment()
         return Identity(self.spec.source.checkpoint.fingerprint, now["device"], now["mlx"])
+
+    def _check_weights(self) -> None:
+        """Says which weights are not finite before anything is computed with them. Such a run goes on."""
+        components = self.bench.components("float32")
+        dtypes = {name: {variant.compute.of(name) for variant in self.spec.variants} for name in components}
+        check = WeightCheck(components, dtypes)
+        self.unsound_weights = check.not_finite
+        for sentence in (*(f"UNSOUND: {sentence}" for sentence in check.not_finite), *check.beyond):
+            self.progress.note(sentence)
+        unread = unread_weights(components)
+        if unread:
+            self.progress.note(f"{unread} weights are read at each call, and are not checked for NaN and infinities")
+        if check.not_finite:
+            self._write_manifest("running")
 
     def _measure(self) -> None:
         spec = self.spec
@@ -209,6 +226,7 @@ class Execution:
             variants={variant.name: self._described(variant) for variant in spec.all_variants},
             sites=self.plan.coverage,
             errors=self.errors,
+            unsound_weights=self.unsound_weights,
             prompts=list(spec.prompts),
             seeds=list(spec.seeds),
             latency_margin=self.plan.margin,

@@ -19,10 +19,15 @@ from precision_lab.instrument.arrays import described, real, to_numpy
 from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site, Wrapper, observable
 from precision_lab.instrument.tap import Call, ports, tapped
+from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.nonfinite import all_finite, count_nonfinite
 from precision_lab.probes.range_kernel import PendingRanges, pending_ranges, read_ranges
+from precision_lab.probes.ranges import DEFAULT_FORMATS
 
 _MOST_BYTES = 128 << 20
+_FORMATS = tuple(FORMATS[name] for name in DEFAULT_FORMATS)
+"""Those of the range catalogue, so that no other kernel is compiled."""
+
 _LAUNCHED = 16
 """Arrays whose counts are launched together on a GPU; see `probes.range_kernel`."""
 
@@ -101,7 +106,7 @@ class StreamWatch:
         held, self._held = [seen for seen in self._held if _is_float(seen.array)], []
         if not held:
             return
-        pending = pending_ranges([real(seen.array) for seen in held if seen.array is not None], ())
+        pending = pending_ranges([real(seen.array) for seen in held if seen.array is not None], _FORMATS)
         try:
             mx.async_eval(*pending.rows)
         except (ValueError, RuntimeError):  # part of a trace, see `_evaluated`
@@ -112,7 +117,7 @@ class StreamWatch:
         launched, self._launched, self._nbytes = self._launched, [], 0
         if self.first is not None or not launched:
             return
-        columns = read_ranges([pending for pending, _ in launched], ())
+        columns = read_ranges([pending for pending, _ in launched], _FORMATS)
         bad = (columns["num_nan"] + columns["num_inf"]).nonzero()[0]
         if len(bad):
             seen = [carried for _, held in launched for carried in held][bad[0]]

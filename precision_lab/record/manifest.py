@@ -142,7 +142,8 @@ class Manifest:
 
     case: the settings that all cases share, in the subject's own terms. sites: coverage by variant and technique.
     errors: exceptions that variants raised. latency_margin: relative. columns: those that probes declare, by table.
-    notes: remarks on the settings, which the terminal shows too.
+    notes: remarks on the settings, which the terminal shows too. unsound_weights: sentences on weights that are not
+    finite.
     """
 
     status: Status
@@ -162,6 +163,7 @@ class Manifest:
     finished: str | None = None
     sites: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    unsound_weights: Sequence[str] = ()
     pinned: PinnedCases | None = None
     claims: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)

@@ -146,11 +146,25 @@ class ClaimEntry:
 
 
 @dataclass(frozen=True)
+class HealthEntry:
+    """A reason to doubt a run as a whole, in a sentence.
+
+    kind: weights (not finite), reference (not finite), constant (all values of an outcome are equal), prompts or seeds
+    (outcomes of different ones are identical). variant: None for weights. cases: pairs of prompt_id and seed.
+    """
+
+    kind: str
+    text: str
+    variant: str | None = None
+    cases: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
 class Summary:
     """summary.json.
 
     weights: trained, synthetic, published or unknown. path: that of the checkpoint, as the user gave it. notes: remarks
-    to be shown beside the weights.
+    to be shown beside the weights. health: reasons to doubt the run as a whole.
     """
 
     experiment: str
@@ -161,6 +175,12 @@ class Summary:
     weights: str = ""
     path: str = ""
     notes: Sequence[str] = ()
+    health: Sequence[HealthEntry] = ()
+
+    @property
+    def fatal(self) -> Sequence[HealthEntry]:
+        """The entries of `health` on weights and references, on which all other numbers rest."""
+        return [e for e in self.health if e.kind in ("weights", "reference") or e.variant == self.reference]
 
     def write(self, run: Path) -> None:
         """Writes the summary into the folder of its run, whole or not at all."""

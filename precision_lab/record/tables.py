@@ -35,6 +35,7 @@ LEADING: Mapping[str, Sequence[Column]] = {
         *CASE,
         Column("what", "string", "", "what the next columns describe: the picture, or the result of the last step"),
         count("num_nonfinite", "values that are NaN or infinite, in the results of all steps and in the picture"),
+        Column("is_constant", "boolean", "", "whether all pixels, or all values of the result, are equal"),
         Column("least", "float64", "", "smallest finite value"),
         Column("greatest", "float64", "", "largest finite value"),
         Column("digest", "string", "", "hash of all bits; equal digests mean equal outcomes"),

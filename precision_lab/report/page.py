@@ -108,6 +108,7 @@ def _render(view: View, figures: list[Figure]) -> str:
     return page.render(
         css=Markup(environment.get_template("page.css").render()),
         banner=None if status == "complete" else STATUS[status],
+        health=view.run.summary.health if view.run.summary else (),
         manifest=manifest,
         layout=view.layout,
         weights_text=_weights(manifest.checkpoint),

@@ -10,6 +10,7 @@ import pandas as pd
 
 from precision_lab.analysis.gate import bands, cost, drift, rounding, sketches
 from precision_lab.analysis.gate.settings import settings_of
+from precision_lab.analysis.health import health
 from precision_lab.errors import InputError
 from precision_lab.record.run import Run
 
@@ -73,6 +74,8 @@ def learn(run: Run, config: Mapping[str, Any]) -> Entry:
     for variant, error in manifest.errors.items():
         raise InputError(f"No baseline is learned from {run.path}: its variant {variant} failed: {error}")
     _refuse_nonfinite(run)
+    for doubt in health(run):
+        raise InputError(f"No baseline is learned from {run.path}: {doubt.text}")
     table = run.sketches
     pinned = sketches.learn(table, layout) if len(table) else sketches.from_records([], layout.default)
     environment, checkpoint = manifest.environment, manifest.checkpoint

@@ -12,8 +12,10 @@ import pandas as pd
 from precision_lab.analysis.gate import bands, cost, drift, rounding, sketches
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.baseline import Choice
+from precision_lab.analysis.gate.origins import arisen
 from precision_lab.analysis.gate.settings import require_same, settings_of
-from precision_lab.analysis.gate.violation import RAISED, Findings, Violation, ordered
+from precision_lab.analysis.gate.violation import RAISED, UNSOUND, Findings, Violation, ordered
+from precision_lab.analysis.health import health
 from precision_lab.errors import InputError
 from precision_lab.record.run import Run
 
@@ -53,6 +55,7 @@ def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, b
         Violation(kind="variants", metric=RAISED, expected="a result", got=error, variant=name)
         for name, error in failed.items()
     ]
+    findings.violations += _unsound(run)
     for part in _compared(run, choice, limits):
         findings.add(part)
     for kind in held(choice):
@@ -63,6 +66,14 @@ def judge(run: Run, config: Mapping[str, Any], choice: Choice, limits: Limits, b
             )
     findings.violations = ordered(findings.violations)
     return findings
+
+
+def _unsound(run: Run) -> list[Violation]:
+    """What makes the run meaningless as a whole, whatever the baseline says."""
+    return [
+        Violation(kind="variants", metric=UNSOUND, expected="a sound run", got=entry.text, variant=entry.variant or "-")
+        for entry in health(run)
+    ]
 
 
 def judge_failure(
@@ -99,6 +110,7 @@ def _compared(run: Run, choice: Choice, limits: Limits) -> list[Findings]:
     entry, layout, failed = choice.entry, run.layout, set(run.manifest.errors)
     activations = _of_others(run.activations, {*failed, run.reference})
     found = []
+    found.append(Findings(arisen(_of_others(run.nonfinite, {*failed, run.reference}), entry.bands, layout)))
     if "num_nan" in activations:
         found.append(bands.judge(_of_others(entry.bands, failed), activations, limits.ranges, layout))
     if len(entry.rounding):

@@ -23,6 +23,9 @@ KINDS = (
 RAISED = "raised"
 """The metric of a variant that raised an exception, for which nothing can be compared."""
 
+UNSOUND = "unsound"
+"""The metric of a reason to doubt the run as a whole; see `precision_lab.analysis.health`."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -127,8 +130,8 @@ def _moment(v: Violation) -> tuple[object, ...]:
 
 
 def _phase(v: Violation) -> int:
-    """The sort key of before, in or after the loop; a variant that raised is first, violations without a site last."""
-    if v.metric == RAISED:
+    """The sort key of before, in or after the loop; what ended or invalidates a run is first, what has no site last."""
+    if v.metric in (RAISED, UNSOUND):
         return -1
     if v.order is None:
         return 3
