@@ -107,7 +107,8 @@ def _read(file: Path) -> tuple[dict[str, Any], int]:
         raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file: its header is malformed")
-    about = header.get("__metadata__", {})
+    about = header.get("__metadata__")
+    about = {} if about is None else about  # mx.save_safetensors writes null where it was given none
     if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
         raise InputError(f"{file}: not a safetensors file: __metadata__ in its header is malformed, expected texts")
     return header, 8 + length
