@@ -26,6 +26,7 @@ def changes(before: Entry, after: Entry) -> list[str]:
     lines += _sites("bands", before.bands, after.bands, component)
     lines += _sites("pinned cases", before.sketches, after.sketches, component)
     lines += _dtypes(before.bands, after.bands, component)
+    lines += _nonfinite(before.bands, after.bands, component)
     for metric in ("log2_amax", "log2_rms"):
         lines += _moves(before.bands, after.bands, metric, metric, component)
     for name in ("least", "largest"):
@@ -47,6 +48,17 @@ def _dtypes(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterat
         rows = changed.head(_SHOWN).to_dict("records")
         listed = [f"{_at(row, component)} {row['dtypes']} -> {row['dtypes_now']}" for row in rows]
         yield f"dtype: {len(changed)} sites: {_listed(listed, len(changed))}"
+
+
+def _nonfinite(before: pd.DataFrame, after: pd.DataFrame, component: str) -> Iterator[str]:
+    """Sites that are newly not finite, or finite again. Their bands may not move: ranges are those of finite arrays."""
+    both = after.merge(before, on=list(ADDRESS), suffixes=("", "_then"))
+    for word, bad, good in (("newly", "", "_then"), ("no longer", "_then", "")):
+        rows = both[(both[f"num_nonfinite_max{bad}"] > 0) & (both[f"num_nonfinite_max{good}"] == 0)]
+        if len(rows):
+            named = rows.head(_SHOWN).to_dict("records")
+            listed = [f"{_at(row, component)} {row[f'num_nonfinite_max{bad}']} values" for row in named]
+            yield f"non-finite values: {len(rows)} sites have them {word}, the first: {_listed(listed, len(rows))}"
 
 
 def _moves(before: pd.DataFrame, after: pd.DataFrame, column: str, metric: str, component: str) -> Iterator[str]:

@@ -274,6 +274,18 @@ def test_a_variant_that_raised_is_one_violation_and_the_others_are_judged(run, p
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
+def test_an_update_names_sites_that_are_newly_not_finite(run, path):
+    before = baseline.choose(baseline.read(path, "cpu", "small"), *HERE).entry
+    lost = fabricated.activations()
+    bad = (lost["site"] == "proj_out") & (lost["variant"] == "upcast") & (lost["seed"] == 1)
+    lost.loc[bad, "num_inf"], lost.loc[bad, "amax"] = 37, np.nan
+    after = learn(run("lost", activations=lost), fabricated.CONFIG)
+    (line,) = [line for line in changes(before, after) if "non-finite" in line]
+    assert line == "non-finite values: 1 sites have them newly, the first: upcast proj_out 37 values"
+    (line,) = [line for line in changes(after, before) if "non-finite" in line]
+    assert line == "non-finite values: 1 sites have them no longer, the first: upcast proj_out 37 values"
+
+
 def test_an_update_replaces_its_own_entry_and_keeps_others(run, path):
     (entry,) = baseline.read(path, "cpu", "small")
     moved = fabricated.activations()

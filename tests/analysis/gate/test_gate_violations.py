@@ -53,6 +53,15 @@ def test_tables_name_everything_and_say_what_they_leave_out():
     assert text_table([]) == table([]) == ""
 
 
+def test_text_in_markdown_is_literal():
+    hostile = "Error: [a](https://x) <b>`*$5|6$*`\n\n# head \x1b[31m"
+    line = table([at("site0", got=hostile)]).splitlines()[2]
+    assert r"Error: [a]\(https://x) &lt;b>\`\*\$5\|6\$\*\` # head \\x1b[31m" in line
+    plain = table([at("transformer_blocks.0.img_mlp", got="[1.5, 2.5] bits")])
+    assert "| transformer_blocks.0.img_mlp |" in plain
+    assert "| [1.5, 2.5] bits |" in plain
+
+
 @pytest.mark.parametrize(
     ("component", "port", "address"),
     [("transformer", "out", "a"), ("vae", "out", "vae:a"), ("transformer", "out.1", "a (out.1)")],
