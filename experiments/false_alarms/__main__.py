@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from experiments.false_alarms.heldout import HeldOut, TimesGate, draws  # noqa: E402
-from experiments.false_alarms.judging import fare  # noqa: E402
+from experiments.false_alarms.judging import deviations, fare  # noqa: E402
 from experiments.false_alarms.tables import markdown, summary  # noqa: E402
 from precision_lab.analysis.gate import sketches  # noqa: E402
 from precision_lab.analysis.gate.baseline import choose, read  # noqa: E402
@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--gates", type=int, default=6, help="gates whose factors make the power curve")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts, seeds and gates")
+    parser.add_argument(
+        "--pinned", action="store_true", help="only print how far the pinned cases of this machine deviate"
+    )
     parser.add_argument("--baseline", type=Path, required=True, help="what `gate +exp=gate gate.update=true` wrote")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument(
@@ -67,6 +70,10 @@ def main() -> None:
     arguments.to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="false-alarms-") as folder:
         study = Study(HeldOut(spec, Path(folder) / "run"), choice.entry, arguments.to)
+        if arguments.pinned:
+            print(here.machine, "against", choice.entry.device)
+            print(json.dumps(deviations(choice.entry, study.held_out.pinned(), study.limits, study.layout)))
+            return
         first, stride = map(int, arguments.shard.split("/"))
         study.false_alarms(arguments.runs, arguments.seed, slice(first, None, stride))
         study.power(arguments.gates, arguments.seed)

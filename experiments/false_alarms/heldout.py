@@ -20,6 +20,7 @@ from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record.tables import read
 from precision_lab.shapes import all_scenes
+from precision_lab.techniques.faint_inputs import FaintInputs
 
 
 def draws(count: int, seed: int, learned_prompts: Sequence[str], learned_seeds: Sequence[int]) -> Iterator[Case]:
@@ -79,8 +80,9 @@ class HeldOut:
             settings = {**spec.settings, "steps": spec.pinned.steps, **pinned.settings}
             case = Case(0, pinned.prompt, pinned.seed, settings)
             recorder = ProbeRecorder(Sketches(spec.pinned.sites))
+            faint = {"faint_inputs": FaintInputs(pinned.faint)} if pinned.faint else {}
             with (
-                self.bench.variant(_with(Variant(REFERENCE, "float32"), mistake)) as (subject, components, _),
+                self.bench.variant(_with(Variant(REFERENCE, "float32", faint), mistake)) as (subject, components, _),
                 observing(components, [recorder]),
             ):
                 state: Any = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from precision_lab.analysis.gate import bands, drift
+from precision_lab.analysis.gate import bands, drift, rounding, sketches
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.entry import Entry
 from precision_lab.analysis.gate.judge import Limits
@@ -40,10 +40,25 @@ class Fare(NamedTuple):
         return [line.first.address for line in by_site(self.violations)][:3]
 
 
+def deviations(entry: Entry, table: pd.DataFrame, limits: Limits, layout: Layout) -> dict[str, Any]:
+    """The largest deviation of pinned cases from `entry`, and the largest as a share of its limit, with its site."""
+    moved = sketches.moved(entry.sketches, sketches.learn(table, layout))
+    site = ["component", "site", "port"]
+    moved = moved.join(entry.sketches.groupby(site)["noise"].first(), on=site)
+    share = moved["rel_l2"] / (limits.noise_factor * moved["noise"]).clip(lower=limits.tolerance)
+    worst = moved.loc[share.idxmax()]
+    return {
+        "largest_deviation": float(f"{moved['rel_l2'].max():.3g}"),
+        "largest_share_of_limit": float(f"{share.max():.3g}"),
+        "at": layout.address(worst["component"], worst["site"], worst["port"]),
+    }
+
+
 def fare(entry: Entry, tables: Tables, limits: Limits, layout: Layout) -> Fare:
     """Judges the run with `tables` against the bands of `entry`."""
     found = bands.judge(entry.bands, tables["activations"], limits.ranges, layout)
     found.add(drift.judge(entry.drift, tables["drift"], limits.drift, entry.noise, layout))
+    found.add(rounding.judge(entry.rounding, tables["activations"], layout))
     outside = bands.judge(entry.bands, tables["activations"], NONE, layout).violations
     drifted = drift.judge(entry.drift, tables["drift"], NONE, entry.noise, layout).violations
     lost = limits.ranges.headroom_bits

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.mutation.mutants import Mutant, all_mutants, sample
+from experiments.mutation.precision import PRECISION
 from experiments.mutation.table import markdown
 from experiments.mutation.trial import PASSED, STILLBORN, Sandbox, Verdict
 
@@ -27,7 +28,8 @@ SETTINGS = (
         "pinned.steps=3",
         "prompts=[a red circle on a blue background]",
     ),
-    *("seeds=[0]", "gate.learn.prompts=[a blue star on a yellow background]", "gate.history=null"),
+    *("seeds=[0]", "gate.history=null"),
+    "gate.learn.prompts=[a blue star on a yellow background,two small crosses,a large black square]",
     *("latency.min_rounds=0", "latency.max_rounds=0"),
 )
 """A cheap gate on the default model: all pinned cases, a single other case, and no timing."""
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="mutants that run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--operators", default="all", help="all, precision, or names separated by commas")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a gate, and for the parity tests")
     parser.add_argument("--shard", default="0/1", help="I/N: every Nth mutant, from the Ith; logs can be put together")
@@ -44,7 +47,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the mutants in order and stop")
     arguments = parser.parse_args()
 
-    population = all_mutants(ROOT)
+    names = set(PRECISION) if arguments.operators == "precision" else set(arguments.operators.split(","))
+    population = [mutant for mutant in all_mutants(ROOT) if arguments.operators == "all" or mutant.operator in names]
     first, stride = map(int, arguments.shard.split("/"))
     order = sample(population, len(population), arguments.seed)[first::stride]
     if arguments.list:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.mutation.operators import OPERATORS, Edit, Source, callee
+from experiments.mutation.precision import PRECISION
 
 _FOLDER = "precision_lab/model"
 FILES = (
@@ -55,7 +56,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
     found: list[Mutant] = []
     seen = {ast.dump(tree)}
     for node in _numeric(tree):
-        for name, operator in OPERATORS.items():
+        for name, operator in (OPERATORS | PRECISION).items():
             for edit in operator(source, node):
                 line = source.bytes.count(b"\n", 0, edit.start) + 1
                 column = edit.start - (source.bytes.rfind(b"\n", 0, edit.start) + 1)
@@ -100,11 +101,14 @@ def _numeric(node: ast.AST) -> Iterator[ast.AST]:
             if not isinstance(child, ast.AST) or _is_no_arithmetic(child):
                 continue
             if isinstance(node, ast.FunctionDef) and node.name == "__init__" and not _computes(child):
+                yield from (norm for norm in ast.walk(child) if isinstance(norm, ast.Call) and callee(norm) in _NORMS)
                 continue
             yield child
             yield from _numeric(child)
 
 
+_NORMS = ("LayerNorm", "RMSNorm")
+"""Layers whose construction decides a number, their eps."""
 _NOT_COMPUTED = ("annotation", "returns", "decorator_list", "bases")
 _LAYOUT = ("flatten", "reshape", "tile", "transpose", "zip")
 """Calls whose arguments are sizes and axes: a mistake in them raises."""

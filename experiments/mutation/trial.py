@@ -26,8 +26,11 @@ PASSED = "passed the gate"
 """Not yet tried on the parity tests."""
 STILLBORN = "stillborn"
 
-_PARITY_TESTS = ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline")
-"""Files tests/model/test_NAME.py that compare the model with diffusers and transformers."""
+_PARITY_TESTS = (
+    *("16_bit_rounding", "norms_of_small_inputs"),
+    *("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline"),
+)
+"""Files tests/model/test_NAME.py that compare the model with diffusers and transformers, and with exact roundings."""
 _RELEVANT = {
     "layers": ("text_encoder", "vae", "transformer"),
     "attention": ("transformer",),
