@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,14 +62,21 @@ def writing(path: Path) -> Iterator[ReferenceWriter]:
     temporary = path.with_suffix(".tmp")
     with not_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as stream:
+        stream = temporary.open("wb")
+    try:
         writer = ReferenceWriter(stream, path)
         yield writer
         with not_written(path):
-            stream.flush()
-    write_text(_index_path(path), json.dumps(writer.index))
-    with not_written(path):
-        os.replace(temporary, path)
+            stream.close()
+        write_text(_index_path(path), json.dumps(writer.index))
+        with not_written(path):
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk, closing fails again
+            stream.close()
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _checked(index: Any, size: int) -> dict[str, tuple[int, list[int]]]:

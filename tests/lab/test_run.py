@@ -328,6 +328,53 @@ def test_an_interrupted_run_is_continued_to_the_same_tables(spec, tmp_path):
     assert not (interrupted.out / "reference").exists()
 
 
+def test_a_run_killed_while_it_merged_generates_nothing_again(spec, monkeypatch):
+    spec = small(spec, variants=spec.variants[:1])
+    run(spec, Quiet())
+    before = {table: read(spec.out, table) for table in LEADING}
+    manifest = spec.out / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"status": "running"}))
+
+    def never(*args):
+        raise AssertionError("everything is there")
+
+    monkeypatch.setattr("precision_lab.lab.bench.Bench.make", never)
+    run(dataclasses.replace(spec, resume=True), Quiet())
+    assert json.loads(manifest.read_text())["status"] == "complete"
+    for table, rows in before.items():
+        pd.testing.assert_frame_equal(read(spec.out, table), rows, check_exact=True)
+
+
+@pytest.mark.parametrize("damaged", ["part", "picture", "foreign part", "folder", "arrays"])
+def test_what_a_resumed_run_would_build_on_is_looked_at(spec, damaged):
+    class Interrupting(Quiet):
+        def advance(self, amount, label):
+            super().advance(amount, label)
+            if label == "baseline" and self.done > 6:
+                raise KeyboardInterrupt
+
+    spec = small(spec, variants=spec.variants[:1], seeds=[0, 7])
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, Interrupting())
+    part = next((spec.out / "activations").iterdir())
+    wrong = {
+        "part": part,
+        "picture": next((spec.out / "images").iterdir()),
+        "foreign part": part.with_name("part-other__p0__s0.parquet"),
+        "folder": spec.out / "latency",
+        "arrays": next((spec.out / "reference").glob("*.f32")),
+    }[damaged]
+    content = part.read_bytes() if damaged == "foreign part" else b"half"
+    wrong.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        run(dataclasses.replace(spec, resume=True), Quiet())
+    assert str(wrong) in str(caught.value)
+    assert "Remove it: resume=true makes it again" in str(caught.value)
+    wrong.unlink()
+    run(dataclasses.replace(spec, resume=True), Quiet())
+    assert json.loads((spec.out / "manifest.json").read_text())["status"] == "complete"
+
+
 class TestRefusals:
     """Nothing is written before the run can start."""
 
