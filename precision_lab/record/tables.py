@@ -92,6 +92,9 @@ SORT_KEYS: Mapping[str, Sequence[str]] = {
     "latency": ("round", "order"),
     "sketches": ("variant", "case", "order"),
 }
+_WITHOUT_ORDER = ("latency", "generations")
+"""Tables whose rows are no observations of a generation; one round of `latency` has an order of its own."""
+
 _KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
 
 
@@ -172,13 +175,13 @@ def read_part(path: Path, table: str) -> pd.DataFrame:
         reason = first_line(error).removesuffix(".")
         raise InputError(f"{path} is not a table that can be read: {reason}. {RESTORE}") from error
     leading = _leading(table)
-    return checked(frame, path, table, leading, None if table == "latency" else ORDER)
+    return checked(frame, path, table, leading, None if table in _WITHOUT_ORDER else ORDER)
 
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the leading columns first, in their dtypes, and the number of the observation last."""
     columns = dtypes(_leading(table))
-    last = {} if table == "latency" else dtypes([ORDER])
+    last = {} if table in _WITHOUT_ORDER else dtypes([ORDER])
     others = [name for name in frame.columns if name not in columns and name not in last]
     names = list(columns)
     at = names.index(_OTHERS_AFTER[table]) + 1 if table in _OTHERS_AFTER else len(names)
