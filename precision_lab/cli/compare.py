@@ -183,7 +183,7 @@ def _print_distances(
             values: list[object] = [found.rel_l2, found.rel_l2_worst]
             values += [found.psnr_db, found.psnr_db_worst, found.ssim, found.ssim_worst] if picture else []
             counts = (found.cases, found.identical, found.nonfinite)
-            cells.append([*names, *map(str, counts), *map(_cell, values)])
+            cells.append([*names, *map(str, counts), *map(cell, values)])
     if cells:
         print_table(console, columns, cells, f"{title}: medians over cases, and the worst case", keys=len(keys))
     without = [" ".join(names) for names, found in rows if not found.cases]
@@ -200,7 +200,7 @@ def print_collected(
     table = collect(runs, about)
     filled = table.dropna(axis="columns", how="all")
     columns = [str(column) for column in filled.columns]
-    rows = [[_cell(value) for value in row] for row in filled.itertuples(index=False)]
+    rows = [[cell(value) for value in row] for row in filled.itertuples(index=False)]
     folding = [*(name for differing in about.values() for name in differing), "techniques", "error"]
     print_table(console, columns, rows, title, folding=folding, keys=len(KEYS))
     return table
@@ -222,11 +222,12 @@ def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 
 def _print_frame(frame: pd.DataFrame, title: str, console: Console) -> None:
     columns = [str(column) for column in frame.columns]
-    rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
     print_table(console, columns, rows, title, folding=("site",))
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as the tables of this command show it."""
     if value is None or repr(value) in ("<NA>", "nan"):
         return "-"
     if isinstance(value, float):

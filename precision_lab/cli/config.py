@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from precision_lab.cli import schema
@@ -199,9 +198,10 @@ def plain(config: Any) -> dict[str, Any]:
 
 def _default_out(experiment: str) -> Path:
     """results/runs/<experiment>/<UTC time>, with a number if that second is taken; of a sweep, a folder in its own."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        return Path(hydra.sweep.dir) / str(hydra.job.num)
+        if not OmegaConf.is_missing(hydra.job, "num"):  # jobs of a sweep have a number; their `hydra.mode` is RUN
+            return Path(hydra.sweep.dir) / str(hydra.job.num)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     base = Path("results") / "runs" / experiment / stamp
     out, number = base, 1

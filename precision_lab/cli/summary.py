@@ -30,7 +30,8 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
         (
             name,
             variant.dtype.compute,
-            *map(_short, (variant.amax_final, variant.latent_rel_l2, variant.psnr_db)),
+            *map(_short, (variant.amax_final, variant.latent_rel_l2)),
+            "identical" if variant.psnr_db.reason == "identical" else _short(variant.psnr_db),
             *(_short(variant.metrics.get(metric)) for metric in metrics),
             variant.error or _nonfinite(variant, layout),
             _number(variant.latency.median_s if variant.latency else None),
@@ -70,11 +71,15 @@ def _number(value: float | None) -> str:
 def _nonfinite(variant: VariantSummary, layout: Layout) -> str:
     first = variant.first_nonfinite
     if first is None:
-        return _short(variant.num_nonfinite)
+        return _count(variant.num_nonfinite)
     step = "" if first.step is None else f" step {first.step}"
-    count = "0 recorded" if variant.num_nonfinite.value == 0 else _short(variant.num_nonfinite)
+    count = "0 recorded" if variant.num_nonfinite.value == 0 else _count(variant.num_nonfinite)
     doubt = "" if first.inputs_finite else " (may have received it)"
     return f"{count}, {layout.address(first.component, first.site, first.port)}{step}{doubt}"
+
+
+def _count(quantity: Quantity) -> str:
+    return "-" if quantity.value is None else str(quantity.value)
 
 
 def _ratio(latency: Latency | None) -> str:

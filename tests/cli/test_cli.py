@@ -8,7 +8,7 @@ import mlx.core as mx
 import pandas as pd
 import pytest
 
-from precision_lab.cli import main
+from precision_lab.cli import compare, main
 from precision_lab.cli.paths import checkpoints_dir, conf_dir
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 
@@ -337,19 +337,22 @@ def test_multirun_returns_the_largest_code(lab, tmp_path):
     assert not (tmp_path / "multirun.yaml").exists()
 
 
-def test_a_sweep_leaves_one_table(lab, tmp_path):
-    swept = ("dtype=bfloat16,float32", "out=run-${hydra:job.num}")
-    code, out, err = lab("-m", *swept, "drift.sites=[pipeline:euler_step]", "probe=[]")
+def test_a_sweep_leaves_one_table_and_writes_into_its_folder_alone(lab, tmp_path):
+    code, out, err = lab("-m", "dtype=bfloat16,float32", "drift.sites=[pipeline:euler_step]", "probe=[]")
     assert (code, err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["multirun"]
     (path,) = tmp_path.glob("results/multirun/*/sweep.csv")
+    assert {entry.name for entry in path.parent.iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
     assert out.rstrip().endswith(f"table: {path.relative_to(tmp_path)}")
-    table = pd.read_csv(path)
-    assert table["run"].tolist() == ["run-0", "run-1"]
+    table = pd.read_csv(path, dtype={"run": str})
+    assert table["run"].tolist() == ["0", "1"]
     assert table["dtype"].tolist() == ["bfloat16", "float32"]
     for row in table.itertuples():
-        summary = json.loads((tmp_path / str(row.run) / "summary.json").read_text())
+        summary = json.loads((path.parent / str(row.run) / "summary.json").read_text())
         assert row.latent_rel_l2 == summary["variants"]["baseline"]["latent_rel_l2"]
-        assert f"{row.latent_rel_l2:.5g}" in out
+        assert compare.cell(row.latent_rel_l2) in out
+    assert "identical" in out, "the picture of the fp32 variant is the reference's"
 
 
 def test_a_sweep_whose_jobs_leave_no_run_has_no_table(lab, tmp_path):
