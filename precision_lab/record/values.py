@@ -25,7 +25,7 @@ _PREFIXES = ("num_", "sketch_", "headroom_bits_", "overflow_pct_", "underflow_pc
 """Columns of numbers that are not leading ones: what analysis and figures read of them."""
 
 _NEVER_NULL = frozenset({"variant", "prompt_id", "seed", "reference", "mode", "round", "seconds", "case"})
-_OF_AN_ARRAY = frozenset({"component", "site", "port", "order"})
+_OF_AN_ARRAY = frozenset({"component", "site", "port"})
 _MODES = ("free", "teacher", "base")
 
 

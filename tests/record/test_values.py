@@ -65,7 +65,7 @@ def changed(column, row, value):
         ("activations", "amax", -1.0, "expected a number of at least 0"),
         ("activations", "num_nan", -1.0, "expected a number of at least 0"),
         ("drift", "mode", "other", "expected one of free, teacher"),
-        ("drift", "order", None, "expected a value"),
+        ("drift", "port", None, "expected a value"),
         ("latency", "seconds", 0.0, "expected a time above 0"),
         ("latency", "seconds", np.inf, "expected a time above 0"),
         ("latency", "round", 1, "expected one sample of a variant in each round"),
