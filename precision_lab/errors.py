@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable
 
 # control characters, overrides of the direction of writing, and surrogates, which no encoding can print
@@ -48,6 +46,8 @@ def first_line(error: BaseException) -> str:
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A sentence naming the `choices` most like `name`, or the first few where none is alike."""
+    import difflib  # here, as below: --help imports this module and finds no mistake
+
     choices = sorted(set(choices))
     name = name[:_COMPARED]
     close = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
@@ -71,6 +71,8 @@ def described(error: BaseException) -> str:
     Frames of this package and of libraries are passed over where code outside them took part: the place is that of a
     user's own technique, probe or model, not of what it called.
     """
+    import traceback
+
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({_short(error.filename or '-')}:{error.lineno})"
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]

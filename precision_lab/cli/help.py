@@ -27,6 +27,7 @@ Overrides (Hydra's grammar; defaults in conf/config.yaml):
   sampler.steps=6  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
   only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
   gate.update=true  gate.baseline=PATH  gate.margin_bits=1 (the gate; more in conf/gate.yaml)
+  pinned.record=true (a run that `gate run=DIR` can judge)
   out=DIR  resume=true  --multirun  --config-dir DIR (your own techniques, probes, experiments)  --cfg job
 
 Exit codes: 0 done; 1 a variant failed or broke its expectation, a gated claim was refuted, or a gate found a

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar, cast
 
 from precision_lab.errors import InputError
 from precision_lab.record.columns import Column
-from precision_lab.record.consistency import check
 from precision_lab.record.files import RESTORE, advising, read_json, write_json
 from precision_lab.record.layout import Layout
 
@@ -182,6 +181,8 @@ class Manifest:
         with advising(RESTORE):
             content = read_json(path)
         manifest = typed(cls, content, path)
+        from precision_lab.record.consistency import check  # needs pandas, which writing a manifest does not
+
         check(manifest, path)
         return manifest
 
