@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from precision_lab.cli.composing import described_failure, parsed
+from precision_lab.cli.composing import check_files, described_failure, parsed
 from precision_lab.cli.paths import conf_dir
 from precision_lab.cli.sweep import collect_sweep, jobs_of
 from precision_lab.errors import InputError, VariantError, described, visible
@@ -62,6 +62,7 @@ def _hydra(config_dir: str | None) -> Hydra:
         folder = Path(config_dir).absolute()
         if "\0" in config_dir or not folder.is_dir():
             raise InputError(f"--config-dir {config_dir}: no such folder")
+        check_files(folder)
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return Hydra.create_main_hydra2(task_name="precision_lab", config_search_path=search_path)
 
@@ -77,7 +78,8 @@ def _sweep(hydra: Hydra, name: str, job: _Job, overrides: Sequence[Override], gi
     if folder.exists():
         raise InputError(f"hydra.sweep.dir={folder} exists already, expected a new folder for the sweep")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    fixed = [*given, f"hydra.sweep.dir='{quoted}'"]  # it holds the time, and this one was looked at
+    # the folder's name holds the time, and this one was looked at; jobs read the mode
+    fixed = [*given, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"]
     jobs = jobs_of(hydra.multirun(name, job, fixed, with_log_configuration=False))
     codes = [int(done.return_value) for done in jobs]
     collect_sweep(jobs, folder)

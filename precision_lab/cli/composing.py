@@ -7,18 +7,56 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError, YAMLError
 
-from precision_lab.cli.paths import options, suggested
+from precision_lab.cli.paths import groups, options, suggested
 from precision_lab.errors import InputError, first_line, nearest, shown
 
+_MOST_ENTRIES = 100_000
 # names of local variables of Hydra that hold the path of the configuration that it is reading
 _PATHS = ("normalized_config_path", "config_path", "new_base", "path")
+
+
+def check_files(folder: Path) -> None:
+    """Refuses the yaml files of `--config-dir` whose aliases would fill the memory: OmegaConf copies what they name."""
+    for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
+        for path in folder.glob(pattern):
+            try:
+                content = path.read_bytes()
+                size = _expanded(content) if b"&" in content and b"*" in content else 0
+            except (OSError, YAMLError, UnicodeError):  # Hydra says so if it needs the file
+                continue
+            if size > _MOST_ENTRIES:
+                raise InputError(f"{path}: its aliases make more than {_MOST_ENTRIES} entries")
+
+
+def _expanded(content: bytes) -> int:
+    """The number of entries of a yaml file, each alias counted as what it names."""
+    sizes: dict[str, int] = {}
+    open_ones: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_ones.append((event.anchor, 1))
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_ones.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            anchor, size = None, sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        outer, before = open_ones.pop()
+        open_ones.append((outer, before + size))
+    return open_ones[0][1]
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
@@ -36,11 +74,24 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
             raise InputError(f"Cannot read {shown(override)}: {reason}{hint}") from error
         for each in one:
             holder, _, setting = str(each.key_or_group).partition(".")
+            if str(each.key_or_group) in groups() and not _chooses(each):
+                raise InputError(
+                    f"{override} chooses options of the group {each.key_or_group}, expected a name or a list of names"
+                )
             known = HydraConf.__dataclass_fields__
             if holder == "hydra" and setting and setting.split(".")[0] not in known:
                 raise InputError(f"Unknown setting 'hydra.{setting}'. {nearest(setting, known)}")
         found += one
     return found
+
+
+def _chooses(override: Override) -> bool:
+    """Whether the value of an override can choose options of a group; a sweep's values are looked at one by one."""
+    if override.is_sweep_override() or override.is_delete():
+        return True
+    value = override.value()
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str | QuotedString) for name in names)
 
 
 def _reason(error: Exception) -> str:

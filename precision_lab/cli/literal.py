@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from precision_lab.errors import InputError, shown
+from precision_lab.errors import InputError
 
 _PROMPTS = (("prompts",), ("learning", "prompts"), ("gate", "learn", "prompts"))
 _LARGEST = 1 << 20
@@ -60,7 +60,7 @@ def _prompts(name: str, key: str) -> list[str]:
     except OSError as error:
         raise InputError(f"{key}=@{name} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{key}=@{shown(name)} cannot be read: no UTF-8 text, or no path") from error
+        raise InputError(f"{key}=@{name} cannot be read: no UTF-8 text, or no path") from error
     if len(content) > _LARGEST:
         raise InputError(f"{key}=@{name} is larger than {_LARGEST} bytes, expected one prompt a line")
     lines = [line.strip() for line in text.splitlines()]

@@ -30,6 +30,11 @@ def option_files(group: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def groups() -> set[str]:
+    """Names of the groups of configurations."""
+    return {path.name for folder in _folders() for path in folder.glob("*/")}
+
+
 def options(group: str) -> list[str]:
     """Names of the options of a configuration group."""
     return list(option_files(group))

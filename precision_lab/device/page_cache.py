@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from precision_lab.device import memory
+
 
 class Extent(NamedTuple):
     """Part of a file: offset and length in bytes. A length of 0 means up to the end."""
@@ -24,7 +26,7 @@ class Extent(NamedTuple):
 
 def keeps(nbytes: int) -> bool:
     """Whether files of `nbytes` bytes in total fit in physical memory, and so may stay cached until the next read."""
-    return nbytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return nbytes <= memory.physical()
 
 
 def forget(extents: Iterable[Extent]) -> None:

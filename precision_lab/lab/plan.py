@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from precision_lab.device import memory
 from precision_lab.device.environment import backend
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, Site, select, walk
@@ -16,7 +17,7 @@ from precision_lab.lab.bench import Bench
 from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
 from precision_lab.lab.spec import OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
-from precision_lab.lab.subject import remarks
+from precision_lab.lab.subject import least_memory, remarks
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 
@@ -70,6 +71,9 @@ def plan(spec: RunSpec) -> Plan:
     bench = Bench(spec)
     steps = sum(_steps(bench, variant) for variant in spec.all_variants)
     components = bench.components("float32")
+    weight_bytes = _nbytes(components)
+    workers = crew.workers(spec, steps, weight_bytes)
+    _check_memory(spec, workers, weight_bytes)
     _check_sites(spec, bench, components)
     probe_columns.check(spec.probes)
     coverage: dict[str, Mapping[str, Coverage]] = {}
@@ -88,13 +92,31 @@ def plan(spec: RunSpec) -> Plan:
         spec=spec,
         bench=bench,
         steps=steps,
-        workers=crew.workers(spec, steps, _nbytes(components)),
+        workers=workers,
         margin=spec.latency.margin or latency.DEFAULT_MARGIN[backend()],
         coverage=coverage,
         storage=storage,
         errors=errors,
         remarks=_remarks(spec),
     )
+
+
+def _check_memory(spec: RunSpec, workers: int, weight_bytes: int) -> None:
+    """Raises InputError if a case, or the copies of the weights in all processes, cannot fit in this machine."""
+    there_is = memory.physical()
+    for variant in spec.all_variants:
+        for case in spec.cases:
+            needed = least_memory(spec.source, spec.case(variant, case))
+            if needed > there_is:
+                raise InputError(
+                    f"Prompt {case.prompt_id} with {dict(spec.case(variant, case).settings)} needs at least "
+                    f"{needed / 1e9:.1f} GB, but this machine has {there_is / 1e9:.1f} GB of memory"
+                )
+    if spec.workers is not None and workers * weight_bytes > there_is:
+        raise InputError(
+            f"workers is {workers}: as many copies of the weights need {workers * weight_bytes / 1e9:.1f} GB, "
+            f"but this machine has {there_is / 1e9:.1f} GB of memory"
+        )
 
 
 def _steps(bench: Bench, variant: Variant) -> int:

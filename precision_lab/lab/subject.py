@@ -118,6 +118,14 @@ def remarks(source: Source, case: Case) -> list[str]:
     return [] if own is None else list(own(case))
 
 
+def least_memory(source: Source, case: Case) -> int:
+    """Bytes that one generation of a case needs at the least, beside the weights: the optional method `memory(case)`
+    of a source. 0 where it says nothing. A run that needs more than the machine has is refused before it starts.
+    """
+    own = getattr(source, "memory", None)
+    return 0 if own is None else int(own(case))
+
+
 def components_of(subject: Subject, layout: Layout) -> Components:
     """The components of a subject with its layout, from which addresses derive their blocks and streams."""
     return Components(subject.components, layout)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,14 +57,17 @@ class Outcome:
 class Input:
     """A malformed input.
 
-    arguments: of the command line. files: texts or bytes to write before, by path below the working folder. culprits:
-    the message must contain one of them: keys or values. None where the input may be valid. name: of the test.
+    - name: of the test. arguments: of the command line.
+    - culprits: the message must contain one of these keys or values. None where the input may be valid.
+    - files: texts or bytes to write before, by path below the working folder.
+    - deep: whether only the plan of a run can tell (see `dry`).
     """
 
     name: str
     arguments: Sequence[str]
     culprits: Sequence[str] | None = None
     files: Mapping[str, str | bytes] = field(default_factory=dict)
+    deep: bool = False
 
 
 def call(arguments: Sequence[str], folder: Path, patience: float = PATIENCE) -> Outcome:
@@ -139,18 +143,34 @@ def named(value: str) -> str:
     return value[:SHOWN]
 
 
+@dataclass
+class Dry:
+    """plans: whether a run is planned before it is stopped, which reads the checkpoint."""
+
+    plans: bool = True
+
+
 @pytest.fixture
-def dry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops every run after its plan: the input is valid, and nothing expensive happens or is written."""
-    from precision_lab.cli import report
-    from precision_lab.lab import run
+def dry(monkeypatch: pytest.MonkeyPatch) -> Dry:
+    """Stops runs, proofs and measurements before they begin: the input is valid, and nothing is written."""
+    from precision_lab.device.behaviour import suite
+    from precision_lab.lab import equivalence, run
     from precision_lab.lab.plan import plan
 
-    def planned(spec: object, *rest: object) -> None:
-        plan(spec)  # type: ignore[arg-type]
+    state = Dry()
+
+    def stopped(*given: object, **settings: object) -> None:
+        raise Accepted
+
+    def planned(spec: Any, *rest: object) -> None:
+        if state.plans:
+            plan(spec)
+        raise Accepted
 
     monkeypatch.setattr(run, "run", planned)
-    monkeypatch.setattr(report, "judge_and_draw", lambda *rest: 0)
+    monkeypatch.setattr(equivalence, "prove", stopped)
+    monkeypatch.setattr(suite, "measure", stopped)
+    return state
 
 
 @contextmanager

@@ -220,6 +220,18 @@ class QwenImage:
         pipeline.tokens([case.prompt, settings.negative_prompt])
         return settings.steps
 
+    def memory(self, case: Case) -> int:
+        """Bytes of a generation in fp32 at the least (see `precision_lab.lab.subject.least_memory`).
+
+        q, k, v, attention, feed-forward and stream of a block, or two maps of the VAE's last stage, whichever is more.
+        """
+        settings, config = checked(Settings, case.settings), self.opened.transformer_config()
+        pipeline = self.load(mx.float32).pipeline
+        grid = pipeline.grid(settings.height, settings.width)
+        block = 9 * grid.height * grid.width * config.num_attention_heads * config.attention_head_dim
+        maps = 2 * settings.height * settings.width * pipeline.vae.config.base_dim
+        return 4 * max(block, maps)
+
     def remarks(self, case: Case) -> list[str]:
         """What a user should know of the settings of a case: guidance that is off, prompts that are cut."""
         settings = checked(Settings, case.settings)
