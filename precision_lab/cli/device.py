@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,6 +18,9 @@ from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from precision_lab.analysis.claims import Claim
 
 SCHEMA_VERSION = 1
 RECORD = "device.json"
@@ -38,6 +41,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = schema.read(schema.Device, config)
     out = _prepare(settings.out)
     claims: Any = OmegaConf.to_container(config.claims)
+    stated(claims)
     _switch(settings.tf32)
     from precision_lab.device.behaviour.finding import Finding
     from precision_lab.device.behaviour.suite import PARTS, measure
@@ -73,15 +77,21 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     return 0
 
 
+def stated(claims: Mapping[str, Any]) -> list[Claim]:
+    """The claims by their names. Raises InputError for one that is malformed."""
+    from precision_lab.analysis.claims import Claim
+
+    return [Claim.from_dict({"id": name, **claim}) for name, claim in claims.items()]
+
+
 def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Claims about the precision that MLX computes in, judged by its operations, as summary.json has them."""
-    from precision_lab.analysis.claims import Claim, judge_operations
+    from precision_lab.analysis.claims import judge_operations
     from precision_lab.analysis.summary import claim_entry
     from precision_lab.record.summary import to_json
 
     verdicts = [op["verdict"] for op in ops]
-    stated = [Claim.from_dict({"id": name, **claim}) for name, claim in claims.items()]
-    return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated]
+    return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated(claims)]
 
 
 def _prepare(folder: str | None) -> Path:

@@ -26,7 +26,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     config = literal(config)
     schema.read(schema.Models, config)
-    _check_used(command)
+    _check_used(command, USED if config["from"] else [name for name in USED if name != "model"])
     console = open_console()
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
@@ -39,12 +39,14 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     return 0
 
 
-def _check_used(command: Sequence[str]) -> None:
-    """Refuses overrides of what the file of a model sets beside `model`: this command would ignore them."""
+def _check_used(command: Sequence[str], used: Sequence[str]) -> None:
+    """Refuses overrides that this command would ignore: of the kind of model without `from`, and of what its file sets
+    beside `model`."""
     for argument in command[1:]:
         key = argument.lstrip("+~").partition("=")[0]
-        if key.partition(".")[0] in UNUSED:
-            raise InputError(f"models has no use for {key}. {nearest(key, USED)}")
+        if "=" in argument and key.partition(".")[0] in (*USED, *UNUSED) and key.partition(".")[0] not in used:
+            without = " without from=" if key.partition(".")[0] in USED else ""
+            raise InputError(f"models has no use for {key}{without}. {nearest(key, used)}")
 
 
 def _list(console: Console) -> None:

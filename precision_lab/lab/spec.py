@@ -192,8 +192,8 @@ class PinnedSpec:
         for name, case in self.cases.items():
             if not _is_name(name):
                 raise InputError(f"Pinned case {shown(name)}: expected {_NAMED}")
-            _check_prompt(f"pinned.cases.{name}", case.prompt)
-            _check_seed(f"pinned.cases.{name}", case.seed)
+            _check_prompt(f"pinned.cases.{name}.prompt", case.prompt)
+            _check_seed(f"pinned.cases.{name}.seed", case.seed)
         if self.steps < 1:
             raise InputError(f"pinned.steps is {self.steps}, expected at least 1")
         if not isinstance(self.noise_floor, bool):

@@ -20,15 +20,25 @@ from tests.malformed.harness import Input, named
 BASE = ("+exp=ffn_scaling", "technique=[fp32_norm_out]", "probe=[range,massive]")
 ROOTS: Mapping[str, Sequence[str]] = {
     "config": (),
-    "gate": ("gate",),
-    "prove": ("prove", "technique=[fp32_norm_out]"),
+    "gate": ("gate", "gate.update=true"),
+    "prove": ("prove",),
     "compare": ("compare",),
     "report": ("report",),
     "device": ("device",),
     "models": ("models",),
 }
+EXPERIMENTS = ("config", "gate", "prove")
 # mappings whose names are free: an unknown name is refused only for what it holds
-FREE = ("variants", "sites", "claims", "probe", "technique", "factorial.factors", "factorial.generators")
+FREE = (
+    "variants",
+    "sites",
+    "claims",
+    "probe",
+    "technique",
+    "factorial.factors",
+    "factorial.generators",
+    "pinned.cases",
+)
 WORDS = ("nope", "[a", "größe", "雪", "a:b", "🌨", "x" * 300, "-", "\t", "~", "None", "1_0", "0x1F", "a b", "@nowhere")
 HUGE = ("100000000", "100000000000", "1" + "0" * 30, "1e308", "9" * 4000, "-" + "9" * 30)
 PATTERNS = (
@@ -54,8 +64,7 @@ TAGS = ("!!python/object/apply:os.getcwd []", "!!python/name:os.system", "!!bina
 def composed(root: str) -> Mapping[str, Any]:
     """The tree of a command, with plain values."""
     with configurations():
-        overrides = BASE if root in ("config", "gate", "prove") else ()
-        return OmegaConf.to_container(compose(root, overrides=list(overrides)), resolve=False)
+        return OmegaConf.to_container(compose(root, overrides=list(_base(root))), resolve=False)
 
 
 def places(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -104,7 +113,9 @@ def of_another_type(rng: random.Random) -> Input:
     # a group is chosen by its name: `model=3` asks for the option 3
     prefix = "++" if "." in key else ""
     arguments = [*ROOTS[root], *_base(root), f"{prefix}{key}={given}"]
-    return Input(f"{key}={given}", arguments, [key, _last(key), named(given)], deep=_is_deep(key))
+    # a group of sites may be a pattern or a list
+    culprits = None if key.startswith("sites.") else [key, _last(key), named(given)]
+    return Input(f"{key}={given}", arguments, culprits, deep=_is_deep(key))
 
 
 def of_unknown_names(rng: random.Random) -> Input:
@@ -325,7 +336,7 @@ def generated(count: int, seed: int) -> list[Input]:
 
 
 def _base(root: str) -> Sequence[str]:
-    return BASE if root == "config" else ()
+    return BASE if root in EXPERIMENTS else ()
 
 
 def _last(key: str) -> str:
