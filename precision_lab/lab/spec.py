@@ -22,7 +22,7 @@ OTHER_REFERENCE = f"{REFERENCE}+"
 
 EXPECTATIONS = ("any", "finite", "nonfinite")
 TEACHER_MODES = ("off", "sampled", "full")
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _LONGEST = 200  # bytes of UTF-8: names of files hold it, and may have 255
 _NAMED = "letters, digits, '_', '.', '+' and '-', at most 200 bytes"
 MOST_PROCESSES = 8
