@@ -24,14 +24,15 @@ Overrides (Hydra's grammar; defaults in conf/config.yaml):
   model=NAME  model.path=DIR_OR_HUB_ID  model.weights_dtype=DTYPE  dtype=bfloat16|float16|float32
   model.inflate=4096 (residual streams times a power of two: another range, the same function)
   model.stream=true (blocks are read when they are called: a model larger than memory)
-  sampler.steps=6  image.height=128  image.width=128  prompts=[...]  seeds=[0,1]
+  sampler.steps=6  image.height=128  image.width=128  prompts=[...] or @FILE  seeds=[0,1]
   only=[variant,...]  technique=[a,b]  probe.range.sites=[...]  drift.sites=[...]  latency.max_seconds=20
   gate.update=true  gate.baseline=PATH  gate.margin_bits=1 (the gate; more in conf/gate.yaml)
   pinned.record=true (a run that `gate run=DIR` can judge)
   out=DIR  resume=true  --multirun  --config-dir DIR (your own techniques, probes, experiments)  --cfg job
 
 Exit codes: 0 done; 1 a variant failed or broke its expectation, a gated claim was refuted, or a gate found a
-deviation; 2 a mistake in the input; 130 interrupted. PRECISION_LAB_DEBUG=1 shows tracebacks."""
+deviation; 2 a mistake in the input; 3 a fault of this program, its traceback is in a file; 130 interrupted.
+PRECISION_LAB_DEBUG=1 shows tracebacks."""
 
 
 def text() -> str:
