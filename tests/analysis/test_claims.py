@@ -14,7 +14,7 @@ BASE = {"id": "C", "text": "t", "source": "s", "subject": "a", "against": "b"}
 
 def tables(values, site="transformer_blocks.3.img_mlp", bad=0):
     """A run in which each variant has one amax, drift and latency a case or round."""
-    return run_of(frames(values, site, bad), values)
+    return run_of(frames(values, site, bad), list(values))
 
 
 def frames(values, site="transformer_blocks.3.img_mlp", bad=0):
