@@ -42,6 +42,24 @@ class Recorder:
         self.made.append(("own", None, None))
 
 
+@pytest.mark.parametrize("helpers", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_generation_waits_for_every_reference_that_it_is_compared_with(helpers, seed):
+    own = Variant("reference+a", "float32", settings={"steps": 2}, reference="reference+a")
+    variants = [Variant(REFERENCE, "float32"), own, *(Variant(n, "bfloat16", reference=own.name) for n in "ab")]
+    variants.append(Variant("c", "bfloat16"))
+    seen = Recorder(seed)
+    crew = Crew(variants, CASES, seen.finished.append)
+    crew.work(seen.maker("first"), [seen.maker(f"helper {i}") for i in range(helpers)], seen.own)
+    made = [(variant.name, case) for _, variant, case in seen.made if variant]
+    assert len(made) == len(set(made)) == len(variants) * len(CASES)
+    for case in CASES:
+        order = [name for name, of in made if of == case]
+        for variant in variants:
+            assert all(order.index(needed) < order.index(variant.name) for needed in variant.needs)
+    assert {who for who, variant, _ in seen.made if variant and variant.is_reference} == {"first"}
+
+
 @pytest.mark.parametrize("helpers", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_everything_is_made_once_and_after_its_reference(helpers, seed):
