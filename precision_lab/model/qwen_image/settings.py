@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, shown
 from precision_lab.model.qwen_image.prompt import MAX_TOKENS
 from precision_lab.model.qwen_image.scheduler import MAX_STEPS, SchedulerConfig, changed, explicit, sigmas
 
@@ -88,10 +88,10 @@ class Settings:
         if not self.guided:
             found.append(f"Guidance is off, because sampler.guidance_scale is {self.guidance_scale:g}, not above 1")
             if self.negative_prompt.strip():
-                found.append(f"sampler.negative_prompt {self.negative_prompt!r:.60} is ignored without guidance")
+                found.append(f"sampler.negative_prompt {shown(self.negative_prompt)} is ignored without guidance")
         limit = self.max_sequence_length
         for kind, (prompt, tokens) in prompts.items():
-            what = f"{kind} {prompt!r:.40} has {tokens} tokens"
+            what = f"{kind} {shown(prompt)} has {tokens} tokens"
             if limit is not None and tokens > limit:
                 found.append(f"{what}, of which sampler.max_sequence_length uses the first {limit}")
             elif limit is None and tokens > DIFFUSERS_TOKENS:
