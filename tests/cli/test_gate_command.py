@@ -19,6 +19,7 @@ SMALL = (
     *("prompts=[a red circle]", "seeds=[0]", "latency.min_rounds=0", "latency.max_rounds=0", "pinned.steps=1"),
     *("probe.range.sites=[transformer_blocks.*,norm_out,proj_out,pipeline:euler_step]", "drift.sites=[norm_out]"),
     *("pinned.sites=[transformer_blocks.*,norm_out,proj_out]", "pinned.cases.tall=null"),
+    "pinned.cases.faint=null",
     *("pinned.cases.wide.height=32", "pinned.cases.wide.width=48"),
 )
 LEARN = ("gate.update=true", "gate.learn.prompts=[a blue star]", "gate.learn.seeds=[1]")

@@ -490,7 +490,7 @@ class TestDefaults:
 
     def test_cases_can_be_changed_added_and_taken_away(self):
         assert composed("pinned.cases=null").pinned.cases == {}
-        assert set(composed("pinned.cases.tall=null").pinned.cases) == {"wide"}
+        assert set(composed("pinned.cases.tall=null").pinned.cases) == {"wide", "faint"}
         more = composed("+pinned.cases.more={prompt: a, height: 64}", "pinned.cases.tall.seed=5").pinned.cases
         assert more["more"] == PinnedCase("a", settings={"height": 64})
         assert more["tall"].seed == 5
@@ -503,6 +503,8 @@ class TestDefaults:
         assert any(grid.height % 2 and grid.width % 2 for grid in grids)
         assert any(grid.height > grid.width for grid in grids), "either half would do for rows"
         assert any(grid.height < grid.width for grid in grids)
+        assert any(case.settings.get("padding") for case in spec.pinned.cases.values()), "a mask"
+        assert any(case.faint for case in spec.pinned.cases.values()), "eps"
         assert spec.pinned.steps == 3
         assert not spec.pinned.noise_floor
 

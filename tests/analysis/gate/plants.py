@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from precision_lab.model.layers import LayerNorm
+from precision_lab.model.layers import GELUTanh, LayerNorm
 from precision_lab.model.qwen_image import block, rope, sampler, settings, transformer
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.pipeline import Pipeline
@@ -159,3 +159,31 @@ def site_gone(patch: Patch) -> None:
         loaded.transformer.transformer_blocks[2].img_modulate2 = lambda *arguments: modulate(*arguments)
 
     in_loaded(patch, change)
+
+
+def gelu_in_16_bits(patch: Patch) -> None:
+    """GELU is no longer evaluated in fp32; the fp32 reference is the same."""
+
+    def gelu(self: GELUTanh, x: mx.array) -> mx.array:
+        return 0.5 * x * (1 + mx.tanh(0.7978845608 * (x + 0.044715 * (x * x * x))))
+
+    patch.setattr(GELUTanh, "__call__", gelu)
+
+
+def gated_add_rounded_once(patch: Patch) -> None:
+    """`residual + gate * update` is evaluated in fp32; the fp32 reference is the same."""
+
+    def add(self: block.GatedAdd, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
+        wide = [x.astype(mx.float32) for x in (residual, gate[:, None], update)]
+        return (wide[0] + wide[1] * wide[2]).astype(residual.dtype)
+
+    patch.setattr(block.GatedAdd, "__call__", add)
+
+
+def another_eps_of_one_norm(patch: Patch) -> None:
+    in_loaded(patch, lambda loaded: setattr(loaded.transformer.transformer_blocks[2].attn.norm_added_k, "eps", 1e-5))
+
+
+def mask_dropped(patch: Patch) -> None:
+    """The image may read the padding of the text."""
+    patch.setattr(transformer, "_joint_mask", lambda *_: None)

@@ -64,6 +64,25 @@ from tests.analysis.gate import plants
         pytest.param(
             plants.gate_times(1.5), "transformer:transformer_blocks.1.img_add2", "rel_l2", id="one gate times 1.5"
         ),
+        pytest.param(
+            plants.gelu_in_16_bits,
+            "transformer:transformer_blocks.*.img_mlp.net.0.gelu",
+            "misrounded_pct",
+            id="GELU in 16 bits",
+        ),
+        pytest.param(
+            plants.gated_add_rounded_once,
+            "transformer:transformer_blocks.*.img_add1",
+            "misrounded_pct",
+            id="GatedAdd rounded once",
+        ),
+        pytest.param(
+            plants.another_eps_of_one_norm,
+            "transformer:transformer_blocks.2.attn.norm_added_k",
+            "rel_l2",
+            id="another eps of one norm",
+        ),
+        pytest.param(plants.mask_dropped, "transformer:transformer_blocks.0.attn.attend", "rel_l2", id="mask dropped"),
     ],
 )
 def test_is_caught_where_it_was_made(gate, monkeypatch, plant, guilty, metric):
