@@ -59,10 +59,12 @@ def test_a_claim_is_a_row_with_what_was_claimed_and_found(judged):
         claim(id="count", metric="nonfinite", relation="zero", against=None, effect=Quantity(0.0), **UNKNOWN),
         claim(id="bound", relation="larger", against=None, bound=0.3, verdict="supported", noise_floor=Quantity(None)),
         claim(id="open", verdict="inconclusive", effect=Quantity(None, "undefined or non-finite values"), ci95=None),
+        claim(id="few", verdict="inconclusive", ci95=None, verdict_reason="too few prompts: 2, expected at least 3"),
     ]
     drawing = claim_forest.draw(judged(*claims))
     said = [text.replace("\n", " ") for text in texts(drawing)]
     expected = ("< baseline", "0.500 [0.400, 0.600]", "none", "0", "> 0.30", "undefined or non-finite values")
+    expected += ("0.500 (too few prompts)",)
     assert all(words in said for words in expected), said
     assert titles(drawing) == ["Drift of the latents", "Values that are not finite"]
     assert sum(len(axes.get_yticklabels()) for axes in drawing.figure.axes) == len(claims)

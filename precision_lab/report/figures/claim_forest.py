@@ -164,6 +164,8 @@ def _row(claim: Judged) -> Row:
     found = entry.effect.reason if effect is None else f"{number(effect)} {claim.unit}".strip()
     if entry.ci95:
         found += f" {interval(entry.ci95)}"
+    elif effect is not None and entry.verdict_reason:
+        found += f" ({entry.verdict_reason.partition(':')[0]})"
     relation = COUNTED.get(entry.relation) or f"{RELATIONS[entry.relation]} {claim.other}"
     estimate, lo, hi = (
         math.nan if value is None else claim.ratio(float(value)) for value in (effect, *(entry.ci95 or (None, None)))
