@@ -178,7 +178,7 @@ class Compare(Closed):
 class Device(Closed):
     """conf/device.yaml."""
 
-    tf32: Annotated[bool, "true, false"] | None
+    tf32: Annotated[bool | None, "true, false or null"]
     claims: Mapping[str, Mapping[str, Any]]
     out: Folder | None
 

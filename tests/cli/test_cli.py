@@ -177,7 +177,7 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
         (("sampler.steps=0",), "sampler.steps is 0, expected at least 1"),
         (("sampler.steps=many",), "'many', expected a whole number"),
         (("image.height=100",), "expected a multiple of 16"),
-        (("image.height=-16",), "expected a multiple of 16"),
+        (("image.height=-16",), "image.height is -16, expected 1 to 16384 pixels"),
         (("prompts=['']",), "expected text"),
         (("prompts=a",), "expected a list"),
         (("seeds=[-1]",), "expected integers"),

@@ -458,7 +458,7 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"cases": {"a b": PinnedCase("a")}}, "'a b': expected letters"),
-            ({"cases": {"odd": PinnedCase("a", seed=-1)}}, r"pinned\.cases\.odd holds -1, expected integers"),
+            ({"cases": {"odd": PinnedCase("a", seed=-1)}}, r"pinned\.cases\.odd\.seed holds -1, expected integers"),
             ({"steps": 0}, r"pinned\.steps is 0"),
             ({"noise_floor": True}, r"pinned\.reordered is empty"),
             ({"noise_floor": True, "reordered": REORDERED}, r"expected pinned\.record=true as well"),

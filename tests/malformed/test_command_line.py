@@ -24,7 +24,7 @@ def judge(dry, tmp_path, small_checkpoint, monkeypatch):
         folder.mkdir()
         write(given.files, folder)
         runs = not any(argument in ("compare", "report", "device", "models") for argument in given.arguments)
-        own = any(argument.startswith("model") for argument in given.arguments)
+        own = any(argument.lstrip("+~").startswith("model") for argument in given.arguments)
         dry.plans = given.deep
         arguments = [*given.arguments, *([f"model.path={small_checkpoint}"] if runs and not own else [])]
         assert_stated(calling(arguments, folder), given.culprits)
