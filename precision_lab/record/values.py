@@ -58,7 +58,7 @@ def checked(
 def _check_dtype(column: pd.Series, path: Path, name: str, dtype: str) -> None:
     """Raises InputError unless the column holds what `dtype` asks for: text, numbers or truths; "" for any of them."""
     is_text = types.is_string_dtype(column)
-    if not is_text and column.isna().all():
+    if column.empty or (not is_text and column.isna().all()):  # pandas calls an empty column text
         return
     is_number = types.is_numeric_dtype(column) and not types.is_complex_dtype(column)
     if is_text:

@@ -54,6 +54,7 @@ def fabricate(run: Path, layout: Layout, steps: int = 6, seeds: Sequence[int] = 
         ("drift", _drift(layout, steps, seeds)),
     ):
         write_table(run, table, pd.DataFrame(list(rows)))
+    (run / "config.yaml").write_text("exp: foreign\n")
     _manifest(layout, steps, seeds).write(run)
     _summary(layout).write(run)
     return run
