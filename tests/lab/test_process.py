@@ -172,7 +172,10 @@ def test_interrupted_in_the_middle_it_ends_and_is_continued(lab, small_checkpoin
     [
         ("++variants.tf32.process.tf23=true", "Unknown setting 'variants.tf32.process.tf23'. Did you mean tf32"),
         ("variants.tf32.process.tf32=1", "process.tf32 is 1, expected true or false"),
-        ("variants.tf32.process=fast", "variants.tf32.process is 'fast', expected settings below it, like variants.tf32.process.NAME=VALUE"),
+        (
+            "variants.tf32.process=fast",
+            "variants.tf32.process is 'fast', expected settings below it, like variants.tf32.process.NAME=VALUE",
+        ),
     ],
 )
 def test_mistakes(lab, tmp_path, setting, said):
