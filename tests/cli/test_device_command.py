@@ -108,7 +108,7 @@ def test_a_record_is_not_overwritten(measured, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tf32=maybe"], "expected true, false, or null"),
+        (["tf32=maybe"], "expected true, false or null"),
         (["out=7"], "expected a folder"),
         (["nonsense=1"], "Unknown setting"),
     ],

@@ -97,9 +97,11 @@ def test_the_key_covers_all_imports_of_the_generator():
                 assert not any(name.name.startswith("precision_lab") for name in node.names)
     others = {(module, name) for module, name in imported if not module.startswith("precision_lab.synthetic")}
     assert {name for module, name in others if module == "precision_lab.model.qwen_image.config"} == {
-        f"{part}Config" for part in ("Scheduler", "TextEncoder", "Transformer", "VAE")
+        f"{part}Config" for part in ("TextEncoder", "Transformer", "VAE")
     }
     assert {entry for entry in others if entry[0] != "precision_lab.model.qwen_image.config"} == {
+        ("precision_lab.model.qwen_image.scheduler", "QWEN_IMAGE"),
+        ("precision_lab.model.qwen_image.scheduler", "SchedulerConfig"),
         ("precision_lab.device.cache", "user_cache"),
         ("precision_lab.errors", "InputError"),
         ("precision_lab.errors", "nearest"),
