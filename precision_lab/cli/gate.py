@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from rich.console import Console
 from precision_lab.cli import process
 from precision_lab.cli.literal import literally, settled
 from precision_lab.cli.progress import showing
-from precision_lab.cli.terminal import open_console, print_table
+from precision_lab.cli.terminal import open_console
+from precision_lab.cli.verdict import conclude
 from precision_lab.errors import InputError, VariantError, first_line
 from precision_lab.record.files import RESTORE
 from precision_lab.record.run import CONFIG
@@ -23,14 +23,9 @@ from precision_lab.record.run import CONFIG
 if TYPE_CHECKING:
     from precision_lab.analysis.gate.baseline import Choice
     from precision_lab.analysis.gate.judge import Limits
-    from precision_lab.analysis.gate.violation import Findings
     from precision_lab.cli import schema
     from precision_lab.record.manifest import Environment, Reference
     from precision_lab.record.run import Run
-
-SCHEMA_VERSION = 1
-_SHOWN = 20
-_STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 @dataclass(frozen=True)
@@ -149,14 +144,12 @@ def _judge(run: Run, settings: Settings, console: Console) -> int:
     if settings.history:
         history.check(log)
     findings = judge(run, _config_of(run), choice, settings.limits, str(path))
-    record = _record(run, path, choice, settings.limits, findings)
-    _write(run.path, record, choice, findings)
+    passed = conclude(run, path, choice, settings.limits, findings, console)
     if settings.history:
         now = bands.learn(run.activations)
-        verdict = "passed" if record["passed"] else "failed"
+        verdict = "passed" if passed else "failed"
         history.append(log, history.rows(manifest, verdict, now, choice.entry.bands, settings.history))
-    _print(run.path, record, findings, console)
-    return int(not record["passed"])
+    return int(not passed)
 
 
 def _judge_failure(run: Run, error: Exception, settings: Settings, console: Console) -> int:
@@ -172,9 +165,7 @@ def _judge_failure(run: Run, error: Exception, settings: Settings, console: Cons
     message = f"{type(error).__name__}: {first_line(error)} ({Path(last.filename).name}:{last.lineno}, traceback.txt)"
     where = place._asdict() if place else {}
     findings = judge_failure(run, _config_of(run), choice, str(path), message, where)
-    record = _record(run, path, choice, settings.limits, findings)
-    _write(run.path, record, choice, findings)
-    _print(run.path, record, findings, console)
+    conclude(run, path, choice, settings.limits, findings, console)
     return 1
 
 
@@ -255,53 +246,6 @@ def _config_of(run: Run) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{run.path / CONFIG} holds no settings. {RESTORE}")
     return config
-
-
-def _record(run: Run, path: Path, choice: Choice, limits: Limits, findings: Findings) -> dict[str, Any]:
-    """gate.json: strict JSON."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": run.manifest.experiment,
-        "backend": run.manifest.environment.backend,
-        "run": str(run.path),
-        "passed": not findings.violations,
-        "baseline": {"path": str(path), "device": choice.entry.device, "mlx": choice.entry.mlx, "match": choice.match},
-        "weights": run.manifest.checkpoint.weights,
-        "limits": asdict(limits.on(run.manifest.environment.backend)),
-        "checks": dict(findings.checks),
-        "violations": [violation.to_json() for violation in findings.violations],
-    }
-
-
-def _write(run: Path, record: Mapping[str, Any], choice: Choice, findings: Findings) -> None:
-    from precision_lab.analysis.gate import junit, markdown
-    from precision_lab.record.files import write_json, write_text
-
-    components = list(dict.fromkeys([*choice.entry.bands["component"], *choice.entry.sketches["component"]]))
-    write_json(run / "gate.json", record)
-    write_text(run / "gate.xml", junit.document(record["experiment"], findings, components))
-    page = markdown.page(record, findings.violations)
-    write_text(run / "gate.md", page)
-    summary = os.environ.get(_STEP_SUMMARY)
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(page)
-
-
-def _print(run: Path, record: Mapping[str, Any], findings: Findings, console: Console) -> None:
-    from precision_lab.analysis.gate.markdown import HEADER, cells
-    from precision_lab.analysis.gate.violation import by_site
-
-    lines = by_site(findings.violations)
-    if lines:
-        title = f"{len(lines)} sites deviate; in order of execution, the first is nearest to the cause"
-        print_table(console, HEADER, [cells(line) for line in lines[:_SHOWN]], title, folding=HEADER)
-        if len(lines) > _SHOWN:
-            _say(console, f"and {len(lines) - _SHOWN} more sites in {run / 'gate.md'}")
-    baseline = record["baseline"]
-    _say(console, f"baseline: {baseline['path']}, {baseline['device']}, MLX {baseline['mlx']} ({baseline['match']})")
-    _say(console, "compared: " + ", ".join(f"{count} {kind}" for kind, count in record["checks"].items()))
-    _say(console, f"gate: {'passed' if record['passed'] else 'FAILED'}, {run / 'gate.json'}, gate.xml, gate.md")
 
 
 def _entry_name(choice: Choice) -> str:

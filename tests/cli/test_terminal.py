@@ -14,7 +14,7 @@ from rich.text import Text
 
 from precision_lab.analysis.gate.violation import Findings, Violation
 from precision_lab.analysis.summary import summarize
-from precision_lab.cli import device, gate, models, prove
+from precision_lab.cli import device, models, prove, verdict
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.progress import Lines, showing
 from precision_lab.cli.summary import print_summary
@@ -193,7 +193,7 @@ def test_the_deviations_of_a_gate_fit(tmp_path, names, width):
         "checks": {"ranges": 3},
         "baseline": {"path": "p", "device": "d", "mlx": "m", "match": "x"},
     }
-    text = printed(width, lambda console: gate._print(tmp_path, record, Findings([violation]), console))
+    text = printed(width, lambda console: verdict._print(tmp_path, record, Findings([violation]), console))
     table = text.split("baseline:")[0]
     lines_that_fit(table, width)
     assert "[1.5, 2.5] bits" in " ".join(table.split())
