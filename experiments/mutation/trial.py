@@ -118,7 +118,8 @@ class Sandbox:
         """The first failing parity test; those for the file `stem` run first. Raises RuntimeError if none ran."""
         names = dict.fromkeys((*_RELEVANT.get(stem, (stem,)), *_PARITY_TESTS))
         files = [f"tests/model/test_{name}.py" for name in names]
-        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files)
+        alone = ("-o", "addopts=", "-m", "not slow")  # in this process: the options of the project need plugins
+        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *alone, *files)
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         if done.returncode and not failed:
             raise RuntimeError(f"the parity tests cannot run:\n{done.stdout}\n{done.stderr}")
