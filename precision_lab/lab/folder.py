@@ -57,8 +57,8 @@ def occupied(lock: FolderLock, resume: bool, resolved: str, identity: Identity) 
         yield
     finally:
         lock.release()
-        with suppress(OSError):  # not empty
-            for folder in reversed(created):
+        for folder in reversed(created):
+            with suppress(OSError):  # not empty, or below `..`
                 folder.rmdir()
 
 

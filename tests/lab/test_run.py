@@ -453,6 +453,7 @@ class TestRefusals:
             ("new/" * 40 + "x" * 300, "File name too long"),
             ("file", "Not a directory"),
             ("file/below/it", "Not a directory"),
+            ("new/../file", "File exists"),
         ],
         ids=ascii,
     )
