@@ -46,12 +46,12 @@ SITES = composed().pinned.sites
 REORDERED = composed().pinned.reordered
 
 
-@pytest.fixture
-def spec(small_checkpoint, tmp_path):
+def small_spec(checkpoint, out, pinned, guidance_scale):
+    """One case of one step, with one variant and no timing."""
     return RunSpec(
         experiment="test",
-        source=source(small_checkpoint),
-        settings=settings(steps=1, guidance_scale=3.0, height=32, width=32),
+        source=source(checkpoint),
+        settings=settings(steps=1, guidance_scale=guidance_scale, height=32, width=32),
         prompts=["a red circle"],
         seeds=[0],
         variants=[Variant("baseline", "bfloat16")],
@@ -59,10 +59,16 @@ def spec(small_checkpoint, tmp_path):
         probes={},
         drift_sites=["proj_out"],
         latency=LatencySpec(0, 0),
-        out=tmp_path / "run",
-        pinned=PinnedSpec(CASES, SITES, steps=2, reordered=REORDERED, record=True),
+        out=out,
+        pinned=pinned,
         resolved="x: 1\n",
     )
+
+
+@pytest.fixture
+def spec(small_checkpoint, tmp_path):
+    pinned = PinnedSpec(CASES, SITES, steps=2, reordered=REORDERED, record=True)
+    return small_spec(small_checkpoint, tmp_path / "run", pinned, guidance_scale=3.0)
 
 
 class Quiet:
@@ -304,22 +310,8 @@ class TestNaming:
 @pytest.fixture(scope="module")
 def faint_bench(small_checkpoint, tmp_path_factory):
     padded = PinnedCase("a green square", seed=3, settings={"height": 32, "width": 32, "padding": 5})
-    return Bench(
-        RunSpec(
-            experiment="test",
-            source=source(small_checkpoint),
-            settings=settings(steps=1, guidance_scale=1.0, height=32, width=32),
-            prompts=["a red circle"],
-            seeds=[0],
-            variants=[Variant("baseline", "bfloat16")],
-            baseline="baseline",
-            probes={},
-            drift_sites=[],
-            latency=LatencySpec(0, 0),
-            out=tmp_path_factory.mktemp("run"),
-            pinned=PinnedSpec({"faint": FAINT, "padded": padded}, SITES, steps=1, record=True),
-        )
-    )
+    pinned = PinnedSpec({"faint": FAINT, "padded": padded}, SITES, steps=1, record=True)
+    return Bench(small_spec(small_checkpoint, tmp_path_factory.mktemp("run"), pinned, guidance_scale=1.0))
 
 
 @pytest.fixture(scope="module")
