@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from precision_lab import __version__
-from precision_lab.device import allocator, blas
 from precision_lab.errors import InputError, nearest, shown
 
 if TYPE_CHECKING:
@@ -58,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]
+    from precision_lab.device import startup
+
     try:
-        allocator.keep_freed()
-        blas.preload()
+        startup.prepare()
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2

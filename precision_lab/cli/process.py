@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from precision_lab.device import allocator, blas
+from precision_lab.device import startup
 from precision_lab.lab.requests import Requests
 
 COMMAND = (sys.executable, "-m", "precision_lab.cli.process")
@@ -25,8 +25,7 @@ def main(argv: Sequence[str]) -> int:
     out, settings = Path(argv[0]), json.loads(argv[1])
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # printed text must not mix with the replies
-    allocator.keep_freed()
-    blas.preload()
+    startup.prepare()
     from omegaconf import DictConfig, OmegaConf
 
     from precision_lab.cli.config import build_spec
