@@ -50,13 +50,12 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = _settings(given.gate)
     console = open_console()
     if given.run is not None:
-        folder, code = Path(given.run).expanduser(), 0
+        run, code = Run.open(Path(given.run).expanduser()).whole(), 0
     else:
         try:
-            folder, code = _run(config, given, settings, command, console)
+            run, code = _run(config, given, settings, command, console)
         except RunError as failure:
             return _judge_failure(Run.open(failure.folder), failure.error, settings, console)
-    run = Run.open(folder).whole()
     _check_reference(run.manifest.reference)
     return max(code, _learn(run, settings, console) if settings.update else _judge(run, settings, console))
 
@@ -80,8 +79,8 @@ class RunError(Exception):
 
 def _run(
     config: DictConfig, given: schema.Gate, settings: Settings, command: Sequence[str], console: Console
-) -> tuple[Path, int]:
-    """Runs the experiment and draws its report.
+) -> tuple[Run, int]:
+    """Runs the experiment and draws its report; returns the run and the exit code of its verdicts.
 
     Raises InputError before that if no baseline could judge it, and RunError if it began and an exception ended it.
     """
@@ -99,6 +98,7 @@ def _run(
             raise InputError(f"{path} compares pinned cases, expected pinned.record=true and pinned.cases")
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.lab.run import run
+    from precision_lab.record.run import Run
 
     before = _manifest_text(spec.out)
     try:
@@ -111,7 +111,8 @@ def _run(
             raise
         cause = error.__cause__ if isinstance(error, VariantError) else error
         raise RunError(spec.out, cause if isinstance(cause, Exception) else error) from error
-    return spec.out, judge_and_draw(spec.out, console)
+    measured = Run.open(spec.out).whole()
+    return measured, judge_and_draw(measured, console)
 
 
 def _manifest_text(folder: Path) -> str:

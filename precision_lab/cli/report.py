@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Writes the report of an existing run and returns the exit code of its verdicts; or draws a gate's history."""
     from precision_lab.cli import schema
+    from precision_lab.record.run import Run
 
     settings = schema.read(schema.Report, config)
     if bool(settings.run) == bool(settings.history):
@@ -26,27 +27,25 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if settings.run:
         if settings.out is not None:
             raise InputError("report run=DIR writes into that folder; out= belongs to history=FILE")
-        return judge_and_draw(Path(settings.run).expanduser(), open_console())
+        return judge_and_draw(Run.open(Path(settings.run).expanduser()).whole(), open_console())
     history = Path(str(settings.history)).expanduser()
     draw_history(history, Path(settings.out).expanduser() if settings.out else history.parent, open_console())
     return 0
 
 
-def judge_and_draw(run: Path, console: Console) -> int:
+def judge_and_draw(run: Run, console: Console) -> int:
     """Verdicts and report of a run's tables; prints the table of variants and the path of the page."""
     from precision_lab import report
     from precision_lab.analysis.summary import failures, summarize
     from precision_lab.cli.summary import print_summary
-    from precision_lab.record.run import Run
 
-    judged = Run.open(run).whole()
-    summary = summarize(judged)
+    summary = summarize(run)
     page = report.write(run)
-    print_summary(summary, judged.layout, console)
-    if status := standing(judged):
+    print_summary(summary, run.layout, console)
+    if status := standing(run):
         console.print(status, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)
-    reasons = failures(judged, summary)
+    reasons = failures(run, summary)
     for reason in reasons:
         console.print(f"exit code 1: {reason}", soft_wrap=True)
     return int(bool(reasons))

@@ -20,8 +20,9 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.cli.terminal import open_console
     from precision_lab.lab.run import run
+    from precision_lab.record.run import Run
 
     console = open_console()
     with showing(console) as progress:
         run(spec, progress, process.COMMAND)
-    return judge_and_draw(spec.out, console)
+    return judge_and_draw(Run.open(spec.out).whole(), console)

@@ -16,6 +16,7 @@ from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.record.files import write_text, writing
 from precision_lab.record.manifest import Checkpoint
 from precision_lab.record.origin import wording as wording_of_origin
+from precision_lab.record.run import Run
 from precision_lab.report import anomaly, headline, headroom, wording
 from precision_lab.report.figures import (
     claim_forest,
@@ -70,21 +71,21 @@ class Figure:
     uri: str = ""
 
 
-def write(run: Path) -> Path:
-    """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the run folder `run`; returns the page's path.
+def write(run: Run | Path) -> Path:
+    """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the folder of a run; returns the page's path.
 
     It reads only the files of that folder, so a report can be made again at any time; the same files give the same
     bytes. Raises InputError where `run` is no run folder, or holds a file that cannot be read.
     """
     view = View.open(run)
-    folder = run / "figures"
+    folder = view.run.path / "figures"
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with style.theme():
         many = len(view.variants) > MOST_VARIANTS
         drawn = (draw(view) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
         figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
-    page = run / "report.html"
+    page = view.run.path / "report.html"
     write_text(page, _render(view, figures))
     return page
 

@@ -41,9 +41,9 @@ class View:
     run: Run
 
     @classmethod
-    def open(cls, path: Path) -> View:
-        """The run in a folder, finished or not. Raises InputError if it holds none, or a file cannot be read."""
-        return cls(Run.open(path))
+    def open(cls, run: Run | Path) -> View:
+        """A run, finished or not. Raises InputError if a folder holds none, or a file cannot be read."""
+        return cls(Run.open(run) if isinstance(run, Path) else run)
 
     @property
     def layout(self) -> Layout:
