@@ -348,5 +348,5 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_deep(key: str) -> bool:
-    """Whether the subject checks the setting, which a run does when it is planned."""
-    return key.startswith(("sampler", "image", "pinned"))
+    """Whether the setting is checked against the subject, when a run is planned: its cases, and names of its sites."""
+    return key.startswith(("sampler", "image", "pinned")) or key.endswith(".sites")
