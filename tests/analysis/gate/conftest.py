@@ -46,7 +46,7 @@ def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ga
         out = folder / str(len(list(folder.iterdir())))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            patch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")  # figures, most of the time
+            patch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")
             code = main(
                 [
                     *("gate", *SETTINGS, f"model.path={small_checkpoint}", f"out={out}"),
