@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from precision_lab.analysis.history import FLOOR_BITS, History
 from precision_lab.record.files import write_atomically, write_text, writing
-from precision_lab.report import wording
 from precision_lab.report.figures import history_lines, history_map, style
 from precision_lab.report.figures.history_map import address_of, main_component, short
-from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.rendering import Figure, embed, render
 
 MOST_SITES = 12  # listed per commit; the .csv has all
 
@@ -43,7 +39,7 @@ def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Pat
         folder.mkdir(parents=True, exist_ok=True)
     with style.theme():
         drawings = [draw(history, steps) for draw in (history_map.draw, history_lines.draw)]
-        figures = [_figure(drawing, name, folder) for drawing in drawings]
+        figures = [embed(drawing, folder, f"{name}_") for drawing in drawings]
     listed = _with_commits(history, steps)
     write_atomically(folder / f"{name}_steps.csv", lambda file: listed.to_csv(file, index=False))
     page = folder / f"{name}.html"
@@ -92,22 +88,10 @@ def _with_commits(history: History, steps: pd.DataFrame) -> pd.DataFrame:
     return table.round({"before": 4, "after": 4, "bits": 4})
 
 
-def _figure(drawing: Drawing | Absent, name: str, folder: Path) -> dict[str, str]:
-    if isinstance(drawing, Absent):
-        return {"title": drawing.title, "caption": drawing.reason, "uri": ""}
-    named = Drawing(f"{name}_{drawing.name}", drawing.title, drawing.figure, drawing.caption)
-    _, svg = style.save(named, folder)
-    data = base64.b64encode(svg.read_bytes()).decode("ascii")
-    return {"title": drawing.title, "caption": drawing.caption, "uri": f"data:image/svg+xml;base64,{data}"}
-
-
-def _render(history: History, found: list[Change], name: str, figures: list[dict[str, str]]) -> str:
-    loader = PackageLoader("precision_lab.report")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {key: getattr(wording, key) for key in ("fixed", "moment", "breakable")}
+def _render(history: History, found: list[Change], name: str, figures: list[Figure]) -> str:
     runs = history.runs
-    return environment.get_template("history.html").render(
-        css=Markup(environment.get_template("page.css").render()),
+    return render(
+        "history.html",
         name=name,
         runs=len(runs),
         failed=int((runs["verdict"] == "failed").sum()),

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.record.files import write_text, writing
-from precision_lab.record.manifest import Checkpoint
-from precision_lab.record.origin import wording as wording_of_origin
 from precision_lab.record.run import Run
-from precision_lab.report import anomaly, headline, headroom, wording
+from precision_lab.report import anomaly, headline, headroom
 from precision_lab.report.figures import (
     claim_forest,
     contributions,
@@ -33,6 +26,7 @@ from precision_lab.report.figures import (
     variant_forest,
 )
 from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.rendering import Figure, embed, render, weights_text
 from precision_lab.report.view import MOST_VARIANTS, View
 
 FIGURES: tuple[Callable[[View], Drawing | Absent | None], ...] = (
@@ -58,17 +52,6 @@ STATUS = {
     "interrupted": "This run was interrupted: the page shows what it had left until then.",
     "failed": "This run failed: the page shows what it had left until then.",
 }
-FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting")
-MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure on the page: a data URI, or the reason for its absence."""
-
-    title: str
-    caption: str
-    uri: str = ""
 
 
 def write(run: Run | Path) -> Path:
@@ -84,35 +67,22 @@ def write(run: Run | Path) -> Path:
     with style.theme():
         many = len(view.variants) > MOST_VARIANTS
         drawn = (draw(view) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
-        figures = [_figure(drawing, folder) for drawing in drawn if drawing is not None]
+        figures = [embed(drawing, folder) for drawing in drawn if drawing is not None]
     page = view.run.path / "report.html"
     write_text(page, _render(view, figures))
     return page
 
 
-def _figure(drawing: Drawing | Absent, folder: Path) -> Figure:
-    if isinstance(drawing, Absent):
-        return Figure(drawing.title, drawing.reason)
-    png, svg = style.save(drawing, folder)
-    file = png if drawing.inline == "png" else svg
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
-    return Figure(drawing.title, drawing.caption, f"data:{MEDIA[drawing.inline]};base64,{data}")
-
-
 def _render(view: View, figures: list[Figure]) -> str:
-    loader = PackageLoader("precision_lab.report")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {name: getattr(wording, name) for name in FILTERS}
     manifest = view.manifest
     status = manifest.status
-    page = environment.get_template("page.html")
-    return page.render(
-        css=Markup(environment.get_template("page.css").render()),
+    return render(
+        "page.html",
         banner=None if status == "complete" else STATUS[status],
         health=view.run.summary.health if view.run.summary else (),
         manifest=manifest,
         layout=view.layout,
-        weights_text=_weights(manifest.checkpoint),
+        weights_text=weights_text(manifest.checkpoint),
         columns=headline.columns(view),
         variants=headline.rows(view),
         reference=view.reference,
@@ -128,9 +98,3 @@ def _render(view: View, figures: list[Figure]) -> str:
         command=shlex.join(manifest.command),
         config=view.run.config,
     )
-
-
-def _weights(checkpoint: Checkpoint) -> str:
-    """Where the weights come from, with the notes of their source."""
-    _, kind, about = wording_of_origin(checkpoint.weights, checkpoint.path)
-    return f"{', '.join((kind, *checkpoint.notes))}: {about}"

@@ -17,6 +17,7 @@ MISSING = "—"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -62,8 +63,13 @@ def size(count: int | None) -> str:
     """Bytes in the nearest binary unit."""
     if count is None:
         return MISSING
-    exponent = min(int(math.log2(max(count, 1)) // 10), 4)
-    return f"{number(count / 1024**exponent)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[exponent]}"
+    exponent = exponent_of(count)
+    return f"{number(count / 1024**exponent)} {UNITS[exponent]}"
+
+
+def exponent_of(count: int) -> int:
+    """The index in UNITS, and the power of 1024, of the unit for a number of bytes."""
+    return min(int(math.log2(max(count, 1)) // 10), len(UNITS) - 1)
 
 
 def dtype(value: Dtypes) -> tuple[str, str]:
