@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         argv = sys.argv[1:]
-        _find_modules_here()
+        find_modules_here()
     if any(flag in argv for flag in ("-h", "--help")):
         from precision_lab.cli.help import text
 
@@ -87,7 +87,7 @@ def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
     return "run", list(argv)
 
 
-def _find_modules_here() -> None:
+def find_modules_here() -> None:
     """Lets the console script find modules of the working folder, as `python -m precision_lab` does."""
     here = os.getcwd()
     if not sys.flags.safe_path and not {"", here} & set(sys.path):

@@ -5,7 +5,6 @@ Whatever is compared with another run, every way in which the two are not alike 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -62,6 +61,7 @@ def find_runs(given: Sequence[str]) -> list[Path]:
     if not given or not all(given):
         raise InputError(f"compare needs runs=[A,B], the folders of two or more runs; got {shown(given)}")
     from precision_lab.record import manifest
+    from precision_lab.record.sweep import natural
 
     paths: list[Path] = []
     for entry in given:
@@ -69,17 +69,13 @@ def find_runs(given: Sequence[str]) -> list[Path]:
             paths.append(Path(entry).expanduser())
             continue
         found = [Path(path) for path in glob(str(Path(entry).expanduser()))]
-        matched = sorted((path for path in found if (path / manifest.FILE).is_file()), key=_natural)
+        matched = sorted(
+            (path for path in found if (path / manifest.FILE).is_file()), key=lambda path: natural(str(path))
+        )
         if not matched:
             raise InputError(f"runs: {entry} matches no folder of a run ({len(found)} other files and folders)")
         paths += [path for path in matched if path not in paths]
     return paths
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    """A sort key that puts job 2 before job 10."""
-    pieces = re.findall(r"[0-9]+|[^0-9]+", str(path))
-    return [(not piece[0].isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
 
 
 def _reference(given: str) -> Generations:

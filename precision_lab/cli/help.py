@@ -11,6 +11,8 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab +exp=ffn_scaling [overrides]    run an experiment and write its report
   python -m precision_lab gate [+exp=NAME | run=DIR]      run it (or take a run) and compare with its baseline
   python -m precision_lab report run=DIR                  figures and page again, from the tables
+  python -m precision_lab -m dtype=bfloat16,float16       a sweep: a job for each value, and an index page of all
+  python -m precision_lab report sweep=DIR                the index page of a sweep again
   python -m precision_lab compare runs=[A,B]              one run against another; reference=RUN:VARIANT; runs=[SWEEP/*]
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR

@@ -1,4 +1,5 @@
-"""`report run=DIR` judges the tables of a run again and draws its report; `report history=FILE` a gate's history."""
+"""`report run=DIR` judges a run again and draws its report; `report sweep=DIR` draws the index of a sweep, and
+`report history=FILE` a gate's history."""
 
 from __future__ import annotations
 
@@ -17,20 +18,38 @@ if TYPE_CHECKING:
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Writes the report of an existing run and returns the exit code of its verdicts; or draws a gate's history."""
+    """Writes the report of an existing run and returns the exit code of its verdicts; or draws a sweep or a history."""
     from precision_lab.cli import schema
-    from precision_lab.record.run import Run
 
     settings = schema.read(schema.Report, config)
-    if bool(settings.run) == bool(settings.history):
-        raise InputError("report needs run=DIR, the folder of a run, or history=FILE, the table of a gate; one of them")
+    given = [name for name in ("run", "sweep", "history") if getattr(settings, name)]
+    if len(given) != 1:
+        raise InputError(
+            "report needs run=DIR, the folder of a run, sweep=DIR, the folder of a sweep, or history=FILE, "
+            "the table of a gate; one of them"
+        )
+    if settings.out is not None and not settings.history:
+        raise InputError(f"report {given[0]}=DIR writes into that folder; out= belongs to history=FILE")
     if settings.run:
-        if settings.out is not None:
-            raise InputError("report run=DIR writes into that folder; out= belongs to history=FILE")
-        return judge_and_draw(Run.open(Path(settings.run).expanduser()).whole(), open_console())
+        return _report_run(Path(settings.run).expanduser())
+    if settings.sweep:
+        from precision_lab.cli.sweep_index import draw_index, planned
+
+        folder = Path(settings.sweep).expanduser()
+        draw_index(folder, open_console(), planned(folder), whole=True)
+        return 0
     history = Path(str(settings.history)).expanduser()
     draw_history(history, Path(settings.out).expanduser() if settings.out else history.parent, open_console())
     return 0
+
+
+def _report_run(folder: Path) -> int:
+    from precision_lab.record import manifest, sweep
+    from precision_lab.record.run import Run
+
+    if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
+        raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
+    return judge_and_draw(Run.open(folder).whole(), open_console())
 
 
 def judge_and_draw(run: Run, console: Console) -> int:
@@ -42,26 +61,13 @@ def judge_and_draw(run: Run, console: Console) -> int:
     summary = summarize(run)
     page = report.write(run)
     print_summary(summary, run.layout, console)
-    if status := standing(run):
-        console.print(status, markup=False, highlight=False, soft_wrap=True)
+    if run.standing:
+        console.print(run.standing, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)
     reasons = failures(run, summary)
     for reason in reasons:
         console.print(f"exit code 1: {reason}", soft_wrap=True)
     return int(bool(reasons))
-
-
-def standing(run: Run) -> str:
-    """A sentence on a run that is not complete: how it ended, and how it goes on; empty for a complete one."""
-    from precision_lab.record.lock import holder_of
-
-    status, holder = run.manifest.status, holder_of(run.path)
-    if status == "complete":
-        return ""
-    if holder is not None:
-        return f"{status}: {holder} is still writing this run, so its tables are not complete"
-    how = "ended in the middle" if status == "running" else f"{status}"
-    return f"{how}: this run was not finished, so its tables are not complete; its command with resume=true continues"
 
 
 def draw_history(path: Path, out: Path, console: Console) -> None:

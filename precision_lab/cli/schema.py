@@ -164,6 +164,7 @@ class Report(Closed):
     """conf/report.yaml."""
 
     run: Folder | None
+    sweep: Folder | None
     history: File | None
     out: Folder | None
 

@@ -14,6 +14,7 @@ from precision_lab.record import tables
 from precision_lab.record.consistency import check_files
 from precision_lab.record.files import RESTORE, advising, read_text
 from precision_lab.record.layout import Layout
+from precision_lab.record.lock import holder_of
 from precision_lab.record.manifest import Manifest
 from precision_lab.record.summary import Summary
 
@@ -116,6 +117,20 @@ class Run:
         """The text of config.yaml. Raises InputError if it is missing or cannot be read."""
         with advising(RESTORE):
             return read_text(self.path / CONFIG)
+
+    @property
+    def standing(self) -> str:
+        """A sentence on a run that is not complete: how it ended, and how it goes on; empty for a complete one."""
+        status = self.manifest.status
+        if status == "complete":
+            return ""
+        holder = holder_of(self.path)
+        if holder is not None:
+            return f"{status}: {holder} is still writing this run, so its tables are not complete"
+        how = "ended in the middle" if status == "running" else f"{status}"
+        return (
+            f"{how}: this run was not finished, so its tables are not complete; its command with resume=true continues"
+        )
 
     def completed(self) -> Run:
         """This run. Raises InputError if it was not finished."""

@@ -343,8 +343,10 @@ def test_a_sweep_leaves_one_table_and_writes_into_its_folder_alone(lab, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["multirun"]
     (path,) = tmp_path.glob("results/multirun/*/sweep.csv")
-    assert {entry.name for entry in path.parent.iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
-    assert out.rstrip().endswith(f"table: {path.relative_to(tmp_path)}")
+    names = {"0", "1", "multirun.yaml", "sweep.csv", "index.html", "figures"}
+    assert {entry.name for entry in path.parent.iterdir()} == names
+    assert f"table: {path.relative_to(tmp_path)}" in out
+    assert out.rstrip().endswith(f"report: {path.parent.relative_to(tmp_path)}/index.html")
     table = pd.read_csv(path, dtype={"run": str})
     assert table["run"].tolist() == ["0", "1"]
     assert table["dtype"].tolist() == ["bfloat16", "float32"]

@@ -46,7 +46,7 @@ def test_draws_into_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "run=DIR, the folder of a run, or history=FILE"),
+        ([], "run=DIR, the folder of a run, sweep=DIR"),
         (["run={}", "history={}/gate.csv"], "one of them"),
         (["run={}", "out={}"], "out= belongs to history"),
         (["history={}"], "is a folder"),
