@@ -131,3 +131,21 @@ def test_the_page_on_public_names_lists_all_of_them():
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(set(precision_lab.__all__) - {"__version__"})
     for name in precision_lab.__all__:
         assert getattr(precision_lab, name) is not None
+
+
+def test_the_commands_of_the_section_on_sweeps(small_checkpoint, tmp_path, monkeypatch, capsys):
+    section = (GUIDE / "experiments.md").read_text().partition("## Sweeps")[2].partition("\n## ")[0]
+    (shell,) = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
+    commands = [shlex.split(line, comments=True)[3:] for line in shell.splitlines()]
+    sweep, report, joblib, slurm = commands
+    quick = ("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "latency.max_rounds=0", "probe=[]")
+    quick += (f"model.path={small_checkpoint}", "drift.sites=[pipeline:euler_step]")
+    monkeypatch.chdir(tmp_path)
+    assert main([*sweep, *quick, "hydra.sweep.dir=DIR"]) == 0
+    (tmp_path / "DIR" / "index.html").unlink()
+    assert main(report) == 0
+    assert (tmp_path / "DIR" / "index.html").read_text().count('report.html">') == 4
+    assert main([*joblib, *quick, "hydra.sweep.dir=parallel"]) == 0
+    assert (tmp_path / "parallel" / "index.html").is_file()
+    assert main([*(word for word in slurm if word.startswith("hydra")), "--cfg", "hydra"]) == 0
+    assert "partition: gpu" in capsys.readouterr().out

@@ -19,6 +19,8 @@ from precision_lab.cli.paths import groups, options, suggested
 from precision_lab.errors import InputError, first_line, nearest, shown
 
 _MOST_ENTRIES = 100_000
+_LAUNCHERS = ("sweep-joblib", "sweep-submitit", "sweep-ray")
+"""Extras of the package that install launchers."""
 # names of local variables of Hydra that hold the path of the configuration that it is reading
 _PATHS = ("normalized_config_path", "config_path", "new_base", "path")
 
@@ -124,6 +126,8 @@ def _missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     known = [name for name in {*(error.options or ()), *options(group)} if not name.startswith("_")]
     kind = {"exp": "experiment", "": "configuration"}.get(group, group)
+    if group == "hydra/launcher" and (extra := f"sweep-{name.partition('_')[0]}") in _LAUNCHERS:
+        return f"The launcher {name} is not installed. pip install 'precision-lab[{extra}]' installs it"
     return f"Unknown {kind} {shown(name)}. {nearest(name, known)}"
 
 
@@ -134,6 +138,8 @@ def _refused(error: Exception) -> str:
     full = re.search(r"full_key: ([\w.\[\]]+)", text)
     if key and ("is not in struct" in text or "To append to your config" in text):
         name = full[1] if full else key[1]
+        if name.startswith("hydra."):
+            return f"Unknown setting {name!r}. --cfg hydra shows those of Hydra and of the launcher"
         return f"Unknown setting {name!r}. {suggested(name)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     named = f"{full[1]}: " if full and full[1] not in lines[0] else ""
