@@ -1,7 +1,10 @@
 """The examples of the guide work as they are printed."""
 
+import os
 import re
 import shlex
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import precision_lab
 from precision_lab.cli import main
 from precision_lab.instrument.sites import walk
+from precision_lab.lab import slots
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
@@ -149,3 +153,86 @@ def test_the_commands_of_the_section_on_sweeps(small_checkpoint, tmp_path, monke
     assert (tmp_path / "parallel" / "index.html").is_file()
     assert main([*(word for word in slurm if word.startswith("hydra")), "--cfg", "hydra"]) == 0
     assert "partition: gpu" in capsys.readouterr().out
+
+
+QUICK = ("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a,b]", "latency.max_rounds=0")
+
+
+def shell_of(page, section):
+    """The commands of a section, in order."""
+    text = (GUIDE / page).read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    return [
+        shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+    ]
+
+
+@pytest.fixture
+def small(small_checkpoint, tmp_path, monkeypatch):
+    """Runs the words of a command of the page on machines on a small model; returns the run's manifest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")
+
+    def call(words, *changes):
+        given = dict(word.split("=", 1) for word in (*words[3:], *QUICK, f"model.path={small_checkpoint}", *changes))
+        given |= {"seeds": "[0]", "out": "run"}
+        assert words[:3] == ["python", "-m", "precision_lab"]
+        assert main([f"{key}={value}" for key, value in given.items()]) == 0
+        return Run.open(tmp_path / "run").manifest
+
+    return call
+
+
+def test_the_command_for_several_gpus(small):
+    (command,) = shell_of("machines.md", "One host with four GPUs")
+    assert {worker.name for worker in small(command).workers} >= {"this machine", "worker 2 of this machine"}
+
+
+def test_the_commands_for_two_macs(small, tmp_path):
+    scheduler, worker, far, run = shell_of("machines.md", "Two Macs over SSH")
+    assert far[:2] == ["ssh", "other-mac"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    commands = [scheduler, worker, [word.replace("this-mac.local", "127.0.0.1") for word in far[2:]]]
+    started = []
+    for command in commands:
+        assert command[0] == "dask"
+        words = [sys.executable, "-m", "dask", *(word.replace("8786", port) for word in command[1:])]
+        started.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL))
+    try:
+        client = wait_for_workers(f"tcp://127.0.0.1:{port}", 2)
+        client.close()
+        made = small([word.replace("8786", port) for word in run]).workers
+        assert len(made) == 2
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+def wait_for_workers(address, count):
+    from distributed import Client
+
+    client = Client(address, timeout=30, set_as_default=False)
+    client.wait_for_workers(count, timeout=30)
+    return client
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask-jobqueue leaves pipes open
+def test_the_command_for_slurm(small, tmp_path, monkeypatch):
+    """With the batch system of dask-jobqueue that runs its jobs on this machine."""
+    import dask
+    import yaml
+
+    (command,) = shell_of("machines.md", "Slurm")
+    (text,) = yaml_blocks("machines.md")
+    settings = yaml.safe_load(text)["jobqueue"]["slurm"]
+    assert settings["job-extra-directives"] == ["--gres=gpu:1"]
+    own = {name: settings[name] for name in ("cores", "processes")} | {"memory": "2GB", "log-directory": str(tmp_path)}
+    monkeypatch.setitem(slots.QUEUES, "slurm", "dask_jobqueue.local.LocalCluster")
+    paths = os.pathsep.join(filter(None, sys.path))
+    monkeypatch.setenv("PYTHONPATH", paths)
+    with dask.config.set({f"jobqueue.local.{name}": value for name, value in own.items()}):
+        made = small(command, "workers=2").workers
+    assert all(worker.name.startswith("tcp://") for worker in made)

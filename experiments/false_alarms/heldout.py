@@ -68,7 +68,8 @@ class HeldOut:
         self.bench.spec = replace(self.bench.spec, prompts=[case.prompt], seeds=[case.seed])
         (own,) = self.bench.spec.cases
         for variant in self.bench.spec.all_variants:
-            self.bench.make(_with(variant, mistake), own, [], lambda *_: None)
+            for file in self.bench.make(_with(variant, mistake), own, [], lambda *_: None):
+                file.write(self.folder)
         tables = {name: read(self.folder, name) for name in ("activations", "drift")}
         return {name: table[table["variant"] != REFERENCE] for name, table in tables.items()}
 

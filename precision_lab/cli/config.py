@@ -34,7 +34,7 @@ def build_spec(
     resolved = settled(config)
     settings = schema.read(kind, resolved)
     out = settings.out
-    del resolved.out, resolved.resume
+    del resolved.out, resolved.resume, resolved.engine, resolved.workers  # what the numbers do not depend on
     described = _described(settings, resolved)
     if settings.baseline not in described:
         raise InputError(f"baseline: unknown variant {settings.baseline!r}. {nearest(settings.baseline, described)}")
@@ -59,10 +59,19 @@ def build_spec(
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
         workers=settings.workers,
+        engine=settings.engine,
         claims=claims,
         evidence=evidence,
         reference=_reference(settings.reference, resolved.reference),
     )
+
+
+def spec_of(resolved: str) -> RunSpec:
+    """The run of a configuration, as `RunSpec.resolved` holds it, in a process that does not own its folder."""
+    config = OmegaConf.create(resolved)
+    assert isinstance(config, DictConfig)
+    config.out, config.resume, config.engine, config.workers = None, False, "local", None
+    return build_spec(config, ())
 
 
 def build_source(config: DictConfig) -> Source:

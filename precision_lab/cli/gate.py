@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from precision_lab.cli import process
 from precision_lab.cli.literal import literally, settled
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console
@@ -84,12 +83,17 @@ def _run(
 
     Raises InputError before that if no baseline could judge it, and RunError if it began and an exception ended it.
     """
-    from precision_lab.cli.config import build_spec
+    from precision_lab.cli.config import build_spec, spec_of
     from precision_lab.device.environment import environment, set_numeric_switches
+    from precision_lab.lab.spec import LOCAL
     from precision_lab.record.manifest import Environment, Reference
 
     set_numeric_switches()
     spec = build_spec(_of_a_run(config, given, settings), command)
+    if spec.engine != LOCAL:
+        raise InputError(
+            f"gate: engine is {spec.engine}, expected {LOCAL}: a baseline judges the device of this machine"
+        )
     _check_reference(Reference(spec.reference.name, spec.reference.dtype, list(spec.reference.techniques)))
     here = Environment(**environment())
     if not settings.update or _path(settings, here.backend, spec.experiment).is_file():
@@ -103,7 +107,7 @@ def _run(
     before = _manifest_text(spec.out)
     try:
         with showing(console) as progress:
-            run(spec, progress, process.COMMAND)
+            run(spec, progress, spec_of)
     except OSError:
         raise
     except Exception as error:

@@ -45,7 +45,8 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     for case in spec.cases:  # a proof draws its own cases, but a setting that fits none is a mistake here too
         spec.source.steps(case)
-    pinned.steps(spec)
+    for pin in pinned.generations(spec):
+        spec.source.steps(pin.case)
     inputs = draws_of(spec.source, spec.cases, count, seed)
     noise = {"reordered_sums": ReorderedSums(sites=settings.noise)}
     groups = {name: {name: technique} for name, technique in techniques.items()}

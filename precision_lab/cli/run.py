@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from precision_lab.cli.config import build_spec
+from precision_lab.cli.config import build_spec, spec_of
 from precision_lab.device.environment import set_numeric_switches
 
 
@@ -15,7 +15,6 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     set_numeric_switches()
     spec = build_spec(config, command)
     # after the mistakes that a configuration shows: these imports take longer than to find them
-    from precision_lab.cli import process
     from precision_lab.cli.progress import showing
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.cli.terminal import open_console
@@ -24,5 +23,5 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     console = open_console()
     with showing(console) as progress:
-        run(spec, progress, process.COMMAND)
+        run(spec, progress, spec_of)
     return judge_and_draw(Run.open(spec.out).whole(), console)

@@ -126,6 +126,7 @@ class Experiment(Closed):
     latency: LatencySpec
     claims: Mapping[str, Mapping[str, Any]]
     workers: int | None
+    engine: str
     out: Folder | None
     resume: bool
     # an experiment may state settings for the command `gate`; `run` compares them and has no use for them

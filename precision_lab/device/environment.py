@@ -44,6 +44,13 @@ def backend() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def gpus() -> int:
+    """The number of GPUs that MLX can choose from; 0 on a CPU."""
+    import mlx.core as mx
+
+    return 0 if backend() == "cpu" else int(mx.device_count(mx.gpu))
+
+
 @lru_cache(maxsize=1)
 def device_name() -> str:
     """The product name of the processor or GPU in use."""

@@ -1,8 +1,14 @@
-"""What a process of the command line sets before it imports MLX."""
+"""What a process of a run sets before it imports MLX."""
 
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from threading import Thread
 
 from precision_lab.device import allocator, blas
 
@@ -16,3 +22,18 @@ def prepare() -> None:
     gc.set_threshold(_COLLECT_EVERY)
     allocator.keep_freed()
     blas.preload()
+
+
+def begin(lifeline: Connection, environment: Mapping[str, str]) -> None:
+    """Prepares a worker, which ends once the other end of `lifeline` is closed, also because its owner was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that owns the run
+    sys.stdout.flush()
+    os.dup2(2, 1)  # what a technique prints is no table
+    os.environ.update(environment)
+    Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    prepare()
+
+
+def _end_with(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(130)

@@ -1,4 +1,4 @@
-"""Runs one variant: an observed generation that writes its parts, or one timed step."""
+"""Runs one variant: an observed generation, of which files are left, or one timed step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from precision_lab.instrument.sites import Components
 from precision_lab.lab import latency
 from precision_lab.lab.compute import Compute
 from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder, ResultRecorder
-from precision_lab.lab.folder import save_image
+from precision_lab.lab.folder import image_file
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.observing import Observer, observing
 from precision_lab.lab.origin import origin
@@ -32,8 +32,9 @@ from precision_lab.lab.subject import Case, Step, Subject, components_of, genera
 from precision_lab.lab.teacher import Teacher
 from precision_lab.lab.watch import StreamWatch
 from precision_lab.probes.base import ACTIVATIONS
+from precision_lab.record import images, tables
 from precision_lab.record import results as final
-from precision_lab.record import tables
+from precision_lab.record.files import File
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import applied
 
@@ -45,12 +46,19 @@ OnStep = Callable[[int, Any, Step], None]
 
 log = logging.getLogger(__name__)
 
+REFERENCES = "reference"
+"""The folder with the arrays of references."""
+
 
 class Bench:
-    """The source of a run and its subjects, in one process."""
+    """The source of a run and its subjects, in one process.
 
-    def __init__(self, spec: RunSpec):
-        self.spec = spec
+    root: the folder in which the arrays of references are kept until all variants have been compared with them; by
+    default the run's.
+    """
+
+    def __init__(self, spec: RunSpec, root: Path | None = None):
+        self.spec, self.root = spec, root or spec.out
         self.source = spec.source
         self._steps: dict[Case, int] = {}
         self.steps(spec.cases[0])  # settings that fit no run are an error before weights are looked for
@@ -80,14 +88,14 @@ class Bench:
         with applied(components, variant.techniques) as coverage:
             yield subject, components, coverage
 
-    def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> None:
-        """Runs one generation under observation. Its parts are written only when it is complete, activations last.
+    def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> list[File]:
+        """Runs one generation under observation; returns what it leaves in the run folder, activations last.
 
         case: one of the run, to which the variant's own settings are applied. shadowed: the variants whose local error
         is measured during the generation of a reference.
         """
-        out, part = self.spec.out, part_name(variant, case)
-        own, store = self.spec.case(variant, case), reference_path(out, variant.reference, case)
+        part = part_name(variant, case)
+        own, store = self.spec.case(variant, case), reference_path(self.root, variant.reference, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         watch, outcome = StreamWatch(), Outcome()
         results = self._results(variant, case)
@@ -113,16 +121,16 @@ class Bench:
         whole = outcome.row(pixels)
         failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, own))
         mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
-        tables.write_part(out, "drift", part, rows)
+        place = Path(), variant.name, case.prompt_id, case.seed
+        files = [tables.part_of("drift", part, rows)]
         if outcome.result is not None:
-            final.write(final.path_of(out, variant.name, case.prompt_id, case.seed), outcome.result)
+            files += final.files_of(final.path_of(*place), outcome.result)
         if pixels is not None:
-            save_image(out / "images" / f"{part}.png", pixels)
-        tables.write_part(out, "generations", part, [{**labels, **whole}])
+            files.append(image_file(images.picture_path(*place), pixels))
+        files.append(tables.part_of("generations", part, [{**labels, **whole}]))
         if failure is not None:
-            tables.write_part(out, "nonfinite", part, [{**labels, **failure}])
-        for table, frame in frames.items():  # activations last
-            tables.write_part(out, table, part, frame.assign(**labels))
+            files.append(tables.part_of("nonfinite", part, [{**labels, **failure}]))
+        return files + [tables.part_of(table, part, frame.assign(**labels)) for table, frame in frames.items()]
 
     def time_step(self, variant: Variant) -> latency.Sample:
         """Times the first step of the first case. Its initial state is evaluated before the timer starts."""
@@ -144,7 +152,7 @@ class Bench:
         """What compares the last result of a generation with other settings with that of the run's settings."""
         if variant.reference == REFERENCE:
             return []
-        reader = ReferenceReader(reference_path(self.spec.out, REFERENCE, case))
+        reader = ReferenceReader(reference_path(self.root, REFERENCE, case))
         last, expected = (self.steps(own) - 1 for own in (self.spec.case(variant, case), case))
         return [ResultRecorder(self.layout.result, reader, last, expected)]
 
@@ -212,9 +220,9 @@ def part_name(variant: Variant, case: Case) -> str:
     return f"{variant.name}__p{case.prompt_id}__s{case.seed}"
 
 
-def reference_path(out: Path, reference: str, case: Case) -> Path:
+def reference_path(root: Path, reference: str, case: Case) -> Path:
     """The file with the arrays of a reference for a case, which exists until all variants have been compared."""
-    return out / "reference" / f"{reference}__p{case.prompt_id}__s{case.seed}.f32"
+    return root / REFERENCES / f"{reference}__p{case.prompt_id}__s{case.seed}.f32"
 
 
 def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:

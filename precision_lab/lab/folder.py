@@ -6,13 +6,14 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from precision_lab.errors import InputError
 from precision_lab.record import manifest
-from precision_lab.record.files import RESTORE, advising, read_text, write_atomically
+from precision_lab.record.files import RESTORE, File, advising, read_text
 from precision_lab.record.images import NUM_NONFINITE
 from precision_lab.record.lock import FolderLock, check_free
 from precision_lab.record.manifest import Manifest
@@ -102,14 +103,21 @@ def _check_resumed(out: Path, resolved: str, identity: Identity) -> None:
             raise InputError(f"resume=true: {out} was begun with another {name}: {before}, now {value}")
 
 
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes pixel values in [0, 255] as an 8-bit PNG; its text `num_nonfinite` counts non-finite ones, drawn as 0."""
+def image_file(path: Path, pixels: np.ndarray) -> File:
+    """Pixel values in [0, 255] as an 8-bit PNG; its text `num_nonfinite` counts non-finite ones, drawn as 0."""
     from PIL import Image, PngImagePlugin
 
     image, num_nonfinite = to_uint8(pixels)
     about = PngImagePlugin.PngInfo()
     about.add_text(NUM_NONFINITE, str(num_nonfinite))
-    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, "PNG", pnginfo=about))
+    content = BytesIO()
+    Image.fromarray(image).save(content, "PNG", pnginfo=about)
+    return File(path.as_posix(), content.getvalue())
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Writes an `image_file`, whole or not at all."""
+    image_file(Path(path.name), pixels).write(path.parent)
 
 
 def to_uint8(pixels: np.ndarray) -> tuple[np.ndarray, int]:

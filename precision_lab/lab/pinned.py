@@ -26,7 +26,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from precision_lab.errors import InputError
@@ -39,6 +39,7 @@ from precision_lab.lab.spec import REFERENCE, PinnedCase, PinnedSpec, RunSpec, V
 from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record import tables
+from precision_lab.record.files import File
 from precision_lab.record.manifest import PinnedCases
 from precision_lab.techniques.faint_inputs import FaintInputs
 from precision_lab.techniques.reordered_sums import ReorderedSums
@@ -64,22 +65,30 @@ def check(spec: RunSpec, sites: Sequence[Site]) -> None:
             raise InputError(f"pinned.cases.{name}: {error} (pinned.steps is {spec.pinned.steps})") from error
 
 
-def steps(spec: RunSpec) -> int:
-    """Total number of steps of all pinned cases."""
-    each = (spec.source.steps(_case(spec, case)) for case in spec.pinned.recorded.values())
-    return len(_variants(spec.pinned)) * sum(each)
+@dataclass(frozen=True)
+class Generation:
+    """One pinned case to generate with one variant."""
+
+    variant: Variant
+    name: str
+    case: Case
+    faint: Sequence[str]
+
+    @property
+    def part(self) -> str:
+        """The name of its part of the table."""
+        return f"{self.variant.name}__{self.name}"
 
 
-def measure(bench: Bench, advance: Advance) -> None:
-    """Writes a part of the table for each case and variant that has none yet."""
-    spec = bench.spec
-    for variant in _variants(spec.pinned):
-        for name, case in spec.pinned.recorded.items():
-            part = f"{variant.name}__{name}"
-            if tables.is_written(spec.out, TABLE, part):
-                advance(spec.source.steps(_case(spec, case)), f"pinned {name}")
-            else:
-                tables.write_part(spec.out, TABLE, part, _sketches(bench, variant, name, case, advance))
+def generations(spec: RunSpec) -> list[Generation]:
+    """All generations of pinned cases."""
+    cases = spec.pinned.recorded.items()
+    return [Generation(v, name, _case(spec, case), case.faint) for v in _variants(spec.pinned) for name, case in cases]
+
+
+def make(bench: Bench, pinned: Generation, advance: Advance) -> list[File]:
+    """Runs one generation; returns its part of the table."""
+    return [tables.part_of(TABLE, pinned.part, _sketches(bench, pinned, advance))]
 
 
 def described(spec: RunSpec) -> PinnedCases | None:
@@ -132,17 +141,16 @@ def _variants(pinned: PinnedSpec) -> list[Variant]:
     return [Variant(REFERENCE, "float32"), *equivalent]
 
 
-def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advance: Advance) -> list[dict[str, Any]]:
+def _sketches(bench: Bench, pinned: Generation, advance: Advance) -> list[dict[str, Any]]:
     """The rows of one generation."""
-    spec = bench.spec
-    generated = _case(spec, case)
-    if case.faint:
-        variant = replace(variant, techniques={**variant.techniques, "faint_inputs": FaintInputs(case.faint)})
+    spec, variant = bench.spec, pinned.variant
+    if pinned.faint:
+        variant = replace(variant, techniques={**variant.techniques, "faint_inputs": FaintInputs(pinned.faint)})
     recorder = ProbeRecorder(Sketches(spec.pinned.sites))
     with bench.variant(variant) as (subject, components, _), observing(components, [recorder]):
         state: Any = None
-        for _, step in generation(subject, generated, spec.source.steps(generated)):
-            advance(1, f"pinned {name}")
+        for _, step in generation(subject, pinned.case, bench.steps(pinned.case)):
+            advance(1, f"pinned {pinned.name}")
             state = step.state
         picture_of(subject, state)
     keys = [(*(row[field] for field in _KEY),) for row in recorder.rows]
@@ -155,5 +163,5 @@ def _sketches(bench: Bench, variant: Variant, name: str, case: PinnedCase, advan
         )
         blame(error, Place(component, site, step, branch))
         raise error
-    labels = {"variant": variant.name, "case": name, **_labels(case)}
+    labels = {"variant": variant.name, "case": pinned.name, **_labels(spec.pinned.cases[pinned.name])}
     return [{**labels, **row} for row in recorder.rows]

@@ -12,17 +12,14 @@ from precision_lab.device import memory
 from precision_lab.device.environment import backend
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, Site, select, walk
-from precision_lab.lab import crew, evidence, latency, pinned, probe_columns, teacher
+from precision_lab.lab import evidence, latency, pinned, probe_columns, slots, teacher
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
-from precision_lab.lab.spec import OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
 from precision_lab.lab.subject import least_memory, remarks
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
-
-HERE = ProcessSpec()
-"""The switches of this process."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,14 @@ class Plan:
     - coverage, storage: by variant, the modules that its techniques rewrite, and its linear weights.
     - remarks: of the source, on the settings of the cases.
     - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
-    - workers: processes that may generate at once. margin: of latency, relative.
+    - workers: slots on this machine. memory: bytes that a task needs at least. margin: of latency, relative.
     """
 
     spec: RunSpec
     bench: Bench
     steps: int
     workers: int
+    memory: int
     margin: float
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
@@ -72,8 +70,8 @@ def plan(spec: RunSpec) -> Plan:
     steps = sum(_steps(bench, variant) for variant in spec.all_variants)
     components = bench.components("float32")
     weight_bytes = _nbytes(components)
-    workers = crew.workers(spec, steps, weight_bytes)
-    _check_memory(spec, workers, weight_bytes)
+    workers = slots.workers(spec, steps, weight_bytes) if spec.engine == LOCAL else 0
+    needed = _needed_memory(spec, workers, weight_bytes)
     _check_sites(spec, bench, components)
     probe_columns.check(spec.probes)
     coverage: dict[str, Mapping[str, Coverage]] = {}
@@ -93,6 +91,7 @@ def plan(spec: RunSpec) -> Plan:
         bench=bench,
         steps=steps,
         workers=workers,
+        memory=needed,
         margin=spec.latency.margin or latency.DEFAULT_MARGIN[backend()],
         coverage=coverage,
         storage=storage,
@@ -101,13 +100,18 @@ def plan(spec: RunSpec) -> Plan:
     )
 
 
-def _check_memory(spec: RunSpec, workers: int, weight_bytes: int) -> None:
-    """Raises InputError if a case, or the copies of the weights in all processes, cannot fit in this machine."""
-    there_is = memory.physical()
+def _needed_memory(spec: RunSpec, workers: int, weight_bytes: int) -> int:
+    """Bytes that the largest case and the weights of one slot need, both at least.
+
+    Raises InputError if a case, or the copies of the weights in all processes, cannot fit in this machine.
+    """
+    there_is, copies = memory.physical(), len({variant.process for variant in spec.all_variants})
+    largest = 0
     for variant in spec.all_variants:
         for case in spec.cases:
             needed = least_memory(spec.source, spec.case(variant, case))
-            if needed > there_is:
+            largest = max(largest, needed)
+            if needed > there_is and spec.engine == LOCAL:
                 raise InputError(
                     f"Prompt {case.prompt_id} with {dict(spec.case(variant, case).settings)} needs at least "
                     f"{needed / 1e9:.1f} GB, but this machine has {there_is / 1e9:.1f} GB of memory"
@@ -117,6 +121,12 @@ def _check_memory(spec: RunSpec, workers: int, weight_bytes: int) -> None:
             f"workers is {workers}: as many copies of the weights need {workers * weight_bytes / 1e9:.1f} GB, "
             f"but this machine has {there_is / 1e9:.1f} GB of memory"
         )
+    if copies > 1 and copies * weight_bytes > (of_device := memory.of_the_device()):
+        raise InputError(
+            f"{copies} processes with different switches hold a copy of the weights each, {weight_bytes / 1e9:.1f} GB, "
+            f"but the device has {of_device / 1e9:.1f} GB of memory: compare them in runs of their own"
+        )
+    return max(largest, copies * weight_bytes)
 
 
 def _steps(bench: Bench, variant: Variant) -> int:

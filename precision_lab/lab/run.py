@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
+from uuid import uuid4
 
-from precision_lab.device.environment import environment, numeric_switches
 from precision_lab.errors import InputError, VariantError
 from precision_lab.lab import latency, pinned, resuming
-from precision_lab.lab.bench import reference_path
-from precision_lab.lab.crew import Crew, Generation
-from precision_lab.lab.failure import FOLDER, Failure, is_of_the_disk
+from precision_lab.lab.bench import REFERENCES, part_name, reference_path
+from precision_lab.lab.engine import Slot, WorkerLostError
+from precision_lab.lab.entries import variant_entry, worker_entry
+from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
-from precision_lab.lab.plan import HERE, Plan, plan
-from precision_lab.lab.process import Child, ChildError
+from precision_lab.lab.plan import Plan, plan
 from precision_lab.lab.recorder import declared
-from precision_lab.lab.soundness import WeightCheck, unread_weights
-from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
+from precision_lab.lab.schedule import MOST_ATTEMPTS, Job, Schedule
+from precision_lab.lab.slots import opened
+from precision_lab.lab.spec import HERE, REFERENCE, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Case
+from precision_lab.lab.tasks import Build, CheckWeights, Make, Order, Pin, Task, TaskError, Time
 from precision_lab.record import tables
 from precision_lab.record.files import NotWrittenError, write_text
 from precision_lab.record.lock import FolderLock
-from precision_lab.record.manifest import Environment, Manifest, Reference, Status, Storage, VariantEntry
+from precision_lab.record.manifest import Environment, Manifest, Reference, Status, WorkerEntry
 
 
 class Progress(Protocol):
@@ -40,39 +41,42 @@ class Progress(Protocol):
     def note(self, text: str) -> None: ...
 
 
-def run(spec: RunSpec, progress: Progress, child: Sequence[str] = ()) -> None:
+def run(spec: RunSpec, progress: Progress, build: Build | None = None) -> None:
     """Runs `spec` into `spec.out`. Raises InputError before anything is written if it cannot be run.
 
     If a variant raises an exception, the manifest records it and the other variants continue. After Ctrl-C, the
-    manifest's status is `interrupted` and all completed parts are kept; `spec.resume` continues from them. child: the
-    command that starts a process for variants that need their own, see `precision_lab.lab.process`.
+    manifest's status is `interrupted` and all completed parts are kept; `spec.resume` continues from them. build: makes
+    the spec again from its configuration, in other processes; without it, all tasks are carried out in this one.
     """
-    Execution(plan(spec), progress, child).run()
+    Execution(plan(spec), progress, build).run()
 
 
 class Execution:
     """Executes a plan and keeps the manifest up to date."""
 
-    def __init__(self, planned: Plan, progress: Progress, child: Sequence[str]):
+    def __init__(self, planned: Plan, progress: Progress, build: Build | None):
         self.plan, self.spec, self.bench = planned, planned.spec, planned.bench
         self.progress = progress
         self.errors = {name: failure.message for name, failure in planned.errors.items()}
         self.unsound_weights: list[str] = []
-        assert child or not planned.processes, "variants of another process need a command that starts one"
+        self.order = Order(self.spec.resolved, build, self.spec.out.resolve(), uuid4().hex)
+        self.slots = opened(planned, self.order)
+        self.made: dict[str, WorkerEntry] = {}
         self.lock = FolderLock(self.spec.out)
-        self.children = {process: Child(child, self.spec.out, process, self.lock) for process in planned.processes}
-        alone = bool(planned.processes) or not child  # two callers of one process would receive each other's answers
-        helpers = 0 if alone else planned.workers - 1
-        self.helpers = [Child(child, self.spec.out, HERE, self.lock) for _ in range(helpers)]
         self.reporting = Lock()
         self.ended = False
         self.started = _now()
 
     def run(self) -> None:
-        with occupied(self.lock, self.spec.resume, self.spec.resolved, self._identity()):
-            if self.spec.resume:
-                resuming.check(self.spec, self.bench.layout)
-            self._run()
+        try:
+            with occupied(self.lock, self.spec.resume, self.spec.resolved, self._identity()):
+                if self.spec.resume:
+                    resuming.check(self.spec, self.bench.layout)
+                    self.made = {entry.key: entry for entry in Manifest.read(self.spec.out).workers}
+                self._run()
+        finally:
+            for slot in self.slots:
+                slot.close()
 
     def _run(self) -> None:
         write_text(self.spec.out / "config.yaml", self.spec.resolved)
@@ -83,88 +87,138 @@ class Execution:
             self.progress.note(f"{name} failed: {failure.message}. Traceback: {failure.write(self.spec.out, name)}")
         for note in self.plan.notes:
             self.progress.note(note)
+        self.order.marker.parent.mkdir(exist_ok=True)
+        self.order.marker.touch()
         try:
+            for slot in self.slots:
+                slot.begin()
             self._check_weights()
             self._measure()
         except BaseException as error:
             with suppress(InputError):  # where the disk is full, the manifest cannot say so
                 self._write_manifest("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            if isinstance(error, NotWrittenError):
+            if isinstance(error, NotWrittenError | WorkerLostError):
                 raise InputError(f"{error}. What was finished is kept; resume=true continues") from error
             raise
         finally:
             self.ended = True
-            for child in (*self.children.values(), *self.helpers):
-                child.close()
+            for slot in self.slots:
+                slot.close()
         tables.merge(self.spec.out)
-        shutil.rmtree(self.spec.out / "reference", ignore_errors=True)
+        shutil.rmtree(self.spec.out / REFERENCES, ignore_errors=True)
         self._write_manifest("complete")
 
     def _identity(self) -> Identity:
-        now = environment()
+        now = self.slots[0].worker.environment
         return Identity(self.spec.source.checkpoint.fingerprint, now["device"], now["mlx"])
 
     def _check_weights(self) -> None:
         """Says which weights are not finite before anything is computed with them. Such a run goes on."""
-        components = self.bench.components("float32")
-        dtypes = {name: {variant.compute.of(name) for variant in self.spec.variants} for name in components}
-        check = WeightCheck(components, dtypes)
-        self.unsound_weights = check.not_finite
-        for sentence in (*(f"UNSOUND: {sentence}" for sentence in check.not_finite), *check.beyond):
+        self.unsound_weights, beyond, unread = self._first(HERE, CheckWeights())
+        for sentence in (*(f"UNSOUND: {sentence}" for sentence in self.unsound_weights), *beyond):
             self.progress.note(sentence)
-        unread = unread_weights(components)
         if unread:
             self.progress.note(f"{unread} weights are read at each call, and are not checked for NaN and infinities")
-        if check.not_finite:
+        if self.unsound_weights:
             self._write_manifest("running")
 
     def _measure(self) -> None:
         spec = self.spec
+        pins = pinned.generations(spec)
+        steps_of_pins = [self.bench.steps(pin.case) for pin in pins]
         timing = len(spec.variants) * spec.latency.min_rounds
-        self.progress.start(self.plan.steps + pinned.steps(spec) + timing)
-        generations = Crew(spec.all_variants, spec.cases, self._finished)
-        helpers = [partial(self._make, helper=helper) for helper in self.helpers]
-        generations.work(self._make, helpers, partial(pinned.measure, self.bench, self._advance))
-        for helper in self.helpers:  # the next step measures time
-            helper.close()
+        self.progress.start(self.plan.steps + sum(steps_of_pins) + timing)
+        jobs = [
+            Job(
+                variant,
+                case,
+                Make(variant.name, case, tuple(sorted(variant.needs))),
+                part_name(variant, case),
+                self._steps(variant, case),
+            )
+            for case in spec.cases
+            for variant in spec.all_variants
+        ]
+        jobs += [Job(pin.variant, None, Pin(i), pin.part, steps_of_pins[i]) for i, pin in enumerate(pins)]
+        left = [job for job in jobs if not self._is_done(job)]
+        Schedule(left, self._carry, self._lost, self._finished).work(self.slots)
+        for slot in self.slots[1:]:  # the next step measures time
+            slot.close()
         self._time_steps(timing)
+
+    def _first(self, process: ProcessSpec, task: Task) -> Any:
+        """The result of a task in the first slot, which is tried again in another process."""
+        for _ in range(MOST_ATTEMPTS - 1):
+            try:
+                return self.slots[0].perform(process, task)
+            except WorkerLostError as error:
+                if error.is_gone:
+                    raise
+        return self.slots[0].perform(process, task)
+
+    def _steps(self, variant: Variant, case: Case) -> int:
+        return self.bench.steps(self.spec.case(variant, case))
 
     def _finished(self, case: Case) -> None:
         for reference in self.spec.references:
             reference_path(self.spec.out, reference.name, case).unlink(missing_ok=True)  # gigabytes for a large model
 
-    def _make(self, generation: Generation, helper: Child | None = None) -> None:
-        variant, case = generation
-        if self._is_done(variant, case) or variant.name in self.errors:
-            self._advance(self.bench.steps(self.spec.case(variant, case)), variant.name)
+    def _carry(self, slot: Slot, job: Job) -> None:
+        """Carries out a job in a slot, and writes what it leaves."""
+        if job.variant.name in self.errors:
+            self._advance(job.steps, job.variant.name)
             return
         try:
-            if variant.process != HERE:
-                self.children[variant.process].make(variant, case, self._advance)
-            elif helper is not None:
-                helper.make(variant, case, self._advance)
-            else:
-                own = (v for v in self.spec.variants if v.reference == variant.name)
-                shadowed = [v for v in own if v.process == HERE and v.name not in self.errors]
-                self.bench.make(variant, case, shadowed, self._advance)
-        except InputError:
+            files = slot.perform(job.variant.process, self._task(job), self._advance)
+        except (InputError, WorkerLostError):
             raise
         except (Exception, SystemExit) as error:
-            if self.ended or is_of_the_disk(error, self.spec.out):
+            if self.ended or job.case is None or is_of_the_disk(error, self.spec.out):
                 raise
-            self._failed(variant, error)
-            if variant.is_reference:
-                message = f"{variant.name} failed, and nothing can be compared without it: {self.errors[variant.name]}"
-                raise VariantError(f"{message}. Traceback: {self.spec.out / FOLDER / variant.name}.txt") from error
+            self._failed(job.variant, error)
+            return
+        if self.ended:  # by another slot: the folder is no longer ours
+            return
+        with self.reporting:
+            self._note(slot, job.part)
+        for file in files:
+            file.write(self.spec.out)
+        if not slot.reports_steps or job.variant.process != HERE:
+            self._advance(job.steps, job.variant.name)
+
+    def _task(self, job: Job) -> Task:
+        """The task of a job; of a reference, with the local error of the variants that have not failed."""
+        if not isinstance(job.task, Make) or not job.variant.is_reference:
+            return job.task
+        own = (v for v in self.spec.variants if v.reference == job.variant.name and v.process == HERE)
+        return replace(job.task, shadowed=tuple(v.name for v in own if v.name not in self.errors))
+
+    def _lost(self, job: Job, error: WorkerLostError) -> None:
+        """Takes a job that has ended its process twice as a failure of its variant."""
+        message = f"{error} {MOST_ATTEMPTS} times: a crash, or too little memory"
+        self._failed(job.variant, TaskError(Failure(message, f"{message}\n")))
 
     def _advance(self, amount: float, label: str) -> None:
         with self.reporting:
             self.progress.advance(amount, label)
 
-    def _is_done(self, variant: Variant, case: Case) -> bool:
+    def _is_done(self, job: Job) -> bool:
+        """Whether an earlier start of this run has left everything of a job, which then counts as progress."""
+        is_done = self._is_pinned(job.task) if isinstance(job.task, Pin) else self._is_made(job)
+        if is_done:
+            self._advance(job.steps, job.variant.name)
+        return is_done
+
+    def _is_pinned(self, task: Pin) -> bool:
+        return tables.is_written(self.spec.out, pinned.TABLE, pinned.generations(self.spec)[task.number].part)
+
+    def _is_made(self, job: Job) -> bool:
         """Whether a generation is complete. The reference's is repeated if a variant still needs its arrays."""
+        variant, case = job.variant, job.case
+        assert case is not None
         if variant.is_reference and not reference_path(self.spec.out, variant.name, case).exists():
-            return all(self._is_done(v, case) for v in self.spec.all_variants if variant.name in v.needs)
+            needing = [other for other in self.spec.all_variants if variant.name in other.needs]
+            return all(resuming.is_made(self.spec, self.bench.layout, other, case) for other in (variant, *needing))
         return resuming.is_made(self.spec, self.bench.layout, variant, case)
 
     def _time_steps(self, weight: float) -> None:
@@ -178,7 +232,8 @@ class Execution:
         def sample(variant: Variant) -> latency.Sample:
             nonlocal current
             current = variant
-            return self.children.get(variant.process, self.bench).time_step(variant)
+            timed: latency.Sample = self._first(variant.process, Time(variant.name))
+            return timed
 
         samplers = {v.name: partial(sample, v) for v in self.spec.variants if v.name not in self.errors}
         if self.spec.baseline not in samplers:
@@ -195,7 +250,7 @@ class Execution:
         except InputError:
             raise
         except (Exception, SystemExit) as error:
-            if current is None or is_of_the_disk(error, self.spec.out):
+            if current is None or is_of_the_disk(error, self.spec.out) or getattr(error, "is_gone", False):
                 raise
             self._failed(current, error)
             self._time_steps(weight)
@@ -204,10 +259,14 @@ class Execution:
         tables.write_part(self.spec.out, "latency", part, rows)
 
     def _failed(self, variant: Variant, error: BaseException) -> None:
-        failure = error.failure if isinstance(error, ChildError) else Failure.of(error, self.bench.layout)
+        """Records an exception of a variant. Raises VariantError for a reference, without which nothing is measured."""
+        failure = error.failure if isinstance(error, TaskError) else Failure.of(error, self.bench.layout)
         self.errors[variant.name] = failure.message
         path = failure.write(self.spec.out, variant.name)
         self.progress.note(f"{variant.name} failed: {failure.message}. Traceback: {path}")
+        if variant.is_reference:
+            message = f"{variant.name} failed, and nothing can be compared without it: {failure.message}"
+            raise VariantError(f"{message}. Traceback: {path}") from error
 
     def _write_manifest(self, status: Status) -> None:
         spec = self.spec
@@ -217,13 +276,13 @@ class Execution:
             command=list(spec.command),
             started=self.started,
             finished=None if status == "running" else _now(),
-            environment=Environment(**environment()),
+            environment=Environment(**self.slots[0].worker.environment),
             checkpoint=spec.source.checkpoint,
             layout=self.bench.layout,
             case=dict(spec.settings),
             reference=Reference(REFERENCE, spec.reference.dtype, list(spec.reference.techniques)),
             baseline=spec.baseline,
-            variants={variant.name: self._described(variant) for variant in spec.all_variants},
+            variants={v.name: variant_entry(v, self.plan.storage.get(v.name, {})) for v in spec.all_variants},
             sites=self.plan.coverage,
             errors=self.errors,
             unsound_weights=self.unsound_weights,
@@ -234,24 +293,14 @@ class Execution:
             claims=[dict(claim) for claim in spec.claims],
             columns=declared(spec.probes.values()),
             notes=self.plan.notes,
+            workers=list(self.made.values()),
         ).write(spec.out)
 
-    def _described(self, variant: Variant) -> VariantEntry:
-        stored = self.plan.storage.get(variant.name, {})
-        return VariantEntry(
-            dtype=variant.dtype,
-            techniques=list(variant.techniques),
-            expect=variant.expect,
-            process=asdict(variant.process),
-            switches=numeric_switches(variant.process.tf32),
-            settings=dict(variant.settings),
-            reference=variant.reference,
-            linear_weights={
-                component: Storage(weights.weights, weights.bits // 8, weights.bits_per_weight)
-                for component, weights in stored.items()
-                if weights.weights
-            },
-        )
+    def _note(self, slot: Slot, part: str) -> None:
+        """Notes that a slot made a part."""
+        new = worker_entry(slot)
+        entry = self.made.get(new.key, new)
+        self.made[new.key] = replace(entry, parts=sorted({*entry.parts, part}))
 
 
 def _now() -> str:

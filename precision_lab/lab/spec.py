@@ -63,6 +63,13 @@ class ProcessSpec:
             raise InputError(f"process.tf32 is {self.tf32!r}, expected true or false")
 
 
+LOCAL = "local"
+"""The engine whose workers are processes of this machine."""
+
+HERE = ProcessSpec()
+"""The switches of the process that owns the run."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compute the model: the dtype of its activations, and techniques in order of application.
@@ -234,7 +241,8 @@ class RunSpec:
 
     source: the source of the weights. settings: those of every case, in the subject's own terms.
     reference: the variant that all others are compared with, by default the plain model in fp32.
-    workers: number of processes that generate in parallel; None selects it automatically, see `precision_lab.lab.crew`.
+    engine: LOCAL, or where the workers of a cluster are found. workers: number of slots that generate in parallel; None
+    selects it automatically. See `precision_lab.lab.slots`.
     claims: as plain values, kept for whoever judges the run; evidence: what they need.
     """
 
@@ -255,6 +263,7 @@ class RunSpec:
     resolved: str = ""
     command: Sequence[str] = ()
     workers: int | None = None
+    engine: str = LOCAL
     claims: Sequence[Mapping[str, Any]] = ()
     evidence: Sequence[Evidence] = ()
     reference: Variant = field(default_factory=lambda: Variant(REFERENCE, "float32"))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from precision_lab.errors import InputError, first_line
 
@@ -49,6 +49,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+class File(NamedTuple):
+    """A file of a run folder that is not written yet. path: relative to the folder, with slashes."""
+
+    path: str
+    content: bytes
+
+    def write(self, run: Path) -> None:
+        """Writes it into the folder `run`, whole or not at all."""
+        write_atomically(run / self.path, lambda temporary: temporary.write_bytes(self.content))
 
 
 def write_text(path: Path, text: str) -> None:

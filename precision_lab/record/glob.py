@@ -21,6 +21,11 @@ LONGEST = 4096
 MOST = 4096
 """The most alternatives that the braces of a pattern may make."""
 _DIGITS = 9
+LONGEST = 4096
+"""The most characters of a pattern."""
+MOST = 4096
+"""The most alternatives that the braces of a pattern may make."""
+_DIGITS = 9
 
 
 @lru_cache(maxsize=1024)
@@ -82,6 +87,8 @@ def _one(glob: str) -> str:
     segments = glob.split(".")
     if not all(segments):
         raise InputError(f"Site pattern {glob!r} has an empty segment")
+    # `**.**` matches what `**` matches, but several in a row would be tried in every combination
+    segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     # `**.**` matches what `**` matches, but several in a row would be tried in every combination
     segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     parts = []

@@ -47,6 +47,23 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class WorkerEntry:
+    """A worker that took part in a run. name: of a cluster's worker, its address. parts: the names of those it made."""
+
+    name: str
+    host: str
+    device: str
+    backend: str
+    mlx: str | None
+    parts: Sequence[str] = ()
+
+    @property
+    def key(self) -> str:
+        """Distinguishes workers."""
+        return f"{self.name} {self.host} {self.device} {self.mlx}"
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The weights of a run.
 
@@ -142,7 +159,7 @@ class Manifest:
     case: the settings that all cases share, in the subject's own terms. sites: coverage by variant and technique.
     errors: exceptions that variants raised. latency_margin: relative. columns: those that probes declare, by table.
     notes: remarks on the settings, which the terminal shows too. unsound_weights: sentences on weights that are not
-    finite.
+    finite. environment: of the worker that timed the steps; workers: all that made something.
     """
 
     status: Status
@@ -167,6 +184,12 @@ class Manifest:
     claims: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    workers: Sequence[WorkerEntry] = ()
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices that parts were made on, with their MLX versions, each once."""
+        return list(dict.fromkeys(f"{worker.device}, MLX {worker.mlx}" for worker in self.workers if worker.parts))
 
     def write(self, run: Path) -> None:
         """Writes the manifest into the folder of its run, whole or not at all."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from precision_lab.errors import InputError, first_line
-from precision_lab.record.files import write_atomically
+from precision_lab.record.files import File
 
 FOLDER = "results"
 LARGEST = 4 << 20
@@ -29,14 +29,18 @@ def path_of(run: Path, variant: str, prompt_id: int, seed: int) -> Path:
     return run / FOLDER / f"{variant}__p{prompt_id}__s{seed}.safetensors"
 
 
+def files_of(path: Path, result: npt.NDArray[np.generic]) -> list[File]:
+    """The file of a final result at `path` in its run folder; none for a result larger than `LARGEST`."""
+    if 4 * result.size > LARGEST:
+        return []
+    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+        return [File(path.as_posix(), save({_KEY: np.ascontiguousarray(result, dtype=np.float32)}))]
+
+
 def write(path: Path, result: npt.NDArray[np.generic]) -> None:
     """Writes a final result, whole or not at all. One larger than `LARGEST` is left out."""
-    if 4 * result.size > LARGEST:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
-        content = save({_KEY: np.ascontiguousarray(result, dtype=np.float32)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    for file in files_of(Path(path.name), result):
+        file.write(path.parent)
 
 
 def read(path: Path) -> npt.NDArray[np.float32] | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from precision_lab.errors import InputError, first_line
 from precision_lab.numerics.sketch import SKETCH_COLUMNS
 from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, Column, count, dtypes
-from precision_lab.record.files import RESTORE, write_atomically
+from precision_lab.record.files import RESTORE, File
 from precision_lab.record.values import checked
 
 _SEEN = (VARIANT, *CASE, *POSITION)
@@ -115,9 +115,13 @@ def is_written(run: Path, table: str, part: str) -> bool:
 
 def write_part(run: Path, table: str, part: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
     """Writes rows as one part, whole or not at all."""
-    path = part_path(run, table, part)
+    part_of(table, part, rows).write(run)
+
+
+def part_of(table: str, part: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> File:
+    """Rows as the file of one part."""
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    _write(_typed(table, frame), path)
+    return _file(part_path(Path(), table, part), _typed(table, frame))
 
 
 def merge(run: Path) -> None:
@@ -129,7 +133,7 @@ def merge(run: Path) -> None:
     for table in (*LEADING, *sorted(own)):
         frame = read(run, table)
         keys = list(SORT_KEYS.get(table, _KEYS_OF_A_PROBE))
-        _write(frame.sort_values(keys, kind="stable", ignore_index=True), merged_path(run, table))
+        _file(merged_path(Path(), table), frame.sort_values(keys, kind="stable", ignore_index=True)).write(run)
         shutil.rmtree(run / table, ignore_errors=True)
 
 
@@ -190,7 +194,7 @@ def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.astype({**columns, **last})
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def _file(path: Path, frame: pd.DataFrame) -> File:
     repetitive = frame.select_dtypes(exclude="float32").columns.to_list()  # a dictionary of sketches takes more space
     settings: Mapping[str, Any] = {"use_dictionary": repetitive, "write_page_checksum": True}
-    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False, **settings))
+    return File(path.as_posix(), frame.to_parquet(index=False, **settings))

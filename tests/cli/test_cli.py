@@ -392,12 +392,12 @@ def test_interrupt(lab, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_line(lab, tmp_path, monkeypatch):
-    from precision_lab.record import tables
+    from precision_lab.record.files import File
 
     def full(*args):
         raise OSError(28, "No space left on device", "part-x.parquet")
 
-    monkeypatch.setattr(tables, "_write", full)
+    monkeypatch.setattr(File, "write", full)
     code, _, err = lab(f"out={tmp_path}/run")
     assert code == 2
     assert err.startswith("No space left on the disk")

@@ -10,7 +10,6 @@ import pytest
 
 from precision_lab import report
 from precision_lab.cli import main
-from precision_lab.lab.requests import GRACE
 from precision_lab.model.weights import read_json
 from precision_lab.record.tables import read
 
@@ -128,25 +127,3 @@ def test_a_killed_run_takes_its_children_along_and_can_be_continued(lab, tmp_pat
     assert read_json(run / "manifest.json")["status"] == "complete"
     assert set(read(run, "drift")["variant"]) == {"busy"}
     assert not [file for file in run.rglob("*") if file.name == ".lock" or file.suffix == ".tmp"]
-
-
-def test_requests_are_read_in_order_and_end_with_the_pipe():
-    """In a process of its own, since it is ended."""
-    program = """
-import sys, time
-from precision_lab.lab.requests import Requests
-for line in Requests(sys.stdin.fileno()):
-    print(line.strip(), flush=True)
-if sys.argv[1] == "busy":
-    while True:
-        pass
-"""
-    for then, code in (("returns", 0), ("busy", 130)):
-        child = subprocess.Popen(
-            [sys.executable, "-c", program, then], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        started = time.monotonic()
-        out, _ = child.communicate("first\nsecond é\n", timeout=20)
-        assert out == "first\nsecond é\n"
-        assert child.returncode == code
-        assert time.monotonic() - started < GRACE + 5

@@ -8,7 +8,7 @@ import pytest
 from precision_lab import report
 from precision_lab.cli import main
 from precision_lab.lab import run as lab_run
-from precision_lab.record import tables
+from precision_lab.record.files import File
 from precision_lab.report.figures import style
 from tests.malformed.damage import damage
 from tests.malformed.harness import assert_stated, call
@@ -32,12 +32,12 @@ def folders(small_checkpoint, tmp_path_factory):
     """A working folder with a baseline, a complete run and an interrupted one; and how the latter was started."""
     folder = tmp_path_factory.mktemp("sound")
     start = ("run", *SMALL, f"model.path={small_checkpoint}")
-    write_part = tables.write_part
+    write = File.write
 
-    def interrupting(run, table, part, rows):
-        if table == "activations" and part.startswith("baseline"):
+    def interrupting(file, run):
+        if file.path.startswith("activations/part-baseline"):
             raise KeyboardInterrupt
-        write_part(run, table, part, rows)
+        write(file, run)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -45,7 +45,7 @@ def folders(small_checkpoint, tmp_path_factory):
         learn = ("gate.update=true", "gate.learn.prompts=[a blue star]", "gate.learn.seeds=[1]")
         assert main(["gate", *start[1:], *learn, "out=learned"]) == 0
         assert main(["gate", *start[1:], *UNTIMED, "out=complete"]) == 0
-        patch.setattr(tables, "write_part", interrupting)
+        patch.setattr(File, "write", interrupting)
         assert main([*start, "out=interrupted"]) == 130
     shutil.rmtree(folder / "learned")
     return folder, start

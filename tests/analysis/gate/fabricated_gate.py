@@ -155,7 +155,7 @@ def fabricate(run: Path, **given) -> Run:
         frame = given.get(name, make if name not in given else None)
         frame = frame() if callable(frame) else frame
         if frame is not None:
-            tables._write(tables._typed(name, frame), run / f"{name}.parquet")
+            tables._file(tables.merged_path(Path(), name), tables._typed(name, frame)).write(run)
     given.get("manifest", manifest()).write(run)
     (run / "config.yaml").write_text(json.dumps(CONFIG))
     return Run.open(run)
