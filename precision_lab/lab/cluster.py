@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +27,7 @@ class Remote:
 
     reports_steps, shares_references, name = False, False, ""
     worker: Worker
+    environment: Mapping[str, str] = {}
 
     def __init__(self, client: Any, order: Order, taken: dict[str, object], check: Callable[[Worker, str], None]):
         self._client, self._order, self._taken, self._check = client, order, taken, check
@@ -43,7 +44,7 @@ class Remote:
         if not self.name:
             self.introduce()
             self.begin()
-        return self._answer(_relay, self._order, self.shares_references, process, task)
+        return self._answer(_relay, self._order, self.shares_references, self.environment, process, task)
 
     def close(self) -> None:
         with suppress(Exception):  # the scheduler may be gone
@@ -96,14 +97,14 @@ def _sees(order: Order) -> bool:
     return order.marker.exists()
 
 
-def _relay(order: Order, shares: bool, process: ProcessSpec, task: Task) -> Any:
+def _relay(order: Order, shares: bool, environment: Mapping[str, str], process: ProcessSpec, task: Task) -> Any:
     if order not in _stations:
         _leave()
         with suppress(AssertionError):  # Dask may have forbidden this process to have children
             multiprocessing.current_process().daemon = False
         folder = None if shares else TemporaryDirectory(prefix="precision_lab-")
         own = replace(order, root=Path(folder.name)) if folder else order
-        _stations[order] = Local(own, introduce(order)), folder
+        _stations[order] = Local(own, introduce(order), environment=environment), folder
     return _stations[order][0].perform(process, task)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from precision_lab import __version__
 from precision_lab.device import memory
-from precision_lab.device.environment import environment, set_numeric_switches
+from precision_lab.device.environment import backend, environment, gpus, set_numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.lab.bench import Advance
 from precision_lab.lab.spec import ProcessSpec
@@ -18,13 +19,19 @@ from precision_lab.lab.tasks import Order, Task
 
 @dataclass(frozen=True)
 class Worker:
-    """What a slot computes with, as it says itself. memory: in bytes, of the GPU if it has one."""
+    """What a slot computes with, as it says itself.
+
+    memory: in bytes, of the GPU if it has one. gpus: the CUDA GPUs that it could choose from. is_pinned:
+    whether CUDA_VISIBLE_DEVICES chooses for it.
+    """
 
     version: str
     host: str
     fingerprint: str
     memory: int
     environment: dict[str, Any]
+    gpus: int = 0
+    is_pinned: bool = False
 
 
 class WorkerLostError(Exception):
@@ -33,6 +40,10 @@ class WorkerLostError(Exception):
     def __init__(self, message: str, is_gone: bool = False):
         super().__init__(message)
         self.is_gone = is_gone
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that pins a process to GPUs."""
 
 
 class Slot(Protocol):
@@ -66,7 +77,9 @@ class Slot(Protocol):
 def here(source: Source) -> Worker:
     """This process as a worker. Raises InputError if there are no weights."""
     fingerprint = source.checkpoint.fingerprint
-    return Worker(__version__, socket.gethostname(), fingerprint, memory.of_the_device(), environment())
+    count = gpus() if backend() == "cuda" else 0
+    about = __version__, socket.gethostname(), fingerprint, memory.of_the_device(), environment()
+    return Worker(*about, count, bool(os.environ.get(VISIBLE)))
 
 
 def introduce(order: Order) -> Worker:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from precision_lab.device.environment import backend, gpus
 from precision_lab.device.sgemm import cores
 from precision_lab.errors import InputError, first_line, nearest
-from precision_lab.lab.engine import Slot, Worker, WorkerLostError, check, here
+from precision_lab.lab.engine import VISIBLE, Slot, Worker, WorkerLostError, check, here
 from precision_lab.lab.local import Local
 from precision_lab.lab.spec import LOCAL, RunSpec
 from precision_lab.lab.tasks import Order
@@ -34,8 +35,6 @@ QUEUES = {
     "lsf": "dask_jobqueue.LSFCluster",
 }
 """Batch systems by the class that starts workers there, with the settings of Dask's own configuration."""
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
@@ -63,7 +62,7 @@ def opened(plan: Plan, order: Order) -> Sequence[Slot]:
     expected = here(spec.source)
     if spec.engine == LOCAL:
         ids = _devices(plan.workers if order.build is not None else 1)
-        others = [Local(order, expected, environment={_VISIBLE: name} if name else {}) for name in ids[1:]]
+        others = [Local(order, expected, environment={VISIBLE: name} if name else {}) for name in ids[1:]]
         for number, other in enumerate(others, 2):
             other.name = f"worker {number} of this machine"
         return [Local(order, expected, plan.bench), *others]
@@ -83,7 +82,27 @@ def opened(plan: Plan, order: Order) -> Sequence[Slot]:
     if len(backends) > 1:
         (one, at), (other, elsewhere) = list(backends.items())[:2]
         raise InputError(f"worker {at} computes on {one} and worker {elsewhere} on {other}: use those of one kind")
+    for slot, device in zip(remote, devices([slot.worker for slot in remote]), strict=True):
+        slot.environment = device
     return remote
+
+
+def devices(workers: Sequence[Worker]) -> list[dict[str, str]]:
+    """What pins each worker of a cluster to a GPU of its host of its own, unless it is pinned already.
+
+    Raises InputError for more workers on a host than it has GPUs, since two models would share one.
+    """
+    there: Counter[str] = Counter()
+    found: list[dict[str, str]] = []
+    for worker in workers:
+        if not worker.gpus or worker.is_pinned:
+            found.append({})
+            continue
+        if there[worker.host] == worker.gpus:
+            raise InputError(f"{worker.host} has {worker.gpus} GPUs and more workers: start one for each GPU")
+        found.append({VISIBLE: str(there[worker.host])})
+        there[worker.host] += 1
+    return found
 
 
 def _cluster(spec: RunSpec, order: Order, check: Callable[[Worker, str], None]) -> list[Remote]:
@@ -111,8 +130,8 @@ def _cluster(spec: RunSpec, order: Order, check: Callable[[Worker, str], None]) 
 
 
 def _devices(count: int) -> list[str]:
-    """The value of CUDA_VISIBLE_DEVICES for each of `count` slots; empty where there are no GPUs to choose from."""
+    """The value of CUDAVISIBLE_DEVICES for each of `count` slots; empty where there are no GPUs to choose from."""
     if count == 1 or backend() != "cuda":
         return [""] * count
-    visible = [name for name in os.environ.get(_VISIBLE, "").split(",") if name]
+    visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
     return (visible or [str(number) for number in range(count)])[:count]

@@ -15,6 +15,7 @@ from distributed import LocalCluster
 
 from precision_lab import report
 from precision_lab.cli import main
+from precision_lab.errors import InputError
 from precision_lab.lab import cluster as adapter
 from precision_lab.lab import engine, slots
 from precision_lab.model.weights import read_json
@@ -226,6 +227,15 @@ class TestRefusals:
         assert main(["gate", f"engine={cluster.scheduler_address}", f"out={tmp_path / 'run'}"]) == 2
         assert "gate: engine is tcp://" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+def test_workers_of_one_host_are_pinned_to_a_gpu_each():
+    made = engine.Worker("1", "a", "f", 80 << 30, {}, gpus=2)
+    other, pinned, mac = replace(made, host="b", gpus=1), replace(made, is_pinned=True), replace(made, gpus=0)
+    ids = [device.get(engine.VISIBLE) for device in slots.devices([made, other, pinned, made, mac, pinned])]
+    assert ids == ["0", "0", None, "1", None, None]
+    with pytest.raises(InputError, match="a has 2 GPUs and more workers: start one for each GPU"):
+        slots.devices([made, made, made])
 
 
 @pytest.mark.parametrize("victim", ["task", pytest.param("worker", marks=pytest.mark.slow)])
