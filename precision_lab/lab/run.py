@@ -59,7 +59,7 @@ class Execution:
         self.progress = progress
         self.errors = {name: failure.message for name, failure in planned.errors.items()}
         self.unsound_weights: list[str] = []
-        self.order = Order(self.spec.resolved, build, self.spec.out.resolve(), uuid4().hex)
+        self.order = Order(self.spec.resolved, build, self.spec.out.absolute(), uuid4().hex)
         self.slots = opened(planned, self.order)
         self.made: dict[str, WorkerEntry] = {}
         self.lock = FolderLock(self.spec.out)
