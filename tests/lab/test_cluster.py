@@ -295,7 +295,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_time(small_checkpoint, a
                 process.kill()
         code = driver.wait(180)
         complete = (run / "manifest.json").exists() and read_json(run / "manifest.json")["status"] == "complete"
-        assert (code == 0) == complete
+        assert complete or code != 0  # a driver may be killed between its last table and its end
         if not complete:
             resume = ["resume=true"] if (run / "manifest.json").exists() else []
             assert running(small_checkpoint, run, *where, *resume).wait(180) == 0
