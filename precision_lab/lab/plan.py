@@ -121,7 +121,8 @@ def _needed_memory(spec: RunSpec, workers: int, weight_bytes: int) -> int:
             f"workers is {workers}: as many copies of the weights need {workers * weight_bytes / 1e9:.1f} GB, "
             f"but this machine has {there_is / 1e9:.1f} GB of memory"
         )
-    if copies > 1 and copies * weight_bytes > (of_device := memory.of_the_device()):
+    is_local = spec.engine == LOCAL  # the workers of a cluster say themselves how much they have
+    if is_local and copies > 1 and copies * weight_bytes > (of_device := memory.of_the_device()):
         raise InputError(
             f"{copies} processes with different switches hold a copy of the weights each, {weight_bytes / 1e9:.1f} GB, "
             f"but the device has {of_device / 1e9:.1f} GB of memory: compare them in runs of their own"

@@ -37,6 +37,14 @@ def is_made(spec: RunSpec, layout: Layout, variant: Variant, case: Case) -> bool
     return all(tables.is_written(spec.out, table, part) for table in tables_of(spec))
 
 
+def is_done(spec: RunSpec, layout: Layout, variant: Variant, case: Case) -> bool:
+    """Whether a generation need not be made. The reference's is repeated if a variant still needs its arrays."""
+    needing: list[Variant] = []
+    if variant.is_reference and not reference_path(spec.out, variant.name, case).exists():
+        needing = [other for other in spec.all_variants if variant.name in other.needs]
+    return all(is_made(spec, layout, other, case) for other in (variant, *needing))
+
+
 def check(spec: RunSpec, layout: Layout) -> None:
     """Raises InputError that names the first file of the folder that is damaged, or no part of this run."""
     with advising(AGAIN):

@@ -74,7 +74,7 @@ class Execution:
                     resuming.check(self.spec, self.bench.layout)
                     self.made = {entry.key: entry for entry in Manifest.read(self.spec.out).workers}
                 self._run()
-        finally:
+        finally:  # also where the folder could not be taken
             for slot in self.slots:
                 slot.close()
 
@@ -204,22 +204,13 @@ class Execution:
 
     def _is_done(self, job: Job) -> bool:
         """Whether an earlier start of this run has left everything of a job, which then counts as progress."""
-        is_done = self._is_pinned(job.task) if isinstance(job.task, Pin) else self._is_made(job)
+        if job.case is None:
+            is_done = tables.is_written(self.spec.out, pinned.TABLE, job.part)
+        else:
+            is_done = resuming.is_done(self.spec, self.bench.layout, job.variant, job.case)
         if is_done:
             self._advance(job.steps, job.variant.name)
         return is_done
-
-    def _is_pinned(self, task: Pin) -> bool:
-        return tables.is_written(self.spec.out, pinned.TABLE, pinned.generations(self.spec)[task.number].part)
-
-    def _is_made(self, job: Job) -> bool:
-        """Whether a generation is complete. The reference's is repeated if a variant still needs its arrays."""
-        variant, case = job.variant, job.case
-        assert case is not None
-        if variant.is_reference and not reference_path(self.spec.out, variant.name, case).exists():
-            needing = [other for other in self.spec.all_variants if variant.name in other.needs]
-            return all(resuming.is_made(self.spec, self.bench.layout, other, case) for other in (variant, *needing))
-        return resuming.is_made(self.spec, self.bench.layout, variant, case)
 
     def _time_steps(self, weight: float) -> None:
         """Times the steps of all variants in turn; again without one that raises, whose samples are not comparable."""

@@ -57,6 +57,7 @@ class Schedule:
         self._waiting = list(jobs)
         self._carry, self._lost, self._finished = carry, lost, finished
         self._running: list[Job] = []
+        self._taken: dict[Slot, Case] = {}  # the last case that each slot has taken, while it works
         self._attempts: Counter[Job] = Counter()
         self._problem: BaseException | None = None
         self._changed = Condition()
@@ -80,13 +81,13 @@ class Schedule:
 
     def _guarded(self, slot: Slot) -> None:
         """Carries out jobs until none is left; records an exception, which stops all slots."""
-        mine: Case | None = None
         try:
-            while (job := self._next(slot, mine)) is not None:
-                mine = job.case or mine
+            while (job := self._next(slot)) is not None:
                 try:
                     self._carry(slot, job)
                 except WorkerLostError as error:
+                    if error.is_gone:
+                        self._leave(slot)
                     self._again(job, error)
                     if error.is_gone:
                         return
@@ -97,12 +98,18 @@ class Schedule:
                 self._problem = self._problem or error
                 self._changed.notify_all()
 
-    def _next(self, slot: Slot, mine: Case | None) -> Job | None:
+    def _leave(self, slot: Slot) -> None:
+        with self._changed:
+            self._taken.pop(slot, None)
+
+    def _next(self, slot: Slot) -> Job | None:
         """Waits for a job that this slot can carry out; returns None if none remains or a slot has failed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._problem or self._best(slot, mine) or not self._remain())
-            if self._problem is not None or (job := self._best(slot, mine)) is None:
+            self._changed.wait_for(lambda: self._problem or self._best(slot) or not self._remain())
+            if self._problem is not None or (job := self._best(slot)) is None:
                 return None
+            if job.case is not None:
+                self._taken[slot] = job.case
             self._waiting.remove(job)
             self._running.append(job)
             return job
@@ -110,20 +117,22 @@ class Schedule:
     def _remain(self) -> bool:
         return bool(self._waiting or self._running)  # a running job may come back
 
-    def _best(self, slot: Slot, mine: Case | None) -> Job | None:
+    def _best(self, slot: Slot) -> Job | None:
         unfinished = {(job.variant.name, job.case) for job in (*self._waiting, *self._running) if job.case}
         held = Counter(job.case for job in self._waiting)
 
         def rank(job: Job) -> int | None:
             if any((needed, job.case) in unfinished for needed in job.variant.needs if job.case):
                 return None
-            if job.case == mine and mine is not None:
-                return 0
-            if job.case is not None and job.variant.is_reference:
-                return 1
             if job.case is None:
                 return 2
-            return 3 if slot.shares_references or held[job.case] >= _WORTH_REPEATING else None
+            if job.case == self._taken.get(slot):
+                return 0
+            if job.variant.is_reference:
+                return 1
+            left_behind = job.case not in self._taken.values()  # by a slot that is gone, or one that helped elsewhere
+            helps = slot.shares_references or left_behind or held[job.case] >= _WORTH_REPEATING
+            return 3 if helps else None
 
         ranked = [(place, number) for number, job in enumerate(self._waiting) if (place := rank(job)) is not None]
         return self._waiting[min(ranked)[1]] if ranked else None

@@ -67,6 +67,17 @@ def opened(plan: Plan, order: Order) -> Sequence[Slot]:
             other.name = f"worker {number} of this machine"
         return [Local(order, expected, plan.bench), *others]
     remote = _cluster(spec, order, lambda worker, name: check(worker, name, expected, plan.memory))
+    try:
+        _introduce(remote, spec.engine)
+    except BaseException:
+        for slot in remote:
+            slot.close()  # and with the last, the jobs of a queue
+        raise
+    return remote
+
+
+def _introduce(remote: Sequence[Remote], engine: str) -> None:
+    """Asks the workers of a cluster what they are, and pins them. Raises InputError if one cannot take part."""
     for slot in remote:
         try:
             slot.introduce()
@@ -77,14 +88,13 @@ def opened(plan: Plan, order: Order) -> Sequence[Slot]:
         except InputError as error:
             raise InputError(f"worker {slot.name}: {error}") from error
         except WorkerLostError as error:
-            raise InputError(f"engine={spec.engine}: {error}") from error
+            raise InputError(f"engine={engine}: {error}") from error
     backends = {slot.worker.environment["backend"]: slot.name for slot in remote}
     if len(backends) > 1:
         (one, at), (other, elsewhere) = list(backends.items())[:2]
         raise InputError(f"worker {at} computes on {one} and worker {elsewhere} on {other}: use those of one kind")
     for slot, device in zip(remote, devices([slot.worker for slot in remote]), strict=True):
         slot.environment = device
-    return remote
 
 
 def devices(workers: Sequence[Worker]) -> list[dict[str, str]]:
@@ -130,7 +140,7 @@ def _cluster(spec: RunSpec, order: Order, check: Callable[[Worker, str], None]) 
 
 
 def _devices(count: int) -> list[str]:
-    """The value of CUDAVISIBLE_DEVICES for each of `count` slots; empty where there are no GPUs to choose from."""
+    """The value of CUDA_VISIBLE_DEVICES for each of `count` slots; empty where there are no GPUs to choose from."""
     if count == 1 or backend() != "cuda":
         return [""] * count
     visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]

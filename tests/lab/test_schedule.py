@@ -96,6 +96,15 @@ def test_a_slot_that_cannot_read_the_references_of_others_keeps_to_its_own_cases
     assert {name for names in where.values() for name in names} == {"slot 0", "slot 1"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_case_of_a_slot_that_is_gone_is_finished_by_one_that_cannot_read_its_references(seed):
+    def loses(slot, job):
+        return WorkerLostError("gone", is_gone=True) if slot.name == "slot 0" and job.part == "a" else None
+
+    work = Work(VARIANTS[:3], pins=0, seed=seed, loses=loses).work(*slots(2, shares_references=False))
+    assert Counter(job for _, job in work.made) == Counter(work.jobs)
+
+
 def test_an_idle_slot_helps_with_the_last_case():
     only = [job for job in Work().jobs if job.case == CASES[0]]
     work = Work()
