@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.errors import InputError, first_line
-from precision_lab.lab.spec import LatencySpec, PinnedSpec, TeacherSpec
+from precision_lab.lab.measures import LatencySpec, PinnedSpec, TeacherSpec
 from precision_lab.settings import checked, is_positive
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -21,7 +21,7 @@ blas.preload()  # before MLX is imported
 import mlx.core as mx  # noqa: E402
 
 from precision_lab.device.environment import device_name, set_numeric_switches  # noqa: E402
-from precision_lab.lab.spec import TeacherSpec  # noqa: E402
+from precision_lab.lab.measures import TeacherSpec  # noqa: E402
 from precision_lab.lab.subject import Case, generation, picture_of  # noqa: E402
 from precision_lab.lab.teacher import Teacher  # noqa: E402
 from precision_lab.synthetic.source import QwenImage  # noqa: E402

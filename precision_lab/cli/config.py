@@ -17,7 +17,8 @@ from precision_lab.cli.literal import settled
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.compute import Compute
 from precision_lab.lab.factorial import combined, label, treatments
-from precision_lab.lab.spec import REFERENCE, Evidence, PinnedCase, PinnedSpec, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.measures import PinnedCase, PinnedSpec
+from precision_lab.lab.spec import REFERENCE, Evidence, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
 from precision_lab.settings import validated

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from precision_lab.cli.paths import suggested
 from precision_lab.errors import InputError, nearest, shown
-from precision_lab.lab.spec import LatencySpec, ProcessSpec, TeacherSpec
+from precision_lab.lab.measures import LatencySpec, TeacherSpec
+from precision_lab.lab.spec import ProcessSpec
 from precision_lab.settings import validated
 
 Folder = Annotated[str, "a folder, as text like ./runs"]

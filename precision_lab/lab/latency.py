@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from precision_lab.lab.spec import LatencySpec
+from precision_lab.lab.measures import LatencySpec
 from precision_lab.numerics.intervals import paired_ratio, simultaneous_confidence
 
 

@@ -33,9 +33,10 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.blame import Place, blame
 from precision_lab.instrument.sites import Site, select
 from precision_lab.lab.bench import Advance, Bench
+from precision_lab.lab.measures import PinnedCase, PinnedSpec
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import ProbeRecorder
-from precision_lab.lab.spec import REFERENCE, PinnedCase, PinnedSpec, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case, generation, picture_of
 from precision_lab.probes.sketches import Sketches
 from precision_lab.record import tables

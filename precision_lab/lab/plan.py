@@ -16,8 +16,9 @@ from precision_lab.lab import evidence, latency, pinned, probe_columns, slots, t
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
-from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, RunSpec, Variant, one_of
+from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import least_memory, remarks
+from precision_lab.lab.values import one_of
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from precision_lab.errors import InputError, nearest, shown
 from precision_lab.lab.compute import Compute
+from precision_lab.lab.measures import LatencySpec, PinnedSpec, TeacherSpec
 from precision_lab.lab.subject import Case, Source, varied
+from precision_lab.lab.values import NAMED, check_prompt, check_seed, is_name, one_of
 from precision_lab.probes.base import AnyProbe
-from precision_lab.settings import is_positive
 from precision_lab.techniques.base import Technique
 
 REFERENCE = "reference"
@@ -21,35 +21,8 @@ OTHER_REFERENCE = f"{REFERENCE}+"
 """Begins the name of the reference of a variant with settings of its own."""
 
 EXPECTATIONS = ("any", "finite", "nonfinite")
-TEACHER_MODES = ("off", "sampled", "full")
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-_LONGEST = 200  # bytes of UTF-8: names of files hold it, and may have 255
-_NAMED = "letters, digits, '_', '.', '+' and '-', at most 200 bytes"
 MOST_PROCESSES = 8
 """The most processes that generate at once, for each CPU core."""
-
-
-def one_of(what: str, value: str, choices: Sequence[str]) -> str:
-    """Returns `value` if it is one of `choices`. Otherwise raises InputError with the nearest choice."""
-    if value not in choices:
-        raise InputError(
-            f"{what} is {shown(value)}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}"
-        )
-    return value
-
-
-def _is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None and len(name.encode()) <= _LONGEST
-
-
-def _check_prompt(what: str, prompt: object) -> None:
-    if not isinstance(prompt, str):
-        raise InputError(f"{what} holds {shown(prompt)}, expected text")
-
-
-def _check_seed(what: str, seed: object) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise InputError(f"{what} holds {shown(seed)}, expected integers from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -104,115 +77,10 @@ class Variant:
         return frozenset({self.reference, REFERENCE}) - {self.name}
 
     def __post_init__(self) -> None:
-        if not _is_name(self.name):
-            raise InputError(f"Variant name {shown(self.name)}: expected {_NAMED}")
+        if not is_name(self.name):
+            raise InputError(f"Variant name {shown(self.name)}: expected {NAMED}")
         object.__setattr__(self, "dtype", str(self.compute))
         one_of(f"variants.{self.name}.expect", self.expect, EXPECTATIONS)
-
-
-@dataclass(frozen=True)
-class LatencySpec:
-    """Timing of one denoising step. Rounds continue until the intervals are narrow or `max_seconds` have passed.
-
-    max_rounds: 0 measures nothing, whatever `min_rounds` is.
-    margin: the relative difference in time that is ignored; None selects the default of the backend.
-    """
-
-    min_rounds: int = 10
-    max_rounds: int = 100
-    warmup_rounds: int = 1
-    max_seconds: float = 20.0
-    margin: Annotated[float, "a number above 0"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_rounds == 0 and self.min_rounds > 0:
-            object.__setattr__(self, "min_rounds", 0)
-        if self.min_rounds < 0 or self.max_rounds < self.min_rounds:
-            raise InputError(
-                f"latency.min_rounds is {self.min_rounds} and latency.max_rounds {self.max_rounds}, "
-                "expected 0 <= min_rounds <= max_rounds (max_rounds=0 measures nothing)"
-            )
-        if self.warmup_rounds < 0:
-            raise InputError(f"latency.warmup_rounds is {self.warmup_rounds}, expected at least 0")
-        if not is_positive(self.max_seconds):
-            raise InputError(f"latency.max_seconds is {self.max_seconds}, expected above 0")
-        if self.margin is not None and not is_positive(self.margin):
-            raise InputError(f"latency.margin is {self.margin!r}, expected a number above 0, or null")
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """The modules and steps at which local error is measured, on the reference's inputs.
-
-    mode: off; sampled (the first, middle and last step of the first case); or full (every step of every case).
-    """
-
-    sites: Sequence[str] = ()
-    mode: str = "off"
-
-    def __post_init__(self) -> None:
-        one_of("drift.teacher.mode", self.mode, TEACHER_MODES)
-        if self.mode != "off" and not self.sites:
-            raise InputError("drift.teacher.sites is empty, expected patterns of sites, or drift.teacher.mode=off")
-
-    def steps(self, count: int, case: int) -> frozenset[int]:
-        """The steps to measure, out of the `count` steps of case number `case`."""
-        if self.mode == "full":
-            return frozenset(range(count))
-        return frozenset({0, count // 2, count - 1}) if self.mode == "sampled" and case == 0 else frozenset()
-
-
-@dataclass(frozen=True)
-class PinnedCase:
-    """One generation of the plain model; `settings` override those of the run.
-
-    faint: patterns of norms whose inputs are scaled to an rms of 1e-3 in this case, so that their eps matters.
-    """
-
-    prompt: str = ""
-    seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    faint: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class PinnedSpec:
-    """Cases whose fp32 reference is recorded as sketches of the arrays at `sites`. By default there are no cases.
-
-    record: whether the run generates them, which only a gate compares; they are checked in any case. noise_floor:
-    whether to record the same for a model in which the linears at `reordered` sum in another order.
-    """
-
-    cases: Mapping[str, PinnedCase] = field(default_factory=dict)
-    sites: Sequence[str] = ()
-    steps: int = 3
-    noise_floor: bool = False
-    reordered: Sequence[str] = ()
-    record: bool = False
-
-    @property
-    def recorded(self) -> Mapping[str, PinnedCase]:
-        """The cases that the run generates."""
-        return self.cases if self.record else {}
-
-    def __post_init__(self) -> None:
-        for name, case in self.cases.items():
-            if not _is_name(name):
-                raise InputError(f"Pinned case {shown(name)}: expected {_NAMED}")
-            _check_prompt(f"pinned.cases.{name}.prompt", case.prompt)
-            _check_seed(f"pinned.cases.{name}.seed", case.seed)
-        if self.steps < 1:
-            raise InputError(f"pinned.steps is {self.steps}, expected at least 1")
-        if not isinstance(self.noise_floor, bool):
-            raise InputError(f"pinned.noise_floor is {self.noise_floor!r}, expected true or false")
-        if not isinstance(self.record, bool):
-            raise InputError(f"pinned.record is {self.record!r}, expected true or false")
-        if self.cases and not self.sites:
-            raise InputError("pinned.sites is empty, expected patterns of sites; pinned.cases=null pins nothing")
-        if self.cases and self.noise_floor and not self.reordered:
-            raise InputError("pinned.reordered is empty, expected patterns of linears, or pinned.noise_floor=false")
-        if self.noise_floor and not self.record:
-            raise InputError("pinned.noise_floor is that of the pinned cases, expected pinned.record=true as well")
 
 
 @dataclass(frozen=True)
@@ -269,14 +137,14 @@ class RunSpec:
     reference: Variant = field(default_factory=lambda: Variant(REFERENCE, "float32"))
 
     def __post_init__(self) -> None:
-        if not _is_name(self.experiment):
-            raise InputError(f"experiment is {shown(self.experiment)}, expected {_NAMED}")
+        if not is_name(self.experiment):
+            raise InputError(f"experiment is {shown(self.experiment)}, expected {NAMED}")
         if not self.prompts or not self.seeds:
             raise InputError("prompts and seeds need at least one entry each")
         for prompt in self.prompts:
-            _check_prompt("prompts", prompt)
+            check_prompt("prompts", prompt)
         for seed in self.seeds:
-            _check_seed("seeds", seed)
+            check_seed("seeds", seed)
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.prompts)) != len(self.prompts):
             raise InputError("prompts and seeds must each be distinct")
         if not self.variants:

@@ -10,7 +10,7 @@ import pytest
 
 from precision_lab.cli import main
 from precision_lab.errors import InputError
-from precision_lab.lab.spec import LatencySpec
+from precision_lab.lab.measures import LatencySpec
 from tests.malformed.harness import Accepted, dry
 
 __all__ = ["dry"]

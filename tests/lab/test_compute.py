@@ -8,8 +8,9 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.lab.compute import Compute
+from precision_lab.lab.measures import LatencySpec, TeacherSpec
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, RunSpec, TeacherSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.record.manifest import Manifest
 from precision_lab.record.tables import read
 from tests.lab.test_run import EVERYWHERE, Quiet

@@ -15,7 +15,8 @@ from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.lab import bench as bench_module
 from precision_lab.lab import latency
 from precision_lab.lab.bench import Bench
-from precision_lab.lab.spec import REFERENCE, LatencySpec, RunSpec, Variant
+from precision_lab.lab.measures import LatencySpec
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from tests.subjects import settings, source
 
 

@@ -12,10 +12,11 @@ from precision_lab.analysis.summary import summarize
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import scope
 from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.lab.measures import LatencySpec
 from precision_lab.lab.observing import observing
 from precision_lab.lab.origin import origin
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, RunSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import components_of
 from precision_lab.lab.watch import StreamWatch, carriers
 from precision_lab.model.qwen_image.streams import Streams

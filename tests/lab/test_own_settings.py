@@ -10,9 +10,10 @@ import pytest
 from precision_lab.analysis.summary import summarize
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
+from precision_lab.lab.measures import LatencySpec, TeacherSpec
 from precision_lab.lab.plan import plan
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, RunSpec, TeacherSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import Case, generation
 from precision_lab.numerics.metrics import compare
 from precision_lab.record.manifest import Manifest

@@ -17,8 +17,9 @@ from precision_lab.instrument.sites import Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.lab import pinned
 from precision_lab.lab.bench import Bench
+from precision_lab.lab.measures import LatencySpec, PinnedCase, PinnedSpec
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, PinnedCase, PinnedSpec, RunSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.streams import Streams

@@ -8,8 +8,9 @@ import pytest
 
 from precision_lab.analysis.summary import summarize
 from precision_lab.cli import main
+from precision_lab.lab.measures import LatencySpec, TeacherSpec
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, RunSpec, TeacherSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.record import results
 from precision_lab.record.manifest import Manifest, Reference
 from tests.subjects import settings, source

@@ -14,10 +14,11 @@ from precision_lab.errors import InputError, VariantError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Wrapper, walk
 from precision_lab.lab import bench
+from precision_lab.lab.measures import LatencySpec
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import ProbeRecorder
 from precision_lab.lab.run import run
-from precision_lab.lab.spec import LatencySpec, RunSpec, Variant
+from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.record.columns import ORDER

@@ -13,9 +13,10 @@ from precision_lab import report
 from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.lab.engine import WorkerLostError
+from precision_lab.lab.measures import LatencySpec
 from precision_lab.lab.schedule import MOST_ATTEMPTS, Job, Schedule
 from precision_lab.lab.slots import workers
-from precision_lab.lab.spec import REFERENCE, LatencySpec, RunSpec, Variant
+from precision_lab.lab.spec import REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.lab.tasks import Make, Pin
 from precision_lab.model.weights import read_json

@@ -11,9 +11,9 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.replica import replica
 from precision_lab.instrument.sites import Wrapper, walk
 from precision_lab.lab.drift import DriftRecorder, ReferenceRecorder
+from precision_lab.lab.measures import TeacherSpec
 from precision_lab.lab.observing import observing
 from precision_lab.lab.reference import ReferenceReader, writing
-from precision_lab.lab.spec import TeacherSpec
 from precision_lab.lab.teacher import Teacher
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.streams import Streams
