@@ -14,9 +14,10 @@ import mlx.nn as nn
 from precision_lab.device import page_cache
 from precision_lab.errors import InputError
 from precision_lab.model import paging, weights
+from precision_lab.model.config import Config
 from precision_lab.model.folder import fingerprint, located, origin_of
 from precision_lab.model.qwen_image import kinds
-from precision_lab.model.qwen_image.config import Config, TextEncoderConfig, TransformerConfig, VAEConfig
+from precision_lab.model.qwen_image.config import TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
 from precision_lab.model.qwen_image.pipeline import Dtypes, Pipeline
 from precision_lab.model.qwen_image.prompt import Tokenizer

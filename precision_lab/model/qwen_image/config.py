@@ -1,93 +1,26 @@
-"""Typed forms of the published `config.json` files.
-
-Each class reads the mapping in a checkpoint, keeps the keys that the model uses and returns the names of the others, so
-that a loader can report them. Releases differ in keys that have no effect.
-"""
+"""Typed forms of the published `config.json` files of Qwen-Image 1.x."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from types import NoneType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from precision_lab.errors import InputError
+from precision_lab.model.config import LARGEST, Config, section, short
 from precision_lab.model.qwen_image import kinds
-
-_STORAGE_KEYS = {"quantization", "quantization_config"}
-"""Keys that describe how the weights are stored, see stored_quantization."""
-
-
-_LARGEST = 1 << 24
-"""The largest size that a configuration may state, a hundred times the largest of any published model."""
-
-_LARGEST_COUNT = 256
-"""The largest number of layers: each is a Python object, which is made before its weights are compared."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Base class that reads the known keys of a mapping and checks the type and range of each value."""
+class ComponentConfig(Config):
+    """The configuration of one of the components, which may name its class."""
 
     part: ClassVar[str]
     """The component whose class a mapping must name, if it names one."""
-    counts: ClassVar[tuple[str, ...]] = ()
-    """Keys that are numbers of layers."""
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        """The configuration and the sorted names of the ignored keys, except for metadata (names that start with _).
-
-        Raises InputError for the configuration of another class, and for a value of the wrong type or out of range.
-        """
+    def check_class(cls, raw: Mapping[str, Any]) -> None:
         kinds.check_component(cls.part, raw)
-        defaults = {f.name: f.default for f in fields(cls)}
-        hints = get_type_hints(cls)
-        values = {}
-        for key in sorted(defaults.keys() & raw.keys()):
-            try:
-                values[key] = _coerce(raw[key], hints[key])
-            except TypeError as error:
-                raise InputError(f"{key} is {_short(raw[key])}, expected a value like {defaults[key]!r}") from error
-            _check_range(key, values[key], _LARGEST_COUNT if key in cls.counts else _LARGEST)
-        ignored = sorted(k for k in raw.keys() - defaults.keys() - _STORAGE_KEYS if not k.startswith("_"))
-        return cls(**values), tuple(ignored)
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; a list is accepted for a tuple and an integer for a float.
-
-    Raises TypeError for other types, and for integers below 1, because all of them are sizes or counts.
-    """
-    if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(item, get_args(hint)[0]) for item in value)
-    if NoneType in get_args(hint):
-        return None if value is None else _coerce(value, get_args(hint)[0])
-    if hint is float and type(value) is int:
-        return float(value) if abs(value) <= _LARGEST else math.inf
-    # not isinstance, which would accept a bool as an integer
-    if type(value) is not hint or (hint is int and value < 1):
-        raise TypeError
-    return value
-
-
-def _check_range(key: str, value: Any, largest: int) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise InputError(f"{key} holds a number that is not finite or above {_LARGEST}, expected a smaller one")
-        if isinstance(number, int) and number > largest:
-            raise InputError(f"{key} is {_short(number)}, expected at most {largest}")
-    if isinstance(value, tuple) and len(value) > _LARGEST_COUNT:
-        raise InputError(f"{key} has {len(value)} entries, expected at most {_LARGEST_COUNT}")
-
-
-def _short(value: Any) -> str:
-    """`value` as a message shows it. An integer of thousands of digits has no decimal form in Python."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _OTHER_MODELS = {
@@ -100,7 +33,7 @@ _OTHER_MODELS = {
 
 
 @dataclass(frozen=True)
-class TransformerConfig(Config):
+class TransformerConfig(ComponentConfig):
     """`transformer/config.json` of QwenImageTransformer2DModel; the defaults are those of the class."""
 
     part: ClassVar[str] = "transformer"
@@ -131,10 +64,10 @@ class TransformerConfig(Config):
         for key, model in _OTHER_MODELS.items():
             if getattr(self, key):
                 raise InputError(f"{key} is true, as in {model}; only the text-to-image model is supported")
-        if self.dim > _LARGEST:
+        if self.dim > LARGEST:
             raise InputError(
                 f"num_attention_heads {self.num_attention_heads} times attention_head_dim {self.attention_head_dim} "
-                f"is {self.dim} channels, expected at most {_LARGEST}"
+                f"is {self.dim} channels, expected at most {LARGEST}"
             )
 
     @property
@@ -144,7 +77,7 @@ class TransformerConfig(Config):
 
 
 @dataclass(frozen=True)
-class TextEncoderConfig(Config):
+class TextEncoderConfig(ComponentConfig):
     """The language body of `text_encoder/config.json` (Qwen2_5_VLForConditionalGeneration).
 
     The default values are those of Qwen/Qwen-Image; a key that a file leaves out takes the default of its class.
@@ -166,15 +99,15 @@ class TextEncoderConfig(Config):
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
         # transformers 4.52 moved the keys of the language body into text_config, 5.0 those of RoPE into rope_parameters
-        kinds.check_component(cls.part, raw)
-        body = {**raw, **_section(raw, "text_config")}
+        cls.check_class(raw)
+        body = {**raw, **section(raw, "text_config")}
         for key in ("rope_parameters", "rope_scaling"):
-            rope = _section(body, key)
+            rope = section(body, key)
             if "rope_theta" in rope:
                 body["rope_theta"] = rope["rope_theta"]
             for name in ("rope_type", "type"):
                 if rope.get(name, "default") not in ("default", "mrope"):
-                    raise InputError(f"{key}.{name} is {_short(rope[name])}, expected default or mrope")
+                    raise InputError(f"{key}.{name} is {short(rope[name])}, expected default or mrope")
         return super().from_dict({**_TEXT_CLASS, **body})
 
     def __post_init__(self) -> None:
@@ -212,15 +145,8 @@ _MOST_STAGES = 8
 """The largest number of stages of a VAE; each but one halves the sides of its input."""
 
 
-def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = raw.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise InputError(f"{key} is {_short(value)}, expected an object")
-    return value
-
-
 @dataclass(frozen=True)
-class VAEConfig(Config):
+class VAEConfig(ComponentConfig):
     """`vae/config.json` of AutoencoderKLQwenImage; the defaults are those of the class."""
 
     part: ClassVar[str] = "vae"
@@ -249,10 +175,10 @@ class VAEConfig(Config):
                 "expected one fewer"
             )
         widest = self.base_dim * max(self.dim_mult)
-        if widest > _LARGEST or len(self.dim_mult) > _MOST_STAGES:
+        if widest > LARGEST or len(self.dim_mult) > _MOST_STAGES:
             raise InputError(
-                f"base_dim {self.base_dim} and dim_mult {_short(list(self.dim_mult))} give "
-                f"{len(self.dim_mult)} stages and {widest} channels, expected at most {_MOST_STAGES} and {_LARGEST}"
+                f"base_dim {self.base_dim} and dim_mult {short(list(self.dim_mult))} give "
+                f"{len(self.dim_mult)} stages and {widest} channels, expected at most {_MOST_STAGES} and {LARGEST}"
             )
         if not all(std > 0 for std in self.latents_std):
             raise InputError(f"latents_std holds {min(self.latents_std)}, expected numbers above 0")

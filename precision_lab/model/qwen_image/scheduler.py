@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.model.qwen_image.config import Config
+from precision_lab.model.qwen_image.config import ComponentConfig
 
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _LARGEST_SHIFT = 80.0
@@ -26,7 +26,7 @@ MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class SchedulerConfig(Config):
+class SchedulerConfig(ComponentConfig):
     """`scheduler/scheduler_config.json` of FlowMatchEulerDiscreteScheduler; the defaults are those of the class.
 
     Raises InputError for a key whose value changes the levels or the step in a way that is not implemented.
