@@ -14,7 +14,7 @@ import pytest
 import precision_lab
 from precision_lab.cli import main
 from precision_lab.instrument.sites import walk
-from precision_lab.lab import slots
+from precision_lab.lab import queues
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
@@ -230,7 +230,7 @@ def test_the_command_for_slurm(small, tmp_path, monkeypatch):
     settings = yaml.safe_load(text)["jobqueue"]["slurm"]
     assert settings["job-extra-directives"] == ["--gres=gpu:1"]
     own = {name: settings[name] for name in ("cores", "processes")} | {"memory": "2GB", "log-directory": str(tmp_path)}
-    monkeypatch.setitem(slots.QUEUES, "slurm", "dask_jobqueue.local.LocalCluster")
+    monkeypatch.setitem(queues.QUEUES, "slurm", "dask_jobqueue.local.LocalCluster")
     paths = os.pathsep.join(filter(None, sys.path))
     monkeypatch.setenv("PYTHONPATH", paths)
     with dask.config.set({f"jobqueue.local.{name}": value for name, value in own.items()}):

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.task_overhead --rounds 100 --to FILE
 
-A task that only returns files, none or 5 MB (more than a generation of the embedded model leaves), goes round trip in
-random order. The same call in this process is its own work, which is subtracted. Both processes have begun before.
+A task that only returns files, none, 0.5 MB (a generation of the embedded model leaves 0.45) or 5 MB, goes round trip
+in random order. The same call in this process is its own work, which is subtracted. Both processes have begun before.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from precision_lab.cli.config import build_spec, spec_of
 from precision_lab.cli.paths import conf_dir
 from precision_lab.device.environment import environment, set_numeric_switches
 from precision_lab.lab.bench import Advance, Bench
-from precision_lab.lab.cluster import Remote
+from precision_lab.lab.cluster import connected
 from precision_lab.lab.engine import here
 from precision_lab.lab.local import Local
-from precision_lab.lab.scheduler import connected
+from precision_lab.lab.remote import Remote
 from precision_lab.lab.spec import HERE
 from precision_lab.lab.tasks import Make, Order, silent
 from precision_lab.record.files import File
 
-SIZES = (0, 5_000_000)
+SIZES = (0, 500_000, 5_000_000)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> int:
     bench = Bench(spec)
     order = Order(spec.resolved, spec_of, Path("/nowhere"), "overhead")
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
-        remote = Remote(connected(cluster.scheduler_address, None), order, {}, lambda worker, name: None)
+        remote = Remote(connected(cluster.scheduler_address), order, {}, lambda worker, name: None)
         remote.introduce()
         slots = {"process": Local(order, here(spec.source)), "cluster": remote}
         found: dict[tuple[str, int], list[float]] = {(name, size): [] for name in slots for size in SIZES}

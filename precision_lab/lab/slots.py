@@ -12,12 +12,13 @@ from precision_lab.device.sgemm import cores
 from precision_lab.errors import InputError, first_line, nearest
 from precision_lab.lab.engine import VISIBLE, Slot, Worker, WorkerLostError, check, here
 from precision_lab.lab.local import Local
+from precision_lab.lab.queues import QUEUES, started
 from precision_lab.lab.spec import LOCAL, RunSpec
 from precision_lab.lab.tasks import Order
 
 if TYPE_CHECKING:
-    from precision_lab.lab.cluster import Remote
     from precision_lab.lab.plan import Plan
+    from precision_lab.lab.remote import Remote
 
 MOST = 4
 """Default maximum of slots on a CPU, if there are enough cores; a generation uses little more than one core."""
@@ -27,14 +28,6 @@ _WORTH_STEPS = 60
 
 _LARGEST_WEIGHTS = 256 << 20
 """Maximum size of the weights in bytes for several slots on a CPU by default, since each holds a copy."""
-
-QUEUES = {
-    "slurm": "dask_jobqueue.SLURMCluster",
-    "pbs": "dask_jobqueue.PBSCluster",
-    "sge": "dask_jobqueue.SGECluster",
-    "lsf": "dask_jobqueue.LSFCluster",
-}
-"""Batch systems by the class that starts workers there, with the settings of Dask's own configuration."""
 
 
 def workers(spec: RunSpec, steps: int, weight_bytes: int) -> int:
@@ -117,7 +110,7 @@ def devices(workers: Sequence[Worker]) -> list[dict[str, str]]:
 
 def _cluster(spec: RunSpec, order: Order, check: Callable[[Worker, str], None]) -> list[Remote]:
     """A slot for each worker of a cluster. Raises InputError if there is no cluster, or it has no workers."""
-    from precision_lab.lab import cluster, scheduler
+    from precision_lab.lab import cluster, remote
 
     engine = QUEUES.get(spec.engine, spec.engine)
     if "://" not in engine and "." not in engine:
@@ -125,18 +118,20 @@ def _cluster(spec: RunSpec, order: Order, check: Callable[[Worker, str], None]) 
             f"engine is {engine!r}, expected {LOCAL}, tcp://HOST:PORT or a queue. {nearest(engine, QUEUES)}"
         )
     try:
-        client = scheduler.connected(engine, spec.workers)
+        client = cluster.connected(engine if "://" in engine else started(engine, spec.workers or 1))
+        if client.cluster is not None:
+            client.wait_for_workers(spec.workers or 1)
     except ImportError as error:
         raise InputError(f"engine={engine} needs {error.name}: pip install 'precision-lab[cluster]'") from error
     except OSError as error:
         raise InputError(f"engine={engine}: no scheduler answers there ({first_line(error)})") from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"engine={engine}: {first_line(error)}") from error
-    there = len(scheduler.addresses(client))
+    there = len(cluster.addresses(client))
     if not there:
         raise InputError(f"engine={engine} has no workers: start some with `dask worker {engine}`")
     taken: dict[str, object] = {}
-    return [cluster.Remote(client, order, taken, check) for _ in range(min(spec.workers or there, there))]
+    return [remote.Remote(client, order, taken, check) for _ in range(min(spec.workers or there, there))]
 
 
 def _devices(count: int) -> list[str]:

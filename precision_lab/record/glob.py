@@ -26,6 +26,11 @@ LONGEST = 4096
 MOST = 4096
 """The most alternatives that the braces of a pattern may make."""
 _DIGITS = 9
+LONGEST = 4096
+"""The most characters of a pattern."""
+MOST = 4096
+"""The most alternatives that the braces of a pattern may make."""
+_DIGITS = 9
 
 
 @lru_cache(maxsize=1024)
@@ -91,6 +96,8 @@ def _one(glob: str) -> str:
     segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     # `**.**` matches what `**` matches, but several in a row would be tried in every combination
     segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
+    # `**.**` matches what `**` matches, but several in a row would be tried in every combination
+    segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     parts = []
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
@@ -109,7 +116,7 @@ def _expand(glob: str) -> list[str]:
     """Brace alternatives, the first group first; numbers of a range keep no leading zeros."""
     if len(glob) > LONGEST:
         raise InputError(f"Site pattern {shown(glob)} has {len(glob)} characters, expected at most {LONGEST}")
-    pending, found = [glob], list[str]()
+    pending, found = [glob], []
     while pending:
         if len(pending) + len(found) > MOST:
             raise InputError(f"Site pattern {shown(glob)} has more than {MOST} alternatives")

@@ -16,8 +16,7 @@ from distributed import LocalCluster
 from precision_lab import report
 from precision_lab.cli import main
 from precision_lab.errors import InputError
-from precision_lab.lab import cluster as adapter
-from precision_lab.lab import engine, slots
+from precision_lab.lab import engine, slots, station
 from precision_lab.model.weights import read_json
 from precision_lab.record import tables
 
@@ -107,7 +106,7 @@ def test_so_are_those_of_several_processes_of_this_machine(call, alone, tmp_path
 
 
 def test_references_are_made_again_where_the_run_folder_is_not_seen(call, cluster, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter, "_sees", lambda order: False)
+    monkeypatch.setattr(station, "sees", lambda order: False)
     code, _, err = call("run", f"engine={cluster.scheduler_address}")
     assert code == 0, err
     assert_same(tmp_path / "run", alone)
@@ -151,7 +150,7 @@ class TestRefusals:
         return err
 
     def test_no_scheduler(self, call, tmp_path, monkeypatch):
-        monkeypatch.setattr("precision_lab.lab.scheduler.PATIENCE", 1.0)
+        monkeypatch.setattr("precision_lab.lab.cluster.PATIENCE", 1.0)
         err = self.refused(call, tmp_path, "engine=tcp://127.0.0.1:9")
         assert "engine=tcp://127.0.0.1:9: no scheduler answers there" in err
 
