@@ -116,7 +116,7 @@ def _expand(glob: str) -> list[str]:
     """Brace alternatives, the first group first; numbers of a range keep no leading zeros."""
     if len(glob) > LONGEST:
         raise InputError(f"Site pattern {shown(glob)} has {len(glob)} characters, expected at most {LONGEST}")
-    pending, found = [glob], []
+    pending, found = [glob], list[str]()
     while pending:
         if len(pending) + len(found) > MOST:
             raise InputError(f"Site pattern {shown(glob)} has more than {MOST} alternatives")
