@@ -16,8 +16,8 @@ from precision_lab.cli import main
 from precision_lab.instrument.sites import walk
 from precision_lab.lab import queues
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 from precision_lab.probes.base import Declaring, Probe
 from precision_lab.record.run import Run
 from precision_lab.techniques.base import Technique, applied

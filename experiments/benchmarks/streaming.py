@@ -46,9 +46,9 @@ from mlx.utils import tree_flatten  # noqa: E402
 from precision_lab.device.environment import device_name, set_numeric_switches  # noqa: E402
 from precision_lab.model import weights  # noqa: E402
 from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
-from precision_lab.model.qwen_image.rope import Grid  # noqa: E402
 from precision_lab.model.qwen_image.streams import Streams  # noqa: E402
 from precision_lab.model.qwen_image.transformer import Transformer  # noqa: E402
+from precision_lab.model.rotary import Grid  # noqa: E402
 from precision_lab.synthetic import PRESETS, make  # noqa: E402
 from precision_lab.techniques.base import applied  # noqa: E402
 from precision_lab.techniques.fast.cpu import FastCPU  # noqa: E402

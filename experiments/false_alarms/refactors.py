@@ -137,14 +137,17 @@ REFACTORS = [
             "return x * (1 + scale[:, None]) + shift[:, None]",
             "return shift[:, None] + (scale[:, None] + 1) * x",
         ),
+    ),
+    *_of(
+        "modulation.py",
         (
             "gated add: terms exchanged",
-            "return residual + gate[:, None] * update",
-            "return update * mx.expand_dims(gate, 1) + residual",
+            "return residual + over_tokens(gate) * update",
+            "return update * over_tokens(gate) + residual",
         ),
     ),
     *_of(
-        "qwen_image/attention.py",
+        "attention.py",
         (
             "attention: the queries in two halves",
             _ATTEND,
@@ -166,7 +169,7 @@ REFACTORS = [
         ),
     ),
     *_of(
-        "qwen_image/rope.py",
+        "rotary.py",
         (
             "rotary: real arithmetic",
             "return (pairs * rotation[:, None, :]).view(mx.float32).astype(x.dtype)",

@@ -33,7 +33,10 @@ _PARITY_TESTS = (
 """Files tests/model/test_NAME.py that compare the model with diffusers and transformers, and with exact roundings."""
 _RELEVANT = {
     "layers": ("text_encoder", "vae", "transformer"),
+    "rotary": ("rope", "transformer"),
     "attention": ("transformer",),
+    "modulation": ("transformer",),
+    "timestep": ("transformer",),
     "block": ("transformer",),
     "vae_blocks": ("vae",),
 }

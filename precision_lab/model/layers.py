@@ -89,6 +89,13 @@ class Add(nn.Module):
         return residual + update
 
 
+class Multiply(nn.Module):
+    """`a * b`."""
+
+    def __call__(self, a: mx.array, b: mx.array) -> mx.array:
+        return a * b
+
+
 class SiLU(nn.Module):
     """`x * sigmoid(x)`, computed in fp32 and rounded to the dtype of x."""
 

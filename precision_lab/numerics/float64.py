@@ -43,8 +43,9 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def gated_add(residual: Array, gate: Array, update: Array) -> Array:
-    """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D)."""
-    return residual.astype(np.float64) + gate.astype(np.float64)[:, None] * update.astype(np.float64)
+    """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D), or (B or 1, L or 1, D)."""
+    row = gate.astype(np.float64)
+    return residual.astype(np.float64) + (row[:, None] if row.ndim == 2 else row) * update.astype(np.float64)
 
 
 def silu(x: Array) -> Array:

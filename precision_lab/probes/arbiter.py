@@ -19,8 +19,8 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
-from precision_lab.model import layers
-from precision_lab.model.qwen_image import attention, block, rope, sampler, text_encoder, vae_blocks
+from precision_lab.model import attention, layers, modulation, rotary
+from precision_lab.model.qwen_image import block, sampler, text_encoder, vae_blocks
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS
@@ -100,8 +100,8 @@ def _add(module: layers.Add, inputs: Sequence[Array]) -> Array:
     return np.asarray(inputs[0].astype(np.float64) + inputs[1])
 
 
-@exact.register(text_encoder.Multiply)
-def _multiply(module: text_encoder.Multiply, inputs: Sequence[Array]) -> Array:
+@exact.register(layers.Multiply)
+def _multiply(module: layers.Multiply, inputs: Sequence[Array]) -> Array:
     return np.asarray(inputs[0].astype(np.float64) * inputs[1])
 
 
@@ -110,13 +110,13 @@ def _modulate(module: block.Modulate, inputs: Sequence[Array]) -> Array:
     return float64.modulate(*inputs)
 
 
-@exact.register(block.GatedAdd)
-def _gated_add(module: block.GatedAdd, inputs: Sequence[Array]) -> Array:
+@exact.register(modulation.GatedAdd)
+def _gated_add(module: modulation.GatedAdd, inputs: Sequence[Array]) -> Array:
     return float64.gated_add(*inputs)
 
 
-@exact.register(rope.Rotary)
-def _rotate(module: rope.Rotary, inputs: Sequence[Array]) -> Array:
+@exact.register(rotary.Rotary)
+def _rotate(module: rotary.Rotary, inputs: Sequence[Array]) -> Array:
     return float64.rotate(*inputs)
 
 

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.attention import Attend
 from precision_lab.techniques.parts.kinds import expect_kind
 
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
-from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import dtype_named
 from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS

@@ -21,8 +21,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
-from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd

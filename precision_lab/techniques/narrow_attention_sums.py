@@ -17,7 +17,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
-from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.attention import Attend
 from precision_lab.techniques.chunked_attention import ChunkedAttention
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import check_block, narrow_matmul, rounded

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site
-from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site
-from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.attention import Attend
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.qwen_image import ATTEND
 

@@ -88,7 +88,7 @@ def test_a_run_is_judged_again(gate, monkeypatch, tmp_path):
 
 
 def test_a_gate_multiplied_twice_is_found_where_it_is(gate, monkeypatch):
-    from precision_lab.model.qwen_image.block import GatedAdd
+    from precision_lab.model.modulation import GatedAdd
 
     calls = []
 

@@ -15,8 +15,8 @@ from precision_lab.instrument.swap import swapped
 from precision_lab.instrument.tap import ports, tapped
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 
 CONFIG = TransformerConfig(
     num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 2, 2)

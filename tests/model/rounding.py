@@ -21,7 +21,7 @@ import numpy as np
 
 from precision_lab.device.environment import backend
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.model import layers
+from precision_lab.model import layers, modulation, rotary
 from precision_lab.model.qwen_image import block, rope, sampler, text_encoder, vae_blocks
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import format_named, round_to, ulp
@@ -79,6 +79,11 @@ class Draw:
         return mx.array(stored.view(np.uint16)).view(getattr(mx, self.dtype))
 
 
+def name_of(kind: type) -> str:
+    """The class of a module with its file below precision_lab/model; the folder of 1.x is left out."""
+    return f"{kind.__module__.removeprefix('precision_lab.model.').removeprefix('qwen_image.')}.{kind.__name__}"
+
+
 @dataclass(frozen=True)
 class Operation:
     """inputs: draws a module and its arguments. exact: the oracle, of an Arithmetic, the module and float64 arguments.
@@ -93,7 +98,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        return f"{self.kind.__module__.rpartition('.')[2]}.{self.kind.__name__}"
+        return name_of(self.kind)
 
     def bounds(self, dtype: str, ulps: float, module: nn.Module, arguments: Sequence) -> tuple[np.ndarray, np.ndarray]:
         """The least and the largest result that roundings of steps wrong by up to `ulps` can have."""
@@ -190,8 +195,8 @@ def _denormalize(a, module, x):
 
 
 def _rotations(draw: Draw) -> tuple[nn.Module, tuple]:
-    turns = rope.rotations((4, 6, 6), rope.Grid(3, 5), 4).img
-    return rope.Rotary(), (draw.wide(2, 15, 3, 16), turns)
+    turns = rope.rotations((4, 6, 6), rotary.Grid(3, 5), 4).img
+    return rotary.Rotary(), (draw.wide(2, 15, 3, 16), turns)
 
 
 def _normed(module: nn.Module, weight: str, draw: Draw) -> tuple[nn.Module, tuple]:
@@ -232,19 +237,19 @@ OPERATIONS = (
         lambda a, _, x, shift, scale: a.once(a.once(x * a.once(1 + scale)[:, None]) + shift[:, None]),
     ),
     Operation(
-        block.GatedAdd,
-        lambda d: (block.GatedAdd(), (d.wide(2, 20, 64), d.wide(2, 64, exponents=(-8, 1)), d.wide(2, 20, 64))),
+        modulation.GatedAdd,
+        lambda d: (modulation.GatedAdd(), (d.wide(2, 20, 64), d.wide(2, 64, exponents=(-8, 1)), d.wide(2, 20, 64))),
         lambda a, _, residual, gate, update: a.once(residual + a.once(gate[:, None] * update)),
     ),
-    Operation(rope.Rotary, _rotations, _complex_rotary, steps=1),
+    Operation(rotary.Rotary, _rotations, _complex_rotary, steps=1),
     Operation(
         text_encoder.Rotary,
         lambda d: (text_encoder.Rotary(), (d.wide(2, 11, 3, 16), text_encoder.rotation(11, 16, 1e6))),
         _half_rotary,
     ),
     Operation(
-        text_encoder.Multiply,
-        lambda d: (text_encoder.Multiply(), (d.wide(4000), d.wide(4000, exponents=(-8, 1)))),
+        layers.Multiply,
+        lambda d: (layers.Multiply(), (d.wide(4000), d.wide(4000, exponents=(-8, 1)))),
         lambda a, _, x, y: a.once(x * y),
     ),
     Operation(

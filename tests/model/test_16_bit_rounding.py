@@ -14,7 +14,7 @@ import pytest
 
 import precision_lab.model
 from precision_lab.device.environment import backend
-from tests.model.rounding import DTYPES, OPERATIONS, Draw, committed
+from tests.model.rounding import DTYPES, OPERATIONS, Draw, committed, name_of
 
 DRAWS = 3
 SUMS = {
@@ -36,10 +36,6 @@ TABLES = {
 WITHOUT_ARITHMETIC = {"split", "concatenate", "zeros", "ones", "where", "clip", "arange", "zeros_like", "eval"}
 """Functions of MLX that round nothing."""
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)
-
-
-def name_of(kind: type) -> str:
-    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 def kinds_of_module() -> dict[str, type[nn.Module]]:
@@ -187,8 +183,8 @@ PLANTS = {
     ),
     "Add of a rounded sum": ("layers.Add", lambda self, x, y: (x + y) * mx.array(1.0078125, x.dtype)),
     "Modulate in fp32": ("block.Modulate", modulate_in_fp32),
-    "GatedAdd in fp32": ("block.GatedAdd", gated_add_in_fp32),
-    "rotation in 16 bits": ("rope.Rotary", complex_in_16_bits),
+    "GatedAdd in fp32": ("modulation.GatedAdd", gated_add_in_fp32),
+    "rotation in 16 bits": ("rotary.Rotary", complex_in_16_bits),
     "rotation in fp32": ("text_encoder.Rotary", halves_in_fp32),
     "Euler step in fp32": ("sampler.EulerStep", euler_in_fp32),
     "guidance in fp32": ("sampler.Guidance", guidance_in_fp32),

@@ -20,8 +20,8 @@ from precision_lab.model import weights
 from precision_lab.model.quantized import QuantizedEmbedding, QuantizedLinear
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.batch_layout import BatchLayout
 from precision_lab.techniques.ffn_scaling import FFNScaling

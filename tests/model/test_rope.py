@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
 
-from precision_lab.model.qwen_image.rope import Grid, Rotary, rotations
+from precision_lab.model.qwen_image.rope import rotations
+from precision_lab.model.rotary import Grid, Rotary
 
 AXES = [(16, 56, 56), (8, 12, 12), (4, 6, 6), (2, 4, 10)]
 GRIDS = [(1, 1), (7, 9), (83, 83), (92, 69), (3, 83), (64, 64), (1, 12), (13, 2)]

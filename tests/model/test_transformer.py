@@ -15,8 +15,8 @@ from precision_lab.instrument.arrays import to_numpy
 from precision_lab.model.layers import Linear, scaled_dot_product_attention
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.model.rotary import Grid
 from precision_lab.synthetic import PRESETS, make
 from tests.model.oracle import TORCH, copy_of, ours, random_inputs, random_transformer, reference, relative_l2, rounded
 

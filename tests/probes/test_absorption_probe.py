@@ -8,9 +8,9 @@ from precision_lab.errors import InputError
 from precision_lab.lab.frames import frames_of
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import ProbeRecorder
-from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.rotary import Grid
 from precision_lab.numerics.absorption import absorption_pct
 from precision_lab.probes.absorption import Absorption
 from precision_lab.probes.ranges import RangeCatalogue

@@ -11,13 +11,14 @@ import precision_lab
 from precision_lab.errors import InputError
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.observing import observing
+from precision_lab.model import layers
 from precision_lab.model.layers import Add, Linear
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image import text_encoder
-from precision_lab.model.qwen_image.block import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.sampler import EulerStep
 from precision_lab.model.qwen_image.vae_blocks import ChannelNorm
+from precision_lab.model.rotary import Grid
 from precision_lab.probes.arbiter import Arbiter, exact
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.unfused_attention import UnfusedAttention
@@ -114,7 +115,7 @@ OTHERS = {
     ),
     "Euler step": (EulerStep, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16), mx.array(-0.1))),
     "add": (Add, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
-    "product": (text_encoder.Multiply, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
+    "product": (layers.Multiply, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
     "SiLU of mlx.nn": (nn.SiLU, lambda d: (d.normal(1, 9, 16),)),
 }
 

@@ -9,7 +9,7 @@ from precision_lab.instrument.sites import Components
 from precision_lab.lab.observing import observing
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.rotary import Grid
 from precision_lab.probes.contributions import Contributions
 
 SITES = ("{img_in,txt_in}", "transformer_blocks.*.{img,txt}_add{1,2}")

@@ -9,7 +9,7 @@ from precision_lab.lab.frames import frames_of
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import recorder_of
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.rotary import Grid
 from precision_lab.probes.exponents import Exponents
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.record import tables

@@ -7,7 +7,7 @@ import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.model.qwen_image.pipeline import denoise
-from precision_lab.model.qwen_image.rope import Grid
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import applied
 
 

@@ -7,8 +7,8 @@ from mlx.utils import tree_map
 from precision_lab.instrument.sites import Components, walk
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import applied
 
 CONFIG = TransformerConfig(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.attention import Attend
+from precision_lab.model.attention import Attend
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.chunked_attention import ChunkedAttention
 from precision_lab.techniques.fused_attention import FusedAttention

@@ -8,7 +8,8 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import tapped
 from precision_lab.model.layers import on_cpu
-from precision_lab.model.qwen_image.rope import Grid, rotations
+from precision_lab.model.qwen_image.rope import rotations
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.fast import kernels as fused
 from precision_lab.techniques.fast.kernels import Chunk, Projected

@@ -11,9 +11,10 @@ from scipy.special import softmax
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.tap import tapped
+from precision_lab.model.attention import Attend
 from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, RMSNorm, SiLU
-from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.model.qwen_image.rope import Grid, Rotary, rotations
+from precision_lab.model.qwen_image.rope import rotations
+from precision_lab.model.rotary import Grid, Rotary
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.fast.cpu import FastCPU, replacement
 from precision_lab.techniques.ffn_scaling import FFNScaling

@@ -10,8 +10,8 @@ from hydra import compose
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import ports, tapped
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import TimestepProjection
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.block_end_clip import BlockEndClip
 from precision_lab.techniques.float32 import Float32

@@ -7,7 +7,7 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import scope
-from precision_lab.model.qwen_image.block import GatedAdd
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.compensated_residual import CompensatedResidual
 from precision_lab.techniques.stochastic_residual import StochasticResidual, stochastic_bfloat16

@@ -12,8 +12,8 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.tap import tapped
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import Technique, applied
 from precision_lab.techniques.faint_inputs import FaintInputs

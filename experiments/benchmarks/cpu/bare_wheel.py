@@ -22,8 +22,8 @@ from experiments.benchmarks.cpu import mlx_model
 from experiments.benchmarks.cpu.shapes import SHAPES
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.swap import swapped
+from precision_lab.model.attention import Attend
 from precision_lab.model.layers import GELUTanh, Linear, SiLU
-from precision_lab.model.qwen_image.attention import Attend
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.fused_attention import FusedAttention
 

@@ -9,8 +9,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from experiments.benchmarks.cpu.shapes import TIMESTEP, Shape, inputs, weights
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 

@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten
 from experiments.benchmarks.gpu.shapes import PIXELS_A_TOKEN, Shape
 from precision_lab.instrument.replica import replica
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.transformer import Transformer
+from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import Technique, applied
 
 WEIGHT_SCALE = 0.02

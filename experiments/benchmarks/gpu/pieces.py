@@ -17,8 +17,9 @@ import mlx.core as mx
 
 from experiments.benchmarks.gpu.shapes import Shape
 from precision_lab.model.layers import GELUTanh, LayerNorm, RMSNorm, scaled_dot_product_attention
-from precision_lab.model.qwen_image.block import GatedAdd, Modulate
-from precision_lab.model.qwen_image.rope import Rotary
+from precision_lab.model.modulation import GatedAdd
+from precision_lab.model.qwen_image.block import Modulate
+from precision_lab.model.rotary import Rotary
 
 BYTES = 2  # of a bfloat16
 RING_BYTES = 256e6

@@ -1,6 +1,6 @@
 """Joint attention of the two streams: separate projections, one softmax over [text, image].
 
-B batch, L image tokens, T text tokens, D width, H heads, C channels a head.
+B batch, L image tokens, T text tokens, D width, C channels a head.
 """
 
 from __future__ import annotations
@@ -8,21 +8,10 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.model.layers import Linear, RMSNorm, Sequential, scaled_dot_product_attention
-from precision_lab.model.qwen_image.rope import Rotary
+from precision_lab.model.attention import Attend
+from precision_lab.model.layers import Linear, RMSNorm, Sequential
 from precision_lab.model.qwen_image.streams import Streams
-
-
-class Attend(nn.Module):
-    """softmax(q k^T / sqrt(C)) v.
-
-    q, k, v: (B, T + L, H, C); mask: (B, 1, 1, T + L), True where a key takes part, or None. Returns the shape of q.
-    """
-
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-        return out.transpose(0, 2, 1, 3)
+from precision_lab.model.rotary import Rotary
 
 
 class JointAttention(nn.Module):
@@ -54,9 +43,8 @@ class JointAttention(nn.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
     def __call__(self, x: Streams, rotations: Streams, mask: mx.array | None = None) -> Streams:
-        """x: (B, L, D) and (B, T, D), modulated; rotations: (L, C / 2) and (T, C / 2); mask: as in `Attend`.
-
-        Returns the shapes of x, before the gates.
+        """x: (B, L, D) and (B, T, D), modulated; rotations: (L, C / 2) and (T, C / 2);
+        mask: (B, 1, 1, T + L), True where a key takes part, or None. Returns the shapes of x, before the gates.
         """
         img_q = self.rotary_q(self.norm_q(self._heads(self.to_q(x.img))), rotations.img)
         img_k = self.rotary_k(self.norm_k(self._heads(self.to_k(x.img))), rotations.img)

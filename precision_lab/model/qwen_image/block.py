@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, Sequential, SiLU
+from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image.attention import JointAttention
 from precision_lab.model.qwen_image.streams import Streams
 
@@ -18,13 +19,6 @@ class Modulate(nn.Module):
 
     def __call__(self, x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
         return x * (1 + scale[:, None]) + shift[:, None]
-
-
-class GatedAdd(nn.Module):
-    """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D)."""
-
-    def __call__(self, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
-        return residual + gate[:, None] * update
 
 
 class GELUProjection(nn.Module):

@@ -17,12 +17,12 @@ from precision_lab.instrument.sites import Components
 from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer, Tokens
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.sampler import Sampler, noise, pack, unpack
 from precision_lab.model.qwen_image.scheduler import SchedulerConfig, sigmas
 from precision_lab.model.qwen_image.text_encoder import TextEncoder
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.model.qwen_image.vae import VAE
+from precision_lab.model.rotary import Grid
 
 
 class Conditioning(NamedTuple):

@@ -23,8 +23,8 @@ from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
 from precision_lab.model.qwen_image.layout import layout
 from precision_lab.model.qwen_image.pipeline import Conditioning, Dtypes, Pipeline, denoise_step
-from precision_lab.model.qwen_image.rope import Grid
 from precision_lab.model.qwen_image.settings import Settings
+from precision_lab.model.rotary import Grid
 from precision_lab.record import manifest
 from precision_lab.record.layout import Layout
 from precision_lab.record.origin import PUBLISHED, UNKNOWN

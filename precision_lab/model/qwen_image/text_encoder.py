@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from precision_lab.model.layers import Add, Linear, RMSNorm, SiLU, scaled_dot_product_attention
+from precision_lab.model.layers import Add, Linear, Multiply, RMSNorm, SiLU, scaled_dot_product_attention
 from precision_lab.model.qwen_image.config import TextEncoderConfig
 
 _NOT_NEEDED = ("lm_head.", "visual.", "model.visual.", "language_model.lm_head.", "vision_tower.")
@@ -104,13 +104,6 @@ class Attention(nn.Module):
         k = self.rotary_k(self._heads(self.k_proj(x)), rotation)
         v = self._heads(self.v_proj(x))
         return self.o_proj(self.attend(q, k, v, mask).flatten(2))
-
-
-class Multiply(nn.Module):
-    """`a * b`."""
-
-    def __call__(self, a: mx.array, b: mx.array) -> mx.array:
-        return a * b
 
 
 class MLP(nn.Module):

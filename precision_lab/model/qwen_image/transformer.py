@@ -5,50 +5,28 @@ B batch, L image tokens, T text tokens, D width, J width of the text embeddings.
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from precision_lab.model.layers import LayerNorm, Linear, RMSNorm, SiLU
 from precision_lab.model.qwen_image.block import Modulate, TransformerBlock
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.rope import Grid, RotaryEmbedding
+from precision_lab.model.qwen_image.rope import RotaryEmbedding
 from precision_lab.model.qwen_image.streams import Streams
-
-TIME_CHANNELS = 256
+from precision_lab.model.rotary import Grid
+from precision_lab.model.timestep import TimestepEmbedding, frequencies
 
 
 class TimestepProjection(nn.Module):
-    """Sinusoids of the timestep: (B,) in [0, 1] to (B, 256), fp32, cosines first.
-
-    Arguments reach 1000 rad, so the last bit of the frequency table changes the model's output by 1e-5. As in the
-    reference, the exponent is fp32; its exponential is computed in float64 and rounded.
-    """
+    """Sinusoids of the timestep: (B,) in [0, 1] to (B, 256), fp32, cosines first."""
 
     def __init__(self) -> None:
         super().__init__()
-        half = TIME_CHANNELS // 2
-        exponent = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
-        self._frequencies = mx.array(np.exp(exponent.astype(np.float64)).astype(np.float32))
+        self._frequencies = frequencies()
 
     def __call__(self, timestep: mx.array) -> mx.array:
         angles = 1000 * (timestep.astype(mx.float32)[:, None] * self._frequencies)
         return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
-
-
-class TimestepEmbedding(nn.Module):
-    """256 -> D -> D with SiLU."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.linear_1 = Linear(TIME_CHANNELS, dim)
-        self.act = SiLU()
-        self.linear_2 = Linear(dim, dim)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(self.act(self.linear_1(x)))
 
 
 class TimeTextEmbedding(nn.Module):

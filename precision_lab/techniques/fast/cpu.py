@@ -28,10 +28,10 @@ from precision_lab.device import onednn
 from precision_lab.device.sgemm import cores, in_pieces, sgemm
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Site
+from precision_lab.model.attention import Attend
 from precision_lab.model.layers import GELUTanh, LayerNorm, Linear
 from precision_lab.model.paging import class_of, recast
-from precision_lab.model.qwen_image.attention import Attend
-from precision_lab.model.qwen_image.rope import Rotary
+from precision_lab.model.rotary import Rotary
 
 # elements in a piece of an element-wise loop: 256 KiB in fp32; with one temporary, half of a core's L2 cache
 _PIECE = 1 << 16

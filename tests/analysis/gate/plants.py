@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from precision_lab.model import modulation, rotary
 from precision_lab.model.layers import GELUTanh, LayerNorm
 from precision_lab.model.qwen_image import block, rope, sampler, settings, transformer
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
@@ -85,10 +86,10 @@ def promoted(site: str) -> Callable[[Patch], None]:
 def rope_off_by_one_on_odd_grids(patch: Patch) -> None:
     """Rows and columns are centred with the smaller half first: the same on even grids, one off on odd ones."""
 
-    def rotations(axes_dims: tuple[int, ...], grid: rope.Grid, num_text: int) -> Streams:
+    def rotations(axes_dims: tuple[int, ...], grid: rotary.Grid, num_text: int) -> Streams:
         rows, columns = (np.arange(n) - n // 2 for n in grid)
         image = np.stack(np.meshgrid([0], rows, columns, indexing="ij"), axis=-1).reshape(-1, 3)
-        return Streams(img=rope._rotation(image, axes_dims), txt=plain(axes_dims, grid, num_text).txt)
+        return Streams(img=rotary.rotation(image, axes_dims), txt=plain(axes_dims, grid, num_text).txt)
 
     plain = rope.rotations
     patch.setattr(rope, "rotations", rotations)
@@ -173,11 +174,11 @@ def gelu_in_16_bits(patch: Patch) -> None:
 def gated_add_rounded_once(patch: Patch) -> None:
     """`residual + gate * update` is evaluated in fp32; the fp32 reference is the same."""
 
-    def add(self: block.GatedAdd, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
+    def add(self: modulation.GatedAdd, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
         wide = [x.astype(mx.float32) for x in (residual, gate[:, None], update)]
         return (wide[0] + wide[1] * wide[2]).astype(residual.dtype)
 
-    patch.setattr(block.GatedAdd, "__call__", add)
+    patch.setattr(modulation.GatedAdd, "__call__", add)
 
 
 def another_eps_of_one_norm(patch: Patch) -> None:
