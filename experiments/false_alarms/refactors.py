@@ -182,7 +182,7 @@ REFACTORS = [
         ),
     ),
     *_of(
-        "qwen_image/text_encoder.py",
+        "language_body.py",
         (
             "rotary of halves: without the rotated copy",
             "return x * cos + mx.concatenate([-second, first], axis=-1) * sin",

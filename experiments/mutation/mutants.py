@@ -15,8 +15,7 @@ from experiments.mutation.precision import PRECISION
 
 _FOLDER = "precision_lab/model"
 FILES = (
-    f"{_FOLDER}/qwen_image/text_encoder.py",
-    *(f"{_FOLDER}/{name}.py" for name in ("layers", "rotary", "attention", "modulation", "timestep")),
+    *(f"{_FOLDER}/{name}.py" for name in ("language_body", "layers", "rotary", "attention", "modulation", "timestep")),
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer", "scheduler")),
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline", "vae_blocks", "vae")),
 )

@@ -33,6 +33,7 @@ _PARITY_TESTS = (
 """Files tests/model/test_NAME.py that compare the model with diffusers and transformers, and with exact roundings."""
 _RELEVANT = {
     "layers": ("text_encoder", "vae", "transformer"),
+    "language_body": ("text_encoder",),
     "rotary": ("rope", "transformer"),
     "attention": ("transformer",),
     "modulation": ("transformer",),

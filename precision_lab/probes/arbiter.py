@@ -19,8 +19,8 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
-from precision_lab.model import attention, layers, modulation, rotary
-from precision_lab.model.qwen_image import block, sampler, text_encoder, vae_blocks
+from precision_lab.model import attention, language_body, layers, modulation, rotary
+from precision_lab.model.qwen_image import block, sampler, vae_blocks
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS
@@ -71,8 +71,8 @@ def _channel_norm(module: vae_blocks.ChannelNorm, inputs: Sequence[Array]) -> Ar
     return float64.channel_norm(inputs[0], to_numpy(module.gamma))
 
 
-@exact.register(text_encoder.Attend)
-def _causal_attention(module: text_encoder.Attend, inputs: Sequence[Array]) -> Array:
+@exact.register(language_body.Attend)
+def _causal_attention(module: language_body.Attend, inputs: Sequence[Array]) -> Array:
     q, k, v, *mask = inputs
     causal = np.tri(q.shape[1], dtype=bool)[None, None]  # without a mask among the arrays, it is "causal"
     return float64.attention(q, k, v, mask[0] if mask else causal)
@@ -120,8 +120,8 @@ def _rotate(module: rotary.Rotary, inputs: Sequence[Array]) -> Array:
     return float64.rotate(*inputs)
 
 
-@exact.register(text_encoder.Rotary)
-def _rotate_halves(module: text_encoder.Rotary, inputs: Sequence[Array]) -> Array:
+@exact.register(language_body.Rotary)
+def _rotate_halves(module: language_body.Rotary, inputs: Sequence[Array]) -> Array:
     return float64.rotate_halves(*inputs)
 
 

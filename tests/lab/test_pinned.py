@@ -343,7 +343,7 @@ class TestSmallInputsAndPadding:
             monkeypatch.setattr("precision_lab.model.qwen_image.transformer._joint_mask", lambda *_: None)
             expected = "transformer_blocks.0.attn.attend"
         else:
-            monkeypatch.setattr("precision_lab.model.qwen_image.text_encoder._causal_mask", lambda _: "causal")
+            monkeypatch.setattr("precision_lab.model.language_body._causal_mask", lambda _: "causal")
             expected = "layers.0.self_attn.attend"
         found = deviations(measured(faint_bench, tmp_path / "after"), faint_reference)
         guilty = found[found["relative"] > 1e-4].iloc[0]

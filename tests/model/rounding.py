@@ -21,8 +21,8 @@ import numpy as np
 
 from precision_lab.device.environment import backend
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.model import layers, modulation, rotary
-from precision_lab.model.qwen_image import block, rope, sampler, text_encoder, vae_blocks
+from precision_lab.model import language_body, layers, modulation, rotary
+from precision_lab.model.qwen_image import block, rope, sampler, vae_blocks
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import format_named, round_to, ulp
 
@@ -126,8 +126,8 @@ class Operation:
 
 
 def _float64(x):
-    if isinstance(x, text_encoder.Rotation):
-        return text_encoder.Rotation(*(_float64(part) for part in x))
+    if isinstance(x, language_body.Rotation):
+        return language_body.Rotation(*(_float64(part) for part in x))
     if not isinstance(x, mx.array):
         return x
     if x.dtype == mx.complex64:
@@ -243,8 +243,8 @@ OPERATIONS = (
     ),
     Operation(rotary.Rotary, _rotations, _complex_rotary, steps=1),
     Operation(
-        text_encoder.Rotary,
-        lambda d: (text_encoder.Rotary(), (d.wide(2, 11, 3, 16), text_encoder.rotation(11, 16, 1e6))),
+        language_body.Rotary,
+        lambda d: (language_body.Rotary(), (d.wide(2, 11, 3, 16), language_body.rotation(11, 16, 1e6))),
         _half_rotary,
     ),
     Operation(

@@ -22,14 +22,14 @@ SUMS = {
     "quantized.QuantizedLinear": "test_quantized_layers",
     "quantized.QuantizedEmbedding": "test_quantized_layers",
     "attention.Attend": "test_transformer.test_16_bit_attention_is_rounded_once_on_the_cpu",
-    "text_encoder.Attend": "test_transformer.test_16_bit_attention_is_rounded_once_on_the_cpu",
+    "language_body.Attend": "test_transformer.test_16_bit_attention_is_rounded_once_on_the_cpu",
     "vae_blocks.Attend": "test_transformer.test_16_bit_attention_is_rounded_once_on_the_cpu",
     "vae_blocks.Conv2d": "test_vae.test_a_16_bit_convolution_is_rounded_once_on_the_cpu",
 }
 """Modules that sum products, whose order differs between back ends, and the tests of their rounding."""
 TABLES = {
     "rope.RotaryEmbedding": "test_rope",
-    "text_encoder.RotaryEmbedding": "test_text_encoder",
+    "language_body.RotaryEmbedding": "test_text_encoder",
     "transformer.TimestepProjection": "test_transformer",
 }
 """Modules whose result is fp32 or complex64 in every dtype of the model, and the tests of their values."""
@@ -185,7 +185,7 @@ PLANTS = {
     "Modulate in fp32": ("block.Modulate", modulate_in_fp32),
     "GatedAdd in fp32": ("modulation.GatedAdd", gated_add_in_fp32),
     "rotation in 16 bits": ("rotary.Rotary", complex_in_16_bits),
-    "rotation in fp32": ("text_encoder.Rotary", halves_in_fp32),
+    "rotation in fp32": ("language_body.Rotary", halves_in_fp32),
     "Euler step in fp32": ("sampler.EulerStep", euler_in_fp32),
     "guidance in fp32": ("sampler.Guidance", guidance_in_fp32),
     "denormalized in fp32": ("sampler.Denormalize", denormalize_in_fp32),

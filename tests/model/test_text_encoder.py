@@ -1,6 +1,5 @@
 """The text encoder against Qwen2_5_VLForConditionalGeneration of transformers."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from precision_lab.model.qwen_image.config import TextEncoderConfig
 from precision_lab.model.qwen_image.text_encoder import TextEncoder
+from tests.model.text_bodies import DTYPES, loaded, ours, padding, randomised, relative_l2
 
 VOCABULARY = 97
-DTYPES = {"bfloat16": (torch.bfloat16, mx.bfloat16), "float16": (torch.float16, mx.float16)}
 
 
 def make_oracle(seed, layers=2, heads=4, kv_heads=2, head_dim=16) -> Qwen2_5_VLForConditionalGeneration:
-    """A random model whose attention is far from uniform and whose norms and biases are not the defaults."""
     width = heads * head_dim
     config = Qwen2_5_VLConfig(
         text_config={
@@ -46,27 +44,12 @@ def make_oracle(seed, layers=2, heads=4, kv_heads=2, head_dim=16) -> Qwen2_5_VLF
             "fullatt_block_indexes": [0],
         },
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if "norm" in name:
-                p.copy_(1 + 0.3 * noise)
-            elif "embed_tokens" in name or p.ndim == 1:
-                p.copy_(noise)
-            else:
-                p.copy_(1.5 * noise * p.shape[-1] ** -0.5)
-    return model
+    return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
 def load(model, folder: Path, dtype=mx.float32, **options) -> TextEncoder:
     """Our encoder with the weights as written by transformers."""
-    model.save_pretrained(folder, **options)
-    config, _ = TextEncoderConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    encoder = TextEncoder(config)
-    weights, _ = encoder.sanitize(mx.load(str(folder / "model.safetensors")))
-    encoder.load_weights([(name, w.astype(dtype)) for name, w in weights.items()], strict=True)
+    encoder, _ = loaded(TextEncoder, TextEncoderConfig, model, folder, dtype, **options)
     return encoder
 
 
@@ -79,22 +62,6 @@ def hidden_states(model, ids, mask=None) -> np.ndarray:
             output_hidden_states=True,
         )
     return out.hidden_states[-1].double().numpy()
-
-
-def ours(encoder, ids, mask=None, dtype=mx.float32) -> np.ndarray:
-    out = encoder(mx.array(ids), None if mask is None else mx.array(mask), dtype)
-    assert out.dtype == dtype
-    return np.array(out.astype(mx.float32)).astype(np.float64)
-
-
-def relative_l2(a, b) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def padding(lengths, total, side) -> np.ndarray:
-    positions = np.arange(total)
-    rows = [positions < n if side == "right" else positions >= total - n for n in lengths]
-    return np.stack(rows).astype(np.int64)
 
 
 @pytest.fixture(scope="module")

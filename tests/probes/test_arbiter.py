@@ -11,10 +11,9 @@ import precision_lab
 from precision_lab.errors import InputError
 from precision_lab.instrument.observation import Observation, Position
 from precision_lab.lab.observing import observing
-from precision_lab.model import layers
+from precision_lab.model import language_body, layers
 from precision_lab.model.layers import Add, Linear
 from precision_lab.model.modulation import GatedAdd
-from precision_lab.model.qwen_image import text_encoder
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.sampler import EulerStep
 from precision_lab.model.qwen_image.vae_blocks import ChannelNorm
@@ -101,13 +100,13 @@ OTHERS = {
     "affine LayerNorm": (lambda: nn.LayerNorm(48), lambda d: (d.normal(1, 9, 48),)),
     "RMSNorm of mlx.nn": (lambda: nn.RMSNorm(48), lambda d: (d.normal(1, 9, 48),)),
     "norm of the VAE": (lambda: ChannelNorm(24), lambda d: (d.normal(1, 4, 5, 24),)),
-    "rotation of halves": (text_encoder.Rotary, lambda d: (d.normal(1, 9, 3, 16), text_encoder.rotation(9, 16, 1e6))),
+    "rotation of halves": (language_body.Rotary, lambda d: (d.normal(1, 9, 3, 16), language_body.rotation(9, 16, 1e6))),
     "causal attention": (
-        text_encoder.Attend,
+        language_body.Attend,
         lambda d: (d.normal(1, 9, 4, 16), d.normal(1, 9, 2, 16), d.normal(1, 9, 2, 16), "causal"),
     ),
     "masked attention": (
-        text_encoder.Attend,
+        language_body.Attend,
         lambda d: (
             *(d.normal(1, 9, heads, 16) for heads in (4, 2, 2)),
             mx.array(np.tri(9, dtype=bool) & (np.arange(9) < 6) | np.eye(9, dtype=bool))[None, None],

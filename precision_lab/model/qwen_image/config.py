@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from precision_lab.errors import InputError
-from precision_lab.model.config import LARGEST, Config, section, short
+from precision_lab.model.config import LARGEST, Config, short
+from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.model.qwen_image import kinds
 
 
@@ -77,14 +78,25 @@ class TransformerConfig(ComponentConfig):
 
 
 @dataclass(frozen=True)
-class TextEncoderConfig(ComponentConfig):
+class TextEncoderConfig(LanguageBodyConfig, ComponentConfig):
     """The language body of `text_encoder/config.json` (Qwen2_5_VLForConditionalGeneration).
 
-    The default values are those of Qwen/Qwen-Image; a key that a file leaves out takes the default of its class.
+    The default values are those of Qwen/Qwen-Image.
     """
 
     part: ClassVar[str] = "text_encoder"
-    counts: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
+    qkv_bias: ClassVar[bool] = True
+    qk_norm: ClassVar[bool] = False
+    final_norm: ClassVar[bool] = True
+    class_defaults: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+    }
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -96,49 +108,16 @@ class TextEncoderConfig(ComponentConfig):
     rope_theta: float = 1e6
     hidden_act: str = "silu"
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        # transformers 4.52 moved the keys of the language body into text_config, 5.0 those of RoPE into rope_parameters
-        cls.check_class(raw)
-        body = {**raw, **section(raw, "text_config")}
-        for key in ("rope_parameters", "rope_scaling"):
-            rope = section(body, key)
-            if "rope_theta" in rope:
-                body["rope_theta"] = rope["rope_theta"]
-            for name in ("rope_type", "type"):
-                if rope.get(name, "default") not in ("default", "mrope"):
-                    raise InputError(f"{key}.{name} is {short(rope[name])}, expected default or mrope")
-        return super().from_dict({**_TEXT_CLASS, **body})
-
     def __post_init__(self) -> None:
-        if self.hidden_act != "silu":
-            raise InputError(f"hidden_act is {self.hidden_act!r}, expected 'silu'")
-        for key, least, most in (("rms_norm_eps", 0.0, 1.0), ("rope_theta", 1.0, 1e12)):
-            if not least < getattr(self, key) < most:
-                raise InputError(f"{key} is {getattr(self, key)}, expected between {least:g} and {most:g}")
-        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+        if self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"hidden_size {self.hidden_size} and num_key_value_heads {self.num_key_value_heads} do not divide into "
-                f"num_attention_heads {self.num_attention_heads}"
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
             )
-        if self.head_dim % 2:
-            raise InputError(f"hidden_size {self.hidden_size} gives heads of {self.head_dim} channels, expected even")
+        super().__post_init__()
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-
-_TEXT_CLASS = {
-    "vocab_size": 152064,
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-}
-"""Defaults of Qwen2_5_VLTextConfig in transformers 5."""
 
 
 _MOST_STAGES = 8

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from precision_lab.errors import InputError
 from precision_lab.model.config import LARGEST, Config, short
+from precision_lab.model.language_body_config import LanguageBodyConfig
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,52 @@ class TransformerConfig(Config):
     def velocity_channels(self) -> int:
         """Channels of the output; those of the input unless `out_channels` says otherwise."""
         return self.out_channels or self.in_channels
+
+
+_TEXT_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text")
+_TEXT_CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLTextModel")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig(LanguageBodyConfig):
+    """The language body of `text_encoder/config.json` (Qwen3VLForConditionalGeneration).
+
+    The default values are those of Qwen/Qwen-Image-2.1.
+    """
+
+    qkv_bias: ClassVar[bool] = False
+    qk_norm: ClassVar[bool] = True
+    final_norm: ClassVar[bool] = False
+    class_defaults: ClassVar[Mapping[str, Any]] = {
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "rope_theta": 5e5,
+    }
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 5e6
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+
+    @classmethod
+    def check_class(cls, raw: Mapping[str, Any]) -> None:
+        kind = raw.get("model_type", _TEXT_MODEL_TYPES[0])
+        if kind not in _TEXT_MODEL_TYPES:
+            raise InputError(f"model_type is {short(kind)}, expected {_TEXT_MODEL_TYPES[0]}")
+        architectures = raw.get("architectures") or []
+        for name in architectures if isinstance(architectures, list) else [architectures]:
+            if name not in _TEXT_CLASSES:
+                raise InputError(f"architectures names {short(name)}, expected {_TEXT_CLASSES[0]}")
+
+    def __post_init__(self) -> None:
+        if self.attention_bias:
+            raise InputError("attention_bias is true, expected false")
+        super().__post_init__()
