@@ -194,7 +194,7 @@ REFACTORS = [
         ),
     ),
     *_of(
-        "qwen_image/vae_blocks.py",
+        "vae_blocks.py",
         ("norm of the VAE: MLX's norm", _CHANNEL_NORM, "norm = mx.linalg.norm(y, axis=-1, keepdims=True)"),
         (
             "pixels repeated by broadcasting",

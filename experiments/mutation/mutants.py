@@ -16,8 +16,9 @@ from experiments.mutation.precision import PRECISION
 _FOLDER = "precision_lab/model"
 FILES = (
     *(f"{_FOLDER}/{name}.py" for name in ("language_body", "layers", "rotary", "attention", "modulation", "timestep")),
+    *(f"{_FOLDER}/{name}.py" for name in ("vae_blocks", "autoencoder")),
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer", "scheduler")),
-    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline", "vae_blocks", "vae")),
+    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline")),
 )
 """The files that compute something between token ids and pixels, without reading and checking of files, and labels."""
 
@@ -111,7 +112,7 @@ _NORMS = ("LayerNorm", "RMSNorm")
 _NOT_COMPUTED = ("annotation", "returns", "decorator_list", "bases")
 _LAYOUT = ("flatten", "reshape", "tile", "transpose", "zip")
 """Calls whose arguments are sizes and axes: a mistake in them raises."""
-_STRUCTURE = ("_down_blocks", "sanitize")
+_STRUCTURE = ("_down_blocks", "_up_blocks", "sanitize")
 """Functions that determine which layers and weights exist: a strict loader rejects a mistake in them."""
 
 

@@ -40,6 +40,7 @@ _RELEVANT = {
     "timestep": ("transformer",),
     "block": ("transformer",),
     "vae_blocks": ("vae",),
+    "autoencoder": ("vae",),
 }
 """The tests that run first, by the stem of the mutated file; without an entry, the test with the same name."""
 

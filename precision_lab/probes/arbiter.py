@@ -19,8 +19,8 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
-from precision_lab.model import attention, language_body, layers, modulation, rotary
-from precision_lab.model.qwen_image import block, sampler, vae_blocks
+from precision_lab.model import attention, language_body, layers, modulation, rotary, vae_blocks
+from precision_lab.model.qwen_image import block, sampler
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS

@@ -21,8 +21,8 @@ import numpy as np
 
 from precision_lab.device.environment import backend
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.model import language_body, layers, modulation, rotary
-from precision_lab.model.qwen_image import block, rope, sampler, vae_blocks
+from precision_lab.model import language_body, layers, modulation, rotary, vae_blocks
+from precision_lab.model.qwen_image import block, rope, sampler
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import format_named, round_to, ulp
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
 
 from precision_lab.model.layers import LayerNorm, RMSNorm
-from precision_lab.model.qwen_image.vae_blocks import ChannelNorm
+from precision_lab.model.vae_blocks import ChannelNorm
 from tests.model import test_text_encoder, test_vae
 from tests.model.oracle import copy_of, random_transformer
 

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_
 from precision_lab.instrument.arrays import to_numpy as as_stored
 from precision_lab.model.qwen_image.config import VAEConfig
 from precision_lab.model.qwen_image.vae import VAE
-from precision_lab.model.qwen_image.vae_blocks import ChannelNorm, Conv2d
+from precision_lab.model.vae_blocks import ChannelNorm, Conv2d
 
 DTYPES = {"bfloat16": (torch.bfloat16, mx.bfloat16), "float16": (torch.float16, mx.float16)}
 PUBLISHED = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}

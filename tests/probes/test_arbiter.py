@@ -16,8 +16,8 @@ from precision_lab.model.layers import Add, Linear
 from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.sampler import EulerStep
-from precision_lab.model.qwen_image.vae_blocks import ChannelNorm
 from precision_lab.model.rotary import Grid
+from precision_lab.model.vae_blocks import ChannelNorm
 from precision_lab.probes.arbiter import Arbiter, exact
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.unfused_attention import UnfusedAttention

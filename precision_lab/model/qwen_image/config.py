@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from precision_lab.errors import InputError
-from precision_lab.model.config import LARGEST, Config, short
+from precision_lab.model.autoencoder_config import AutoencoderConfig
+from precision_lab.model.config import LARGEST, Config
 from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.model.qwen_image import kinds
 
@@ -120,12 +121,8 @@ class TextEncoderConfig(LanguageBodyConfig, ComponentConfig):
         return self.hidden_size // self.num_attention_heads
 
 
-_MOST_STAGES = 8
-"""The largest number of stages of a VAE; each but one halves the sides of its input."""
-
-
 @dataclass(frozen=True)
-class VAEConfig(ComponentConfig):
+class VAEConfig(AutoencoderConfig, ComponentConfig):
     """`vae/config.json` of AutoencoderKLQwenImage; the defaults are those of the class."""
 
     part: ClassVar[str] = "vae"
@@ -146,26 +143,3 @@ class VAEConfig(ComponentConfig):
         *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
         *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
     )
-
-    def __post_init__(self) -> None:
-        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
-            raise InputError(
-                f"temperal_downsample has {len(self.temperal_downsample)} entries and dim_mult {len(self.dim_mult)}, "
-                "expected one fewer"
-            )
-        widest = self.base_dim * max(self.dim_mult)
-        if widest > LARGEST or len(self.dim_mult) > _MOST_STAGES:
-            raise InputError(
-                f"base_dim {self.base_dim} and dim_mult {short(list(self.dim_mult))} give "
-                f"{len(self.dim_mult)} stages and {widest} channels, expected at most {_MOST_STAGES} and {LARGEST}"
-            )
-        if not all(std > 0 for std in self.latents_std):
-            raise InputError(f"latents_std holds {min(self.latents_std)}, expected numbers above 0")
-        for key in ("latents_mean", "latents_std"):
-            if len(getattr(self, key)) != self.z_dim:
-                raise InputError(f"{key} has {len(getattr(self, key))} entries, expected z_dim {self.z_dim}")
-
-    @property
-    def scale_factor(self) -> int:
-        """Pixels along one side of a latent; 8 in the published model."""
-        return 2 ** len(self.temperal_downsample)

@@ -1,6 +1,6 @@
-"""Blocks of the Qwen-Image VAE, for single images.
+"""Blocks of the VAEs of Qwen-Image, for single images.
 
-The published model is a video VAE of causal 3-D convolutions. For a single frame, all temporal taps except the last
+The published models are video VAEs of causal 3-D convolutions. For a single frame, all temporal taps except the last
 read zeros, so each convolution equals the 2-D convolution of its last tap exactly.
 
 B batch, H rows, W columns, C channels (last).
@@ -139,24 +139,24 @@ class RepeatPixels(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Maps (B, H, W, C) to (B, 2 H, 2 W, C / 2). The `time_conv` does not run for a first frame and is left out."""
+    """Maps (B, H, W, C) to (B, 2 H, 2 W, C'). The `time_conv` does not run for a first frame and is left out."""
 
-    def __init__(self, dim: int):
+    def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.resample = Sequential(RepeatPixels(), Conv2d(dim, dim // 2, 3, padding=1))
+        self.resample = Sequential(RepeatPixels(), Conv2d(in_dim, out_dim, 3, padding=1))
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.resample(x)
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, followed by an upsampling if `upsample`."""
+    """Residual blocks, followed by an upsampling that halves the channels if `upsample`."""
 
     def __init__(self, in_dim: int, out_dim: int, num_resnets: int, upsample: bool):
         super().__init__()
         dims = [in_dim] + [out_dim] * num_resnets
         self.resnets = [ResidualBlock(a, b) for a, b in pairwise(dims)]
-        self.upsamplers = [Upsample(out_dim)] if upsample else []
+        self.upsamplers = [Upsample(out_dim, out_dim // 2)] if upsample else []
 
     def __call__(self, x: mx.array) -> mx.array:
         for resnet in self.resnets:
