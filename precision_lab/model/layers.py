@@ -103,6 +103,13 @@ class SiLU(nn.Module):
         return nn.silu(x.astype(mx.float32)).astype(x.dtype)
 
 
+class Tanh(nn.Module):
+    """`tanh(x)`, computed in fp32 and rounded to the dtype of x."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.tanh(x.astype(mx.float32)).astype(x.dtype)
+
+
 class GELUTanh(nn.Module):
     """The tanh approximation of GELU (Hendrycks and Gimpel, arXiv:1606.08415), computed in fp32.
 

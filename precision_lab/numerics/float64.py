@@ -37,15 +37,20 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return y / np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + eps) * weight.astype(np.float64)
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """`x * (1 + scale) + shift`; x: (B, L, D), shift and scale: (B, D)."""
-    return x.astype(np.float64) * (1 + scale.astype(np.float64)[:, None]) + shift.astype(np.float64)[:, None]
+def modulate(x: Array, shift: Array | None, scale: Array) -> Array:
+    """`x * (1 + scale) + shift`; x: (B, L, D), shift, or None for zero, and scale as `gate` in `gated_add`."""
+    scaled = x.astype(np.float64) * (1 + _over_tokens(scale))
+    return scaled if shift is None else scaled + _over_tokens(shift)
 
 
 def gated_add(residual: Array, gate: Array, update: Array) -> Array:
     """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D), or (B or 1, L or 1, D)."""
-    row = gate.astype(np.float64)
-    return residual.astype(np.float64) + (row[:, None] if row.ndim == 2 else row) * update.astype(np.float64)
+    return residual.astype(np.float64) + _over_tokens(gate) * update.astype(np.float64)
+
+
+def _over_tokens(row: Array) -> Array:
+    wide = row.astype(np.float64)
+    return wide[:, None] if wide.ndim == 2 else wide
 
 
 def silu(x: Array) -> Array:

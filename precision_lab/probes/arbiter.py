@@ -21,6 +21,8 @@ from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
 from precision_lab.model import attention, language_body, layers, modulation, rotary, vae_blocks
 from precision_lab.model.qwen_image import block, sampler
+from precision_lab.model.qwen_image_21 import block as block_21
+from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS
@@ -66,6 +68,11 @@ def _rms_norm(module: nn.RMSNorm | layers.RMSNorm, inputs: Sequence[Array]) -> A
     return float64.rms_norm(inputs[0], to_numpy(module.weight), module.eps)
 
 
+@exact.register(transformer_21.ZeroCentredRMSNorm)
+def _zero_centred_rms_norm(module: transformer_21.ZeroCentredRMSNorm, inputs: Sequence[Array]) -> Array:
+    return float64.rms_norm(inputs[0], 1 + to_numpy(module.weight).astype(np.float64), module.eps)
+
+
 @exact.register(vae_blocks.ChannelNorm)
 def _channel_norm(module: vae_blocks.ChannelNorm, inputs: Sequence[Array]) -> Array:
     return float64.channel_norm(inputs[0], to_numpy(module.gamma))
@@ -90,6 +97,11 @@ def _silu(module: nn.Module, inputs: Sequence[Array]) -> Array:
     return float64.silu(inputs[0])
 
 
+@exact.register(layers.Tanh)
+def _tanh(module: layers.Tanh, inputs: Sequence[Array]) -> Array:
+    return np.asarray(np.tanh(inputs[0].astype(np.float64)))
+
+
 @exact.register(layers.GELUTanh)
 def _gelu(module: layers.GELUTanh, inputs: Sequence[Array]) -> Array:
     return float64.gelu_tanh(inputs[0])
@@ -108,6 +120,11 @@ def _multiply(module: layers.Multiply, inputs: Sequence[Array]) -> Array:
 @exact.register(block.Modulate)
 def _modulate(module: block.Modulate, inputs: Sequence[Array]) -> Array:
     return float64.modulate(*inputs)
+
+
+@exact.register(block_21.Modulate)
+def _modulate_without_shift(module: block_21.Modulate, inputs: Sequence[Array]) -> Array:
+    return float64.modulate(inputs[0], None, inputs[1])
 
 
 @exact.register(modulation.GatedAdd)

@@ -23,6 +23,8 @@ from precision_lab.device.environment import backend
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.model import language_body, layers, modulation, rotary, vae_blocks
 from precision_lab.model.qwen_image import block, rope, sampler
+from precision_lab.model.qwen_image_21 import block as block_21
+from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import format_named, round_to, ulp
 
@@ -145,6 +147,10 @@ def _gelu(a, module, x):
     return a.once(a.near(float64.gelu_tanh(x), ulp(x, _FP32)))  # 1 + tanh cancels for negative x
 
 
+def _tanh(a, module, x):
+    return a.once(a.near(np.tanh(x), ulp(np.tanh(x), _FP32)))
+
+
 def _layer_norm(a, module, x):
     exact = float64.layer_norm(x, module.eps)
     scale = 1 / np.sqrt(np.var(x, axis=-1, keepdims=True) + module.eps)
@@ -154,6 +160,11 @@ def _layer_norm(a, module, x):
 def _rms_norm(a, module, x):
     unit = float64.rms_norm(x, np.ones(x.shape[-1]), module.eps)
     return a.once(a.once(a.near(unit, ulp(unit, _FP32))) * _float64(module.weight))
+
+
+def _zero_centred_rms_norm(a, module, x):
+    exact = float64.rms_norm(x, _fp32(_float64(module.weight) + 1), module.eps)
+    return a.once(a.near(exact, ulp(exact, _FP32)))
 
 
 def _channel_norm(a, module, x):
@@ -228,6 +239,7 @@ def _dt(draw: Draw) -> mx.array:
 OPERATIONS = (
     Operation(layers.SiLU, lambda d: (layers.SiLU(), (d.wide(4000),)), _silu, steps=1),
     Operation(layers.GELUTanh, lambda d: (layers.GELUTanh(), (d.wide(4000, exponents=(-24, 3)),)), _gelu, steps=1),
+    Operation(layers.Tanh, lambda d: (layers.Tanh(), (d.wide(4000, exponents=(-24, 3)),)), _tanh, steps=1),
     Operation(layers.LayerNorm, lambda d: (layers.LayerNorm(), (_rows(d, 64),)), _layer_norm, steps=1),
     Operation(layers.RMSNorm, lambda d: _normed(layers.RMSNorm(48), "weight", d), _rms_norm, steps=1),
     Operation(layers.Add, lambda d: (layers.Add(), (d.wide(4000), d.wide(4000))), lambda a, _, x, y: a.once(x + y)),
@@ -235,6 +247,17 @@ OPERATIONS = (
         block.Modulate,
         lambda d: (block.Modulate(), (d.wide(2, 20, 64), d.wide(2, 64), d.wide(2, 64, exponents=(-10, 1)))),
         lambda a, _, x, shift, scale: a.once(a.once(x * a.once(1 + scale)[:, None]) + shift[:, None]),
+    ),
+    Operation(
+        block_21.Modulate,
+        lambda d: (block_21.Modulate(), (d.wide(2, 20, 64), d.wide(2, 1, 64, exponents=(-10, 1)))),
+        lambda a, _, x, scale: a.once(x * a.once(1 + scale)),
+    ),
+    Operation(
+        transformer_21.ZeroCentredRMSNorm,
+        lambda d: _normed(transformer_21.ZeroCentredRMSNorm(48, 1e-6), "weight", d),
+        _zero_centred_rms_norm,
+        steps=1,
     ),
     Operation(
         modulation.GatedAdd,

@@ -31,6 +31,8 @@ TABLES = {
     "rope.RotaryEmbedding": "test_rope",
     "language_body.RotaryEmbedding": "test_text_encoder",
     "transformer.TimestepProjection": "test_transformer",
+    "qwen_image_21.rope.RotaryEmbedding": "test_rope_21",
+    "qwen_image_21.transformer.TimestepProjection": "test_transformer_21",
 }
 """Modules whose result is fp32 or complex64 in every dtype of the model, and the tests of their values."""
 WITHOUT_ARITHMETIC = {"split", "concatenate", "zeros", "ones", "where", "clip", "arange", "zeros_like", "eval"}
@@ -176,6 +178,15 @@ PLANTS = {
     "LayerNorm in 16 bits": ("layers.LayerNorm", lambda self, x: layer_norm(x, self.eps)),
     "LayerNorm with another eps": ("layers.LayerNorm", lambda self, x: mx.fast.layer_norm(x, None, None, 1e-5)),
     "RMSNorm in 16 bits": ("layers.RMSNorm", lambda self, x: rms_norm(x, self.eps) * self.weight),
+    "tanh in 16 bits": ("layers.Tanh", lambda self, x: 1 - 2 / (mx.exp(2 * x) + 1)),
+    "ZeroCentredRMSNorm rounded twice": (
+        "qwen_image_21.transformer.ZeroCentredRMSNorm",
+        lambda self, x: mx.fast.rms_norm(x, (1 + self.weight.astype(mx.float32)).astype(x.dtype), self.eps),
+    ),
+    "Modulate of 2.1 in fp32": (
+        "qwen_image_21.block.Modulate",
+        lambda self, x, scale: (x.astype(mx.float32) * (1 + scale.astype(mx.float32))).astype(x.dtype),
+    ),
     "RMSNorm with another eps": ("layers.RMSNorm", lambda self, x: mx.fast.rms_norm(x, self.weight, 1e-5)),
     "RMSNorm rounded once": (
         "layers.RMSNorm",

@@ -7,16 +7,23 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
 
 from precision_lab.model.layers import LayerNorm, RMSNorm
+from precision_lab.model.qwen_image_21.transformer import ZeroCentredRMSNorm
 from precision_lab.model.vae_blocks import ChannelNorm
 from tests.model import test_text_encoder, test_vae
 from tests.model.oracle import copy_of, random_transformer
+from tests.model.qwen_image_21 import oracle as oracle_21
 
-NORMS = (LayerNorm, RMSNorm, ChannelNorm)
+NORMS = (LayerNorm, RMSNorm, ZeroCentredRMSNorm, ChannelNorm)
 
 
 def transformer(folder):
     model = random_transformer(0, layers=2)
     return copy_of(model), model
+
+
+def transformer_21(folder):
+    model = oracle_21.random_transformer(0, oracle_21.Shape(layers=2))
+    return oracle_21.copy_of(model), model
 
 
 def text_encoder(folder):
@@ -63,7 +70,8 @@ def wrong_norms(ours, theirs, size):
 
 
 @pytest.mark.parametrize(
-    ("component", "size", "least"), [(transformer, 1e-3, 18), (text_encoder, 1e-3, 5), (vae, 1e-13, 20)]
+    ("component", "size", "least"),
+    [(transformer, 1e-3, 18), (transformer_21, 1e-3, 10), (text_encoder, 1e-3, 5), (vae, 1e-13, 20)],
 )
 def test_norms_of_small_inputs_equal_the_published_ones(component, size, least, tmp_path):
     ours, theirs = component(tmp_path)

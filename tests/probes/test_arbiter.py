@@ -16,6 +16,8 @@ from precision_lab.model.layers import Add, Linear
 from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.sampler import EulerStep
+from precision_lab.model.qwen_image_21 import block as block_21
+from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.model.rotary import Grid
 from precision_lab.model.vae_blocks import ChannelNorm
 from precision_lab.probes.arbiter import Arbiter, exact
@@ -96,6 +98,12 @@ def test_the_embedded_models_operations(dtype):
     assert all(row["own_rel_l2"] < 4 * ULP[dtype] for row in rows)
 
 
+def zero_centred(dims):
+    norm = transformer_21.ZeroCentredRMSNorm(dims, 1e-6)
+    norm.weight = mx.linspace(-0.5, 0.5, dims)
+    return norm
+
+
 OTHERS = {
     "affine LayerNorm": (lambda: nn.LayerNorm(48), lambda d: (d.normal(1, 9, 48),)),
     "RMSNorm of mlx.nn": (lambda: nn.RMSNorm(48), lambda d: (d.normal(1, 9, 48),)),
@@ -115,6 +123,11 @@ OTHERS = {
     "Euler step": (EulerStep, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16), mx.array(-0.1))),
     "add": (Add, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
     "product": (layers.Multiply, lambda d: (d.normal(1, 9, 16), d.normal(1, 9, 16))),
+    "tanh": (layers.Tanh, lambda d: (d.normal(1, 9, 16),)),
+    "modulation without a shift": (block_21.Modulate, lambda d: (d.normal(2, 9, 16), d.normal(2, 16))),
+    "modulation of each token": (block_21.Modulate, lambda d: (d.normal(2, 9, 16), d.normal(2, 9, 16))),
+    "gate of each token": (GatedAdd, lambda d: (d.normal(2, 9, 16), d.normal(2, 9, 16), d.normal(2, 9, 16))),
+    "zero-centred norm": (lambda: zero_centred(48), lambda d: (d.normal(1, 9, 48),)),
     "SiLU of mlx.nn": (nn.SiLU, lambda d: (d.normal(1, 9, 16),)),
 }
 
