@@ -98,6 +98,21 @@ def channel_norm(x: Array, scale: Array) -> Array:
     return y / np.maximum(norm, 1e-12) * math.sqrt(x.shape[-1]) * scale.astype(np.float64)
 
 
+def average_down(x: Array, out_dim: int, space: int, time: int) -> Array:
+    """Means of groups of the values of a pixel, after squares of space x space pixels and frames became channels.
+
+    x: (B, H, W, C); the values are ordered by channel, frame, row and column, and all frames but the last are zero.
+    Returns (B, H / space, W / space, out_dim).
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // space, width // space
+    values = np.zeros((batch, rows, columns, channels, time, space, space))
+    for i in range(space):
+        for j in range(space):
+            values[..., -1, i, j] = x[:, i::space, j::space]
+    return np.asarray(values.reshape(batch, rows, columns, out_dim, -1).mean(axis=-1))
+
+
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """`softmax(q k^T / sqrt(C)) v`; q: (B, L, H, C), k and v: (B, L, K, C) with H a multiple of K.
 

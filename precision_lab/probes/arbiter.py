@@ -23,6 +23,7 @@ from precision_lab.model import attention, language_body, layers, modulation, ro
 from precision_lab.model.qwen_image import block, sampler
 from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
+from precision_lab.model.qwen_image_21 import vae_stages
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS
@@ -76,6 +77,11 @@ def _zero_centred_rms_norm(module: transformer_21.ZeroCentredRMSNorm, inputs: Se
 @exact.register(vae_blocks.ChannelNorm)
 def _channel_norm(module: vae_blocks.ChannelNorm, inputs: Sequence[Array]) -> Array:
     return float64.channel_norm(inputs[0], to_numpy(module.gamma))
+
+
+@exact.register(vae_stages.AverageDown)
+def _average_down(module: vae_stages.AverageDown, inputs: Sequence[Array]) -> Array:
+    return float64.average_down(inputs[0], *module.stage[1:])
 
 
 @exact.register(language_body.Attend)

@@ -25,6 +25,8 @@ from precision_lab.model import language_body, layers, modulation, rotary, vae_b
 from precision_lab.model.qwen_image import block, rope, sampler
 from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
+from precision_lab.model.qwen_image_21 import vae_stages
+from precision_lab.model.qwen_image_21.config import Stage
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import format_named, round_to, ulp
 
@@ -173,6 +175,37 @@ def _channel_norm(a, module, x):
     return a.once(a.once(_fp32(unit * _fp32(x.shape[-1] ** 0.5))) * _float64(module.gamma))
 
 
+def _average_down(a, module, x):
+    size = float64.average_down(np.abs(x), *module.stage[1:])
+    return a.once(a.near(float64.average_down(x, *module.stage[1:]), ulp(size, _FP32)))
+
+
+def _duplicate_up(a, module, x):
+    """Value by value, from the position of each in the result."""
+    in_dim, out_dim, space, time = module.stage
+    frames = np.repeat(x, out_dim * time * space**2 // in_dim, axis=-1)
+    result = np.empty((len(x), x.shape[1] * space, x.shape[2] * space, out_dim))
+    for i in range(space):
+        for j in range(space):
+            first = ((time - 1) * space + i) * space + j
+            result[:, i::space, j::space] = frames[..., first :: time * space**2]
+    return result
+
+
+def _patchify(a, module, x):
+    squares = [x[:, i :: module.size, j :: module.size] for j in range(module.size) for i in range(module.size)]
+    return np.stack(squares, axis=-1).reshape(*squares[0].shape[:3], -1)
+
+
+def _unpatchify(a, module, x):
+    size, (batch, rows, columns, channels) = module.size, x.shape
+    result = np.empty((batch, rows * size, columns * size, channels // size**2))
+    for i in range(size):
+        for j in range(size):
+            result[:, i::size, j::size] = x[..., j * size + i :: size**2]
+    return result
+
+
 def _complex_rotary(a, module, x, rotation):
     pairs = x[..., ::2] + 1j * x[..., 1::2]
     turn = rotation[:, None, :]
@@ -310,6 +343,19 @@ OPERATIONS = (
         lambda d: (vae_blocks.RepeatPixels(), (d.wide(1, 6, 5, 8),)),
         lambda a, _, x: x.repeat(2, axis=1).repeat(2, axis=2),
     ),
+    Operation(
+        vae_stages.AverageDown,
+        lambda d: (vae_stages.AverageDown(Stage(12, 12, 2, 2)), (d.wide(2, 8, 12, 12, exponents=(-6, 6)),)),
+        _average_down,
+        steps=1,
+    ),
+    Operation(
+        vae_stages.DuplicateUp,
+        lambda d: (vae_stages.DuplicateUp(Stage(12, 6, 2, 2)), (d.wide(2, 3, 4, 12),)),
+        _duplicate_up,
+    ),
+    Operation(vae_stages.Patchify, lambda d: (vae_stages.Patchify(3), (d.wide(2, 6, 9, 4),)), _patchify),
+    Operation(vae_stages.Unpatchify, lambda d: (vae_stages.Unpatchify(3), (d.wide(2, 2, 3, 36),)), _unpatchify),
 )
 
 

@@ -165,6 +165,17 @@ def channel_norm_in_fp32(self, x):
     return (unit * x.shape[-1] ** 0.5 * self.gamma.astype(mx.float32)).astype(x.dtype)
 
 
+def average_down_in_16_bits(self, x):
+    """The sum of two frames, the first of zeros, of 2 x 2 pixels."""
+    first, second = (x[:, i::2, ::2] + x[:, i::2, 1::2] for i in (0, 1))
+    return (first + second) * mx.array(0.125, x.dtype)
+
+
+def average_down_of_the_first_frame(self, x):
+    kept = mx.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=-1)
+    return mx.mean(kept.astype(mx.float32), axis=-1).astype(x.dtype)
+
+
 PLANTS = {
     "SiLU in 16 bits": ("layers.SiLU", lambda self, x: nn.silu(x)),
     "SiLU with its sigmoid rounded": ("layers.SiLU", lambda self, x: x * mx.sigmoid(x)),
@@ -208,6 +219,8 @@ PLANTS = {
         "sampler.ToPixels",
         lambda self, x: 255 * mx.clip(x.astype(mx.float32) * 0.5 + 0.5, 0, 1),
     ),
+    "average in 16 bits": ("qwen_image_21.vae_stages.AverageDown", average_down_in_16_bits),
+    "average of the wrong frame": ("qwen_image_21.vae_stages.AverageDown", average_down_of_the_first_frame),
     "ChannelNorm rounded once": ("vae_blocks.ChannelNorm", channel_norm_in_fp32),
 }
 

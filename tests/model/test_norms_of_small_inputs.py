@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import QwenImage21RMS_norm
 
 from precision_lab.model.layers import LayerNorm, RMSNorm
 from precision_lab.model.qwen_image_21.transformer import ZeroCentredRMSNorm
@@ -12,6 +13,7 @@ from precision_lab.model.vae_blocks import ChannelNorm
 from tests.model import test_text_encoder, test_vae
 from tests.model.oracle import copy_of, random_transformer
 from tests.model.qwen_image_21 import oracle as oracle_21
+from tests.model.qwen_image_21 import test_text_encoder_21, test_vae_21
 
 NORMS = (LayerNorm, RMSNorm, ZeroCentredRMSNorm, ChannelNorm)
 
@@ -36,6 +38,16 @@ def vae(folder):
     return test_vae.load(model, folder), model
 
 
+def text_encoder_21(folder):
+    model = test_text_encoder_21.make_oracle(0, num_hidden_layers=2)
+    return test_text_encoder_21.load(model, folder), model.model.language_model
+
+
+def vae_21(folder):
+    model = test_vae_21.make_oracle(0, test_vae_21.PUBLISHED)
+    return test_vae_21.load(model, folder), model
+
+
 def norms_of(model):
     """(path, module) of each norm, and the size of its channels."""
     for path, module in model.named_modules():
@@ -49,7 +61,7 @@ def published(norm, x):
     with torch.no_grad():
         if isinstance(norm, torch.nn.LayerNorm):
             return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps).double().numpy()
-        if isinstance(norm, QwenImageRMS_norm):  # channels first, pixels in a row
+        if isinstance(norm, QwenImageRMS_norm | QwenImage21RMS_norm):  # channels first, pixels in a row
             pixels = x.mT.reshape(1, x.shape[-1], *[1] * (norm.gamma.ndim - 2), -1)
             return norm(pixels).reshape(x.mT.shape).mT.double().numpy()
         return norm(x).double().numpy()
@@ -71,7 +83,14 @@ def wrong_norms(ours, theirs, size):
 
 @pytest.mark.parametrize(
     ("component", "size", "least"),
-    [(transformer, 1e-3, 18), (transformer_21, 1e-3, 10), (text_encoder, 1e-3, 5), (vae, 1e-13, 20)],
+    [
+        (transformer, 1e-3, 18),
+        (text_encoder, 1e-3, 5),
+        (vae, 1e-13, 20),
+        (transformer_21, 1e-3, 10),
+        (text_encoder_21, 1e-3, 8),
+        (vae_21, 1e-13, 60),
+    ],
 )
 def test_norms_of_small_inputs_equal_the_published_ones(component, size, least, tmp_path):
     ours, theirs = component(tmp_path)

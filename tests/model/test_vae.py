@@ -1,6 +1,5 @@
 """The VAE against AutoencoderKLQwenImage of diffusers."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +14,17 @@ from precision_lab.instrument.arrays import to_numpy as as_stored
 from precision_lab.model.qwen_image.config import VAEConfig
 from precision_lab.model.qwen_image.vae import VAE
 from precision_lab.model.vae_blocks import ChannelNorm, Conv2d
+from tests.model.vaes import (
+    DTYPES,
+    errors_to_float64,
+    loaded,
+    randomised,
+    relative_l2,
+    to_numpy,
+    torch_decode,
+    torch_encode,
+)
 
-DTYPES = {"bfloat16": (torch.bfloat16, mx.bfloat16), "float16": (torch.float16, mx.float16)}
 PUBLISHED = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 CONFIGS = {
     "published": PUBLISHED,
@@ -28,60 +36,16 @@ CONFIGS = {
 
 
 def make_oracle(seed, options=PUBLISHED) -> AutoencoderKLQwenImage:
-    """A random model, including gammas and biases, whose pixels mostly stay inside (-1, 1)."""
     z_dim = options["z_dim"]
-    model = AutoencoderKLQwenImage(**options, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if name.endswith("gamma"):
-                p.copy_(1 + 0.3 * noise)
-            elif p.ndim == 1:
-                p.copy_(0.2 * noise)
-            else:
-                fan_in = p[0, :, -1].numel() if p.ndim == 5 else p[0].numel()
-                p.copy_(noise * fan_in**-0.5 * (0.4 if "decoder.conv_out" in name else 1.0))
-    return model
+    model = AutoencoderKLQwenImage(**options, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)
+    return randomised(model, seed)
 
 
 def load(model, folder: Path, dtype=mx.float32) -> VAE:
     """Our VAE with the weights as written by diffusers."""
-    model.save_pretrained(folder)
-    config, _ = VAEConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    vae = VAE(config)
-    weights, ignored = vae.sanitize(mx.load(str(folder / "diffusion_pytorch_model.safetensors")))
+    vae, ignored = loaded(VAE, VAEConfig, model, folder, dtype)
     assert all(".time_conv." in name for name in ignored)
-    vae.load_weights([(name, w.astype(dtype)) for name, w in weights.items()], strict=True)
     return vae
-
-
-def torch_decode(model, latents) -> np.ndarray:
-    """Decodes latents (B, h, w, Z), float64, to float64; internally one frame with channels first."""
-    frames = torch.tensor(latents.transpose(0, 3, 1, 2)[:, :, None]).to(model.dtype)
-    with torch.no_grad():
-        return model.decode(frames).sample[:, :, 0].double().numpy().transpose(0, 2, 3, 1)
-
-
-def torch_encode(model, pixels) -> tuple[np.ndarray, np.ndarray]:
-    frames = torch.tensor(pixels.transpose(0, 3, 1, 2)[:, :, None]).to(model.dtype)
-    with torch.no_grad():
-        if model.config.attn_scales:
-            # diffusers 0.42.1 cannot pass its cache through attention; for one frame the cache changes nothing
-            mean, logvar = model.quant_conv(model.encoder(frames)).chunk(2, dim=1)
-            logvar = logvar.clamp(-30, 20)
-        else:
-            posterior = model.encode(frames).latent_dist
-            mean, logvar = posterior.mean, posterior.logvar
-    return tuple(a[:, :, 0].double().numpy().transpose(0, 2, 3, 1) for a in (mean, logvar))
-
-
-def to_numpy(a: mx.array) -> np.ndarray:
-    return np.array(a.astype(mx.float32)).astype(np.float64)
-
-
-def relative_l2(a, b) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def random_latents(rng, vae, batch, height, width) -> np.ndarray:
@@ -153,19 +117,9 @@ def test_16_bit_error_is_that_of_torch(tmp_path, name):
         model = make_oracle(seed).to(torch_dtype)
         vae = load(model, tmp_path / str(seed), mlx_dtype)
         rng = np.random.default_rng(seed)
-        latents, pixels = (
-            torch.tensor(a).to(torch_dtype).double().numpy()
-            for a in (random_latents(rng, vae, 1, 4, 3), random_pixels(rng, vae, 1, 4, 3))
-        )
-        moments = vae.encode(mx.array(pixels, mlx_dtype))
-        decoded = vae.decode(mx.array(latents, mlx_dtype))
-        assert decoded.dtype == moments.mean.dtype == mlx_dtype
-        results = [to_numpy(a) for a in (decoded, *moments)]
-        torch_results = [torch_decode(model, latents), *torch_encode(model, pixels)]
-        model = model.double()
-        exact = [torch_decode(model, latents), *torch_encode(model, pixels)]
-        for key, a, b, c in zip(ratios, results, torch_results, exact, strict=True):
-            ratios[key].append(relative_l2(a, c) / relative_l2(b, c))
+        latents, pixels = random_latents(rng, vae, 1, 4, 3), random_pixels(rng, vae, 1, 4, 3)
+        for key, ratio in errors_to_float64(vae, model, latents, pixels, torch_dtype, mlx_dtype).items():
+            ratios[key].append(ratio)
     for key, values in ratios.items():
         assert np.exp(np.mean(np.log(values))) <= 1.25, (key, values)
 

@@ -67,6 +67,15 @@ def test_rotation_keeps_the_modulus_and_adds_angles():
     assert quarter.ravel().tolist() == [-2, 1]
 
 
+def test_averages_of_squares_and_frames_by_hand():
+    x = np.arange(16.0).reshape(1, 2, 4, 2)  # two squares side by side; the channels of each sum to 20, 24, 36 and 40
+    assert float64.average_down(x, 2, 2, 1).tolist() == [[[[5, 6], [9, 10]]]]
+    assert float64.average_down(x, 1, 2, 1).tolist() == [[[[5.5], [9.5]]]]
+    assert float64.average_down(x, 4, 2, 1).tolist() == [[[[1, 9, 2, 10], [5, 13, 6, 14]]]]  # by row of a square
+    assert float64.average_down(x, 4, 2, 2).tolist() == [[[[0, 5, 0, 6], [0, 9, 0, 10]]]]  # the first frame is zero
+    assert float64.average_down(x, 1, 1, 1).ravel().tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]
+
+
 def test_attention_by_hand():
     q = np.zeros((1, 1, 1, 4))
     k = np.random.default_rng(0).standard_normal((1, 3, 1, 4))

@@ -18,6 +18,8 @@ from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.sampler import EulerStep
 from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
+from precision_lab.model.qwen_image_21.config import Stage
+from precision_lab.model.qwen_image_21.vae_stages import AverageDown
 from precision_lab.model.rotary import Grid
 from precision_lab.model.vae_blocks import ChannelNorm
 from precision_lab.probes.arbiter import Arbiter, exact
@@ -108,6 +110,7 @@ OTHERS = {
     "affine LayerNorm": (lambda: nn.LayerNorm(48), lambda d: (d.normal(1, 9, 48),)),
     "RMSNorm of mlx.nn": (lambda: nn.RMSNorm(48), lambda d: (d.normal(1, 9, 48),)),
     "norm of the VAE": (lambda: ChannelNorm(24), lambda d: (d.normal(1, 4, 5, 24),)),
+    "average of a stage": (lambda: AverageDown(Stage(12, 24, 2, 2)), lambda d: (d.normal(1, 4, 6, 12),)),
     "rotation of halves": (language_body.Rotary, lambda d: (d.normal(1, 9, 3, 16), language_body.rotation(9, 16, 1e6))),
     "causal attention": (
         language_body.Attend,

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig
+from mlx.utils import tree_flatten
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig, Qwen3VLTextModel
 
 from precision_lab.errors import InputError
 from precision_lab.model.language_body import rotation
@@ -207,6 +208,19 @@ def test_a_body_stored_alone_loads(tmp_path):
     body = make_oracle(11).model.language_model
     _, ignored = loaded(TextEncoder, TextEncoderConfig, body, tmp_path)
     assert ignored == ["norm.weight"]
+
+
+def test_the_published_model_has_these_parameters():
+    """Names and shapes of all of them, without their memory."""
+    published = TextEncoderConfig()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = {name: getattr(published, name) for name in (*names, "vocab_size", "head_dim")}
+    with torch.device("meta"):
+        model = Qwen3VLTextModel(Qwen3VLTextConfig(**sizes))
+    theirs = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    assert sum(p.numel() for p in model.parameters()) == 7_568_405_504
+    assert theirs.pop("norm.weight") == (4096,)
+    assert {name: p.shape for name, p in tree_flatten(TextEncoder(published).parameters())} == theirs
 
 
 def test_sanitize_keeps_unknown_names():
