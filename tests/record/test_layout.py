@@ -5,10 +5,12 @@ import re
 import pytest
 
 from precision_lab.model.qwen_image.layout import layout as qwen_image
+from precision_lab.model.qwen_image_21.layout import layout as qwen_image_21
 from precision_lab.record.address import join_address, split_port, with_port
 from precision_lab.record.layout import Layout, Result, Stream
 
 QWEN = qwen_image(60)
+QWEN_21 = qwen_image_21(32)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,31 @@ QWEN = qwen_image(60)
 )
 def test_block_and_stream(component, path, block, stream):
     assert (QWEN.block_of(component, path), QWEN.stream_of(component, path)) == (block, stream)
+
+
+@pytest.mark.parametrize(
+    ("path", "block", "stream"),
+    [
+        ("transformer_blocks.11", 11, "-"),  # its result is labelled by the field of its output
+        ("transformer_blocks.11.attn.attend_prefix", 11, "sequence"),
+        ("transformer_blocks.0.img_mlp.multiply", 0, "sequence"),
+        ("transformer_blocks.31.img_clip", 31, "sequence"),
+        ("txt_in.text_norm", None, "sequence"),
+        ("norm_out.linear", None, "sequence"),
+        ("modulation.1", None, "-"),
+        ("split_modulation", None, "-"),
+        ("time_text_embed.timestep_embedder", None, "-"),
+        ("pos_embed", None, "-"),
+    ],
+)
+def test_block_and_stream_of_a_model_of_one_stream(path, block, stream):
+    assert (QWEN_21.block_of("transformer", path), QWEN_21.stream_of("transformer", path)) == (block, stream)
+
+
+def test_adds_and_the_last_block_of_a_model_of_one_stream():
+    assert QWEN_21.is_add("transformer", "transformer_blocks.3.img_add2")
+    assert not QWEN_21.is_add("transformer", "transformer_blocks.3.img_gate2")
+    assert (QWEN_21.main_stream, QWEN_21.last_block) == ("sequence", "transformer_blocks.31")
 
 
 # as the laboratory had them before layouts: the rules that the patterns must agree with
