@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from precision_lab.model.layers import Add
 from precision_lab.model.qwen_image_21.config import Stage
@@ -53,10 +52,11 @@ class DuplicateUp(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         in_dim, out_dim, space, time = self.stage
-        size = out_dim * time * space**2
-        source = np.arange(size).reshape(out_dim, time, space, space)[:, -1] // (size // in_dim)
         batch, rows, columns, _ = x.shape
-        tiles = x[..., mx.array(source)].transpose(0, 1, 4, 2, 5, 3)
+        # not a gather of the kept values, which takes four to ten times as long on a CPU
+        values = mx.repeat(x, out_dim * time * space**2 // in_dim, axis=-1)
+        frames = values.reshape(batch, rows, columns, out_dim, time, space, space)
+        tiles = frames[..., -1, :, :].transpose(0, 1, 4, 2, 5, 3)
         return tiles.reshape(batch, space * rows, space * columns, out_dim)
 
 
