@@ -17,7 +17,8 @@ from precision_lab.device import blas
 blas.preload()  # before MLX is imported
 
 from precision_lab.device.environment import backend, device_name, set_numeric_switches  # noqa: E402
-from tests.model.rounding import OPERATIONS, least_ulps  # noqa: E402
+from tests.model.rounded_operations import OPERATIONS  # noqa: E402
+from tests.model.rounding import least_ulps  # noqa: E402
 
 
 def main() -> int:

@@ -14,7 +14,8 @@ import pytest
 
 import precision_lab.model
 from precision_lab.device.environment import backend
-from tests.model.rounding import DTYPES, OPERATIONS, Draw, committed, name_of
+from tests.model.rounded_operations import OPERATIONS
+from tests.model.rounding import DTYPES, Draw, committed, name_of
 
 DRAWS = 3
 SUMS = {
@@ -81,7 +82,7 @@ def test_every_module_has_an_oracle_or_a_reason():
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_module_without_an_oracle_computes_nothing_by_itself(name):
-    """It may only call other modules: arithmetic belongs in a module with an oracle in tests/model/rounding.py."""
+    """It may only call other modules: arithmetic belongs in a module with an oracle in `rounded_operations`."""
     assert arithmetic_in(KINDS[name]) == []
 
 
