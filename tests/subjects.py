@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from precision_lab.lab.subject import Case, generation, picture_of
-from precision_lab.model.qwen_image.subject import Settings
+from precision_lab.model.qwen_image.settings import Settings
 from precision_lab.synthetic.source import QwenImage
 
 

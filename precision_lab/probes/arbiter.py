@@ -20,10 +20,11 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import described, dtype_name, to_numpy
 from precision_lab.instrument.observation import Observation
 from precision_lab.model import attention, language_body, layers, modulation, rotary, vae_blocks
-from precision_lab.model.qwen_image import block, sampler
+from precision_lab.model.qwen_image import block
 from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.model.qwen_image_21 import vae_stages
+from precision_lab.model.text_to_image import sampler
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.probes.base import ACTIVATIONS

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.config import TextEncoderConfig, TransformerConfig, VAEConfig
-from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE, SchedulerConfig
+from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, SchedulerConfig
 
 INPUT_AMAX = 16.0
 """Published largest magnitude after `img_in`; both streams start here."""

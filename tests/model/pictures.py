@@ -6,7 +6,7 @@ import torch
 from diffusers import QwenImagePipeline
 
 from precision_lab.lab.folder import to_uint8
-from precision_lab.model.qwen_image.sampler import noise
+from precision_lab.model.text_to_image.sampler import noise
 from tests.model.oracle import TORCH
 
 NEGATIVE = " "

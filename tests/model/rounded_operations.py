@@ -12,6 +12,7 @@ from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.model.qwen_image_21 import vae_stages
 from precision_lab.model.qwen_image_21.config import Stage
+from precision_lab.model.text_to_image import sampler as shared
 from precision_lab.numerics import float64
 from precision_lab.numerics.formats import ulp
 from tests.model.rounding import FP32, Draw, Operation, as_float64, fp32
@@ -187,8 +188,8 @@ OPERATIONS = (
         lambda a, _, x, y: a.once(x * y),
     ),
     Operation(
-        sampler.Timestep,
-        lambda d: (sampler.Timestep(), (mx.array(d.rng.uniform(0.02, 1), dtype=mx.float32), getattr(mx, d.dtype))),
+        shared.Timestep,
+        lambda d: (shared.Timestep(), (mx.array(d.rng.uniform(0.02, 1), dtype=mx.float32), getattr(mx, d.dtype))),
         _timestep,
     ),
     Operation(
@@ -198,14 +199,14 @@ OPERATIONS = (
         steps=2,
     ),
     Operation(
-        sampler.EulerStep,
-        lambda d: (sampler.EulerStep(), (*_latents(d), _dt(d))),
+        shared.EulerStep,
+        lambda d: (shared.EulerStep(), (*_latents(d), _dt(d))),
         lambda a, _, latents, velocity, dt: a.once(latents + a.once(a.once(dt) * velocity)),
     ),
     Operation(sampler.Denormalize, lambda d: (_statistics(d), (d.normal(2, 5, 6, 16),)), _denormalize),
     Operation(
-        sampler.ToPixels,
-        lambda d: (sampler.ToPixels(), (d.wide(1, 20, 30, 3, exponents=(-12, 1)),)),
+        shared.ToPixels,
+        lambda d: (shared.ToPixels(), (d.wide(1, 20, 30, 3, exponents=(-12, 1)),)),
         lambda a, _, x: 255 * np.clip(a.once(a.once(x * 0.5) + 0.5), 0, 1),
     ),
     Operation(

@@ -77,8 +77,9 @@ class Draw:
 
 
 def name_of(kind: type) -> str:
-    """The class of a module with its file below precision_lab/model; the folder of 1.x is left out."""
-    return f"{kind.__module__.removeprefix('precision_lab.model.').removeprefix('qwen_image.')}.{kind.__name__}"
+    """The class of a module with its file below precision_lab/model, without the folders of 1.x and shared modules."""
+    file = kind.__module__.removeprefix("precision_lab.model.")
+    return f"{file.removeprefix('qwen_image.').removeprefix('text_to_image.')}.{kind.__name__}"
 
 
 @dataclass(frozen=True)

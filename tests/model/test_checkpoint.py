@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE
+from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE
 from precision_lab.synthetic.source import QwenImage
 from tests.model.oracle import ours, random_inputs, relative_l2
 from tests.subjects import source
@@ -175,8 +175,8 @@ def unlabelled(folder) -> Path:
 
 
 def test_only_our_label_says_where_weights_come_from(small_checkpoint, folder, tmp_path, monkeypatch):
-    assert Checkpoint(small_checkpoint).weights == "synthetic"
-    assert Checkpoint(unlabelled(folder)).weights == "unknown"
+    assert Checkpoint(small_checkpoint).origin == "synthetic"
+    assert Checkpoint(unlabelled(folder)).origin == "unknown"
     entry = source(folder).checkpoint
     assert (entry.weights, entry.name) == ("unknown", "small")
     assert QwenImage(path=str(folder)).checkpoint.name == "checkpoint", "the name comes from the path"

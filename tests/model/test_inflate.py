@@ -277,4 +277,4 @@ def test_a_refusal_changes_nothing(small_checkpoint):
 
 def test_the_kind_of_weights_stays(small_checkpoint):
     kind = json.loads((small_checkpoint / "model_index.json").read_text())["_weights"]
-    assert Checkpoint(small_checkpoint, inflate=8).weights == kind
+    assert Checkpoint(small_checkpoint, inflate=8).origin == kind

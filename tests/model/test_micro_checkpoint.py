@@ -66,7 +66,7 @@ def tensors(part: str) -> Iterator[tuple[str, str, np.ndarray]]:
 def test_it_has_the_published_layout_and_says_that_it_is_trained():
     index = json.loads((FOLDER / "model_index.json").read_text())
     assert index["_class_name"] == "QwenImagePipeline"
-    assert index["_weights"] == Checkpoint(FOLDER).weights == "trained"
+    assert index["_weights"] == Checkpoint(FOLDER).origin == "trained"
     for part in ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"):
         assert index[part][1]
         assert list((FOLDER / part).glob("*.json"))

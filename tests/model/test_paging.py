@@ -25,8 +25,8 @@ from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.rope import RotaryEmbedding
 from precision_lab.model.qwen_image.streams import Streams
-from precision_lab.model.qwen_image.subject import TextToImage
 from precision_lab.model.rotary import Grid
+from precision_lab.model.text_to_image.subject import TextToImage
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.synthetic import PRESETS, make
 from precision_lab.techniques.base import applied

@@ -13,8 +13,9 @@ from diffusers import QwenImagePipeline
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.pipeline import Pipeline, denoise
-from precision_lab.model.qwen_image.scheduler import sigmas
+from precision_lab.model.qwen_image.pipeline import Pipeline
+from precision_lab.model.text_to_image.pipeline import denoise
+from precision_lab.model.text_to_image.scheduler import sigmas
 from tests.model.oracle import relative_l2
 from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
 

@@ -11,7 +11,8 @@ from diffusers import QwenImagePipeline
 from transformers import AutoTokenizer
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.prompt import MAX_TOKENS, PREFIX_TOKENS, TEMPLATE, Tokenizer
+from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE, Tokenizer
+from precision_lab.model.text_to_image.prompt import MAX_TOKENS
 
 ENDING = 5  # <|im_end|>\n<|im_start|>assistant\n
 PROMPTS = [

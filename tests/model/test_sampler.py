@@ -9,16 +9,8 @@ from diffusers.image_processor import VaeImageProcessor
 
 from precision_lab.lab.folder import to_uint8
 from precision_lab.model.qwen_image.config import VAEConfig
-from precision_lab.model.qwen_image.sampler import (
-    Denormalize,
-    EulerStep,
-    Guidance,
-    Timestep,
-    ToPixels,
-    noise,
-    pack,
-    unpack,
-)
+from precision_lab.model.qwen_image.sampler import Denormalize, Guidance, pack, unpack
+from precision_lab.model.text_to_image.sampler import EulerStep, Timestep, ToPixels, noise
 from tests.model.oracle import TORCH, relative_l2
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE, SchedulerConfig, changed, explicit, sigmas
+from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, SchedulerConfig, changed, explicit, sigmas
 
 PUBLISHED = asdict(QWEN_IMAGE)
 LIGHTNING = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}

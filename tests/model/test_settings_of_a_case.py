@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.model.qwen_image.scheduler import QWEN_IMAGE, sigmas
 from precision_lab.model.qwen_image.settings import Settings
+from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, sigmas
 from precision_lab.settings import checked
 from tests.subjects import case, source
 

@@ -15,12 +15,12 @@ from precision_lab.model import language_body, layers
 from precision_lab.model.layers import Add, Linear
 from precision_lab.model.modulation import GatedAdd
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from precision_lab.model.qwen_image.sampler import EulerStep
 from precision_lab.model.qwen_image_21 import block as block_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.model.qwen_image_21.config import Stage
 from precision_lab.model.qwen_image_21.vae_stages import AverageDown
 from precision_lab.model.rotary import Grid
+from precision_lab.model.text_to_image.sampler import EulerStep
 from precision_lab.model.vae_blocks import ChannelNorm
 from precision_lab.probes.arbiter import Arbiter, exact
 from precision_lab.techniques.base import applied

@@ -100,8 +100,8 @@ def test_the_key_covers_all_imports_of_the_generator():
         f"{part}Config" for part in ("TextEncoder", "Transformer", "VAE")
     }
     assert {entry for entry in others if entry[0] != "precision_lab.model.qwen_image.config"} == {
-        ("precision_lab.model.qwen_image.scheduler", "QWEN_IMAGE"),
-        ("precision_lab.model.qwen_image.scheduler", "SchedulerConfig"),
+        ("precision_lab.model.text_to_image.scheduler", "QWEN_IMAGE"),
+        ("precision_lab.model.text_to_image.scheduler", "SchedulerConfig"),
         ("precision_lab.device.cache", "user_cache"),
         ("precision_lab.errors", "InputError"),
         ("precision_lab.errors", "nearest"),

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 
 from precision_lab.instrument.arrays import to_numpy
-from precision_lab.model.qwen_image.pipeline import denoise
 from precision_lab.model.rotary import Grid
+from precision_lab.model.text_to_image.pipeline import denoise
 from precision_lab.techniques.base import applied
 
 

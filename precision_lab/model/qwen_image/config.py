@@ -10,7 +10,7 @@ from precision_lab.errors import InputError
 from precision_lab.model.autoencoder_config import AutoencoderConfig
 from precision_lab.model.config import LARGEST, Config
 from precision_lab.model.language_body_config import LanguageBodyConfig
-from precision_lab.model.qwen_image import kinds
+from precision_lab.model.qwen_image.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ComponentConfig(Config):
 
     @classmethod
     def check_class(cls, raw: Mapping[str, Any]) -> None:
-        kinds.check_component(cls.part, raw)
+        KINDS.check_component(cls.part, raw)
 
 
 _OTHER_MODELS = {
@@ -143,3 +143,8 @@ class VAEConfig(AutoencoderConfig, ComponentConfig):
         *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
         *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
     )
+
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of the maps that have the resolution of the picture."""
+        return self.base_dim

@@ -2,304 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
-import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_flatten
-
-from precision_lab.errors import InputError, nearest
-from precision_lab.instrument.scope import scope
-from precision_lab.instrument.sites import Components
+from precision_lab.errors import InputError
 from precision_lab.model import paging
-from precision_lab.model.folder import is_published, named
-from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
+from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
-from precision_lab.model.qwen_image.layout import layout
-from precision_lab.model.qwen_image.pipeline import Conditioning, Dtypes, Pipeline, denoise_step
-from precision_lab.model.qwen_image.settings import Settings
-from precision_lab.model.rotary import Grid
+from precision_lab.model.qwen_image.pipeline import Pipeline
+from precision_lab.model.text_to_image.settings import Settings
+from precision_lab.model.text_to_image.subject import Source
 from precision_lab.record import manifest
-from precision_lab.record.layout import Layout
-from precision_lab.record.origin import PUBLISHED, UNKNOWN
-from precision_lab.settings import checked
-
-_PUBLISHER = "Qwen/Qwen-Image"
-DTYPES = ("float32", "bfloat16", "float16")
-_WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "white", "left"])
-
-
-class Case(Protocol):
-    """The attributes of a case that this subject reads."""
-
-    @property
-    def prompt(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-
-class State(NamedTuple):
-    """Latents (1, L, C), the embeddings of both prompts, and the values that all steps share.
-
-    levels: the sigmas of all steps, and 0. uncond: None without guidance.
-    """
-
-    latents: mx.array
-    cond: Conditioning
-    uncond: Conditioning | None
-    levels: np.ndarray
-    grid: Grid
-    guidance_scale: float
-
-
-class Part(NamedTuple):
-    """A component, the stem of its weight files, and the prefix of its stored tensor names before module paths."""
-
-    module: nn.Module
-    stem: str
-    prefix: str
-
-
-class Drawn(NamedTuple):
-    """A random case for proofs."""
-
-    prompt: str
-    seed: int
-    settings: Mapping[str, Any]
-
-
-class Step(NamedTuple):
-    """A step of this subject; `output` is the velocity, `result` the latents."""
-
-    sigma: float
-    output: mx.array
-    result: mx.array
-    state: State
 
 
 @dataclass
-class TextToImage:
-    """A pipeline in one dtype, as a subject of the laboratory."""
+class QwenImage(Source):
+    """Loads a checkpoint in the layout of Qwen/Qwen-Image (see `text_to_image.subject.Source`).
 
-    pipeline: Pipeline
-
-    @property
-    def components(self) -> Components:
-        return self.pipeline.components
-
-    def start(self, case: Case) -> State:
-        """The initial state of a case: encoded prompts and the noise of the seed.
-
-        Each prompt is encoded inside a scope that names its branch.
-        """
-        pipeline, settings = self.pipeline, checked(Settings, case.settings)
-        grid = pipeline.grid(settings.height, settings.width)
-        with scope(branch="cond"):
-            cond = pipeline.encode([case.prompt], settings.max_sequence_length, settings.padding)
-        uncond = None
-        if settings.guided:
-            with scope(branch="uncond"):
-                uncond = pipeline.encode([settings.negative_prompt], settings.max_sequence_length, settings.padding)
-        levels = settings.levels(pipeline.scheduler, grid.height * grid.width)
-        return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale)
-
-    def step(self, state: State, number: int) -> Step:
-        levels = state.levels[number : number + 2]
-        step = denoise_step(
-            self.pipeline.transformer,
-            self.pipeline.sampler,
-            state.latents,
-            number,
-            (levels[0], levels[1]),
-            state.grid,
-            state.cond,
-            state.uncond,
-            state.guidance_scale,
-        )
-        return Step(step.sigma, step.velocity, step.latents, state._replace(latents=step.latents))
-
-    def picture(self, state: State) -> mx.array:
-        return self.pipeline.decode(state.latents, state.grid)[0]
-
-
-@dataclass
-class QwenImage:
-    """Loads a checkpoint in the layout of Qwen/Qwen-Image.
-
-    name: the name of the configuration; None: that of the path. path: a folder, a Hub id, or package://NAME for an
-    embedded checkpoint. revision: that of the Hub repository. weights_dtype: the dtype to which stored weights are
-    rounded (None: as stored). inflate: a power of two that multiplies the transformer's residual streams and leaves its
-    function unchanged. stream: whether blocks are read from disk at each call (paging), for a model larger than memory.
-
-    Raises InputError for invalid or incompatible settings. The checkpoint is located when it is first needed.
+    inflate: a power of two that multiplies the transformer's residual streams and leaves its function unchanged.
     """
 
-    varied: ClassVar[tuple[str, ...]] = (
-        *("steps", "sigmas", "schedule", "guidance_scale", "negative_prompt", "max_sequence_length"),
-    )
-    """The settings that may differ between the variants of a run: all that leave pictures of the same size."""
-    dtyped: ClassVar[tuple[str, ...]] = Dtypes._fields
-    """The components that may have a dtype of their own. The operations of sampling have that of the transformer."""
+    kind: ClassVar[type[Checkpoint]] = Checkpoint
+    settings: ClassVar[type[Settings]] = Pipeline.settings
+    publisher: ClassVar[str] = "Qwen/Qwen-Image"
+    varied: ClassVar[tuple[str, ...]] = (*Source.varied, "max_sequence_length")
 
-    name: str | None = None
-    path: str | None = None
-    revision: str | None = None
-    weights_dtype: str | None = None
     inflate: float = 1.0
-    stream: bool = False
-    _loaded: dict[Dtypes, TextToImage] = field(default_factory=dict, init=False, repr=False)
-    _parts: dict[tuple[str, mx.Dtype], nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise InputError(
-                f"model={self.name or '???'} has no path. Give model.path=DIR; "
-                "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
-            )
-        self.path = str(self.path)
-        if self.weights_dtype is not None and self.weights_dtype not in DTYPES:
-            raise InputError(
-                f"model.weights_dtype is {self.weights_dtype!r}, expected one of {', '.join(DTYPES)}. "
-                + nearest(str(self.weights_dtype), DTYPES)
-            )
+        super().__post_init__()
         if isinstance(self.inflate, bool) or not isinstance(self.inflate, int | float):
             raise InputError(f"inflate is {self.inflate!r}, expected a number like 4096")
         exponent(self.inflate)
-        if not isinstance(self.stream, bool):
-            raise InputError(f"model.stream is {self.stream!r}, expected true or false")
         if self.stream:
             paging.check(self.inflate)
 
-    def folder(self) -> Path:
-        """The folder of the checkpoint, downloaded from the Hub if necessary."""
-        assert self.path is not None
-        return locate(self.path, self.revision)
-
     @cached_property
     def opened(self) -> Checkpoint:
-        weights_dtype = None if self.weights_dtype is None else getattr(mx, self.weights_dtype)
-        return Checkpoint(self.folder(), weights_dtype, self.inflate, self.stream)
-
-    @property
-    def layout(self) -> Layout:
-        return layout(self.opened.transformer_config().num_layers)
+        return Checkpoint(self.folder(), self._rounded(), self.stream, inflate=self.inflate)
 
     @property
     def checkpoint(self) -> manifest.Checkpoint:
-        assert self.path is not None
         scale = stream_scale(self.inflate)
-        return manifest.Checkpoint(
-            name=self.name or named(self.path),
-            path=self.path,
-            fingerprint=self._fingerprint,
-            weights=self._origin,
-            weights_dtype=self.weights_dtype or "as stored",
-            settings={"inflate": self.inflate},
-            resources={"stream": self.stream},
-            notes=[scale] if scale else [],
-            ignored=self.opened.ignored,
-        )
-
-    def steps(self, case: Case) -> int:
-        settings = checked(Settings, case.settings)
-        if not isinstance(case.prompt, str) or not case.prompt.strip():
-            raise InputError(f"prompts holds {case.prompt!r}, expected text")
-        pipeline = self.load(mx.float32).pipeline
-        grid = pipeline.grid(settings.height, settings.width)
-        settings.levels(pipeline.scheduler, grid.height * grid.width)
-        pipeline.tokens([case.prompt, settings.negative_prompt])
-        return settings.steps
-
-    def memory(self, case: Case) -> int:
-        """Bytes of a generation in fp32 at the least (see `precision_lab.lab.subject.least_memory`).
-
-        q, k, v, attention, feed-forward and stream of a block, or two maps of the VAE's last stage, whichever is more.
-        """
-        settings, config = checked(Settings, case.settings), self.opened.transformer_config()
-        pipeline = self.load(mx.float32).pipeline
-        grid = pipeline.grid(settings.height, settings.width)
-        block = 9 * grid.height * grid.width * config.num_attention_heads * config.attention_head_dim
-        maps = 2 * settings.height * settings.width * pipeline.vae.config.base_dim
-        return 4 * max(block, maps)
-
-    def remarks(self, case: Case) -> list[str]:
-        """What a user should know of the settings of a case: guidance that is off, prompts that are cut."""
-        settings = checked(Settings, case.settings)
-        texts = {"prompt": case.prompt} | (
-            {"sampler.negative_prompt": settings.negative_prompt} if settings.guided else {}
-        )
-        counts = self.load(mx.float32).pipeline.tokenizer(list(texts.values())).counts
-        return settings.remarks({what: (text, n) for (what, text), n in zip(texts.items(), counts, strict=True)})
-
-    def load(self, dtype: mx.Dtype, components: Mapping[str, mx.Dtype] = MappingProxyType({})) -> TextToImage:
-        """The subject that computes in `dtype`, and in those of `components`; a second call returns the same object.
-
-        A component whose weights are all stored in its dtype is that of an fp32 subject that was loaded before. Paged
-        weights are not shared: they are not in memory, so their dtype is unknown.
-        """
-        dtypes = Dtypes(*(components.get(part, dtype) for part in self.dtyped))
-        if dtypes not in self._loaded:
-            transformer, text_encoder, vae = map(self._part, self.dtyped, dtypes)
-            self._loaded[dtypes] = TextToImage(self.opened.assembled(transformer, text_encoder, vae, dtypes))
-        return self._loaded[dtypes]
-
-    def _part(self, part: str, dtype: mx.Dtype) -> Any:
-        """A component that computes in `dtype`."""
-        if (part, dtype) not in self._parts:
-            stored = None if self.stream else self._parts.get((part, mx.float32))
-            fits = stored is not None and _dtypes(stored) == {dtype}
-            self._parts[part, dtype] = stored if fits else getattr(self.opened, part)(dtype)
-        return self._parts[part, dtype]
-
-    def files(self) -> tuple[str, ...]:
-        """Names of the files of a complete checkpoint outside its folders."""
-        return ("model_index.json",)
-
-    def folders(self) -> tuple[str, ...]:
-        """Names of the folders of a complete checkpoint."""
-        return ("scheduler", "tokenizer", "vae", "text_encoder", "transformer")
-
-    def parts(self) -> dict[str, Part]:
-        """The components whose linears can be written quantised, with weights in their stored dtype."""
-        return {
-            "text_encoder": Part(self.opened.text_encoder(mx.float32), "model", "model."),
-            "transformer": Part(self.opened.transformer(mx.float32), "diffusion_pytorch_model", ""),
-        }
-
-    def draws(self, count: int, seed: int) -> list[Drawn]:
-        """Random cases for proofs: prompts of different lengths, small odd grids, schedules of different lengths."""
-        rng = np.random.default_rng(seed)
-        pixels = self.load(mx.float32).pipeline.unit
-        cases = []
-        for _ in range(count):
-            prompt = " ".join(rng.choice(_WORDS, rng.integers(2, 9)))
-            rows, columns, steps = (int(n) for n in rng.integers((2, 2, 2), (6, 6, 21)))
-            settings = {"steps": steps, "height": rows * pixels, "width": columns * pixels}
-            cases.append(Drawn(prompt, int(rng.integers(2**31)), settings))
-        return cases
-
-    @property
-    def _origin(self) -> str:
-        """The label in the folder, or published if the publisher's repository was named."""
-        assert self.path is not None
-        label = self.opened.weights
-        return PUBLISHED if label == UNKNOWN and is_published(self.path, _PUBLISHER) else label
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self.opened.fingerprint()
-
-
-def _dtypes(module: nn.Module) -> set[mx.Dtype]:
-    arrays = [array for _, array in tree_flatten(module.parameters())]
-    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights are integers
+        notes = [scale] if scale else []
+        return replace(super().checkpoint, settings={"inflate": self.inflate}, notes=notes)

@@ -14,10 +14,11 @@ import pytest
 
 from precision_lab.model import modulation, rotary
 from precision_lab.model.layers import GELUTanh, LayerNorm
-from precision_lab.model.qwen_image import block, rope, sampler, settings, transformer
+from precision_lab.model.qwen_image import block, rope, transformer
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.model.text_to_image import sampler, settings
 from precision_lab.techniques.float32 import InFloat32
 
 Patch = pytest.MonkeyPatch
@@ -128,8 +129,8 @@ def terminal_stretch_removed(patch: Patch) -> None:
     """The last sigma is not stretched to shift_terminal."""
     plain = settings.sigmas
 
-    def sigmas(config: Any, steps: int, num_tokens: int) -> np.ndarray:
-        return plain(replace(config, shift_terminal=None), steps, num_tokens)
+    def sigmas(config: Any, steps: int, num_tokens: int, asked: Any = None) -> np.ndarray:
+        return plain(replace(config, shift_terminal=None), steps, num_tokens, asked)
 
     patch.setattr(settings, "sigmas", sigmas)
 

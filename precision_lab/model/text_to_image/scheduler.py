@@ -1,21 +1,25 @@
-"""The noise levels of a generation, as FlowMatchEulerDiscreteScheduler computes them for QwenImagePipeline.
+"""The noise levels of a generation, as FlowMatchEulerDiscreteScheduler computes them for the Qwen-Image pipelines.
 
-diffusers 0.42.1: the pipeline asks for the levels linspace(1, 1/n, n) and passes `mu`, which depends on the number of
-image tokens. The scheduler then shifts the levels (by `mu` if `use_dynamic_shifting`, else by `shift`), stretches them
-to `shift_terminal`, spaces them anew if a `use_*_sigmas` is on, and appends 0.
+diffusers 0.42.1: the pipeline asks for the levels linspace(1, 1/n, n), or for those that the checkpoint states, and
+passes `mu`, which depends on the number of image tokens. The scheduler then shifts the levels (by `mu` if
+`use_dynamic_shifting`, else by `shift`), stretches them to `shift_terminal`, spaces them anew if a `use_*_sigmas` is
+on, and appends 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.model.qwen_image.config import ComponentConfig
+from precision_lab.model.config import Config, short
+
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+"""The only class that is supported."""
 
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _LARGEST_SHIFT = 80.0
@@ -26,13 +30,11 @@ MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class SchedulerConfig(ComponentConfig):
+class SchedulerConfig(Config):
     """`scheduler/scheduler_config.json` of FlowMatchEulerDiscreteScheduler; the defaults are those of the class.
 
     Raises InputError for a key whose value changes the levels or the step in a way that is not implemented.
     """
-
-    part: ClassVar[str] = "scheduler"
 
     num_train_timesteps: int = 1000
     shift: float = 1.0
@@ -48,6 +50,15 @@ class SchedulerConfig(ComponentConfig):
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
+
+    @classmethod
+    def check_class(cls, raw: Mapping[str, Any]) -> None:
+        name = raw.get("_class_name", SCHEDULER)
+        if name != SCHEDULER:
+            raise InputError(
+                f"_class_name is {name if isinstance(name, str) and name.isidentifier() else short(name)}; "
+                f"the only supported class of a scheduler is {SCHEDULER}"
+            )
 
     def __post_init__(self) -> None:
         if self.time_shift_type not in ("exponential", "linear"):
@@ -82,8 +93,10 @@ QWEN_IMAGE = SchedulerConfig(use_dynamic_shifting=True, max_shift=0.9, max_image
 """The scheduler of Qwen/Qwen-Image."""
 
 
-def sigmas(config: SchedulerConfig, steps: int, num_tokens: int) -> np.ndarray:
+def sigmas(config: SchedulerConfig, steps: int, num_tokens: int, asked: Sequence[float] | None = None) -> np.ndarray:
     """`steps` noise levels from 1 down to the terminal level, followed by 0: (steps + 1,), fp32.
+
+    asked: the levels that the pipeline asks for, before the shift; None: linspace(1, 1/n, n).
 
     The number of image tokens, `num_tokens`, determines the shift if it is dynamic. The shift is in fp32, as in the
     reference. A single step has the level 1 and is not stretched; the reference would divide 0 by 0.
@@ -93,7 +106,8 @@ def sigmas(config: SchedulerConfig, steps: int, num_tokens: int) -> np.ndarray:
     if steps < 1:
         raise InputError(f"sampler.steps is {steps}, expected at least 1")
     with np.errstate(all="ignore"):
-        levels = np.append(_levels(config, steps, num_tokens), 0).astype(np.float32)
+        levels = np.linspace(1.0, 1 / steps, steps) if asked is None else np.array(asked)
+        levels = np.append(_levels(config, levels.astype(np.float32), num_tokens), 0).astype(np.float32)
     if not np.isfinite(levels).all() or (np.diff(levels) > 0).any():
         raise InputError(
             f"the schedule of {steps} steps and {num_tokens} image tokens does not fall from 1 to 0, it begins with "
@@ -134,13 +148,12 @@ def changed(config: SchedulerConfig, changes: Mapping[str, Any]) -> SchedulerCon
         raise InputError(f"sampler.schedule: {error}") from error
 
 
-def _levels(config: SchedulerConfig, steps: int, num_tokens: int) -> np.ndarray:
-    levels = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+def _levels(config: SchedulerConfig, levels: np.ndarray, num_tokens: int) -> np.ndarray:
     if config.use_dynamic_shifting:
         levels = _shift(levels, _mu(config, num_tokens), config.time_shift_type)
     else:
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
-    if config.shift_terminal and steps > 1:
+    if config.shift_terminal and len(levels) > 1:
         remaining = 1 - levels
         levels = 1 - remaining / (remaining[-1] / (1 - config.shift_terminal))
     return _spaced(config, levels)

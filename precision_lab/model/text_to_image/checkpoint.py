@@ -1,0 +1,153 @@
+"""A checkpoint of diffusers for text to image, in a folder, and what loads its components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from precision_lab.device import page_cache
+from precision_lab.errors import InputError
+from precision_lab.model import paging, weights
+from precision_lab.model.config import Config
+from precision_lab.model.folder import fingerprint, located, origin_of
+from precision_lab.model.text_to_image.kinds import Kinds
+from precision_lab.model.text_to_image.scheduler import SchedulerConfig
+
+PARTS = ("text_encoder", "transformer", "vae")
+"""The components that have weights."""
+
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=nn.Module)
+
+
+class Fit(NamedTuple):
+    """A number in the transformer's configuration, and what it must equal, in words and as a number."""
+
+    key: str
+    actual: int
+    other: str
+    expected: int
+
+
+@dataclass
+class Checkpoint:
+    """A folder in the layout of diffusers; each component can be loaded separately.
+
+    `weights_dtype` rounds the stored weights (None: as stored). `stream` turns on paging: the blocks of the transformer
+    and the layers of the text encoder are read at each call (see `model.paging`). `ignored` collects, by component, the
+    configuration keys and tensors that were accepted but not used.
+
+    Raises InputError if the folder has no valid model_index.json, or if that names another pipeline or a component of
+    another class.
+    """
+
+    kinds: ClassVar[Kinds]
+    """The classes that the subclass reads."""
+    tokenizer_folder: ClassVar[str] = "tokenizer"
+
+    folder: Path
+    weights_dtype: mx.Dtype | None = None
+    stream: bool = False
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(init=False, repr=False)
+    """The content of model_index.json."""
+    origin: str = field(init=False, repr=False)
+    """The origin of the weights."""
+    _opened: dict[str, weights.WeightFiles] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        file = self.folder / "model_index.json"
+        self.index = weights.read_json(file)
+        with naming(file):
+            self.kinds.check_pipeline(self.index)
+        self.origin = origin_of(self.index, file)
+
+    def scheduler(self) -> SchedulerConfig:
+        return self.config("scheduler", SchedulerConfig, "scheduler_config.json")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, sizes and contents of the weight files (see `model.folder.fingerprint`)."""
+        return fingerprint({part: weights.shards(self.folder / part) for part in PARTS}, self.altered())
+
+    def altered(self) -> str:
+        """How the weights differ from those in the files, as part of the fingerprint; empty if they do not."""
+        return ""
+
+    def config(self, part: str, kind: type[C], name: str = "config.json") -> C:
+        """The configuration of a component. Raises InputError for an invalid one."""
+        file = self.folder / part / name
+        with naming(file):
+            config, ignored = kind.from_dict(weights.read_json(file))
+        self._ignore(part, ignored)
+        return config
+
+    def check_fit(self, *fits: Fit) -> None:
+        """Raises InputError for a component that does not fit the others."""
+        for key, actual, other, expected in fits:
+            if actual != expected:
+                raise InputError(
+                    f"{self.folder / 'transformer' / 'config.json'}: {key} is {actual}, expected {other}, {expected}"
+                )
+
+    def load(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None = None) -> M:
+        """The module with the weights of a component, which are cast to `dtype` unless they are narrower."""
+        self._ignore(part, weights.load_files(model, self._files(part), sanitize))
+        weights.cast(model, self.weights_dtype, dtype)
+        return model
+
+    def page(
+        self, model: nn.Module, blocks: str, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None = None
+    ) -> None:
+        """Pages the list `blocks` of a loaded module if `stream` is on."""
+        if not self.stream:
+            return
+
+        files = self._files(part)
+
+        def read() -> dict[str, mx.array]:
+            tensors = files.read()
+            return sanitize(tensors)[0] if sanitize else tensors
+
+        def fit(tensor: mx.array) -> mx.array:
+            return weights.cast_array(tensor, self.weights_dtype, dtype)
+
+        places: Any = files.extents()
+        places = sanitize(places)[0] if sanitize else places
+
+        def used(names: Iterable[str]) -> None:
+            page_cache.forget(places[name] for name in names if name in places)
+
+        fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
+        paging.page(model, blocks, read, fit, None if fits else used)
+
+    def _files(self, part: str) -> weights.WeightFiles:
+        """The weight files of a component, whose headers are read once."""
+        if part not in self._opened:
+            self._opened[part] = weights.WeightFiles.open(self.folder / part)
+        return self._opened[part]
+
+    def _ignore(self, part: str, names: tuple[str, ...] | list[str]) -> None:
+        known = self.ignored.setdefault(part, [])
+        known.extend(name for name in names if name not in known)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Context manager that begins the message of an InputError with the name of `file`."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(file)) else InputError(f"{file}: {error}") from error
+
+
+def locate(source: str, revision: str | None, tokenizer_folder: str) -> Path:
+    """The folder of a checkpoint (see `model.folder.located`); downloads only the files that text-to-image needs."""
+    needed = [f"{part}/{name}" for part in PARTS for name in ("config.json", "*.safetensors*")]
+    files = ["model_index.json", "scheduler/scheduler_config.json", f"{tokenizer_folder}/*", *needed]
+    return located(source, revision, "model_index.json", files)
