@@ -8,22 +8,11 @@ from typing import Any, ClassVar
 
 from precision_lab.errors import InputError
 from precision_lab.model.autoencoder_config import AutoencoderConfig
-from precision_lab.model.config import LARGEST, Config
+from precision_lab.model.config import LARGEST
 from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.model.qwen_image.kinds import KINDS
-
-
-@dataclass(frozen=True)
-class ComponentConfig(Config):
-    """The configuration of one of the components, which may name its class."""
-
-    part: ClassVar[str]
-    """The component whose class a mapping must name, if it names one."""
-
-    @classmethod
-    def check_class(cls, raw: Mapping[str, Any]) -> None:
-        KINDS.check_component(cls.part, raw)
-
+from precision_lab.model.text_to_image.component import ComponentConfig
+from precision_lab.model.text_to_image.kinds import Kinds
 
 _OTHER_MODELS = {
     "guidance_embeds": "guidance-distilled models",
@@ -38,6 +27,7 @@ _OTHER_MODELS = {
 class TransformerConfig(ComponentConfig):
     """`transformer/config.json` of QwenImageTransformer2DModel; the defaults are those of the class."""
 
+    kinds: ClassVar[Kinds] = KINDS
     part: ClassVar[str] = "transformer"
     counts: ClassVar[tuple[str, ...]] = ("num_layers",)
 
@@ -85,6 +75,7 @@ class TextEncoderConfig(LanguageBodyConfig, ComponentConfig):
     The default values are those of Qwen/Qwen-Image.
     """
 
+    kinds: ClassVar[Kinds] = KINDS
     part: ClassVar[str] = "text_encoder"
     qkv_bias: ClassVar[bool] = True
     qk_norm: ClassVar[bool] = False
@@ -125,6 +116,7 @@ class TextEncoderConfig(LanguageBodyConfig, ComponentConfig):
 class VAEConfig(AutoencoderConfig, ComponentConfig):
     """`vae/config.json` of AutoencoderKLQwenImage; the defaults are those of the class."""
 
+    kinds: ClassVar[Kinds] = KINDS
     part: ClassVar[str] = "vae"
     counts: ClassVar[tuple[str, ...]] = ("num_res_blocks",)
 

@@ -9,14 +9,19 @@ from typing import Any, ClassVar, NamedTuple
 
 from precision_lab.errors import InputError
 from precision_lab.model.autoencoder_config import AutoencoderConfig
-from precision_lab.model.config import LARGEST, Config, short
+from precision_lab.model.config import LARGEST, short
 from precision_lab.model.language_body_config import LanguageBodyConfig
+from precision_lab.model.qwen_image_21.kinds import KINDS
+from precision_lab.model.text_to_image.component import ComponentConfig
+from precision_lab.model.text_to_image.kinds import Kinds
 
 
 @dataclass(frozen=True)
-class TransformerConfig(Config):
+class TransformerConfig(ComponentConfig):
     """`transformer/config.json` of QwenImage21Transformer2DModel; the defaults are those of the class."""
 
+    kinds: ClassVar[Kinds] = KINDS
+    part: ClassVar[str] = "transformer"
     counts: ClassVar[tuple[str, ...]] = ("num_layers",)
 
     patch_size: int = 1
@@ -30,12 +35,6 @@ class TransformerConfig(Config):
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
     eps: float = 1e-6
     causal_condition: bool = True
-
-    @classmethod
-    def check_class(cls, raw: Mapping[str, Any]) -> None:
-        name = raw.get("_class_name", "QwenImage21Transformer2DModel")
-        if name != "QwenImage21Transformer2DModel":
-            raise InputError(f"_class_name is {short(name)}, expected QwenImage21Transformer2DModel")
 
     def __post_init__(self) -> None:
         axes = self.axes_dims_rope
@@ -72,17 +71,15 @@ class TransformerConfig(Config):
         return self.out_channels or self.in_channels
 
 
-_TEXT_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text")
-_TEXT_CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLTextModel")
-
-
 @dataclass(frozen=True)
-class TextEncoderConfig(LanguageBodyConfig):
+class TextEncoderConfig(LanguageBodyConfig, ComponentConfig):
     """The language body of `text_encoder/config.json` (Qwen3VLForConditionalGeneration).
 
     The default values are those of Qwen/Qwen-Image-2.1.
     """
 
+    kinds: ClassVar[Kinds] = KINDS
+    part: ClassVar[str] = "text_encoder"
     qkv_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = True
     final_norm: ClassVar[bool] = False
@@ -105,16 +102,6 @@ class TextEncoderConfig(LanguageBodyConfig):
     hidden_act: str = "silu"
     attention_bias: bool = False
 
-    @classmethod
-    def check_class(cls, raw: Mapping[str, Any]) -> None:
-        kind = raw.get("model_type", _TEXT_MODEL_TYPES[0])
-        if kind not in _TEXT_MODEL_TYPES:
-            raise InputError(f"model_type is {short(kind)}, expected {_TEXT_MODEL_TYPES[0]}")
-        architectures = raw.get("architectures") or []
-        for name in architectures if isinstance(architectures, list) else [architectures]:
-            if name not in _TEXT_CLASSES:
-                raise InputError(f"architectures names {short(name)}, expected {_TEXT_CLASSES[0]}")
-
     def __post_init__(self) -> None:
         if self.attention_bias:
             raise InputError("attention_bias is true, expected false")
@@ -134,9 +121,11 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VAEConfig(AutoencoderConfig):
+class VAEConfig(AutoencoderConfig, ComponentConfig):
     """`vae/config.json` of AutoencoderKLQwenImage21; the defaults are those of the class."""
 
+    kinds: ClassVar[Kinds] = KINDS
+    part: ClassVar[str] = "vae"
     counts: ClassVar[tuple[str, ...]] = ("num_res_blocks",)
 
     base_dim: int = 96
@@ -169,12 +158,6 @@ class VAEConfig(AutoencoderConfig):
         *(3.9624, 4.0168, 3.5643, 4.055, 5.5614, 4.2963, 4.408, 3.4959),
         *(3.8747, 3.7608, 3.5735, 3.149, 3.7662, 3.6746, 3.4563, 3.8161),
     )
-
-    @classmethod
-    def check_class(cls, raw: Mapping[str, Any]) -> None:
-        name = raw.get("_class_name", "AutoencoderKLQwenImage21")
-        if name != "AutoencoderKLQwenImage21":
-            raise InputError(f"_class_name is {short(name)}, expected AutoencoderKLQwenImage21")
 
     def __post_init__(self) -> None:
         super().__post_init__()

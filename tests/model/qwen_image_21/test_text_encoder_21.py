@@ -256,8 +256,8 @@ def test_flat_and_nested_files_are_the_same_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl', expected qwen3_vl"),
-        ({"architectures": ["Qwen3VLMoeForConditionalGeneration"]}, "architectures names 'Qwen3VLMoe"),
+        ({"model_type": "qwen2_5_vl"}, "model_type is qwen2_5_vl, expected qwen3_vl"),
+        ({"architectures": ["Qwen3VLMoeForConditionalGeneration"]}, "architectures names Qwen3VLMoe"),
         ({"architectures": [["a"]]}, "architectures names"),
         ({"text_config": []}, None),
         ({"text_config": [1]}, "text_config is [1], expected an object"),

@@ -389,8 +389,8 @@ def test_parity_holds_without_a_planted_mistake(parity_case):
         ({"mlp_ratio": 1 << 20}, "is 4294967296 channels, expected at most"),
         ({"num_layers": 1000}, "num_layers is 1000, expected at most 256"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
-        ({"_class_name": "QwenImageTransformer2DModel"}, "expected QwenImage21Transformer2DModel"),
-        ({"_class_name": ["x"] * 999}, "expected QwenImage21Transformer2DModel"),
+        ({"_class_name": "QwenImageTransformer2DModel"}, "transformer is QwenImage21Transformer2DModel"),
+        ({"_class_name": ["x"] * 999}, "transformer is QwenImage21Transformer2DModel"),
     ],
 )
 def test_other_configurations_are_rejected(raw, message):

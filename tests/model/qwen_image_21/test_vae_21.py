@@ -245,7 +245,10 @@ def test_shortcuts_are_refused_where_diffusers_refuses_them():
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"_class_name": "AutoencoderKLQwenImage"}, "_class_name is 'AutoencoderKLQwenImage', expected AutoencoderKLQ"),
+        (
+            {"_class_name": "AutoencoderKLQwenImage"},
+            "_class_name is AutoencoderKLQwenImage; the only supported class of a vae is AutoencoderKLQwenImage21",
+        ),
         ({"is_residual": False}, "is_residual is false, expected true"),
         ({"decoder_base_dim": 1 << 24}, "decoder_base_dim 16777216 and dim_mult"),
         ({"base_dim": 1 << 22}, "base_dim 4194304 and dim_mult"),
