@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ blas.preload()
 set_numeric_switches()
 
 from precision_lab.synthetic import PRESETS, make, on_demand  # noqa: E402
+
+if find_spec("torchvision"):
+    import tests.torchvision_operators  # noqa: F401
 
 # a project of its own, see test_sample_project.py
 collect_ignore = ["sample_project"]

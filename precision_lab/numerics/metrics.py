@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.errors import InputError
+from precision_lab.numerics.alpha import seen
 from precision_lab.numerics.formats import Format, ulp
 
 CHUNK = 1 << 13
@@ -182,7 +183,11 @@ def _power_of_two(amax: float) -> float:
 
 
 def compare_images(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> Metrics:
-    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, with reasons for NaN; higher is better."""
+    """`psnr_db` and `ssim` of two (height, width, channels) uint8 images, with reasons for NaN; higher is better.
+
+    RGBA images are compared by what is seen of them (see `numerics.alpha`).
+    """
+    image, ref = seen(image), seen(ref)
     psnr, similarity = psnr_db(image, ref), ssim(image, ref)
     return _metrics(
         psnr_db=("identical" if image.size else "empty") if math.isnan(psnr) else psnr,

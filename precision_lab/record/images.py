@@ -1,4 +1,4 @@
-"""The pictures of a run: 8-bit RGB as PNG, one for each variant, prompt and seed."""
+"""The pictures of a run: 8-bit RGB or RGBA as PNG, one for each variant, prompt and seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture_path(run: Path, variant: str, prompt_id: int, seed: int) -> Path:
 
 
 def read_image(path: Path) -> tuple[npt.NDArray[np.uint8], int]:
-    """The pixels (height, width, 3) of a picture of a run, and how many of their values were not finite.
+    """The pixels (height, width, 3 or 4) of a picture of a run, and how many of their values were not finite.
 
     Raises InputError for a file that cannot be read, or is not such a picture.
     """
@@ -55,9 +55,9 @@ def _opened(path: Path) -> Iterator[PngImageFile]:
         if not path.is_file():
             raise InputError(f"{path} is not a file, expected a picture. {RESTORE}")
         with warnings.catch_warnings(action="error"), Image.open(path, formats=["PNG"]) as image:
-            if image.mode != "RGB" or image.width * image.height > _MOST_PIXELS:
+            if image.mode not in ("RGB", "RGBA") or image.width * image.height > _MOST_PIXELS:
                 what = f"{image.width} x {image.height} pixels of mode {image.mode}"
-                raise InputError(f"{path} has {what}, expected 8-bit RGB. {RESTORE}")
+                raise InputError(f"{path} has {what}, expected 8-bit RGB or RGBA. {RESTORE}")
             yield image  # type: ignore[misc]
     except InputError:
         raise

@@ -45,7 +45,8 @@ class Attention(nn.Module):
         k = self.rotary_k(self.norm_k(self._heads(self.to_k(x))), rotation)
         v = self._heads(self.to_v(x))
         if prefix is not None:
-            k, v = mx.concatenate([prefix.keys, k], axis=1), mx.concatenate([prefix.values, v], axis=1)
+            k = mx.concatenate([prefix.keys.astype(k.dtype), k], axis=1)
+            v = mx.concatenate([prefix.values.astype(v.dtype), v], axis=1)
         parts = self._attended(q, k, v, segments)
         joint = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
         return Output(self.to_out(joint.flatten(2)), KeysValues(k, v) if segments.target is None else None)

@@ -202,6 +202,11 @@ class VAEConfig(AutoencoderConfig, ComponentConfig):
     def scale_factor(self) -> int:
         return super().scale_factor * self.patch
 
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of the largest maps, which have the resolution of the picture divided by `patch`."""
+        return max(self.base_dim, self.decoder_base_dim or self.base_dim)
+
 
 def _stages(dims: list[int], temporal: tuple[bool, ...]) -> list[Stage]:
     changes = [*((2, 2 if halves else 1) for halves in temporal), (1, 1)]

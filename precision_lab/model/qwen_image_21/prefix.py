@@ -30,6 +30,10 @@ class Prefix(NamedTuple):
         """P, padding included."""
         return self.blocks[0].keys.shape[1]
 
+    def kept_in(self, dtype: mx.Dtype) -> Prefix:
+        """The prefix rounded to `dtype`; attention uses it in the dtype of its queries."""
+        return Prefix(tuple(KeysValues(keys.astype(dtype), values.astype(dtype)) for keys, values in self.blocks))
+
 
 class Output(NamedTuple):
     """The result (B, N, D) of an attention or a block, and the keys and values to keep, in a pass of the prefix."""

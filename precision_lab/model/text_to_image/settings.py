@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class Settings:
 
     Raises InputError for values out of range.
     """
+
+    usually_guided: ClassVar[bool] = True
+    """Whether the model is meant to be sampled with guidance."""
 
     steps: int = 10
     guidance_scale: float = 4.0
@@ -83,8 +86,8 @@ class Settings:
     def remarks(self, prompts: Mapping[str, tuple[str, int]]) -> list[str]:
         """What a user should know of these settings. prompts: by their kind, each prompt and its number of tokens."""
         found = []
-        if not self.guided:
+        if not self.guided and self.usually_guided:
             found.append(f"Guidance is off, because sampler.guidance_scale is {self.guidance_scale:g}, not above 1")
-            if self.negative_prompt.strip():
-                found.append(f"sampler.negative_prompt {shown(self.negative_prompt)} is ignored without guidance")
+        if not self.guided and self.negative_prompt.strip():
+            found.append(f"sampler.negative_prompt {shown(self.negative_prompt)} is ignored without guidance")
         return found

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from precision_lab.numerics.alpha import chequered, seen
 from precision_lab.numerics.metrics import psnr_db
 from precision_lab.record.images import read_image
 from precision_lab.report.figures import style
@@ -98,12 +99,12 @@ def _caption(rows: int, of_rows: int, result: str) -> str:
 
 
 def _differences(pictures: Pictures, reference: str) -> dict[tuple[str, Generation], Pixels]:
-    """|variant - reference| for pictures that both exist, are finite and have the same size."""
+    """|variant - reference| of what is seen of pictures that both exist, are finite and have the same size."""
     differences = {}
     for (name, at), pixels in pictures.items():
         base = pictures.get((reference, at))
         if name != reference and pixels is not None and base is not None and base.shape == pixels.shape:
-            differences[name, at] = np.abs(pixels.astype(np.int16) - base).astype(np.uint8)
+            differences[name, at] = np.abs(seen(pixels).astype(np.int16) - seen(base)).astype(np.uint8)
     return differences
 
 
@@ -150,13 +151,14 @@ def _draw_picture(axes: Axes, exists: bool, pixels: Pixels | None) -> None:
         axes.imshow(np.zeros((1, 1, 3)))
         axes.text(0.5, 0.5, "not finite", color="white", **words)
     else:
-        axes.imshow(_thumbnail(pixels), interpolation="nearest")
+        axes.imshow(_thumbnail(chequered(pixels)), interpolation="nearest")
 
 
 def _draw_difference(axes: Axes, difference: Pixels | None, gain: int) -> None:
     if difference is None:
         return
-    amplified = np.clip(difference.astype(np.int64) * gain, 0, 255).astype(np.uint8)
+    colours = np.maximum(difference[..., :3], difference[..., 3:6]) if difference.shape[2] > 3 else difference
+    amplified = np.clip(colours.astype(np.int64) * gain, 0, 255).astype(np.uint8)
     axes.imshow(_thumbnail(amplified), interpolation="nearest")
     psnr = psnr_db(difference, np.zeros_like(difference))
     axes.set_xlabel("identical" if math.isnan(psnr) else f"{psnr:.1f} dB", labelpad=2)
