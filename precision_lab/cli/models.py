@@ -55,8 +55,8 @@ def _list(console: Console) -> None:
         lines = [line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines()[:2]]
         about = next((line for line in lines if line and not line.startswith("@package")), "")
         path = OmegaConf.select(OmegaConf.load(file), "model.path")
-        rows.append((f"model={name}", path or "give model.path=DIR", about))
-    print_table(console, ("model", "path", "what it is"), rows, folding=("path", "what it is"))
+        rows.append((f"model={name}", f"{about} Path: {path}" if path else f"{about} Give model.path=DIR"))
+    print_table(console, ("model", "what it is"), rows, folding=("what it is",))
 
 
 def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
