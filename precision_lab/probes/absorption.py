@@ -46,15 +46,23 @@ class Absorption:
         )
 
     def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
-        """inputs: residual (B, L, D), gate (B, D), update (B, L, D). Raises InputError for other calls."""
-        if len(inputs) != 3 or inputs[0].ndim != 3 or inputs[1].ndim != 2 or inputs[0].shape != inputs[2].shape:
+        """inputs: residual (B, L, D), gate (B, D), or (B or 1, L or 1, D), update (B, L, D).
+
+        Raises InputError for other calls.
+        """
+        if (
+            len(inputs) != 3
+            or inputs[0].ndim != 3
+            or inputs[1].ndim not in (2, 3)
+            or inputs[0].shape != inputs[2].shape
+        ):
             shapes = ", ".join(str(x.shape) for x in inputs)
             raise InputError(
                 f"probe absorption: a call with inputs of shapes {shapes}; expected residual, gate, update"
             )
         residual, gate, update = (to_numpy(x).astype(np.float64) for x in inputs)
         with np.errstate(invalid="ignore", over="ignore"):
-            added = gate[:, None] * update
+            added = (gate[:, None] if gate.ndim == 2 else gate) * update
         update_rms, stream_rms = _rms(added), _rms(residual)
         absorbed = absorption_pcts(residual, added, self.formats)
         return {

@@ -50,6 +50,16 @@ def test_the_measured_share_is_that_of_the_call():
     assert scalars["update_ratio"] == pytest.approx(np.sqrt((added**2).mean() / (stream.astype(float) ** 2).mean()))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8), (2, 1, 8), (1, 3, 8), (2, 3, 8)])
+def test_a_gate_may_have_the_axis_of_tokens(shape):
+    rng = np.random.default_rng(2)
+    residual, update = (mx.array(rng.standard_normal((2, 3, 8))) for _ in range(2))
+    gate = mx.array(rng.standard_normal(shape))
+    probe, call = Absorption([ADDS]), GatedAdd()
+    scalars = probe.measure([residual, gate, update], call(residual, gate, update))
+    assert scalars["update_amax"] == pytest.approx(np.abs(np.array(gate) * np.array(update)).max())
+
+
 def test_other_calls_are_refused():
     with pytest.raises(InputError, match="expected residual, gate, update"):
         Absorption([ADDS]).measure([mx.ones((1, 2, 3))], mx.ones((1, 2, 3)))

@@ -8,8 +8,8 @@ from precision_lab.record.layout import Layout, Result, Stream
 def layout(depth: int) -> Layout:
     """The layout of a checkpoint whose transformer has `depth` blocks.
 
-    The stream holds text and image tokens. In a pass of the prefix a block returns keys and values too, which are ports
-    of their own: its result is then at `out.0`.
+    The stream holds text and image tokens; it has the name of the image stream of 1.x, as its operations have. In a
+    pass of the prefix a block returns keys and values too, which are ports of their own: its result is at `out.0`.
     """
     return Layout(
         components=("transformer", "text_encoder", "vae", "pipeline"),
@@ -19,7 +19,7 @@ def layout(depth: int) -> Layout:
         blocks=("transformer:transformer_blocks.*", "text_encoder:layers.*"),
         depth=depth,
         streams={
-            "sequence": Stream(
+            "img": Stream(
                 "joint stream",
                 sites="**.{img_*,txt_in,attn,norm_out,proj_out}",
                 entry="img_in",

@@ -38,5 +38,5 @@ class Prefix(NamedTuple):
 class Output(NamedTuple):
     """The result (B, N, D) of an attention or a block, and the keys and values to keep, in a pass of the prefix."""
 
-    sequence: mx.array
+    img: mx.array
     kept: KeysValues | None = None

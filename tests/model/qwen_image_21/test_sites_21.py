@@ -76,9 +76,9 @@ def test_a_block_returns_the_stream_and_in_a_pass_of_the_prefix_keys_and_values(
         mx.eval(transformer(latents, timestep, text, grid, mask))
     kept = (1, 5, heads, channels)
     assert found == [
-        [("out.0", "sequence", (1, 5, width)), ("out.1", "-", kept), ("out.2", "-", kept)],
-        [("out", "sequence", (1, 12, width))],
-        [("out", "sequence", (1, 17, width))],
+        [("out.0", "img", (1, 5, width)), ("out.1", "-", kept), ("out.2", "-", kept)],
+        [("out", "img", (1, 12, width))],
+        [("out", "img", (1, 17, width))],
     ]
 
 

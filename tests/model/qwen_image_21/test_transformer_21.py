@@ -136,7 +136,7 @@ def test_the_prefix_does_not_depend_on_the_step(dtype):
     seen: list[dict[str, np.ndarray]] = []
 
     def record(call):
-        output = call.output.sequence if hasattr(call.output, "sequence") else call.output
+        output = call.output.img if hasattr(call.output, "img") else call.output
         seen[-1][call.site.path] = np.array(output[:, :9].astype(mx.float32))
 
     blocks = [site for site in walk({"transformer": own}) if site.path.startswith("transformer_blocks")]
