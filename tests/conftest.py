@@ -54,6 +54,15 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_checkpoint_21(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Qwen-Image-2.1: a complete checkpoint with a transformer of 4 blocks, width 64."""
+    micro = PRESETS["micro_21"]
+    folder = tmp_path_factory.mktemp("checkpoints") / "small_21"
+    make(replace(micro, transformer=replace(micro.transformer, num_layers=4)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def micro_synthetic(user_cache: Path) -> Path:
     """What `model=micro_synthetic` runs: all 60 blocks, streams grow to 5e7; copy it before changing a file."""
     return on_demand("micro")

@@ -1,7 +1,8 @@
-"""Complete Qwen-Image checkpoints with generated weights, whose activations grow like those of the 20 B model."""
+"""Complete Qwen-Image checkpoints with generated weights; in those of 1.x, activations grow as published."""
 
 from precision_lab.synthetic.cache import SCHEME, on_demand
 from precision_lab.synthetic.checkpoint import Progress, make
-from precision_lab.synthetic.shape import PRESETS, Shape, VisionConfig
+from precision_lab.synthetic.presets import PRESETS
+from precision_lab.synthetic.shape import Shape
 
-__all__ = ["PRESETS", "SCHEME", "Progress", "Shape", "VisionConfig", "make", "on_demand"]
+__all__ = ["PRESETS", "SCHEME", "Progress", "Shape", "make", "on_demand"]

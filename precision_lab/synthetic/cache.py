@@ -11,9 +11,9 @@ import numpy as np
 
 from precision_lab.device.cache import user_cache
 from precision_lab.errors import InputError, nearest
-from precision_lab.model.qwen_image.prompt import TEMPLATE
 from precision_lab.synthetic.checkpoint import make, weight_bytes
-from precision_lab.synthetic.shape import PRESETS, Shape
+from precision_lab.synthetic.presets import PRESETS
+from precision_lab.synthetic.shape import Shape
 
 SCHEME = "synthetic://"
 
@@ -22,7 +22,7 @@ LARGEST = 1_000_000_000
 
 
 def on_demand(preset: str, seed: int = 0) -> Path:
-    """The cached folder of a preset's checkpoint, generated if necessary; `micro` takes about a second.
+    """The cached folder of a preset's checkpoint, generated if necessary; the small ones take about a second.
 
     A folder in the cache is always complete, even if several processes generate it at the same time. Its name contains
     `key`, so that the folder of a different generator is never used. It can be deleted at any time.
@@ -59,9 +59,9 @@ def key(shape: Shape, sources: Iterable[Path] | None = None) -> str:
     numbers may change between versions (NEP 19).
     """
     digest = hashlib.sha256()
-    files = sorted(Path(__file__).parent.glob("*.py") if sources is None else sources)
+    files = sorted(Path(__file__).parent.rglob("*.py") if sources is None else sources)
     assert files, "the package is read from its source files"
-    for text in (*(file.read_text(encoding="utf-8") for file in files), repr(shape), TEMPLATE, np.__version__):
+    for text in (*(file.read_text(encoding="utf-8") for file in files), repr(shape), shape.template, np.__version__):
         digest.update(f"{len(text)}:{text}".encode())
     return digest.hexdigest()[:12]
 

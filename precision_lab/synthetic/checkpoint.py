@@ -6,12 +6,10 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from precision_lab.errors import InputError
 from precision_lab.record.files import replacing
-from precision_lab.synthetic import configs, shards, text_encoder, tokenizer, transformer, vae
-from precision_lab.synthetic.card import card
+from precision_lab.synthetic import shards
 from precision_lab.synthetic.shape import Shape
 from precision_lab.synthetic.statistics import BiasStatistics
 from precision_lab.synthetic.tensors import Source, Tensor
@@ -31,7 +29,7 @@ _MOST_WORKERS = 16
 
 
 def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = None, workers: int | None = None) -> None:
-    """Writes a checkpoint in the layout of Qwen/Qwen-Image to the folder `out`, which must be absent or empty.
+    """Writes a checkpoint in the published layout of its model to the folder `out`, which must be absent or empty.
 
     The same shape and seed give the same bytes for any number of `workers` (None: one for each core, at most 16).
     Everything is written next to `out` and renamed at the end. Each worker holds one tensor, at most 0.7 GiB for the
@@ -42,12 +40,12 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
     """
     if seed < 0:
         raise InputError(f"seed {seed}, expected 0 or more")
-    if shape.text_encoder.vocab_size < tokenizer.vocabulary_size():
+    if shape.text_encoder.vocab_size < shape.vocabulary.size:
         raise InputError(
             f"shape: text_encoder vocab_size {shape.text_encoder.vocab_size}, but the tokenizer has "
-            f"{tokenizer.vocabulary_size()} tokens; expected at least as many"
+            f"{shape.vocabulary.size} tokens; expected at least as many"
         )
-    components = _components(shape, Source(seed))
+    components = shape.tensors(Source(seed))
     total = _total(components)
     with replacing(out, total + _BESIDE_WEIGHTS) as folder:
         statistics = BiasStatistics()
@@ -66,40 +64,22 @@ def make(shape: Shape, out: Path, seed: int = 0, progress: Progress | None = Non
             for slot in shards.lay_out(folder / name, _COMPONENTS[name], tensors, shape.max_shard_bytes)
         ]
         shards.fill(slots, workers or min(_MOST_WORKERS, os.cpu_count() or 1), statistics, written)
-        text = card(shape, seed, tokenizer.vocabulary_size(), statistics)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(shape.card(seed, statistics), encoding="utf-8")
 
 
 def weight_bytes(shape: Shape) -> int:
     """Total size in bytes of the weights of a checkpoint of this shape."""
-    return _total(_components(shape, Source(0)))
+    return _total(shape.tensors(Source(0)))
 
 
 def _total(components: Mapping[str, list[Tensor]]) -> int:
     return sum(tensor.nbytes for tensors in components.values() for tensor in tensors)
 
 
-def _components(shape: Shape, source: Source) -> dict[str, list[Tensor]]:
-    """The tensors of every component, not drawn yet."""
-    norm = text_encoder.OutputNorm.draw(source, shape.text_encoder.hidden_size)
-    return {
-        "text_encoder": list(text_encoder.tensors(shape.text_encoder, shape.vision, source)),
-        "transformer": list(transformer.tensors(shape.transformer, shape.growth, source, norm)),
-        "vae": list(vae.tensors(shape.vae, source)),
-    }
-
-
 def _write_configs(folder: Path, shape: Shape) -> None:
-    files: dict[str, dict[str, Any]] = {
-        "model_index.json": configs.model_index(),
-        "scheduler/scheduler_config.json": configs.scheduler(shape),
-        "text_encoder/config.json": configs.text_encoder(shape),
-        "transformer/config.json": configs.transformer(shape),
-        "vae/config.json": configs.vae(shape),
-    }
-    for name, values in files.items():
+    for name, values in shape.configs().items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    (folder / "tokenizer").mkdir()
-    tokenizer.write(folder / "tokenizer")
+    (folder / shape.tokenizer_folder).mkdir()
+    shape.write_tokenizer(folder / shape.tokenizer_folder)

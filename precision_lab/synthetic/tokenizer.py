@@ -1,8 +1,8 @@
 """Generates a small byte-level BPE tokenizer in the format of Qwen2.
 
-Its vocabulary has all bytes, the words of the chat template and the words of plain captions. Each of these words is a
-single token, so the template's prefix has 34 tokens, as with the published vocabulary. Any other text can still be
-encoded and decoded.
+Its vocabulary has all bytes, the words of the prompt template and the words of plain captions. Each of these words is a
+single token, so the prefix of the template of 1.x has 34 tokens, as with the published vocabulary. Any other text can
+still be encoded and decoded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-
-from precision_lab.model.qwen_image.prompt import TEMPLATE
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -43,25 +41,26 @@ class Vocabulary(NamedTuple):
     ids: dict[str, int]
     merges: tuple[tuple[str, str], ...]
 
+    @property
+    def size(self) -> int:
+        """Number of tokens, including special tokens."""
+        return len(self.ids) + len(SPECIAL_TOKENS)
 
-def token_id(token: str) -> int:
-    """The id of a special token."""
-    return len(vocabulary().ids) + SPECIAL_TOKENS.index(token)
-
-
-def vocabulary_size() -> int:
-    """Number of tokens, including special tokens."""
-    return len(vocabulary().ids) + len(SPECIAL_TOKENS)
+    def special(self, token: str) -> int:
+        """The id of a special token."""
+        return len(self.ids) + SPECIAL_TOKENS.index(token)
 
 
 @cache
-def vocabulary() -> Vocabulary:
+def vocabulary(template: str) -> Vocabulary:
     """Learns a byte-pair encoding (Sennrich et al., arXiv:1508.07909) until every word is one token.
+
+    The words are those of captions and of `template`.
 
     Encoding applies the merges in the order of learning, so each word is encoded as one token.
     """
     alphabet = [_byte_symbols()[byte] for byte in sorted(_byte_symbols())]
-    words = [[_byte_symbols()[byte] for byte in word.encode()] for word in _words()]
+    words = [[_byte_symbols()[byte] for byte in word.encode()] for word in _words(template)]
     merges = []
     while counts := Counter(pair for word in words for pair in pairwise(word)):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
@@ -71,12 +70,15 @@ def vocabulary() -> Vocabulary:
     return Vocabulary({token: i for i, token in enumerate(tokens)}, tuple(merges))
 
 
-def write(folder: Path, max_length: int = 131072) -> None:
-    """Writes vocab.json, merges.txt and tokenizer_config.json into `folder`."""
-    ids, merges = vocabulary()
+def write(folder: Path, words: Vocabulary, max_length: int = 131072, **settings: str) -> None:
+    """Writes vocab.json, merges.txt and tokenizer_config.json into `folder`.
+
+    settings: further entries of tokenizer_config.json.
+    """
+    ids, merges = words
     config = {
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(token_id(token)): _added(token) for token in SPECIAL_TOKENS},
+        "added_tokens_decoder": {str(words.special(token)): _added(token) for token in SPECIAL_TOKENS},
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
@@ -87,6 +89,7 @@ def write(folder: Path, max_length: int = 131072) -> None:
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
+        **settings,
     }
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
@@ -105,9 +108,8 @@ def _added(token: str) -> dict[str, str | bool]:
     }
 
 
-def _words() -> list[str]:
+def _words(template: str) -> list[str]:
     """Words as the pre-tokenizer splits them: with the preceding space, or alone at the start of a line."""
-    template = TEMPLATE
     for token in SPECIAL_TOKENS:
         template = template.replace(token, "\n")
     words = dict.fromkeys(word.strip(",.:") for word in template.replace("{}", " ").split())

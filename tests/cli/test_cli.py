@@ -189,6 +189,7 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
         (("+technique.x._target_=builtins.dict",), "is no Technique, it lacks"),
         (("+technique.x.a=1",), "expected a mapping with a _target_"),
         (("model=full_synthetic", "model.path=null"), "Give model.path=DIR"),
+        (("model=full_21_synthetic",), "models make=full_21 to=DIR"),
         (("model.path=/nowhere/at/all",), "neither a folder nor a Hub id"),
         (("baseline=nobody", "+variants.nobody.dtype=bf17"), "expected one of"),
         (("resume=true",), "holds no run"),

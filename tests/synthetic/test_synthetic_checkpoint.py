@@ -22,10 +22,8 @@ from safetensors.numpy import load_file
 
 from precision_lab.errors import InputError
 from precision_lab.record import files
-from precision_lab.synthetic import PRESETS, Shape, VisionConfig, make
-from precision_lab.synthetic import text_encoder as text_encoder_tensors
-from precision_lab.synthetic import transformer as transformer_tensors
-from precision_lab.synthetic import vae as vae_tensors
+from precision_lab.synthetic import PRESETS, Shape, make
+from precision_lab.synthetic.qwen_image.text_encoder import VisionConfig
 from precision_lab.synthetic.tensors import Source
 
 MICRO = PRESETS["micro"]
@@ -200,13 +198,7 @@ def test_shards_follow_the_published_naming_and_load(tmp_path: Path) -> None:
 
 
 def test_full_is_the_published_model() -> None:
-    full, source = PRESETS["full"], Source(0)
-    norm = text_encoder_tensors.OutputNorm.draw(source, full.text_encoder.hidden_size)
-    generated = {
-        "transformer": transformer_tensors.tensors(full.transformer, full.growth, source, norm),
-        "text_encoder": text_encoder_tensors.tensors(full.text_encoder, full.vision, source),
-        "vae": vae_tensors.tensors(full.vae, source),
-    }
+    generated = PRESETS["full"].tensors(Source(0))
     shapes = {part: {tensor.name: tensor.shape for tensor in tensors} for part, tensors in generated.items()}
     counts = {part: sum(int(np.prod(shape)) for shape in named.values()) for part, named in shapes.items()}
     assert counts == {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}

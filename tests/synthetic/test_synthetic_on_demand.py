@@ -19,7 +19,7 @@ from precision_lab.record import files
 from precision_lab.synthetic import PRESETS, cache, checkpoint, make, on_demand
 
 MICRO = PRESETS["micro"]
-SOURCES = sorted(Path(synthetic.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(synthetic.__file__).parent.rglob("*.py"))
 
 
 @pytest.fixture
@@ -69,7 +69,9 @@ def test_without_xdg_it_lies_under_home(tmp_path, monkeypatch):
 
 def test_another_generator_is_another_folder(tmp_path, monkeypatch):
     """The key depends on every source of the package, the shape with its defaults, the template and NumPy."""
-    copies = [Path(shutil.copy(source, tmp_path)) for source in SOURCES]
+    copied = shutil.copytree(Path(synthetic.__file__).parent, tmp_path / "copied")
+    copies = sorted(copied.rglob("*.py"))
+    assert len(copies) == len(SOURCES)
     known = cache.key(MICRO, copies)
     assert known == cache.key(MICRO) == cache.key(MICRO, reversed(copies))
     for copy in copies:
@@ -80,9 +82,9 @@ def test_another_generator_is_another_folder(tmp_path, monkeypatch):
     assert cache.key(MICRO, copies) == known
     assert cache.key(replace(MICRO, growth=1.2)) != known
     assert cache.key(replace(MICRO, scheduler=replace(MICRO.scheduler, max_shift=1.0))) != known
-    for name, value in (("TEMPLATE", "{}"), ("np", SimpleNamespace(__version__="0.0"))):
+    for owner, name, value in ((type(MICRO), "template", "{}"), (cache, "np", SimpleNamespace(__version__="0.0"))):
         with monkeypatch.context() as patch:
-            patch.setattr(cache, name, value)
+            patch.setattr(owner, name, value)
             assert cache.key(MICRO) != known, name
 
 
@@ -96,10 +98,13 @@ def test_the_key_covers_all_imports_of_the_generator():
             elif isinstance(node, ast.Import):
                 assert not any(name.name.startswith("precision_lab") for name in node.names)
     others = {(module, name) for module, name in imported if not module.startswith("precision_lab.synthetic")}
-    assert {name for module, name in others if module == "precision_lab.model.qwen_image.config"} == {
-        f"{part}Config" for part in ("TextEncoder", "Transformer", "VAE")
-    }
-    assert {entry for entry in others if entry[0] != "precision_lab.model.qwen_image.config"} == {
+    models = [f"precision_lab.model.{model}" for model in ("qwen_image", "qwen_image_21")]
+    for model in models:
+        assert {name for module, name in others if module == f"{model}.config"} == {
+            f"{part}Config" for part in ("TextEncoder", "Transformer", "VAE")
+        }
+    assert {entry for entry in others if entry[0] not in [f"{model}.config" for model in models]} == {
+        ("precision_lab.model.language_body_config", "LanguageBodyConfig"),
         ("precision_lab.model.text_to_image.scheduler", "QWEN_IMAGE"),
         ("precision_lab.model.text_to_image.scheduler", "SchedulerConfig"),
         ("precision_lab.device.cache", "user_cache"),
@@ -107,6 +112,9 @@ def test_the_key_covers_all_imports_of_the_generator():
         ("precision_lab.errors", "nearest"),
         ("precision_lab.model.qwen_image", "subject"),
         ("precision_lab.model.qwen_image.prompt", "TEMPLATE"),
+        ("precision_lab.model.qwen_image_21", "subject"),
+        ("precision_lab.model.qwen_image_21.prompt", "TEMPLATE"),
+        ("precision_lab.model.text_to_image.subject", "Source"),
         ("precision_lab.record.files", "replacing"),
     }
 
@@ -145,10 +153,11 @@ def test_another_process_may_be_first(home, micro_synthetic, monkeypatch, moment
 
 
 def test_presets_that_are_unknown_or_large(home):
-    assert "Did you mean micro?" in refusal("mirco")
+    assert "Did you mean micro, micro_21?" in refusal("mirco")
     assert "unknown preset" in refusal("")
     assert "57.7 GB" in refusal("full")
     assert "models make=full to=DIR" in refusal("full")
+    assert "models make=transformer_21 to=DIR" in refusal("transformer_21")
     assert not home.exists()
 
 

@@ -14,12 +14,13 @@ from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
 from precision_lab.synthetic import tokenizer
 
 PREFIX = TEMPLATE.split("{}")[0]
+WORDS = tokenizer.vocabulary(TEMPLATE)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.write(folder)
+    tokenizer.write(folder, WORDS)
     return folder
 
 
@@ -55,14 +56,14 @@ def test_any_text_survives(loaded) -> None:
 
 
 def test_ids_are_dense_and_the_vocabulary_small(loaded) -> None:
-    size = tokenizer.vocabulary_size()
+    size = WORDS.size
     assert size == len(loaded) <= 1500
     assert sorted(loaded.get_vocab().values()) == list(range(size))
 
 
 def test_special_tokens_have_their_ids_and_roles(loaded) -> None:
     for token in tokenizer.SPECIAL_TOKENS:
-        assert loaded.convert_tokens_to_ids(token) == tokenizer.token_id(token)
-        assert loaded(token)["input_ids"] == [tokenizer.token_id(token)]
+        assert loaded.convert_tokens_to_ids(token) == WORDS.special(token)
+        assert loaded(token)["input_ids"] == [WORDS.special(token)]
     assert loaded.pad_token == "<|endoftext|>"
     assert loaded.eos_token == "<|im_end|>"

@@ -26,6 +26,7 @@ class QwenImage(Source):
     kind: ClassVar[type[Checkpoint]] = Checkpoint
     settings: ClassVar[type[Settings]] = Pipeline.settings
     publisher: ClassVar[str] = "Qwen/Qwen-Image"
+    preset: ClassVar[str] = "full"
     varied: ClassVar[tuple[str, ...]] = (*Source.varied, "max_sequence_length")
 
     inflate: float = 1.0

@@ -18,4 +18,5 @@ class QwenImage21(Source):
     kind: ClassVar[type[Checkpoint]] = Checkpoint
     settings: ClassVar[type[Settings]] = Pipeline.settings
     publisher: ClassVar[str] = "Qwen/Qwen-Image-2.1"
+    preset: ClassVar[str] = "full_21"
     varied: ClassVar[tuple[str, ...]] = (*Source.varied, "prefix_cache")

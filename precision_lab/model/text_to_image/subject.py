@@ -146,6 +146,8 @@ class Source:
     """The class of the settings of a case."""
     publisher: ClassVar[str]
     """The beginning of the Hub ids of the published repositories."""
+    preset: ClassVar[str]
+    """The synthetic checkpoint of published size that the command `models` writes."""
     varied: ClassVar[tuple[str, ...]] = ("steps", "sigmas", "schedule", "guidance_scale", "negative_prompt")
     """The settings that may differ between the variants of a run: those that leave pictures of the same size."""
     dtyped: ClassVar[tuple[str, ...]] = Dtypes._fields
@@ -163,7 +165,7 @@ class Source:
         if not self.path:
             raise InputError(
                 f"model={self.name or '???'} has no path. Give model.path=DIR; "
-                "`python -m precision_lab models make=full to=DIR` writes a synthetic checkpoint"
+                f"`python -m precision_lab models make={self.preset} to=DIR` writes a synthetic checkpoint"
             )
         self.path = str(self.path)
         if self.weights_dtype is not None and self.weights_dtype not in DTYPES:

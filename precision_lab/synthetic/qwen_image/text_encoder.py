@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.config import TextEncoderConfig
-from precision_lab.synthetic.shape import VisionConfig
+from precision_lab.synthetic.language_body import Attention, layer, norm, patches, unit_linear
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 
 OUTPUT_AMAX = 150.0
@@ -21,11 +22,27 @@ OUTPUT_BULK = 3.0
 MASSIVE_EMBEDDING = 3.0
 """Mean magnitude of the massive channels in the embedding of every token; all other values are N(0, 1)."""
 
-BIAS = 0.3
-"""Standard deviation of the query, key and value biases, whose outputs have unit size."""
 
-SILU_PRODUCT_RMS = 0.6
-"""Root mean square of silu(x) * y for independent x, y ~ N(0, 1)."""
+@dataclass(frozen=True)
+class VisionConfig:
+    """`vision_config` of Qwen2.5-VL. Text-to-image never runs this tower, but from_pretrained needs its weights."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    in_channels: int = 3
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+
+    def __post_init__(self) -> None:
+        # transformers rotates two halves, one for each image axis, so a head needs a multiple of four channels
+        if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 4:
+            raise InputError(
+                f"vision config: hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of a "
+                "multiple of 4 channels"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,12 +79,12 @@ class OutputNorm:
 def tensors(config: TextEncoderConfig, vision: VisionConfig, source: Source) -> Iterator[Tensor]:
     """Yields all tensors of Qwen2_5_VLForConditionalGeneration under the names of the published files."""
     width = config.hidden_size
-    norm = OutputNorm.draw(source, width)
+    output = OutputNorm.draw(source, width)
     yield from _vision(vision, width, source)
-    yield _embedding("model.embed_tokens.weight", config.vocab_size, norm, source)
+    yield _embedding("model.embed_tokens.weight", config.vocab_size, output, source)
     for i in range(config.num_hidden_layers):
-        yield from _layer(f"model.layers.{i}", config, source)
-    yield whole("model.norm.weight", (width,), lambda: norm.weight(source, "model.norm.weight"))
+        yield from layer(f"model.layers.{i}", config, Attention(biases=True, head_norms=False), source)
+    yield whole("model.norm.weight", (width,), lambda: output.weight(source, "model.norm.weight"))
     yield source.tensor("lm_head.weight", (config.vocab_size, width), width**-0.5)
 
 
@@ -84,34 +101,16 @@ def _embedding(name: str, vocabulary: int, norm: OutputNorm, source: Source) -> 
     return Tensor(name, plain.shape, draw)
 
 
-def _layer(name: str, config: TextEncoderConfig, source: Source) -> Iterator[Tensor]:
-    """Yields a layer with queries, keys, values and hidden units of unit size.
-
-    Its two branches together add 1 / num_layers to the variance.
-    """
-    width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-    branch = (2 * config.num_hidden_layers) ** -0.5
-    yield source.tensor(f"{name}.input_layernorm.weight", (width,), 0.1, mean=1.0)
-    for part, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        yield from source.linear(f"{name}.self_attn.{part}", size, width, std=width**-0.5, bias=BIAS)
-    yield source.tensor(f"{name}.self_attn.o_proj.weight", (width, queries), branch * queries**-0.5)
-    yield source.tensor(f"{name}.post_attention_layernorm.weight", (width,), 0.1, mean=1.0)
-    for part in ("gate_proj", "up_proj"):
-        yield source.tensor(f"{name}.mlp.{part}.weight", (inner, width), width**-0.5)
-    yield source.tensor(f"{name}.mlp.down_proj.weight", (width, inner), branch / SILU_PRODUCT_RMS * inner**-0.5)
-
-
 def _vision(config: VisionConfig, out: int, source: Source) -> Iterator[Tensor]:
     """Yields the tensors of the vision tower, which text-to-image does not run."""
     width, inner = config.hidden_size, config.intermediate_size
     merged = width * config.spatial_merge_size**2
-    patch = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-    yield source.tensor("visual.patch_embed.proj.weight", (width, *patch), math.prod(patch) ** -0.5)
+    kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+    yield patches("visual.patch_embed.proj", width, kernel, source)
     for i in range(config.depth):
         name = f"visual.blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            yield source.tensor(f"{name}.{norm}.weight", (width,), 0.1, mean=1.0)
+        for part in ("norm1", "norm2"):
+            yield norm(f"{name}.{part}", width, source)
         for part, rows, columns in (
             ("attn.qkv", 3 * width, width),
             ("attn.proj", width, width),
@@ -119,7 +118,7 @@ def _vision(config: VisionConfig, out: int, source: Source) -> Iterator[Tensor]:
             ("mlp.up_proj", inner, width),
             ("mlp.down_proj", width, inner),
         ):
-            yield from source.linear(f"{name}.{part}", rows, columns, std=columns**-0.5, bias=0.1)
-    yield source.tensor("visual.merger.ln_q.weight", (width,), 0.1, mean=1.0)
-    yield from source.linear("visual.merger.mlp.0", merged, merged, std=merged**-0.5, bias=0.1)
-    yield from source.linear("visual.merger.mlp.2", out, merged, std=merged**-0.5, bias=0.1)
+            yield from unit_linear(f"{name}.{part}", rows, columns, source)
+    yield norm("visual.merger.ln_q", width, source)
+    yield from unit_linear("visual.merger.mlp.0", merged, merged, source)
+    yield from unit_linear("visual.merger.mlp.2", out, merged, source)

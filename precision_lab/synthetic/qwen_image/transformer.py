@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.synthetic.block import block
-from precision_lab.synthetic.growth import BULK_RATIO, Channels, Growth
-from precision_lab.synthetic.modulation import Modulation, modulation, timestep_embedding
-from precision_lab.synthetic.shape import INPUT_AMAX
+from precision_lab.synthetic.qwen_image.block import block
+from precision_lab.synthetic.qwen_image.growth import BULK_RATIO, INPUT_AMAX, Channels, Growth
+from precision_lab.synthetic.qwen_image.modulation import Modulation, modulation
+from precision_lab.synthetic.qwen_image.text_encoder import OutputNorm
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
-from precision_lab.synthetic.text_encoder import OutputNorm
+from precision_lab.synthetic.timestep import timestep_embedding
 
 NORM_OUT_AMAX = 16.0
 """Published largest magnitude after `norm_out`."""
@@ -44,7 +44,7 @@ def tensors(config: TransformerConfig, factor: float, source: Source, text: Outp
     yield from _input("img_in", config.in_channels, img, source)
     yield whole("txt_norm.weight", (text.width,), lambda: text.levelling(source, "txt_norm.weight"))
     yield from _input("txt_in", text.width, txt, source)
-    yield from timestep_embedding(width, source)
+    yield from timestep_embedding(width, source, biases=True)
     for i in range(config.num_layers):
         yield from block(i, config, growth, img, txt, source)
     yield from _output(config, img, source)

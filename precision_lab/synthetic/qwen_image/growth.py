@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precision_lab.synthetic.shape import INPUT_AMAX
 from precision_lab.synthetic.tensors import Array, Source
+
+INPUT_AMAX = 16.0
+"""Published largest magnitude after `img_in`; both streams start here."""
 
 BULK_RATIO = 1 / 40
 """Standard deviation of a bulk channel relative to the first massive channel."""

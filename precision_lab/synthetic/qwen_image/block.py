@@ -10,8 +10,8 @@ from itertools import chain
 import numpy as np
 
 from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.synthetic.growth import Branch, Channels, Growth
-from precision_lab.synthetic.modulation import Modulation, modulation
+from precision_lab.synthetic.qwen_image.growth import Branch, Channels, Growth
+from precision_lab.synthetic.qwen_image.modulation import Modulation, modulation
 from precision_lab.synthetic.tensors import Array, Source, Tensor, whole
 
 MASSIVE_INPUT = 0.5
