@@ -39,16 +39,17 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 def modulate(x: Array, shift: Array | None, scale: Array) -> Array:
     """`x * (1 + scale) + shift`; x: (B, L, D), shift, or None for zero, and scale as `gate` in `gated_add`."""
-    scaled = x.astype(np.float64) * (1 + _over_tokens(scale))
-    return scaled if shift is None else scaled + _over_tokens(shift)
+    scaled = x.astype(np.float64) * (1 + over_tokens(scale))
+    return scaled if shift is None else scaled + over_tokens(shift)
 
 
 def gated_add(residual: Array, gate: Array, update: Array) -> Array:
     """`residual + gate * update`; residual and update: (B, L, D), gate: (B, D), or (B or 1, L or 1, D)."""
-    return residual.astype(np.float64) + _over_tokens(gate) * update.astype(np.float64)
+    return residual.astype(np.float64) + over_tokens(gate) * update.astype(np.float64)
 
 
-def _over_tokens(row: Array) -> Array:
+def over_tokens(row: Array) -> Array:
+    """`row` in float64 with an axis of tokens: (B, D) becomes (B, 1, D); an array that has the axis keeps its shape."""
     wide = row.astype(np.float64)
     return wide[:, None] if wide.ndim == 2 else wide
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.numerics.absorption import absorption_pcts
+from precision_lab.numerics.float64 import over_tokens
 from precision_lab.numerics.formats import format_named
 from precision_lab.probes.base import Scalar
 from precision_lab.record.columns import Column
@@ -46,23 +47,18 @@ class Absorption:
         )
 
     def measure(self, inputs: Sequence[mx.array], output: mx.array) -> Mapping[str, Scalar]:
-        """inputs: residual (B, L, D), gate (B, D), or (B or 1, L or 1, D), update (B, L, D).
+        """inputs: residual (B, L, D), gate (B, D) or (B or 1, L or 1, D), update (B, L, D).
 
         Raises InputError for other calls.
         """
-        if (
-            len(inputs) != 3
-            or inputs[0].ndim != 3
-            or inputs[1].ndim not in (2, 3)
-            or inputs[0].shape != inputs[2].shape
-        ):
+        if [x.ndim for x in inputs] not in ([3, 2, 3], [3, 3, 3]) or inputs[0].shape != inputs[2].shape:
             shapes = ", ".join(str(x.shape) for x in inputs)
             raise InputError(
                 f"probe absorption: a call with inputs of shapes {shapes}; expected residual, gate, update"
             )
         residual, gate, update = (to_numpy(x).astype(np.float64) for x in inputs)
         with np.errstate(invalid="ignore", over="ignore"):
-            added = (gate[:, None] if gate.ndim == 2 else gate) * update
+            added = over_tokens(gate) * update
         update_rms, stream_rms = _rms(added), _rms(residual)
         absorbed = absorption_pcts(residual, added, self.formats)
         return {

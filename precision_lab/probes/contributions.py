@@ -11,7 +11,7 @@ the share of every summand is known exactly:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from precision_lab.probes.base import ACTIVATIONS
 from precision_lab.record.columns import Column
 
 _Stream = tuple[str | None, int | None, str]
+_Summand = tuple[Position, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Contributions:
     """Measures every residual stream, separately for each step and branch.
 
     sites: the modules outside blocks whose outputs are the initial streams, and the residual adds, which are called
-    with (residual, gate, update). Holds the summands of one forward pass in fp32: the size of a stream times the number
-    of adds plus 1.
+    with (residual, gate, update). Several initial outputs of one stream are its tokens one after another. Holds the
+    summands of one forward pass in fp32: the size of a stream times the number of adds plus 1.
     """
 
     sites: Sequence[str]
@@ -54,7 +55,7 @@ class ContributionRecorder:
     def __init__(self, sites: Sequence[str], ports: Sequence[str]):
         self.sites, self.ports = sites, ports
         self._rows: list[dict[str, Any]] = []
-        self._summands: dict[_Stream, list[tuple[Position, npt.NDArray[np.float32]]]] = defaultdict(list)
+        self._summands: dict[_Stream, list[_Summand]] = defaultdict(list)
         self._final: dict[_Stream, npt.NDArray[Any]] = {}
 
     def observe(self, batch: Sequence[Observation]) -> None:
@@ -67,7 +68,7 @@ class ContributionRecorder:
             else:
                 _, gate, update = (to_numpy(x).astype(np.float32) for x in inputs)
                 with np.errstate(invalid="ignore", over="ignore"):
-                    summand = gate[:, None] * update
+                    summand = (gate[:, None] if gate.ndim == 2 else gate) * update
             self._summands[stream].append((position, summand))
             self._final[stream] = to_numpy(output)
 
@@ -84,7 +85,18 @@ class ContributionRecorder:
             final = self._final.pop(stream).astype(np.float64)
             square = float(np.vdot(final, final))
             largest = int(np.abs(final).argmax())
-            for position, summand in self._summands.pop(stream):
+            for position, summand in _placed(self._summands.pop(stream), final.shape):
                 share = float(np.vdot(summand.astype(np.float64), final)) / square if square else np.nan
                 peak = float(summand.reshape(-1)[largest]) / final.reshape(-1)[largest] if square else np.nan
                 self._rows.append({**position._asdict(), "final_share": share, "final_amax_share": peak})
+
+
+def _placed(summands: list[_Summand], shape: tuple[int, ...]) -> Iterator[_Summand]:
+    """The summands of a stream (B, N, D), those of some of its tokens with zeros for the others."""
+    first = 0
+    for position, summand in summands:
+        tokens = summand.shape[1]
+        if summand.shape != shape:
+            summand = np.pad(summand, [(0, 0), (first, shape[1] - first - tokens), (0, 0)])
+            first += tokens
+        yield position, summand

@@ -26,8 +26,9 @@ class _Repeated(Wrapper):
         self.copies = copies
 
     def __call__(self, *args: mx.array | None) -> mx.array:
-        repeated = [None if a is None else mx.concatenate([a] * self.copies) for a in args]
         rows = next(a.shape[0] for a in args if a is not None)
+        # an array of one row for all samples, such as a causal mask, serves all copies
+        repeated = [a if a is None or a.shape[0] != rows else mx.concatenate([a] * self.copies) for a in args]
         return self.inner(*repeated)[:rows]
 
 

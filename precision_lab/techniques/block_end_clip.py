@@ -1,9 +1,11 @@
-"""Both streams clipped to the range of float16 at the end of each block, as diffusers does in float16.
+"""The streams clipped to the range of float16 at the end of each block, as diffusers does in float16.
 
 (QwenImageTransformerBlock, diffusers 0.42.1; ComfyUI issue 10751 tries the same and calls it lossy.) It fails in two
 ways. Where a stream needs more than 65504, the clipped model is a different function. Where the add after attention
 overflows inside the block, the LayerNorm after it turns the infinity into NaN before the clip is reached. Cost: one
 element-wise pass a stream.
+
+The plain model of 2.1 has the clip of diffusers, in float16 alone. Of 1.x it has none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.techniques.parts.streams import over_streams
 
 
 class _Clipped(Wrapper):
@@ -24,9 +26,8 @@ class _Clipped(Wrapper):
         super().__init__(inner)
         self.limit = limit
 
-    def __call__(self, *args: Any) -> Streams:
-        img, txt = self.inner(*args)
-        return Streams(img=mx.clip(img, -self.limit, self.limit), txt=mx.clip(txt, -self.limit, self.limit))
+    def __call__(self, *args: Any) -> Any:
+        return over_streams(lambda x: mx.clip(x, -self.limit, self.limit), self.inner(*args))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ class _ChunkedAttend(Attend):
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
         dtype = q.dtype
         q, k, v = (a.transpose(0, 2, 1, 3).astype(mx.float32) for a in (q, k, v))
-        chunks = [self._attend(chunk, k, v, mask) for chunk in _split(q, self.queries)]
+        parts = _split(q, self.queries)
+        masks = [mask] * len(parts) if mask is None or mask.shape[2] == 1 else _split(mask, self.queries)
+        chunks = [self._attend(part, k, v, of_part) for part, of_part in zip(parts, masks, strict=True)]
         return mx.concatenate(chunks, axis=2).astype(dtype).transpose(0, 2, 1, 3)
 
     def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:

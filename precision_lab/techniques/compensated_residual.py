@@ -15,11 +15,11 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.instrument.sites import Site
-from precision_lab.model.modulation import GatedAdd
+from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.modulation import GatedAdd, over_tokens
+from precision_lab.model.qwen_image_21.block import Float16Clip
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.narrow_sums import dtype_named
-from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS
 
 
 class _Carry:
@@ -46,7 +46,7 @@ class _CompensatedAdd(GatedAdd):
         self._carry, self._stream, self._correction = carry, stream, correction
 
     def __call__(self, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
-        change = (gate[:, None] * update).astype(mx.float32)
+        change = (over_tokens(gate) * update).astype(mx.float32)
         correction = self._carry.take(self._stream, residual)
         if correction is not None:
             change = change + correction.astype(mx.float32)
@@ -58,11 +58,26 @@ class _CompensatedAdd(GatedAdd):
         return total
 
 
+class _Clip(Wrapper):
+    """Keeps the correction of the values that the clip at the end of a block leaves as they are."""
+
+    def __init__(self, inner: nn.Module, carry: _Carry, stream: str):
+        super().__init__(inner)
+        self._carry, self._stream = carry, stream
+
+    def __call__(self, x: mx.array) -> mx.array:
+        clipped: mx.array = self.inner(x)
+        correction = self._carry.take(self._stream, x)
+        if correction is not None:
+            self._carry.leave(self._stream, clipped, mx.where(clipped == x, correction, 0).astype(correction.dtype))
+        return clipped
+
+
 @dataclass(frozen=True)
 class CompensatedResidual:
     """`correction` is the dtype of the rounding error carried along: bfloat16, float16 or float32."""
 
-    sites: Sequence[str] = RESIDUAL_ADDS
+    sites: Sequence[str] = ("transformer_blocks.*.{{img,txt}_{add1,add2},img_clip}",)
     correction: str = "float32"
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
@@ -72,5 +87,7 @@ class CompensatedResidual:
         dtype_named("compensated_residual.correction", self.correction)
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("compensated_residual", site, GatedAdd)
+        expect_kind("compensated_residual", site, GatedAdd, Float16Clip)
+        if isinstance(site.module, Float16Clip):
+            return _Clip(site.module, self._carry, site.stream)
         return _CompensatedAdd(self._carry, site.stream, dtype_named("correction", self.correction))

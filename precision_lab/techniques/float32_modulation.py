@@ -16,7 +16,10 @@ from precision_lab.techniques.float32 import InFloat32
 
 @dataclass(frozen=True)
 class Float32Modulation(ByPlace):
-    """`{img,txt}_mod` keep their fp32 output; modulations and gated adds read it and round to the tokens' dtype."""
+    """`{img,txt}_mod` of 1.x and `modulation` of 2.1, which all blocks share, keep their fp32 output.
+
+    Modulations and gated adds read it and round to the tokens' dtype.
+    """
 
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
@@ -24,6 +27,6 @@ class Float32Modulation(ByPlace):
     @property
     def places(self) -> Places:
         return {
-            "transformer_blocks.*.{img,txt}_mod": lambda site: InFloat32(site.module, rounds=False),
+            "{modulation,transformer_blocks.*.{img,txt}_mod}": lambda site: InFloat32(site.module, rounds=False),
             "transformer_blocks.*.{img,txt}_{modulate1,modulate2,add1,add2}": lambda site: InFloat32(site.module),
         }

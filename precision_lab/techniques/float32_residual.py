@@ -1,4 +1,4 @@
-"""Both residual streams in fp32 between and inside the blocks; branches stay in the dtype of the computation.
+"""The residual streams in fp32 between and inside the blocks; branches stay in the dtype of the computation.
 
 Draw Things' fp16 build of Qwen-Image does this (draw-things-community, QwenImage.swift: `.to(.Float32)` before the
 first block, every LayerNorm and every gated add on fp32). The streams reach 5e7, whereas float16 ends at 65504; at that
@@ -8,26 +8,42 @@ LayerNorm, modulation and gated adds on them in fp32. All matrix products stay n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import mlx.core as mx
 
 from precision_lab.instrument.scope import current_scope, scope
-from precision_lab.instrument.sites import Wrapper
-from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.techniques.base import ByPlace, Places
-from precision_lab.techniques.parts.casting import cast
+from precision_lab.techniques.parts.casting import cast, float_dtypes
 
 _COMPUTE_DTYPE = "compute_dtype"
 
 
-class _Block(Wrapper):
-    """Upcasts the streams, and publishes the dtype of the computation, that of temb, to the branches inside."""
+class _Entered:
+    """The dtype of the streams when they entered the first block, before they were upcast."""
 
-    def __call__(self, x: Streams, temb: mx.array, *args: Any) -> Any:
-        with scope(**{_COMPUTE_DTYPE: temb.dtype}):
-            return self.inner(cast(x, mx.float32), temb, *args)
+    dtype: mx.Dtype = mx.float32
+
+
+class _Block(Wrapper):
+    """Upcasts the streams, and publishes the dtype of the computation to the branches inside.
+
+    That is the dtype of temb in 1.x. A block of 2.1 reads a modulation, which another technique may have left in fp32,
+    so there it is the dtype in which the stream entered the first block.
+    """
+
+    def __init__(self, site: Site, entered: _Entered):
+        super().__init__(site.module)
+        self._is_first, self._entered = site.block == 0, entered
+
+    def __call__(self, x: Any, conditioning: Any, *args: Any) -> Any:
+        if self._is_first:
+            self._entered.dtype = float_dtypes(x)[0]
+        dtype = conditioning.dtype if isinstance(conditioning, mx.array) else self._entered.dtype
+        with scope(**{_COMPUTE_DTYPE: dtype}):
+            return self.inner(cast(x, mx.float32), conditioning, *args)
 
 
 class _Branch(Wrapper):
@@ -56,15 +72,16 @@ class _End(Wrapper):
 
 @dataclass(frozen=True)
 class Float32Residual(ByPlace):
-    """fp32 from the entry of the first block to the final LayerNorm, in the image and the text stream."""
+    """fp32 from the entry of the first block to the final LayerNorm, in every residual stream."""
 
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
+    _entered: _Entered = field(default_factory=_Entered, init=False, repr=False, compare=False)
 
     @property
     def places(self) -> Places:
         return {
-            "transformer_blocks.*": lambda site: _Block(site.module),
+            "transformer_blocks.*": lambda site: _Block(site, self._entered),
             "transformer_blocks.*.{attn,img_mlp,txt_mlp}": lambda site: _Branch(site.module),
             "transformer_blocks.*.{img,txt}_{add1,add2}": lambda site: _Add(site.module),
             "norm_out": lambda site: _End(site.module),

@@ -25,7 +25,7 @@ from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
 from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.parts.kinds import expect_kind
-from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd
+from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd, is_linear
 
 
 class _Product(Wrapper):
@@ -33,15 +33,16 @@ class _Product(Wrapper):
 
     def __init__(self, site: Site, scale: float):
         super().__init__(site.module)
-        if "bias" not in site.module:
-            raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected a linear with a bias")
+        if not is_linear(site.module):
+            raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected a linear")
         self.scale = scale
         self._linear = copy(site.module)
-        self._bias = self._linear.pop("bias")
+        self._bias = self._linear.pop("bias", None)
 
     def __call__(self, x: mx.array) -> mx.array:
         product = self._linear(x * self.scale).astype(mx.float32)
-        return product / self.scale + self._bias.astype(mx.float32)
+        restored = product / self.scale
+        return restored if self._bias is None else restored + self._bias.astype(mx.float32)
 
 
 class _Attend(nn.Module):
@@ -68,9 +69,11 @@ class GGMLScales(ByPlace):
     @property
     def places(self) -> Places:
         return {
-            "transformer_blocks.*.attn.attend": self._attend,
+            "transformer_blocks.*.attn.{attend,attend_prefix}": self._attend,
             "transformer_blocks.*.attn.{to_out.0,to_add_out}": lambda site: _Product(site, self.attention_out),
-            "transformer_blocks.*.{img,txt}_mlp.net.2": lambda site: _Product(site, self.feed_forward_out),
+            "transformer_blocks.*.{{img,txt}_mlp.net.2,img_mlp.out}": lambda site: _Product(
+                site, self.feed_forward_out
+            ),
             "transformer_blocks.*.{img,txt}_{add1,add2}": lambda site: ScaledGatedAdd(site.module, 1.0),
         }
 

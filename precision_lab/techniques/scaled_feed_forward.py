@@ -6,7 +6,10 @@ reads it. Draw Things' fp16 build does both (draw-things-community, QwenImage.sw
 conf/technique/draw_things_*); its second linear accumulates in fp32, as every product does here. Cost: one element-wise
 pass over the hidden layer; with the first linear scaled, two more passes and GELU on fp32.
 
-It keeps the hidden layer and the second linear in range. The stream itself needs fp32_residual.
+In SwiGLU (2.1) the hidden layer is a product, which is linear in the factor without an activation. The linear of that
+factor reads x divided by the scale, so the factor is smaller too. Cost: one pass over x instead of the hidden layer.
+
+It keeps the hidden layer and the last linear in range. The stream itself needs fp32_residual.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.techniques.base import ByPlace, Places
-from precision_lab.techniques.parts.scaled_parts import PerBlock, ScaledGatedAdd, ScaledLinear, at_block
+from precision_lab.techniques.parts.scaled_parts import PerBlock, ScaledGatedAdd, ScaledLinear, at_block, is_linear
 
 
 class _Hidden(Wrapper):
@@ -35,9 +38,20 @@ class _Hidden(Wrapper):
         return (self.inner(x).astype(mx.float32) / self.scale).astype(x.dtype)
 
 
+def _scaled_hidden(site: Site, scale: float) -> nn.Module:
+    """The module that makes the hidden layer, which then is divided by `scale`.
+
+    A linear makes it in SwiGLU: the hidden layer is the product of its result and an activation, so it may read x /
+    `scale` itself. GELU is not linear, so its result is divided.
+    """
+    if is_linear(site.module):
+        return ScaledLinear(site, input_scale=scale, bias_scale=scale)
+    return _Hidden(site.module, scale)
+
+
 @dataclass(frozen=True)
 class ScaledFeedForward(ByPlace):
-    """`hidden` divides GELU's output before the second linear reads it: one scale, or one a block."""
+    """`hidden` divides what the last linear reads, GELU's or SwiGLU's output: one scale, or one a block."""
 
     hidden: PerBlock = 16.0
     preserves_function: ClassVar[bool] = True
@@ -47,8 +61,8 @@ class ScaledFeedForward(ByPlace):
     def places(self) -> Places:
         hidden = partial(at_block, self.hidden)
         return {
-            "transformer_blocks.*.{img,txt}_mlp.net.0": lambda site: _Hidden(site.module, hidden(site)),
-            "transformer_blocks.*.{img,txt}_mlp.net.2": (
+            "transformer_blocks.*.{{img,txt}_mlp.net.0,img_mlp.proj}": lambda site: _scaled_hidden(site, hidden(site)),
+            "transformer_blocks.*.{{img,txt}_mlp.net.2,img_mlp.out}": (
                 lambda site: ScaledLinear(site, input_scale=1.0, bias_scale=hidden(site))
             ),
             "transformer_blocks.*.{img,txt}_add2": lambda site: ScaledGatedAdd(site.module, hidden(site)),

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Site
-from precision_lab.model.modulation import GatedAdd
+from precision_lab.model.modulation import GatedAdd, over_tokens
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.qwen_image import RESIDUAL_ADDS
 
@@ -42,7 +42,7 @@ class _StochasticAdd(GatedAdd):
         self._seed, self._address = seed, address
 
     def __call__(self, residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
-        change = gate[:, None] * update
+        change = over_tokens(gate) * update
         if residual.dtype == mx.float32:
             return residual + change
         if residual.dtype != mx.bfloat16:

@@ -22,8 +22,10 @@ from precision_lab.techniques.parts.casting import cast
 class _Exact(Wrapper):
     def __call__(self, timestep: mx.array, dtype: mx.Dtype) -> mx.array:
         sigma = current_scope().get("sigma")
-        exact = timestep if sigma is None else mx.full(timestep.shape, sigma, dtype=mx.float32)
-        return self.inner(exact, dtype)
+        if sigma is None:
+            return self.inner(timestep, dtype)
+        # 2.1 embeds t = 0 as well, for the text
+        return self.inner(mx.where(timestep == 0, 0.0, mx.array(sigma, mx.float32)), dtype)
 
 
 @dataclass(frozen=True)

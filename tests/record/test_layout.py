@@ -36,11 +36,11 @@ def test_block_and_stream(component, path, block, stream):
     ("path", "block", "stream"),
     [
         ("transformer_blocks.11", 11, "-"),  # its result is labelled by the field of its output
-        ("transformer_blocks.11.attn.attend_prefix", 11, "sequence"),
-        ("transformer_blocks.0.img_mlp.multiply", 0, "sequence"),
-        ("transformer_blocks.31.img_clip", 31, "sequence"),
-        ("txt_in.text_norm", None, "sequence"),
-        ("norm_out.linear", None, "sequence"),
+        ("transformer_blocks.11.attn.attend_prefix", 11, "img"),
+        ("transformer_blocks.0.img_mlp.multiply", 0, "img"),
+        ("transformer_blocks.31.img_clip", 31, "img"),
+        ("txt_in.text_norm", None, "img"),
+        ("norm_out.linear", None, "img"),
         ("modulation.1", None, "-"),
         ("split_modulation", None, "-"),
         ("time_text_embed.timestep_embedder", None, "-"),
@@ -54,7 +54,7 @@ def test_block_and_stream_of_a_model_of_one_stream(path, block, stream):
 def test_adds_and_the_last_block_of_a_model_of_one_stream():
     assert QWEN_21.is_add("transformer", "transformer_blocks.3.img_add2")
     assert not QWEN_21.is_add("transformer", "transformer_blocks.3.img_gate2")
-    assert (QWEN_21.main_stream, QWEN_21.last_block) == ("sequence", "transformer_blocks.31")
+    assert (QWEN_21.main_stream, QWEN_21.last_block) == ("img", "transformer_blocks.31")
 
 
 # as the laboratory had them before layouts: the rules that the patterns must agree with

@@ -155,16 +155,16 @@ class Transformer(nn.Module):
         target = target_segment(num_text, num_target, mask)
         rotation = self.pos_embed(num_text, grid)
         time = timestep.astype(latents.dtype)
-        x = self.img_in(latents)
         of_blocks: tuple[KeysValues | None, ...]
         if prefix is None:
             segments = Segments((text_segment(num_text, mask),), target)
-            x = mx.concatenate([self.txt_in(text), x], axis=1)
+            x = mx.concatenate([self.txt_in(text), self.img_in(latents)], axis=1)
             time = mx.concatenate([time, mx.zeros((1,), time.dtype)])
             of_blocks = tuple(None for _ in self.transformer_blocks)
         else:
             segments = Segments((), target)
             rotation = rotation[num_text:]
+            x = self.img_in(latents)
             of_blocks = prefix.blocks
 
         temb = self.time_text_embed(time, latents.dtype)

@@ -95,7 +95,7 @@ class _FastAttend(Attend):
         keys, kv_heads = k.shape[1:3]
         assert heads % kv_heads == 0
         q32, k32, v32 = (_float32(a) for a in (q, k, v))
-        masked = None if mask is None else ~np.broadcast_to(to_numpy(mask), (batch, 1, 1, keys))[:, 0, 0]
+        masked = None if mask is None else ~np.broadcast_to(to_numpy(mask), (batch, 1, queries, keys))[:, 0]
         result, out = _empty(q.shape, q.dtype)
         step = _between(_QUERIES, _SCORES // max(keys, 1), 32)
         tiles = -(-queries // step)
@@ -110,7 +110,7 @@ class _FastAttend(Attend):
                 scores = np.empty((len(query), keys), np.float32)
                 sgemm(query, k32[b, :, kv].T, scores)
                 if masked is not None:
-                    scores[:, masked[b]] = np.finfo(np.float32).min
+                    scores[masked[b, rows]] = np.finfo(np.float32).min
                 scores -= scores.max(axis=1, keepdims=True)
                 np.exp(scores, out=scores)
                 weighted = np.empty((len(query), channels), np.float32)

@@ -43,37 +43,43 @@ def at_block(table: PerBlock, site: Site) -> float:
     return value
 
 
-class ScaledLinear(Wrapper):
-    """A linear that reads x / `input_scale` and has its bias divided by `bias_scale`; its weight is untouched.
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear with its own bias, or a plain or quantised one without."""
+    return "bias" in module or isinstance(module, nn.Linear | nn.QuantizedLinear)
 
-    Raises InputError for a module without a bias of its own, such as one that another technique has put there.
+
+class ScaledLinear(Wrapper):
+    """A linear that reads x / `input_scale` and has its bias, if any, divided by `bias_scale`; its weight is untouched.
+
+    Raises InputError for a module that another technique has put there, whose bias may be out of reach.
     """
 
     def __init__(self, site: Site, input_scale: float, bias_scale: float):
         super().__init__(site.module)
-        if "bias" not in site.module:
+        if not is_linear(site.module):
             raise InputError(
-                f"{site} is {type(site.module).__name__}, expected a linear with a bias: "
+                f"{site} is {type(site.module).__name__}, expected a linear: "
                 "list techniques that replace linears after those that scale them"
             )
         self.input_scale = input_scale
         self._linear = copy(site.module)
-        bias = site.module.bias
-        self._linear.bias = (bias.astype(mx.float32) / bias_scale).astype(bias.dtype)
+        if "bias" in site.module:
+            bias = site.module.bias
+            self._linear.bias = (bias.astype(mx.float32) / bias_scale).astype(bias.dtype)
 
     def __call__(self, x: mx.array) -> Any:
         return self._linear(x if self.input_scale == 1 else x / self.input_scale)
 
 
 class ScaledModulate(Wrapper):
-    """A modulation in fp32 whose result is divided by `scale`, which folds the factor into shift and 1 + scale."""
+    """A modulation in fp32 whose result is divided by `scale`, which folds the factor into 1 + scale and a shift."""
 
     def __init__(self, inner: nn.Module, scale: float):
         super().__init__(inner)
         self.scale = scale
 
-    def __call__(self, x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-        wide = self.inner(*(a.astype(mx.float32) for a in (x, shift, scale)))
+    def __call__(self, x: mx.array, *rows: mx.array) -> mx.array:
+        wide = self.inner(*(a.astype(mx.float32) for a in (x, *rows)))
         return (wide / self.scale).astype(x.dtype)
 
 

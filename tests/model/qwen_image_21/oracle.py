@@ -13,7 +13,7 @@ from precision_lab.model.qwen_image_21.transformer import Transformer
 from precision_lab.model.rotary import Grid
 from tests.model.oracle import TORCH
 
-CHANNELS = 16
+CHANNELS = 64
 
 
 class Shape(NamedTuple):
@@ -70,7 +70,7 @@ def random_transformer(seed: int, shape: Shape, eps: float = 1e-6) -> QwenImage2
 def in_dtype(model: QwenImage21Transformer2DModel, dtype: torch.dtype) -> QwenImage21Transformer2DModel:
     """A copy of `model` as `from_pretrained(torch_dtype=dtype)` gives it: the table of frequencies stays fp32.
 
-    `model.to(dtype)` would round the table, whose arguments reach 1000 rad, and change the output by 10 % in bfloat16.
+    `model.to(dtype)` would round the table, whose arguments reach 1000 rad: some 10 % of the output in bfloat16.
     """
     converted = copy.deepcopy(model).to(dtype)
     converted.time_text_embed.time_proj.freqs = model.time_text_embed.time_proj.freqs.clone()
