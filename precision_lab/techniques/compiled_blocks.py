@@ -7,7 +7,7 @@ compiler and is slower than eager execution. The first call after a change compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.qwen_image.block import TransformerBlock
-from precision_lab.model.qwen_image.streams import Streams
+from precision_lab.model.qwen_image_21.block import TransformerBlock as TransformerBlock21
 from precision_lab.techniques.parts.kinds import expect_kind
 
 
@@ -31,9 +31,9 @@ class _Compiled(Wrapper):
         self._address = address
         self._original = _anatomy(inner)
         self._compiled_anatomy: dict[int, type] | None = None
-        self._compiled: Callable[..., Any] = inner
+        self._compiled: dict[Any, _Flat] = {}
 
-    def __call__(self, x: Streams, temb: mx.array, rotations: Streams, mask: mx.array | None = None) -> Streams:
+    def __call__(self, *args: Any) -> Any:
         anatomy = _anatomy(self.inner)
         if anatomy != self._compiled_anatomy:
             if any(self._original.get(key, kind) is not kind for key, kind in anatomy.items()):
@@ -41,10 +41,12 @@ class _Compiled(Wrapper):
                     f"compiled_blocks: a module inside {self._address} is observed, which a compiled block does not "
                     "allow; observe transformer_blocks.* and modules outside of them (probe.range.sites, drift.sites)"
                 )
-            self._compiled, self._compiled_anatomy = mx.compile(_flat(self.inner)), anatomy
-        masks = () if mask is None else (mask,)
-        img, txt = self._compiled(*x, temb, *rotations, *masks)
-        return Streams(img=img, txt=txt)
+            self._compiled, self._compiled_anatomy = {}, anatomy
+        arrays: list[mx.array] = []
+        shape = _without_arrays(args, arrays)
+        if shape not in self._compiled:
+            self._compiled[shape] = _Flat(self.inner, shape)
+        return self._compiled[shape](arrays)
 
 
 def _anatomy(module: nn.Module) -> dict[int, type]:
@@ -52,16 +54,46 @@ def _anatomy(module: nn.Module) -> dict[int, type]:
     return {id(inner): type(inner) for inner in module.modules()}
 
 
-def _flat(block: nn.Module) -> Callable[..., tuple[mx.array, mx.array]]:
-    """The block as a function of arrays alone, the only kind that MLX compiles."""
+class _Flat:
+    """The block as a function of arrays alone, the only kind that MLX compiles; `shape`: its other arguments."""
 
-    def call(
-        img: mx.array, txt: mx.array, temb: mx.array, img_rotation: mx.array, txt_rotation: mx.array, *mask: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        out = block(Streams(img, txt), temb, Streams(img_rotation, txt_rotation), *mask)
-        return out.img, out.txt
+    def __init__(self, block: nn.Module, shape: Any):
+        self._result: Any = None
 
-    return call
+        def call(*arrays: mx.array) -> list[mx.array]:
+            out: list[mx.array] = []
+            self._result = _without_arrays(block(*_with_arrays(shape, iter(arrays))), out)
+            return out
+
+        self._call: Callable[..., list[mx.array]] = mx.compile(call)
+
+    def __call__(self, arrays: Sequence[mx.array]) -> Any:
+        out = self._call(*arrays)  # before the shape of the result, which is known after the first call
+        return _with_arrays(self._result, iter(out))
+
+
+_ARRAY = object()
+"""Where an array was."""
+
+
+def _without_arrays(value: Any, arrays: list[mx.array]) -> Any:
+    """`value`, an array or nested tuples, with `_ARRAY` in place of each array; the arrays are appended to `arrays`."""
+    if isinstance(value, mx.array):
+        arrays.append(value)
+        return _ARRAY
+    return _rebuilt(value, lambda item: _without_arrays(item, arrays))
+
+
+def _with_arrays(shape: Any, arrays: Iterator[mx.array]) -> Any:
+    """The inverse of `_without_arrays`."""
+    return next(arrays) if shape is _ARRAY else _rebuilt(shape, lambda item: _with_arrays(item, arrays))
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    items = [change(item) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 @dataclass(frozen=True)
@@ -73,5 +105,5 @@ class CompiledBlocks:
     composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("compiled_blocks", site, TransformerBlock)
+        expect_kind("compiled_blocks", site, TransformerBlock, TransformerBlock21)
         return _Compiled(site.module, str(site))
