@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
-from precision_lab.shapes import render, training_scenes
+from precision_lab.shapes import Scene, render, training_scenes
 
 TEXT_TOKENS = 16
 """Caption and the template's five tokens after it, padded to this length."""
@@ -26,16 +26,25 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Pictures:
-    """images: (n, height, width, 3) uint8. scenes: (n,) indices into `training_scenes()`."""
+    """images: (n, height, width, channels) uint8. scenes: (n,) indices into the scenes drawn from."""
 
     images: np.ndarray
     scenes: np.ndarray
 
 
-def pictures(count: int, height: int, width: int, seed: int, processes: int | None = None) -> Pictures:
-    """`count` pictures of uniformly drawn training scenes, (height, width) pixels, rendered on all cores.
+def pictures(
+    count: int,
+    height: int,
+    width: int,
+    seed: int,
+    processes: int | None = None,
+    scenes: Callable[[], Sequence[Scene]] = training_scenes,
+    channels: int = 3,
+) -> Pictures:
+    """`count` pictures of uniformly drawn scenes, (height, width) pixels, rendered on all cores.
 
-    The same count, size and seed give the same bytes for any number of processes.
+    With 4 channels, pictures without alpha are opaque. The same count, size, seed and scenes give the same bytes for
+    any number of processes.
     """
     seeds = np.random.SeedSequence([seed, height, width]).spawn(-(-count // _CHUNK))
     with warnings.catch_warnings():
@@ -43,16 +52,22 @@ def pictures(count: int, height: int, width: int, seed: int, processes: int | No
         # Other start methods would import PyTorch and diffusers in each child, which takes longer than drawing.
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
         with multiprocessing.get_context("fork").Pool(processes or os.cpu_count()) as pool:
-            parts = pool.map(partial(_chunk, height, width), seeds)
-    images, scenes = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
-    return Pictures(images, scenes)
+            parts = pool.map(partial(_chunk, height, width, scenes, channels), seeds)
+    images, drawn = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return Pictures(images, drawn)
 
 
-def _chunk(height: int, width: int, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
+def _chunk(
+    height: int, width: int, scenes: Callable[[], Sequence[Scene]], channels: int, seed: np.random.SeedSequence
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    scenes = training_scenes()
-    drawn = rng.integers(len(scenes), size=_CHUNK)
-    return np.stack([render(scenes[i], height, width, rng) for i in drawn]), drawn
+    choices = scenes()
+    drawn = rng.integers(len(choices), size=_CHUNK)
+    images = np.full((_CHUNK, height, width, channels), 255, dtype=np.uint8)
+    for image, i in zip(images, drawn, strict=True):
+        picture = render(choices[i], height, width, rng)
+        image[..., : picture.shape[2]] = picture
+    return images, drawn
 
 
 def tokens(folder: Path, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A closed world of pictures: one group of one to three equal objects on a plain background.
+"""A closed world of pictures: one group of one to three equal objects on a plain or transparent background.
 
 Every scene has one caption and any number of pictures. `render` draws them to train a small text-to-image checkpoint;
 `read` recognises the scene of a picture by classical image processing, to count how many of the checkpoint's pictures

@@ -17,6 +17,9 @@ COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
 SIZES = ("small", "large")
 POSITIONS = ("left", "right", "top", "bottom")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+TRANSPARENT = "transparent"
+"""The background of pictures with an alpha channel; not a colour, so objects cannot have it."""
+BACKGROUNDS = (*COLORS, TRANSPARENT)
 HELD_OUT_ONE_IN = 10
 LISTED = 5
 """Number of near choices that an error message lists; without near ones it lists up to twice as many, which is all."""
@@ -43,7 +46,7 @@ class Scene:
             ("size", (None, *SIZES)),
             ("color", COLORS),
             ("shape", SHAPES),
-            ("background", COLORS),
+            ("background", BACKGROUNDS),
             ("position", (None, *POSITIONS)),
         ):
             value = getattr(self, name)
@@ -93,7 +96,7 @@ def parse(caption: str) -> Scene:
     shape = nouns[take(f"a shape, in the {'singular' if count == 1 else 'plural'}", nouns)]
     take('the word "on"', ("on",))
     take('the word "a"', ("a", "an"))
-    background = take("a colour", COLORS)
+    background = take("a colour or transparent", BACKGROUNDS)
     take('the word "background"', ("background",))
     rest = list(words)
     if len(rest) > 1:
@@ -104,23 +107,30 @@ def parse(caption: str) -> Scene:
 
 
 @cache
-def all_scenes() -> tuple[Scene, ...]:
-    """All 12,600 scenes of the world, in a fixed order."""
+def all_scenes(transparent: bool = False) -> tuple[Scene, ...]:
+    """All 12,600 scenes with a background of one colour, in a fixed order.
+
+    `transparent` appends the 1,800 scenes with a transparent background.
+    """
     values = product(COUNT_WORDS, (None, *SIZES), COLORS, SHAPES, COLORS, (None, *POSITIONS))
-    return tuple(
+    opaque = tuple(
         Scene(count, size, color, shape, background, position)
         for count, size, color, shape, background, position in values
         if color != background
     )
+    if not transparent:
+        return opaque
+    values = product(COUNT_WORDS, (None, *SIZES), COLORS, SHAPES, (TRANSPARENT,), (None, *POSITIONS))
+    return opaque + tuple(Scene(*attributes) for attributes in values)
 
 
 @cache
-def training_scenes() -> tuple[Scene, ...]:
+def training_scenes(transparent: bool = False) -> tuple[Scene, ...]:
     """The scenes that training pictures may show, in the order of `all_scenes`."""
-    return tuple(scene for scene in all_scenes() if not scene.held_out)
+    return tuple(scene for scene in all_scenes(transparent) if not scene.held_out)
 
 
 @cache
-def held_out_scenes() -> tuple[Scene, ...]:
+def held_out_scenes(transparent: bool = False) -> tuple[Scene, ...]:
     """The scenes held out for testing, about one combination in ten, in the order of `all_scenes`."""
-    return tuple(scene for scene in all_scenes() if scene.held_out)
+    return tuple(scene for scene in all_scenes(transparent) if scene.held_out)

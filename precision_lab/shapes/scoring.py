@@ -14,7 +14,7 @@ SCORED = ("color", "shape", "background", "count")
 
 
 def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
-    """Whether each attribute read from the uint8 picture (height, width, 3) matches the scene; unreadable is False."""
+    """Whether each attribute read from the uint8 picture (height, width, 3 or 4) matches; unreadable is False."""
     reading = read(image)
     expected = {
         "background": scene.background,
@@ -28,6 +28,6 @@ def verdict(scene: Scene, image: npt.NDArray[np.uint8]) -> dict[str, bool]:
 
 
 def correct(scene: Scene, image: npt.NDArray[np.uint8]) -> bool:
-    """Whether the uint8 picture (height, width, 3) matches the scene in all attributes of `SCORED`."""
+    """Whether the uint8 picture (height, width, 3 or 4) matches the scene in all attributes of `SCORED`."""
     matches = verdict(scene, image)
     return all(matches[name] for name in SCORED)

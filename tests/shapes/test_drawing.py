@@ -113,3 +113,20 @@ def test_no_two_colours_are_alike() -> None:
 def test_a_picture_too_small_is_rejected() -> None:
     with pytest.raises(InputError, match="32 x 32"):
         render(all_scenes()[0], 16, 128, np.random.default_rng(0))
+
+
+@every_shape
+def test_alpha_is_coverage_and_objects_have_one_colour(shape: str) -> None:
+    scene = Scene(2, "large", "purple", shape, "transparent", "right")
+    image = render(scene, 128, 160, np.random.default_rng(4))
+    assert image.shape == (128, 160, 4)
+    assert image.dtype == np.uint8
+    covered = image[..., 3] > 0
+    assert (image[~covered] == 0).all()
+    assert (image[covered, :3] == RGB[4]).all()
+    radius = layout.RADII["large"] * 128
+    assert image[..., 3].sum() / 255 == pytest.approx(2 * area(shape) * radius**2, rel=0.01)
+    # composited over black, it is the picture with a black background, up to the rounding of alpha
+    black = render(replace(scene, background="black"), 128, 160, np.random.default_rng(4))
+    alpha = image[..., 3:] / 255
+    np.testing.assert_allclose(image[..., :3] * alpha + RGB[7] * (1 - alpha), black, atol=1)

@@ -207,8 +207,96 @@ def test_readings_name_the_size_and_position_that_captions_omit() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)],
+    [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 5), np.uint8), np.zeros((0, 8, 4), np.uint8)],
 )
 def test_other_arrays_are_rejected(image: npt.NDArray[np.generic]) -> None:
     with pytest.raises(InputError, match="uint8 picture"):
         read(image)
+
+
+# --- pictures with an alpha channel
+
+
+def transparent_sample(n: int, rng: np.random.Generator) -> Iterator[Scene]:
+    scenes = all_scenes(transparent=True)[len(all_scenes()) :]
+    return (scenes[i] for i in rng.choice(len(scenes), n, replace=False))
+
+
+def opaque(image: Picture, alpha: int = 255) -> Picture:
+    return np.concatenate((image, np.full_like(image[..., :1], alpha)), axis=-1)
+
+
+@pytest.mark.parametrize(("height", "width"), SIDES)
+def test_a_rendered_transparent_scene_is_read_in_full(height: int, width: int) -> None:
+    rng = np.random.default_rng(height - width + 200)
+    scenes = transparent_sample(80, rng)
+    assert not [s.caption for s in scenes if not all(verdict(s, render(s, height, width, rng)).values())]
+
+
+@pytest.mark.parametrize("degrade", [blur, noise, shift])
+def test_slightly_damaged_transparent_pictures_are_read(degrade: Degrade) -> None:
+    """Alpha is damaged, and colours only where a pixel is visible: straight alpha has no colour elsewhere."""
+    rng = np.random.default_rng(6)
+    right = []
+    for scene in transparent_sample(120, rng):
+        image = render(scene, 128, 128, rng)
+        image[..., :3] = image[image[..., 3] > 0][0, :3]
+        color, alpha = degrade(image[..., :3], rng), degrade(np.repeat(image[..., 3:], 3, 2), rng)[..., :1]
+        right.append(correct(scene, np.concatenate((color, alpha), axis=-1)))
+    assert np.mean(right) >= 0.98
+
+
+def test_the_colour_under_transparent_pixels_is_immaterial() -> None:
+    rng = np.random.default_rng(8)
+    for scene in transparent_sample(20, rng):
+        image = render(scene, 128, 128, rng)
+        hidden = image[..., 3] == 0
+        expected = read(image)
+        for colors in (255, rng.integers(0, 256, (hidden.sum(), 3))):
+            image[hidden, :3] = colors
+            assert read(image) == expected
+
+
+def test_an_opaque_alpha_channel_changes_nothing() -> None:
+    rng = np.random.default_rng(9)
+    for scene in sample(40, rng):
+        image = render(scene, 128, 128, rng)
+        assert read(opaque(image)) == read(opaque(image, 250)) == read(image)
+
+
+def test_transparency_and_colour_are_different_backgrounds() -> None:
+    rng = np.random.default_rng(10)
+    for scene in sample(20, rng):
+        transparent = replace(scene, background="transparent")
+        image = render(transparent, 128, 128, rng)
+        wrong = verdict(scene, image)
+        assert [name for name, right in wrong.items() if not right] == ["background"]
+        wrong = verdict(transparent, opaque(render(scene, 128, 128, rng)))
+        assert [name for name, right in wrong.items() if not right] == ["background"]
+
+
+def test_half_transparent_backgrounds_are_not_plain() -> None:
+    rng = np.random.default_rng(12)
+    for scene in sample(10, rng):
+        for alpha in (64, 128, 200):
+            assert everywhere_wrong(opaque(render(scene, 128, 128, rng), alpha))
+
+
+def test_a_hole_is_no_object_and_a_transparent_object_has_no_colour_of_the_world() -> None:
+    rng = np.random.default_rng(13)
+    for scene in sample(40, rng):
+        image = render(scene, 128, 128, rng)
+        holes = opaque(image)
+        holes[(image != image[0, 0]).any(axis=-1)] = (*RGB[COLORS.index(scene.color)], 0)
+        assert not correct(scene, holes), scene.caption
+        assert read(holes).color == "transparent"
+
+
+def test_plain_and_noisy_pictures_with_alpha_are_no_scene() -> None:
+    rng = np.random.default_rng(14)
+    empty = np.zeros((128, 128, 4), dtype=np.uint8)
+    assert read(empty).count == 0
+    assert read(empty).background == "transparent"
+    for sigma in (0.1, 1, 4, 16):
+        smooth = ndimage.gaussian_filter(rng.normal(size=(128, 128, 4)), (sigma, sigma, 0))
+        assert everywhere_wrong(to_picture(127 + 60 * smooth / smooth.std()))

@@ -120,3 +120,37 @@ def test_other_processes_hold_out_the_same() -> None:
     code = "from precision_lab.shapes import all_scenes; print(''.join(str(int(s.held_out)) for s in all_scenes()))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "".join(str(int(s.held_out)) for s in all_scenes())
+
+
+def test_transparent_scenes_are_added_and_change_no_other() -> None:
+    added = all_scenes(transparent=True)[len(all_scenes()) :]
+    assert all_scenes(transparent=True)[: len(all_scenes())] == all_scenes()
+    assert len(set(added)) == len(added) == 3 * 3 * 8 * 5 * 5
+    assert {scene.background for scene in added} == {"transparent"}
+    assert "transparent" not in {scene.background for scene in all_scenes()}
+    assert all(parse(scene.caption) == scene for scene in added)
+
+
+def test_transparent_scenes_are_held_out_by_the_same_rule() -> None:
+    training, held_out = training_scenes(transparent=True), held_out_scenes(transparent=True)
+    assert training[: len(training_scenes())] == training_scenes()
+    assert held_out[: len(held_out_scenes())] == held_out_scenes()
+    assert sorted(map(repr, training + held_out)) == sorted(map(repr, all_scenes(transparent=True)))
+    added = held_out[len(held_out_scenes()) :]
+    assert 0.07 < len(added) / 1800 < 0.13
+    combinations = {(scene.count, scene.color, scene.shape) for scene in added}
+    assert not combinations & {
+        (scene.count, scene.color, scene.shape) for scene in training if scene.background == "transparent"
+    }
+
+
+def test_a_transparent_background_has_a_caption_but_no_object_is_transparent() -> None:
+    caption = "two red circles on a transparent background, left"
+    assert parse(caption) == Scene(2, None, "red", "circle", "transparent", "left")
+    assert parse(caption).caption == caption
+    with pytest.raises(InputError, match="transparent"):
+        parse("two transparent circles on a blue background")
+    with pytest.raises(InputError, match="No color 'transparent'"):
+        Scene(1, None, "transparent", "star", "blue", None)
+    with pytest.raises(InputError, match="transparent"):
+        parse("a red circle on a transparant background")
