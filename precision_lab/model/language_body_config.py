@@ -67,7 +67,7 @@ class LanguageBodyConfig(Config):
                 f"{self.num_attention_heads}"
             )
         if self.head_dim % 2:
-            raise InputError(f"a head has {self.head_dim} channels, expected an even number")
+            raise InputError(f"a head has {self.head_dim} channels (head_dim), expected an even number")
         if self.num_attention_heads * self.head_dim > LARGEST:
             raise InputError(
                 f"num_attention_heads {self.num_attention_heads} of {self.head_dim} channels each, expected at most "

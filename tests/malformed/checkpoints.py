@@ -21,7 +21,7 @@ CONFIGS = (
     "vae/config.json",
     "scheduler/scheduler_config.json",
 )
-TOKENIZER = ("tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+TOKENIZER = ("tokenizer_config.json", "vocab.json", "merges.txt")
 WEIGHTS = (
     "transformer/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
@@ -59,6 +59,12 @@ def replace(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
+def _tokenizer(folder: Path) -> tuple[str, ...]:
+    """The files of the tokenizer, which lies in a folder of its own or in that of the processor."""
+    place = "processor" if (folder / "processor").is_dir() else "tokenizer"
+    return tuple(f"{place}/{name}" for name in TOKENIZER)
+
+
 def _part(name: str) -> str:
     """What a message names of a component: its folder."""
     return name.rpartition("/")[0] or name
@@ -70,7 +76,7 @@ def _json(value: Any) -> bytes:
 
 def _key(folder: Path, random: Random) -> Mutation:
     """One key of a JSON file with another value, without it, or under another name."""
-    name = random.choice(CONFIGS + TOKENIZER[:1])
+    name = random.choice(CONFIGS + _tokenizer(folder)[:1])
     config = json.loads((folder / name).read_text())
     place, key = config, random.choice(list(config))
     while isinstance(place[key], dict) and place[key] and random.random() < 0.6:
@@ -89,7 +95,7 @@ def _key(folder: Path, random: Random) -> Mutation:
 
 def _content(folder: Path, random: Random) -> Mutation:
     """A JSON or text file with other content."""
-    name = random.choice(CONFIGS + TOKENIZER)
+    name = random.choice(CONFIGS + _tokenizer(folder))
     whole = (folder / name).read_bytes()
     contents = {
         "empty": b"",
@@ -110,9 +116,9 @@ def _content(folder: Path, random: Random) -> Mutation:
 
 def _node(folder: Path, random: Random) -> Mutation:
     """Something else in place of a file, or of the folder of a component."""
-    name = random.choice(
-        (*CONFIGS, *TOKENIZER, *WEIGHTS, "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-    )
+    tokenizer = _tokenizer(folder)
+    folders = ("transformer", "vae", "text_encoder", _part(tokenizer[0]), "scheduler")
+    name = random.choice((*CONFIGS, *tokenizer, *WEIGHTS, *folders))
     path = folder / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     what = random.choice(("nothing", "a folder", "a link to nothing", "a loop", "a pipe", "a link out", "a device"))
@@ -128,9 +134,9 @@ def _node(folder: Path, random: Random) -> Mutation:
         os.mkfifo(path)
     elif what != "nothing":
         path.symlink_to(targets[what])
-    required = name not in TOKENIZER or what != "nothing"
+    required = name not in tokenizer or what != "nothing"
     culprits = (name, _part(name), folder.name) if name == "model_index.json" else (name, _part(name))
-    return Mutation(f"{name}: {what}", culprits, required and name != TOKENIZER[0])
+    return Mutation(f"{name}: {what}", culprits, required and name != tokenizer[0])
 
 
 def _header(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -220,23 +226,22 @@ def _index(folder: Path, random: Random) -> Mutation:
 
 def _vocabulary(folder: Path, random: Random) -> Mutation:
     """A tokenizer whose files contradict each other, or a tokenizer.json that is none."""
-    vocab = json.loads((folder / "tokenizer/vocab.json").read_text())
+    place = folder / _part(_tokenizer(folder)[0])
+    vocab = json.loads((place / "vocab.json").read_text())
     token = random.choice(list(vocab))
     what = random.choice(("huge id", "negative id", "text id", "missing token", "same id", "tokenizer.json", "merge"))
     if what == "tokenizer.json":
         content = random.choice(
             (b"{}", b"[]", b"", b'{"model": {"type": "BPE"}}', b'{"version": 3}', random.randbytes(99))
         )
-        (folder / "tokenizer/tokenizer.json").write_bytes(content)
+        (place / "tokenizer.json").write_bytes(content)
     elif what == "merge":
-        replace(
-            folder / "tokenizer/merges.txt", random.choice((b"a", b"a b c", b"\xff\xfe", b"qq zz\n", b"#version: 9\n"))
-        )
+        replace(place / "merges.txt", random.choice((b"a", b"a b c", b"\xff\xfe", b"qq zz\n", b"#version: 9\n")))
     else:
         values = {"huge id": 10**9, "negative id": -1, "text id": "7", "same id": 0}
         vocab.pop(token) if what == "missing token" else vocab.update({token: values[what]})
-        replace(folder / "tokenizer/vocab.json", _json(vocab))
-    return Mutation(f"tokenizer: {what}", ("tokenizer", "tokens", "vocab_size"))
+        replace(place / "vocab.json", _json(vocab))
+    return Mutation(f"tokenizer: {what}", (place.name, "tokens", "vocab_size"))
 
 
 _KINDS: Sequence[Callable[[Path, Random], Mutation]] = (

@@ -24,6 +24,9 @@ from precision_lab.model.text_to_image.pipeline import Dtypes
 from precision_lab.model.text_to_image.scheduler import explicit
 from precision_lab.record.layout import Layout
 
+_SCALE_FACTOR = 16
+"""Pixels along one side of a latent, a constant in diffusers (vae_scale_factor of QwenImage21Pipeline)."""
+
 
 @dataclass
 class Checkpoint(checkpoint.Checkpoint):
@@ -79,6 +82,7 @@ class Checkpoint(checkpoint.Checkpoint):
 
         Raises InputError if they do not fit together.
         """
+        self._check_pictures(vae.config)
         config, latents = self.transformer_config(), vae.config.z_dim
         width = text_encoder.config.hidden_size
         self.check_fit(
@@ -97,3 +101,14 @@ class Checkpoint(checkpoint.Checkpoint):
             dtypes=dtypes,
             sample_sigmas=self.sample_sigmas(),
         )
+
+    def _check_pictures(self, config: VAEConfig) -> None:
+        """Raises InputError for a VAE whose latents or pictures have another size than those of diffusers' pipeline."""
+        file, colours = self.folder / "vae" / "config.json", config.out_channels // config.patch**2
+        if config.scale_factor != _SCALE_FACTOR:
+            raise InputError(
+                f"{file}: temperal_downsample and patch_size give {config.scale_factor} pixels along a latent, "
+                f"expected {_SCALE_FACTOR}"
+            )
+        if colours not in (3, 4):
+            raise InputError(f"{file}: out_channels gives {colours} channels of a picture, expected 3 or 4")
