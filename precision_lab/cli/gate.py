@@ -96,8 +96,9 @@ def _run(
         )
     _check_reference(Reference(spec.reference.name, spec.reference.dtype, list(spec.reference.techniques)))
     here = Environment(**environment())
-    if not settings.update or _path(settings, here.backend, spec.experiment).is_file():
-        path, choice = _choose(settings, here, spec.experiment)
+    model = spec.source.checkpoint.name
+    if not settings.update or _path(settings, here.backend, spec.experiment, model).is_file():
+        path, choice = _choose(settings, here, spec.experiment, model)
         if len(choice.entry.sketches) and not spec.pinned.recorded and not settings.update:
             raise InputError(f"{path} compares pinned cases, expected pinned.record=true and pinned.cases")
     from precision_lab.cli.report import judge_and_draw
@@ -144,8 +145,8 @@ def _judge(run: Run, settings: Settings, console: Console) -> int:
     from precision_lab.analysis.gate.judge import judge
 
     manifest = run.completed().manifest
-    path, choice = _choose(settings, manifest.environment, manifest.experiment)
-    log = history.path_of(manifest.environment.backend, manifest.experiment)
+    path, choice = _choose(settings, manifest.environment, manifest.experiment, manifest.checkpoint.name)
+    log = history.path_of(manifest.environment.backend, manifest.experiment if settings.baseline else path.stem)
     if settings.history:
         history.check(log)
     findings = judge(run, _config_of(run), choice, settings.limits, str(path))
@@ -163,7 +164,8 @@ def _judge_failure(run: Run, error: Exception, settings: Settings, console: Cons
     from precision_lab.instrument.blame import place_of
     from precision_lab.record.files import write_text
 
-    path, choice = _choose(settings, run.manifest.environment, run.manifest.experiment)
+    manifest = run.manifest
+    path, choice = _choose(settings, manifest.environment, manifest.experiment, manifest.checkpoint.name)
     write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
     place = place_of(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -182,8 +184,9 @@ def _learn(run: Run, settings: Settings, console: Console) -> int:
 
     manifest = run.completed().manifest
     backend, experiment = manifest.environment.backend, manifest.experiment
-    path = _path(settings, backend, experiment)
-    before = _choose(settings, manifest.environment, experiment)[1] if path.is_file() else None
+    model = manifest.checkpoint.name
+    path = _path(settings, backend, experiment, model)
+    before = _choose(settings, manifest.environment, experiment, model)[1] if path.is_file() else None
     config = _config_of(run)
     if manifest.pinned is None and (config.get("pinned") or {}).get("cases"):
         raise InputError(f"{run.path} has no pinned cases, which a baseline learns. {HOW_TO_RECORD}")
@@ -227,16 +230,16 @@ def _settings(given: schema.GateSettings) -> Settings:
     )
 
 
-def _path(settings: Settings, backend: str, experiment: str) -> Path:
+def _path(settings: Settings, backend: str, experiment: str, model: str) -> Path:
     from precision_lab.analysis.gate.baseline import path_of
 
-    return settings.baseline or path_of(backend, experiment)
+    return settings.baseline or path_of(backend, experiment, model)
 
 
-def _choose(settings: Settings, environment: Environment, experiment: str) -> tuple[Path, Choice]:
+def _choose(settings: Settings, environment: Environment, experiment: str, model: str) -> tuple[Path, Choice]:
     from precision_lab.analysis.gate import baseline
 
-    path = _path(settings, environment.backend, experiment)
+    path = _path(settings, environment.backend, experiment, model)
     entries = baseline.read(path, environment.backend, experiment)
     return path, baseline.choose(entries, environment.machine, str(environment.mlx))
 

@@ -21,16 +21,6 @@ LONGEST = 4096
 MOST = 4096
 """The most alternatives that the braces of a pattern may make."""
 _DIGITS = 9
-LONGEST = 4096
-"""The most characters of a pattern."""
-MOST = 4096
-"""The most alternatives that the braces of a pattern may make."""
-_DIGITS = 9
-LONGEST = 4096
-"""The most characters of a pattern."""
-MOST = 4096
-"""The most alternatives that the braces of a pattern may make."""
-_DIGITS = 9
 
 
 @lru_cache(maxsize=1024)

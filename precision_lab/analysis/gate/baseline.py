@@ -32,9 +32,22 @@ class Choice:
     same_device: bool
 
 
-def path_of(backend: str, experiment: str) -> Path:
-    """Where the baseline of an experiment is, under the working folder."""
-    return FOLDER / backend / f"{experiment}.json"
+def path_of(backend: str, experiment: str, model: str) -> Path:
+    """Where the baseline of an experiment is for the checkpoint of that name, under the working folder.
+
+    EXPERIMENT.json belongs to the checkpoint that it was first learned from, EXPERIMENT_MODEL.json to another.
+    """
+    shared = FOLDER / backend / f"{experiment}.json"
+    own = shared.with_stem(f"{experiment}_{model.replace('/', '--')}")
+    return own if own.is_file() or _model_of(shared) not in (None, model) else shared
+
+
+def _model_of(path: Path) -> str | None:
+    """The name of the checkpoint of a baseline; None for what is not one, which `read` refuses."""
+    try:
+        return str(read_json(path)["entries"][0]["learned_from"]["checkpoint"]["name"])
+    except (InputError, LookupError, TypeError):
+        return None
 
 
 def read(path: Path, backend: str, experiment: str) -> list[dict[str, Any]]:

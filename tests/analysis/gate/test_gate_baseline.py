@@ -32,7 +32,7 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def path(run):
     """A baseline learned from a run."""
-    path = baseline.path_of("cpu", "small")
+    path = baseline.path_of("cpu", "small", "micro")
     baseline.write(path, "cpu", "small", learn(run("learned"), fabricated.CONFIG))
     return path
 
@@ -48,6 +48,20 @@ def test_the_same_run_passes_and_everything_was_compared(run, path):
     choice = baseline.choose(baseline.read(path, "cpu", "small"), *HERE)
     assert choice.match == "this device, this MLX version"
     assert set(held(choice)) == {k for k, n in found.checks.items() if n} >= {"sketches", "drift", "latency", "memory"}
+
+
+def test_each_model_has_a_baseline_of_its_own(path):
+    """The first that an experiment was learned from keeps the plain name."""
+    (entry,) = baseline.read(path, "cpu", "small")
+    first = entry["learned_from"]["checkpoint"]["name"]
+    assert baseline.path_of("cpu", "small", first) == path
+    other = baseline.path_of("cpu", "small", "Qwen/Other")
+    assert other == path.with_name("small_Qwen--Other.json")
+    assert baseline.path_of("cpu", "new", "Qwen/Other") == path.with_name("new.json")
+    other.write_text(path.read_text())
+    assert baseline.path_of("cpu", "small", "Qwen/Other") == other
+    path.write_text("damaged")
+    assert baseline.path_of("cpu", "small", first) == path
 
 
 def test_the_file_is_strict_small_and_has_a_line_a_site(path):
@@ -92,9 +106,9 @@ def test_violations_come_in_order_with_the_guilty_site_first(run, path):
 
 def test_no_baseline(run, path):
     with pytest.raises(InputError, match=r"no baseline .*smal\.json.*Did you mean small\?.*gate\.update=true"):
-        baseline.read(baseline.path_of("cpu", "smal"), "cpu", "smal")
+        baseline.read(baseline.path_of("cpu", "smal", "micro"), "cpu", "smal")
     with pytest.raises(InputError, match="one for cpu only, and back ends are never compared"):
-        baseline.read(baseline.path_of("cuda", "small"), "cuda", "small")
+        baseline.read(baseline.path_of("cuda", "small", "micro"), "cuda", "small")
     with pytest.raises(InputError, match="is a baseline of backend cpu, and this run is of cuda"):
         baseline.read(path, "cuda", "small")
     with pytest.raises(InputError, match="is a baseline of experiment small"):
@@ -104,7 +118,7 @@ def test_no_baseline(run, path):
 def test_no_folder_of_baselines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="change into the repository"):
-        baseline.read(baseline.path_of("cpu", "small"), "cpu", "small")
+        baseline.read(baseline.path_of("cpu", "small", "micro"), "cpu", "small")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +230,7 @@ def test_a_model_with_other_components_and_without_branches(run):
     tables = {"activations": one_branch(fabricated.activations()), "drift": one_branch(fabricated.drift())}
     about = {"manifest": fabricated.manifest(layout=other)}
     learned = learn(run("learned", sketches=one_branch(fabricated.sketches()), **tables, **about), fabricated.CONFIG)
-    path = baseline.path_of("cpu", "small")
+    path = baseline.path_of("cpu", "small", "micro")
     baseline.write(path, "cpu", "small", learned)
     (entry,) = baseline.read(path, "cpu", "small")
     assert entry["component"] == "net"
