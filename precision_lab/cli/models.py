@@ -33,7 +33,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if config.make is not None:
         _make(config.make, config.to, int(config.seed), console)
     elif config.technique or config["from"]:
-        _quantize(config, console)
+        _quantize(config, next((f"{each} " for each in command[1:] if each.startswith("model=")), ""), console)
     else:
         _list(console)
     return 0
@@ -66,10 +66,11 @@ def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
         raise InputError(f"make={preset}: unknown preset. {nearest(preset, PRESETS)}")
     if not to:
         raise InputError(f"make={preset} needs to=DIR, the folder to write")
-    _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), to, console)
+    reader = f"model={preset}_synthetic "
+    _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), reader, to, console)
 
 
-def _quantize(config: DictConfig, console: Console) -> None:
+def _quantize(config: DictConfig, reader: str, console: Console) -> None:
     from precision_lab.lab.quantized_checkpoint import Quantizable, write
     from precision_lab.techniques.base import Technique
     from precision_lab.techniques.quantized_weights import QuantizedWeights
@@ -90,11 +91,14 @@ def _quantize(config: DictConfig, console: Console) -> None:
     original = build_source(DictConfig({**config.model, "name": str(source), "path": str(source)}))
     if not isinstance(original, Quantizable):
         raise InputError(f"model={config.model.name}: its checkpoints cannot be written quantised")
-    _write(lambda on_bytes: write(original, techniques, Path(str(to)).expanduser(), on_bytes), to, console)
+    _write(lambda on_bytes: write(original, techniques, Path(str(to)).expanduser(), on_bytes), reader, to, console)
 
 
-def _write(write: Callable[[Callable[[int, int], None]], None], to: str, console: Console) -> None:
-    """Runs `write`, which reports the bytes written and the total, with a progress bar."""
+def _write(write: Callable[[Callable[[int, int], None]], None], reader: str, to: str, console: Console) -> None:
+    """Runs `write`, which reports the bytes written and the total, with a progress bar.
+
+    reader: the override that selects the kind of model, or empty for the default.
+    """
     with showing(console) as progress:
         before = 0
 
@@ -106,4 +110,4 @@ def _write(write: Callable[[Callable[[int, int], None]], None], to: str, console
             before = done
 
         write(on_bytes)
-        progress.note(f"wrote {to}: model.path={to} uses it")
+        progress.note(f"wrote {to}: {reader}model.path={to} uses it")

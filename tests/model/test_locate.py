@@ -11,6 +11,7 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.checkpoint import Checkpoint, locate
+from precision_lab.synthetic.source import QwenImage21
 
 
 def refusal(action) -> str:
@@ -138,6 +139,23 @@ def test_only_needed_files_are_downloaded(small_checkpoint, tmp_path, monkeypatc
         if any(fnmatch.fnmatch(file, pattern) for pattern in options["allow_patterns"])
     ]
     assert selected == NEEDED_FILES
+
+
+def test_a_checkpoint_of_2_1_needs_its_processor(small_checkpoint_21, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    patterns = []
+
+    def snapshot_download(repo, **options):
+        patterns.extend(options["allow_patterns"])
+        return str(small_checkpoint_21)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    opened = QwenImage21(path="Qwen/Qwen-Image-2.1").opened
+    assert opened.tokenizer().dropped == 12
+    processor = [file.replace("tokenizer/", "processor/", 1) for file in NEEDED_FILES if file.startswith("tokenizer/")]
+    needed = [file for file in NEEDED_FILES if not file.startswith("tokenizer/")] + processor
+    unneeded = [file for file in OTHER_FILES if not file.startswith("processor/")] + ["tokenizer/vocab.json"]
+    assert [f for f in needed + unneeded if any(fnmatch.fnmatch(f, pattern) for pattern in patterns)] == needed
 
 
 def test_offline_without_a_cached_copy_is_rejected(empty_cache, monkeypatch):

@@ -48,6 +48,12 @@ def test_it_equals_the_output_of_make(micro_synthetic, tmp_path):
     assert_same(micro_synthetic, tmp_path / "generated")
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_model_reads_every_preset(preset):
+    """The command `models` names it."""
+    assert (Path(synthetic.__file__).parents[2] / "conf" / "model" / f"{preset}_synthetic.yaml").is_file()
+
+
 def test_it_is_generated_once(home, monkeypatch):
     folder = on_demand("micro", seed=3)
     assert folder.parent == home / "precision_lab" / "synthetic"
