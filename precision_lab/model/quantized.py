@@ -61,6 +61,11 @@ class Quantization(NamedTuple):
             mode,
         )
 
+    def fitting(self, channels: int) -> Quantization:
+        """The same with the largest group size up to this one that divides `channels`; itself if none does."""
+        sizes = (size for size in MODES[self.mode].groups if size <= self.group_size and channels % size == 0)
+        return self._replace(group_size=max(sizes, default=self.group_size))
+
     def __str__(self) -> str:
         return f"{self.bits} bits in groups of {self.group_size}, {self.mode}"
 

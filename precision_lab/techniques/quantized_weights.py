@@ -26,10 +26,14 @@ _ENTRIES = ("sites", "bits", "mode", "group_size", "keep")
 
 @dataclass(frozen=True)
 class Rule:
-    """The quantisation at the sites of some patterns, or None to keep their weights."""
+    """The quantisation at the sites of some patterns, or None to keep their weights.
+
+    fits: whether a layer whose channels the groups do not divide may have smaller ones, since no size was stated.
+    """
 
     sites: tuple[str, ...]
     quantization: Quantization | None
+    fits: bool = True
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Rule:
@@ -47,7 +51,7 @@ class Rule:
             )
         what = f"Quantisation rule for {', '.join(sites)}"
         quantization = Quantization.checked(what, raw.get("mode", "affine"), raw.get("bits"), raw.get("group_size"))
-        return cls(sites, None if raw.get("keep") else quantization)
+        return cls(sites, None if raw.get("keep") else quantization, raw.get("group_size") is None)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class QuantizedWeights:
     """The first of `rules` that names a site decides about it; linears that no rule names stay as they are.
 
     A rule is a mapping with sites (a pattern or several), bits, mode, group_size and keep, such as
-    `{sites: img_in, bits: 8}` or `{sites: [norm_out.linear, proj_out], keep: true}`.
+    `{sites: img_in, bits: 8}` or `{sites: [norm_out.linear, proj_out], keep: true}`. A rule without a group size has
+    that of the mode, or the next smaller one that divides the input channels of the layer: 32 in place of 64.
     """
 
     rules: Sequence[Mapping[str, Any]]
@@ -71,9 +76,9 @@ class QuantizedWeights:
         return tuple(Rule.from_dict(raw) for raw in self.rules)
 
     @cached_property
-    def _by_pattern(self) -> Mapping[str, Quantization | None]:
-        """The quantisation for each pattern; the first rule with a pattern decides."""
-        return {pattern: rule.quantization for rule in reversed(self._rules) for pattern in rule.sites}
+    def _by_pattern(self) -> Mapping[str, Rule]:
+        """The rule for each pattern; the first with a pattern decides."""
+        return {pattern: rule for rule in reversed(self._rules) for pattern in rule.sites}
 
     @property
     def sites(self) -> Sequence[str]:
@@ -84,13 +89,16 @@ class QuantizedWeights:
         pattern = first_naming(self.sites, site)
         if pattern is None:
             raise InputError(f"quantized_weights: no rule names {site}, expected one of {', '.join(self.sites)}")
-        quantization = self._by_pattern[pattern]
+        rule = self._by_pattern[pattern]
+        quantization = rule.quantization
         if quantization is None:
             return site.module
         if isinstance(site.module, nn.QuantizedLinear):
             raise InputError(f"quantized_weights: {site} is quantised already, expected Linear; keep it")
         expect_kind("quantized_weights", site, nn.Linear)
         channels = site.module.weight.shape[1]
+        if rule.fits:
+            quantization = quantization.fitting(channels)
         if channels % quantization.group_size:
             raise InputError(
                 f"quantized_weights: {site} has {channels} input channels, which groups of {quantization.group_size} "

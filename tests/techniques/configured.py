@@ -10,6 +10,9 @@ from precision_lab.techniques.base import Technique
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(file.stem for file in (CONF / "technique").glob("*.yaml"))
+OF_21 = ("fp32_swiglu",)
+"""Names of techniques for modules that Qwen-Image 1.x does not have."""
+NAMES_1 = [name for name in NAMES if name not in OF_21]
 _GROUPS = OmegaConf.create({"sites": OmegaConf.load(CONF / "sites" / "qwen_image.yaml")})
 SITES = OmegaConf.to_container(_GROUPS, resolve=True)["sites"]
 """The groups of conf/sites/qwen_image.yaml, each a pattern or a list of patterns."""

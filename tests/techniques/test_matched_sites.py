@@ -8,19 +8,22 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from precision_lab.cli.paths import checkpoints_dir
+from precision_lab.errors import InputError
 from precision_lab.instrument.sites import select, walk
 from precision_lab.model.layers import on_cpu
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.techniques.parts.qwen_image import ATTEND, RESIDUAL_ADDS
 from tests.composing import configurations
-from tests.techniques.configured import NAMES, SITES, described, named
+from tests.techniques.configured import NAMES, NAMES_1, OF_21, SITES, described, named
 
 MATCHED = {
     "affine4": (846, "d8b3d7fd2c8f8476"),
     "affine4_boundary16": (846, "d8b3d7fd2c8f8476"),
     "affine4_img_mod8": (846, "d8b3d7fd2c8f8476"),
     "affine4_mod16": (846, "d8b3d7fd2c8f8476"),
+    "affine4_modulation": (120, "a8f2668b26a6212b"),
     "affine8": (846, "d8b3d7fd2c8f8476"),
+    "affine8_modulation": (120, "a8f2668b26a6212b"),
     "batch_layout": (900, "b53fedf07044fb59"),
     "bf16_accumulators": (840, "a12380cc74987f1f"),
     "block_end_clip": (60, "86162ac338044e3b"),
@@ -34,6 +37,7 @@ MATCHED = {
     "draw_things_feed_forward": (360, "2febc72a89a7e08f"),
     "draw_things_first_linear": (120, "0bc9fad9bea4e1ee"),
     "draw_things_8_6": (846, "d8b3d7fd2c8f8476"),
+    "draw_things_21": (722, "bafca564c207c9ab"),
     "faint_norms": (482, "62a3093f751a118c"),
     "fast": (3136, "0cd8618d967e12fa"),
     "ffn_scaling": (120, "796460027b5a2b12"),
@@ -58,6 +62,10 @@ MATCHED = {
     "fp8_unscaled": (840, "a12380cc74987f1f"),
     "fused_attention": (60, "174505e124a30988"),
     "ggml_scales": (540, "6a69a56612570082"),
+    "mflux_21_q4_all": (846, "d8b3d7fd2c8f8476"),
+    "mflux_21_q4_spared": (846, "d8b3d7fd2c8f8476"),
+    "mflux_21_q8_all": (846, "d8b3d7fd2c8f8476"),
+    "mflux_21_q8_spared": (846, "d8b3d7fd2c8f8476"),
     "mxfp4": (840, "a12380cc74987f1f"),
     "mxfp8": (840, "a12380cc74987f1f"),
     "nvfp4": (840, "a12380cc74987f1f"),
@@ -81,7 +89,7 @@ def sites():
     return walk(Checkpoint(checkpoints_dir() / "micro").pipeline(mx.bfloat16).components)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_1)
 def test_a_technique_matches_the_same_sites_in_the_same_order(sites, name):
     for key, technique in named(name).items():
         if key == "fast" and not on_cpu():
@@ -89,6 +97,13 @@ def test_a_technique_matches_the_same_sites_in_the_same_order(sites, name):
         addresses = [str(site) for site in select(technique.sites, sites)]
         digest = hashlib.sha256("\n".join(addresses).encode()).hexdigest()[:16]
         assert (len(addresses), digest) == MATCHED[key], key
+
+
+@pytest.mark.parametrize("name", OF_21)
+def test_a_technique_for_other_modules_says_so(sites, name):
+    for technique in named(name).values():
+        with pytest.raises(InputError, match="matches nothing"):
+            select(technique.sites, sites)
 
 
 def test_the_baselines_of_the_gate_contain_this_configuration():

@@ -3,6 +3,7 @@
 import shutil
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -24,6 +25,7 @@ from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.float32_modulation import Float32Modulation
 from precision_lab.techniques.float32_residual import Float32Residual
+from precision_lab.techniques.float32_swiglu import Float32SwiGLU
 from precision_lab.techniques.fused_attention import FusedAttention
 from precision_lab.techniques.ggml_scales import GGMLScales
 from precision_lab.techniques.narrow import Narrow
@@ -177,6 +179,17 @@ def test_scales_keep_the_hidden_layer_within_float16(oracle, inputs):
     assert relative_l2(found, wide) < 1e-2
 
 
+class Computed(nn.Module):
+    """A module that is a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self._function = function
+
+    def __call__(self, x):
+        return self._function(x)
+
+
 BRANCHES = "transformer_blocks.*.{attn.{to_q,to_v,attend,attend_prefix,to_out.0},img_mlp.{proj,multiply,out}}"
 
 
@@ -197,6 +210,94 @@ def test_the_stream_is_fp32_and_the_branches_are_not(oracle, models, inputs, dty
             assert outputs(models[dtype], inputs, pattern, *techniques, dtype=dtype)[1] == {dtype}
         plain = ours(models[dtype], rounded(inputs, dtype), dtype)
         assert relative_l2(result, exact) < 0.97 * relative_l2(plain, exact)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("others", [(), (ScaledFeedForward(), ScaledAttention())], ids=["alone", "scaled"])
+def test_branches_are_narrow_from_the_norm_to_the_gate(oracle, models, inputs, dtype, others):
+    recipe, wide = Float32Residual(narrow_branches=True), Float32Residual()
+    narrow = f"{{norm_out.norm,transformer_blocks.*.{{img_norm1,img_norm2}},{BRANCHES}}}"
+    stream = "transformer_blocks.*.{img_add1,img_add2,img_clip}"
+    assert outputs(models[dtype], inputs, narrow, recipe, *others, dtype=dtype)[1] == {dtype}
+    result, kinds = outputs(models[dtype], inputs, stream, recipe, *others, dtype=dtype)
+    assert kinds == {mx.float32}
+    exact = ours(copy_of(in_dtype(in_dtype(oracle, TORCH[dtype]), TORCH[mx.float32])), rounded(inputs, dtype))
+    plain = ours(models[dtype], rounded(inputs, dtype), dtype)
+    widest = outputs(models[dtype], inputs, stream, wide, *others, dtype=dtype)[0]
+    assert relative_l2(widest, exact) < relative_l2(result, exact) < relative_l2(plain, exact)
+
+
+@pytest.mark.parametrize(("narrow", "finite"), [(False, True), (True, False)])
+def test_the_product_with_the_gate_overflows_only_where_it_is_narrow(oracle, inputs, narrow, finite):
+    """tanh bounds the gate, so that the update itself must be too large; a scale would restore it in fp32."""
+    model = copy_of(in_dtype(oracle, TORCH[mx.float16]))
+
+    class Large:
+        sites = ("transformer_blocks.1.img_mlp.out",)
+        preserves_function, composes = False, True
+
+        @staticmethod
+        def rewrite(site):
+            return Computed(lambda x: mx.full(site.module(x).shape, 6e4, x.dtype))
+
+    class Open:
+        sites = ("transformer_blocks.1.img_gate2",)
+        preserves_function, composes = False, True
+
+        @staticmethod
+        def rewrite(site):
+            return Computed(lambda x: mx.full(x.shape, 1.5, x.dtype))
+
+    found = rewritten(model, inputs, Large(), Open(), Float32Residual(narrow_branches=narrow), dtype=mx.float16)
+    assert np.isfinite(found).all() == finite
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("fp32", [False, True])
+def test_the_product_of_swiglu_is_rounded_once(models, inputs, dtype, fp32):
+    """Against float64 of the same factors; the plain model rounds the activation too."""
+    whole, seen = components(models[dtype]), {}
+    patterns = "transformer_blocks.1.img_mlp.{proj,gate_layer,multiply}"
+
+    def record(call):
+        name = call.site.path.rpartition(".")[2]
+        seen[name] = np.array(call.output.astype(mx.float32)).astype(np.float64)
+
+    technique = {"swiglu": Float32SwiGLU()} if fp32 else {}
+    with applied(whole, technique), tapped(select(patterns, walk(whole)), record):
+        ours(models[dtype], rounded(inputs, dtype), dtype)
+    gate = seen["gate_layer"]
+    exact = mx.array((gate / (1 + np.exp(-gate)) * seen["proj"]).astype(np.float32)).astype(dtype)
+    wrong = np.mean(np.array(exact.astype(mx.float32)) != seen["multiply"])
+    assert wrong < 1e-3 if fp32 else wrong > 0.1
+
+
+def test_a_scaled_factor_and_fp32_of_swiglu_compose(models, inputs):
+    """In bfloat16, where no scale leaves the range, the result has the same bits for any scale and in either order."""
+    dtype = mx.bfloat16
+    expected = rewritten(models[dtype], inputs, Float32SwiGLU(), ScaledFeedForward(1.0), dtype=dtype)
+    for techniques in ((Float32SwiGLU(), ScaledFeedForward(16.0)), (ScaledFeedForward(16.0), Float32SwiGLU())):
+        np.testing.assert_array_equal(rewritten(models[dtype], inputs, *techniques, dtype=dtype), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_two_sets_of_mflux_differ_by_what_is_conditioned_on_time(models, bits):
+    def packed(name):
+        whole = components(models[mx.float32])
+        with applied(whole, shipped(name)):
+            kinds = {str(s): s.module.bits for s in walk(whole) if isinstance(s.module, nn.QuantizedLinear)}
+        assert set(kinds.values()) == {bits}
+        return set(kinds)
+
+    everything, spared = packed(f"mflux_21_q{bits}_all"), packed(f"mflux_21_q{bits}_spared")
+    linears = {str(s) for s in walk(components(models[mx.float32])) if isinstance(s.module, nn.Linear)}
+    assert everything == linears
+    assert everything - spared == {
+        "modulation.1",
+        "norm_out.linear",
+        *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+    assert packed(f"affine{bits}_modulation") == {"modulation.1"}
 
 
 def test_the_modulation_is_fp32_and_the_tokens_are_not(models, inputs):

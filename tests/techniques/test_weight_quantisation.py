@@ -211,6 +211,23 @@ def test_all_linears_of_the_blocks_are_covered():
     assert coverage["f"].matched == 3 * 14
 
 
+@pytest.mark.parametrize(("channels", "size"), [(64, 64), (96, 32), (128, 64), (192, 64), (288, 32)])
+def test_a_group_size_that_is_not_stated_fits_the_layer(channels, size):
+    model = small_model()
+    linear = model.img_in = nn.Linear(channels, 8)
+    address = site(model, "img_in")
+    layer = QuantizedWeights([{"sites": "img_in", "bits": 8}]).rewrite(address)
+    assert layer.group_size == size
+    x = mx.random.normal((5, channels), key=mx.random.key(4))
+    assert rel_l2(layer(x), linear(x)) < 0.01
+    stated = QuantizedWeights([{"sites": "img_in", "bits": 8, "group_size": 64}])
+    if channels % 64:
+        with pytest.raises(InputError, match=f"{channels} input channels, which groups of 64 do not divide"):
+            stated.rewrite(address)
+    else:
+        assert stated.rewrite(address).group_size == 64
+
+
 def test_the_boundary_recipe_keeps_the_first_and_last_block_at_any_depth():
     model = small_model()
     with applied({"transformer": model}, named("affine4_boundary16")):
