@@ -299,13 +299,14 @@ def test_errors_name_the_impossible_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_width_holds_less_than_a_gibibyte_a_worker(tmp_path: Path) -> None:
-    full = PRESETS["full"]
+@pytest.mark.parametrize("model", ["", "_21"])
+def test_full_width_holds_less_than_a_gibibyte_a_worker(tmp_path: Path, model: str) -> None:
+    full = PRESETS[f"full{model}"]
     shape = replace(
         full,
         transformer=replace(full.transformer, num_layers=1),
         text_encoder=replace(full.text_encoder, num_hidden_layers=1),
-        vision=MICRO.vision,
+        vision=PRESETS[f"micro{model}"].vision,
     )
     # NumPy reports its arrays to tracemalloc; the resident peak of a process would include memory of its parent
     tracemalloc.start()

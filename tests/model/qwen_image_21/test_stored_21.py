@@ -149,6 +149,27 @@ def test_streamed_checkpoints_are_rejected_with_the_same_message(small_checkpoin
         assert messages[0] == messages[1]
 
 
+def test_a_run_has_the_same_tables(small_checkpoint_21, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = (
+        *("sampler.steps=2", "image.height=64", "image.width=32", "prompts=[a red circle]", "seeds=[0]"),
+        *("latency.min_rounds=2", "latency.max_rounds=2", "technique=[affine4]", "pinned.cases=null"),
+    )
+    runs = {stream: tmp_path / stream for stream in ("false", "true")}
+    for stream, out in runs.items():
+        source = ("model=qwen_image_21", f"model.path={small_checkpoint_21}", f"model.stream={stream}")
+        assert main([*source, f"out={out}", *quick]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["weights"] == "synthetic"
+        assert all(variant["num_nonfinite"] == 0 for variant in summary["variants"].values())
+    for name in (
+        "activations.parquet",
+        "drift.parquet",
+        *(f"images/{p.name}" for p in (runs["true"] / "images").iterdir()),
+    ):
+        assert (runs["true"] / name).read_bytes() == (runs["false"] / name).read_bytes()
+
+
 # --- quantised
 
 
