@@ -91,7 +91,7 @@ def refuse_names(names: Iterable[str], file: Path) -> None:
         if marker := _MARKER.fullmatch(name):
             kind = _MARKED.get(marker[1], "a variant of the model that only its writer knows")
             raise InputError(
-                f"{file}: tensor {name} marks {kind}. Give a checkpoint of Qwen-Image 1.x in the published layout"
+                f"{file}: tensor {name} marks {kind}. Give a checkpoint of text to image in the published layout"
             )
         for pattern, writer in _PACKED:
             if pattern.fullmatch(name):

@@ -355,6 +355,20 @@ def test_another_pipeline_is_refused_by_name(model, folder, name):
     assert f"expected {model.pipeline}" in message
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "scheduler", *PARTS])
+def test_a_component_of_another_class_in_the_index_is_refused_by_name(model, folder, part):
+    part = model.tokenizer if part == "tokenizer" else part
+    index = folder / "model_index.json"
+    before = index.read_text()
+    for entry, named in ((["diffusers", "Other"], "Other"), ([None, "Own"], "Own"), ("Other", "Other"), (3, "3")):
+        edit(index, **{part: entry})
+        message = refusal(lambda: model.kind(folder))
+        assert str(index) in message
+        assert f"{part} is" in message
+        assert named in message
+        index.write_text(before)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_another_scheduler_is_refused_by_name(model, folder, name):
     index, file = folder / "model_index.json", folder / CONFIGS["scheduler"]
