@@ -39,6 +39,8 @@ class Claim:
     - amax: of the outputs at `sites`, of one `stream` if named, the largest over steps;
     - drift: rel_l2 against the reference after the last step, free-running, of the outputs at `sites`, by default of
       the result;
+    - base_drift: the same of the result, against the reference with the run's settings, so that the effect of settings
+      of the variant's own is included;
     - kl: divergence of the result from the reference's in nats, free-running, the mean over steps; only where the
       result holds logits;
     - latency: of a step;

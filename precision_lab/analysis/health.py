@@ -15,7 +15,7 @@ import pandas as pd
 from precision_lab.record.run import Run
 from precision_lab.record.summary import HealthEntry
 
-AGAINST_REFERENCE = frozenset({"drift", "kl", "psnr_db", "ssim"})
+AGAINST_REFERENCE = frozenset({"base_drift", "drift", "kl", "psnr_db", "ssim"})
 """The metrics that are distances from the reference."""
 
 _SHOWN = 4

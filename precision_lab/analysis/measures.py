@@ -32,6 +32,16 @@ def final_drift(run: Run, variant: str, sites: Sequence[str] = (), mode: str = "
     return rows[last].groupby(CASE)["rel_l2"].agg(lambda errors: errors.max(skipna=False))
 
 
+def base_drift(run: Run, variant: str) -> pd.Series:
+    """Per case, rel_l2 of the last result from that of the reference with the run's settings, free-running.
+
+    It includes what the variant's own settings change, which `final_drift` leaves out. A variant without any has one
+    reference, so that both are the same.
+    """
+    own = final_drift(run, variant, mode="base")
+    return final_drift(run, variant) if own.empty else own
+
+
 def divergence(run: Run, variant: str) -> pd.Series:
     """Per case, the mean over steps of the Kullback-Leibler divergence of the result, free-running, in nats.
 
@@ -158,6 +168,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "amax": Metric(amax, sites=True, stream=True, columns=("amax", *_COUNTS)),
+    "base_drift": Metric(lambda run, variant, sites, stream: base_drift(run, variant), drift=True),
     "drift": Metric(lambda run, variant, sites, stream: final_drift(run, variant, sites), sites=True, drift=True),
     "kl": Metric(lambda run, variant, sites, stream: divergence(run, variant), unit="nats", distribution=True),
     "largest_share": Metric(

@@ -26,7 +26,10 @@ def _check_subject(needed: Evidence, layout: Layout) -> None:
     claim, stream = f"Claim {needed.claim}", needed.stream
     streams = (*layout.streams, "joint", NO_STREAM)
     if stream is not None and stream not in streams:
-        raise InputError(f"{claim}: unknown stream {stream!r}. {nearest(stream, streams)}")
+        raise InputError(
+            f"{claim}: unknown stream {stream!r} of this model. {nearest(stream, streams)} "
+            f"Or leave the claim out: '~claims.{needed.claim}'"
+        )
     if needed.distribution and not layout.result.distribution:
         raise InputError(
             f"{claim}: metric {needed.metric} needs logits, the result of this model is its {_result(layout)}"

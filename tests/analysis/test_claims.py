@@ -267,6 +267,18 @@ def test_drift_is_that_of_the_last_step_at_the_named_outputs(sites, expected):
         assert judged.effect == pytest.approx(np.exp(np.log(expected).mean()))
 
 
+@pytest.mark.parametrize(("metric", "expected"), [("drift", 0.5), ("base_drift", 2.0)])
+def test_what_settings_of_its_own_change_is_in_the_base_drift_alone(metric, expected):
+    """A variant without any is compared with one reference."""
+    latents = np.array([0.1, 0.2, 0.15])
+    own = pictures(latents / 2, latents, "a")
+    base = own[own["mode"] == "free"].assign(mode="base", rel_l2=lambda rows: rows["rel_l2"] * 4)
+    drift = pd.concat([own, base, pictures(latents, latents, "b")])
+    claim = {"id": "C", "text": "t", "source": "s", "subject": "a", "against": "b", "relation": "smaller"}
+    judged = judge(Claim.from_dict({**claim, "metric": metric}), run_of({"drift": drift}, ("a", "b")))
+    assert judged.effect == pytest.approx(expected)
+
+
 def test_a_bound_is_blurred_by_what_equals_the_subject():
     latents = np.array([0.22, 0.23, 0.22])
     drift = pd.concat([pictures(latents, latents), pictures(latents * [1.3, 1 / 1.3, 1.3], latents, "equivalent")])

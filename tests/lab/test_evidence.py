@@ -86,7 +86,7 @@ def test_what_is_observed_is_accepted(needed):
         (Evidence(**AMAX, sites=("vea:decoder",)), r"unknown component 'vea'"),
         (
             Evidence(**AMAX, sites=("transformer_blocks.*",), stream="image"),
-            r"unknown stream 'image'. Did you mean img",
+            r"unknown stream 'image' of this model. Did you mean img.*Or leave the claim out: '~claims\.",
         ),
         (Evidence(**AMAX, sites=("transformer_blocks.*.img_mlp",), stream="txt"), r"belongs to the stream 'txt'"),
         (Evidence(**DRIFT, sites=("transformer_blocks.*.img_mlp",)), r"nothing that this run observes for the metric"),

@@ -149,6 +149,7 @@ def _quantity(claim: Claim, layout: Layout) -> str:
     stream = f" of the {own.title}" if own else ""
     titles = {
         "amax": f"Largest magnitude{stream}" + (f" at {sites}" if sites else ""),
+        "base_drift": f"Drift of the {layout.result.title}, own settings included",
         "kl": f"KL divergence of the {layout.result.title}",
         "latency": "Time of a step",
         "largest_share": f"Largest share of one contribution{stream}",
