@@ -65,7 +65,7 @@ class Layout:
     - joint: pattern of the modules that work on all streams together.
     - adds: patterns of the residual adds by the part of a block that they add, "attention" or "feed-forward".
     - branches: what each branch of a step is, by name, the main one first; empty where a step has no branches.
-    - before: components that run before the first step.
+    - before: components whose calls outside of steps precede the first step.
     - exits: modules after the last block, to be drawn beside the growth over the blocks.
     - level: the name of the number that belongs to a step, such as "noise level σ"; empty where there is none.
     """

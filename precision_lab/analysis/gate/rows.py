@@ -71,6 +71,8 @@ def violations_of(bad: pd.DataFrame, kind: str, metric: str, layout: Layout, **f
     bad: columns of ADDRESS, branch, step, order, case, `expected`, `got` (text) and `magnitude` (bits).
     further: other fields of each violation.
     """
+    early = bad["component"].isin(layout.before) & bad["step"].isna()
+    bad = pd.concat([bad[early], bad[~early]])  # so that the first of an address is the first that was computed
     groups = bad.groupby(list(ADDRESS), sort=False)
     counts, worst = groups.size(), groups["magnitude"].max()
     found = []

@@ -30,7 +30,7 @@ def layout(depth: int) -> Layout:
             "feed-forward": "transformer_blocks.*.img_add2",
         },
         branches={"cond": "with the prompt", "uncond": "with the negative prompt"},
-        before=("text_encoder",),
+        before=("text_encoder", "transformer"),  # the prefix
         exits=("norm_out", "proj_out"),
         level="noise level σ",
     )

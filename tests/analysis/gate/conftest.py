@@ -37,10 +37,8 @@ class Verdict(NamedTuple):
 Gate = Callable[..., Verdict]
 
 
-@pytest.fixture(scope="session")
-def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """Runs `python -m precision_lab gate` with further overrides, in this process."""
-    folder = tmp_path_factory.mktemp("gate")
+def _learned(folder: Path, *model: str) -> Gate:
+    """Runs `python -m precision_lab gate` with further overrides, in this process, with a baseline that it learned."""
 
     def run(*overrides: str, prompts: str = "a red circle", seeds: str = "0") -> Verdict:
         out = folder / str(len(list(folder.iterdir())))
@@ -49,7 +47,7 @@ def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ga
             patch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")
             code = main(
                 [
-                    *("gate", *SETTINGS, f"model.path={small_checkpoint}", f"out={out}"),
+                    *("gate", *SETTINGS, *model, f"out={out}"),
                     *(f"gate.baseline={folder}/baseline.json", f"prompts=[{prompts}]", f"seeds=[{seeds}]"),
                     *overrides,
                 ]
@@ -59,3 +57,16 @@ def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ga
 
     assert run("gate.update=true").code == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def gate(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """The gate of Qwen-Image 1.x."""
+    return _learned(tmp_path_factory.mktemp("gate"), f"model.path={small_checkpoint}")
+
+
+@pytest.fixture(scope="session")
+def gate_21(small_checkpoint_21: Path, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """The gate of Qwen-Image-2.1."""
+    model = "model=micro_21", f"model.path={small_checkpoint_21}", "image.width=64"
+    return _learned(tmp_path_factory.mktemp("gate_21"), *model)
