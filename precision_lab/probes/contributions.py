@@ -83,12 +83,13 @@ class ContributionRecorder:
         whole = [stream for stream, summands in self._summands.items() if len(summands) > 1]
         for stream in whole:
             final = self._final.pop(stream).astype(np.float64)
-            square = float(np.vdot(final, final))
-            largest = int(np.abs(final).argmax())
-            for position, summand in _placed(self._summands.pop(stream), final.shape):
-                share = float(np.vdot(summand.astype(np.float64), final)) / square if square else np.nan
-                peak = float(summand.reshape(-1)[largest]) / final.reshape(-1)[largest] if square else np.nan
-                self._rows.append({**position._asdict(), "final_share": share, "final_amax_share": peak})
+            with np.errstate(invalid="ignore", over="ignore"):  # a stream that is not finite has no shares
+                square = float(np.vdot(final, final))
+                largest = int(np.abs(final).argmax())
+                for position, summand in _placed(self._summands.pop(stream), final.shape):
+                    share = float(np.vdot(summand.astype(np.float64), final)) / square if square else np.nan
+                    peak = float(summand.reshape(-1)[largest]) / final.reshape(-1)[largest] if square else np.nan
+                    self._rows.append({**position._asdict(), "final_share": share, "final_amax_share": peak})
 
 
 def _placed(summands: list[_Summand], shape: tuple[int, ...]) -> Iterator[_Summand]:

@@ -51,6 +51,17 @@ def test_tokens_that_enter_one_after_another_are_one_stream():
     assert [row["final_amax_share"] for row in recorder.rows] == pytest.approx([3 / 4, 0, 1 / 4])
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_stream_that_is_not_finite_has_no_shares(value):
+    start = mx.array([[[1.0, 2.0], [0.0, 1.0]]])
+    final = start.at[0, 1, 0].add(value)
+    recorder = Contributions(SITES).recorder()
+    recorder.observe([seen("img_in", None, start)])
+    recorder.observe([seen("b.0.img_add1", 0, final, (start, mx.ones((1, 2)), final - start), 1)])
+    assert np.isnan([row["final_share"] for row in recorder.rows]).all()
+    assert len(recorder.rows) == 2
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_shares_of_a_model_of_one_stream_add_up_to_one(cached):
     model = oracle_21.copy_of(oracle_21.random_transformer(0, oracle_21.Shape(3)))
