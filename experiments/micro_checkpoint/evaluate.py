@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from precision_lab.device import blas
 
@@ -22,11 +21,12 @@ blas.preload()  # before MLX is imported
 
 import mlx.core as mx  # noqa: E402
 
+from experiments.micro_checkpoint.tally import contact_sheet, shares  # noqa: E402
 from precision_lab.device.environment import set_numeric_switches  # noqa: E402
 from precision_lab.lab.folder import to_uint8  # noqa: E402
 from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
 from precision_lab.model.qwen_image.pipeline import Pipeline  # noqa: E402
-from precision_lab.shapes import Scene, correct, held_out_scenes, verdict  # noqa: E402
+from precision_lab.shapes import Scene, held_out_scenes  # noqa: E402
 
 BATCH = 20
 SHEET = 32
@@ -103,8 +103,6 @@ def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, o
         drawn, nonfinite = draw(pipeline, part, seeds, case.steps, case.height, case.width, case.guidance)
         images.extend(drawn)
         broken += nonfinite
-    right = [correct(scene, image) for scene, image in zip(scenes, images, strict=True)]
-    attributes = [verdict(scene, image) for scene, image in zip(scenes, images, strict=True)]
     contact_sheet(images[:SHEET]).save(out / f"{case.name}.png")
     return {
         "dtype": case.dtype,
@@ -113,17 +111,9 @@ def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, o
         "height": case.height,
         "width": case.width,
         "prompts": len(scenes),
-        "correct": float(np.mean(right)),
-        "attributes": {name: float(np.mean([a[name] for a in attributes])) for name in attributes[0]},
+        **shares(scenes, images),
         "nonfinite_pixel_values": broken,
     }
-
-
-def contact_sheet(images: Sequence[np.ndarray], columns: int = 8) -> Image.Image:
-    """A contact sheet of all full rows of the pictures; a single row may be short."""
-    columns = min(columns, len(images))
-    rows = [np.concatenate(images[i : i + columns], 1) for i in range(0, len(images) - columns + 1, columns)]
-    return Image.fromarray(np.concatenate(rows))
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def forward(
     text = _linear(text, low, "txt_in").float()
     time = F.silu(_time_embedding(batch.timestep, low))
     modulation = {stream: _modulation(time, low, p, stream, factors[stream]) for stream in STREAMS}
-    layers = _unbound(low, p, blocks)
+    layers = unbound(low, p, blocks)
     bias = torch.zeros_like(batch.mask, dtype=dtype).masked_fill(~batch.mask, float("-inf"))
     bias = bias[:, None, None, :].expand(-1, 1, bias.shape[1], -1)
     words, valid = batch.mask[..., None].split((text.shape[1], image.shape[1]), dim=1)
@@ -101,8 +101,8 @@ def block_forward(
     t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = text_mod[:, None].chunk(6, dim=-1)
     q, k, v = _heads(_norm(image) * (1 + scale1) + shift1, p, "img")
     t_q, t_k, t_v = _heads(_norm(text) * (1 + t_scale1) + t_shift1, p, "txt")
-    q = _rotate(torch.cat((t_q, q), 1), cos, sin).to(v.dtype)
-    k = _rotate(torch.cat((t_k, k), 1), cos, sin).to(v.dtype)
+    q = rotate(torch.cat((t_q, q), 1), cos, sin).to(v.dtype)
+    k = rotate(torch.cat((t_k, k), 1), cos, sin).to(v.dtype)
     v = torch.cat((t_v, v), 1)
     joint = F.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=bias.expand(-1, q.shape[2], -1, -1)
@@ -136,7 +136,7 @@ def _heads(x: torch.Tensor, p: Parameters, stream: str) -> tuple[torch.Tensor, t
     return q, k, v
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Applies RoPE to x: (B, S, heads, head_dim), with interleaved pairs."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
@@ -158,13 +158,17 @@ def _linear(x: torch.Tensor, p: Parameters, name: str) -> torch.Tensor:
 
 
 def _time_embedding(timestep: torch.Tensor, p: Parameters) -> torch.Tensor:
-    """(B, width): 128 cosines, then 128 sines, of 1000 t times 1e4 ** (-i / 128), through an MLP."""
+    """(B, width): 128 cosines, then 128 sines, of 1000 t times `frequencies`, through an MLP."""
     # in diffusers' order of operations: arguments reach 1000 rad, so the last bit of each matters
-    turns = torch.exp(-math.log(1e4) * torch.arange(128, dtype=torch.float32, device=timestep.device) / 128)
-    angles = 1000 * (timestep[:, None].float() * turns)
+    angles = 1000 * (timestep[:, None].float() * frequencies(timestep.device))
     features = torch.cat((angles.cos(), angles.sin()), -1)
     name = "time_text_embed.timestep_embedder"
     return _linear(F.silu(_linear(features, p, f"{name}.linear_1")), p, f"{name}.linear_2")
+
+
+def frequencies(device: torch.device) -> torch.Tensor:
+    """(128,) 1e4 ** (-i / 128)."""
+    return torch.exp(-math.log(1e4) * torch.arange(128, dtype=torch.float32, device=device) / 128)
 
 
 def _amax(image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -176,7 +180,7 @@ def _rms(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return ((values.square() * mask).sum((0, 1)) / mask.sum()).sqrt()
 
 
-def _unbound(low: Parameters, p: Parameters, blocks: int) -> list[Parameters]:
+def unbound(low: Parameters, p: Parameters, blocks: int) -> list[Parameters]:
     """The parameters of each block; norms in fp32."""
     layers: list[Parameters] = [{} for _ in range(blocks)]
     for name in p:

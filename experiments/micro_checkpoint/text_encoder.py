@@ -10,8 +10,10 @@ linear heads that are discarded. Training starts from the synthetic weights, who
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name in all PyTorch code
@@ -51,40 +53,65 @@ def embeddings(checkpoint: Path, captions: Sequence[str], device: str) -> tuple[
     return kept * mask[..., None], mask
 
 
-def labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, list[int]]:
-    """(n, 6) the index of each attribute's value, and the number of values of each."""
-    values = [sorted({str(getattr(scene, a)) for scene in training_scenes()}) for a in ATTRIBUTES]
+class Captions(NamedTuple):
+    """ids, mask: (n, L) int64, padded on the right. scenes: what they describe. prefix: tokens before the caption."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    scenes: Sequence[Scene]
+    prefix: int
+
+
+class Reader(NamedTuple):
+    """Reads all attributes from the state of the last token, divided by `spread` (width,)."""
+
+    heads: torch.nn.Linear
+    spread: torch.Tensor
+    values: list[list[str]]
+
+    def logits(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One tensor (B, values) for each attribute; hidden: (B, L, width)."""
+        last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        return self.heads(last / self.spread).split([len(v) for v in self.values], dim=1)
+
+
+def labels(scenes: Sequence[Scene], values: list[list[str]]) -> torch.Tensor:
+    """(n, 6) the index of each attribute's value."""
     rows = [[v.index(str(getattr(scene, a))) for a, v in zip(ATTRIBUTES, values, strict=True)] for scene in scenes]
-    return torch.tensor(rows), [len(v) for v in values]
+    return torch.tensor(rows)
 
 
-def train(work: Path, steps: int, device: str) -> None:
-    torch.manual_seed(SEED)
-    checkpoint = work / "checkpoint"
-    model = load(checkpoint, device)
-    scenes = training_scenes()
-    ids, mask = (torch.from_numpy(a).to(device) for a in data.tokens(checkpoint, [s.caption for s in scenes]))
-    attributes, sizes = labels(scenes)
-    attributes = attributes.to(device)
-    with torch.no_grad():  # both heads read channels of unit size
-        sample = encode(model, ids[:256], mask[:256])[:, PREFIX_TOKENS:]
-        spread = sample.square().mean((0, 1)).sqrt()
+def fit(
+    model: torch.nn.Module,
+    captions: Captions,
+    encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    steps: int,
+    log: state.Log,
+) -> Reader:
+    """Trains everything but the vision tower.
+
+    encode: ids and mask (B, L) to the states (B, L, width) that the transformer will read. predict: states to the
+    logits of the next token. model.lm_head is divided by the spread of the states, to read channels of unit size.
+    """
+    ids, mask, scenes, prefix = captions
+    device = ids.device
+    values = [sorted({str(getattr(scene, a)) for scene in scenes}) for a in ATTRIBUTES]
+    attributes = labels(scenes, values).to(device)
+    with torch.no_grad():
+        spread = encode(ids[:256], mask[:256])[:, prefix:].square().mean((0, 1)).sqrt()
         model.lm_head.weight /= spread
-    heads = torch.nn.Linear(len(spread), sum(sizes)).to(device)
-    trained = [p for n, p in model.named_parameters() if ".visual." not in n] + list(heads.parameters())
+    reader = Reader(torch.nn.Linear(len(spread), sum(map(len, values))).to(device), spread, values)
+    trained = [p for n, p in model.named_parameters() if ".visual." not in n] + list(reader.heads.parameters())
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    log = state.Log(work / "text_encoder.jsonl")
-    ends = mask.sum(1) - 1
     for step in range(1, steps + 1):
         rows = torch.randint(len(scenes), (BATCH,), device=device)
-        hidden = encode(model, ids[rows], mask[rows])
-        caption = slice(PREFIX_TOKENS - 1, -1)
-        logits = model.lm_head(hidden[:, caption])
-        targets = ids[rows][:, PREFIX_TOKENS:].masked_fill(mask[rows][:, PREFIX_TOKENS:] == 0, -100)
+        hidden = encode(ids[rows], mask[rows])
+        logits = predict(hidden[:, prefix - 1 : -1])
+        targets = ids[rows][:, prefix:].masked_fill(mask[rows][:, prefix:] == 0, -100)
         next_token = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        last = hidden[torch.arange(BATCH, device=device), ends[rows]] / spread
-        parts = heads(last).split(sizes, dim=1)
+        parts = reader.logits(hidden, mask[rows])
         attribute = sum(F.cross_entropy(part, attributes[rows, i]) for i, part in enumerate(parts))
         optimizer.zero_grad()
         (next_token + attribute).backward()
@@ -93,16 +120,33 @@ def train(work: Path, steps: int, device: str) -> None:
         schedule.step()
         if step % 50 == 0:
             log(step=step, next_token=next_token.item(), attributes=attribute.item())
-    _export(model, checkpoint)
-    held_out = held_out_scenes()
-    ids, mask = (torch.from_numpy(a).to(device) for a in data.tokens(checkpoint, [s.caption for s in held_out]))
-    with torch.no_grad():
-        hidden = encode(load(checkpoint, device), ids, mask)
-        last = hidden[torch.arange(len(ids), device=device), mask.sum(1) - 1] / spread
-        chosen = torch.stack([part.argmax(1) for part in heads(last).split(sizes, dim=1)], 1).cpu()
-    right = (chosen == labels(held_out)[0]).float().mean(0)
+    return reader
+
+
+@torch.no_grad()
+def report(hidden: torch.Tensor, captions: Captions, reader: Reader) -> None:
+    """Prints the share of each attribute that is read correctly, and the largest state."""
+    chosen = torch.stack([part.argmax(1) for part in reader.logits(hidden, captions.mask)], 1).cpu()
+    right = (chosen == labels(captions.scenes, reader.values)).float().mean(0)
     print("text encoder, attributes read from held-out captions:", dict(zip(ATTRIBUTES, right.tolist(), strict=True)))
-    print(f"text encoder, output amax {hidden[:, PREFIX_TOKENS:].abs().max():.1f}")
+    print(f"text encoder, output amax {hidden[:, captions.prefix :].abs().max():.1f}", flush=True)
+
+
+def train(work: Path, steps: int, device: str) -> None:
+    torch.manual_seed(SEED)
+    checkpoint = work / "checkpoint"
+
+    def captions(scenes: Sequence[Scene]) -> Captions:
+        ids, mask = (torch.from_numpy(a).to(device) for a in data.tokens(checkpoint, [s.caption for s in scenes]))
+        return Captions(ids, mask, scenes, PREFIX_TOKENS)
+
+    model = load(checkpoint, device)
+    log = state.Log(work / "text_encoder.jsonl")
+    reader = fit(model, captions(training_scenes()), partial(encode, model), model.lm_head, steps, log)
+    _export(model, checkpoint)
+    held_out = captions(held_out_scenes())
+    with torch.no_grad():
+        report(encode(load(checkpoint, device), held_out.ids, held_out.mask), held_out, reader)
 
 
 def _export(model: Qwen2_5_VLForConditionalGeneration, checkpoint: Path) -> None:
