@@ -6,7 +6,7 @@ from pathlib import Path
 
 from precision_lab.model.qwen_image import subject
 from precision_lab.model.qwen_image_21 import subject as subject_21
-from precision_lab.model.text_to_image.subject import Source
+from precision_lab.model.text_to_image.source import Source
 from precision_lab.synthetic.cache import SCHEME, on_demand
 
 

@@ -120,7 +120,7 @@ def test_the_key_covers_all_imports_of_the_generator():
         ("precision_lab.model.qwen_image.prompt", "TEMPLATE"),
         ("precision_lab.model.qwen_image_21", "subject"),
         ("precision_lab.model.qwen_image_21.prompt", "TEMPLATE"),
-        ("precision_lab.model.text_to_image.subject", "Source"),
+        ("precision_lab.model.text_to_image.source", "Source"),
         ("precision_lab.record.files", "replacing"),
     }
 

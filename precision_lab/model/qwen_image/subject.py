@@ -12,13 +12,13 @@ from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.text_to_image.settings import Settings
-from precision_lab.model.text_to_image.subject import Source
+from precision_lab.model.text_to_image.source import Source
 from precision_lab.record import manifest
 
 
 @dataclass
 class QwenImage(Source):
-    """Loads a checkpoint in the layout of Qwen/Qwen-Image (see `text_to_image.subject.Source`).
+    """Loads a checkpoint in the layout of Qwen/Qwen-Image (see `text_to_image.source.Source`).
 
     inflate: a power of two that multiplies the transformer's residual streams and leaves its function unchanged.
     """

@@ -8,12 +8,12 @@ from typing import ClassVar
 from precision_lab.model.qwen_image_21.checkpoint import Checkpoint
 from precision_lab.model.qwen_image_21.pipeline import Pipeline
 from precision_lab.model.text_to_image.settings import Settings
-from precision_lab.model.text_to_image.subject import Source
+from precision_lab.model.text_to_image.source import Source
 
 
 @dataclass
 class QwenImage21(Source):
-    """Loads a checkpoint in the layout of Qwen/Qwen-Image-2.1 (see `text_to_image.subject.Source`)."""
+    """Loads a checkpoint in the layout of Qwen/Qwen-Image-2.1 (see `text_to_image.source.Source`)."""
 
     kind: ClassVar[type[Checkpoint]] = Checkpoint
     settings: ClassVar[type[Settings]] = Pipeline.settings
