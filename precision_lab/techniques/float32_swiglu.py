@@ -1,9 +1,9 @@
 """The activation of SwiGLU and its product with the other factor in fp32, rounded once.
 
-The plain model rounds the activation before it multiplies, so the hidden layer carries two roundings. (Kernels that
-fuse the two, such as Liger's and that of stable-diffusion.cpp, round once.) In float16 the product overflows whether or
-not it is computed in fp32, because the last linear reads it in float16; see scaled_feed_forward. Cost: one fp32 array
-of the size of the hidden layer, unless both operations are fused.
+The plain model rounds the activation before it multiplies, as diffusers does, so the hidden layer carries two
+roundings. A kernel that fuses both can round once. In float16 the product overflows whether or not it is computed in
+fp32, because the last linear reads it in float16; see scaled_feed_forward. Cost: one fp32 array of the size of the hidden
+layer, unless both operations are fused.
 """
 
 from __future__ import annotations

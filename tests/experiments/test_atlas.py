@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from experiments.atlas.modulation_errors import ModulationErrors
 from experiments.atlas.operations import KINDS
 from experiments.atlas.side_by_side import main as side_by_side
 from experiments.atlas.survey import PROMPT, SENSITIVITY, Survey
 from precision_lab.cli import main
 from precision_lab.record.run import Run
 from precision_lab.report.view import block_outputs
+from tests.model.oracle import relative_l2
+from tests.model.qwen_image_21.oracle import copy_of, ours, random_inputs, random_transformer
+from tests.techniques.test_qwen_image_21 import SHAPE, rewritten, shipped
 
 STEPS = 2
 QUICK = (
@@ -122,3 +126,19 @@ def test_folders_that_hold_no_run_of_the_atlas_are_named(tmp_path, capsys):
     assert side_by_side([str(tmp_path / "empty")] * 2 + ["--to", str(tmp_path / "to")]) == 2
     assert str(tmp_path / "empty") in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_error_of_the_shared_modulation_can_be_given_to_each_block(bits):
+    """As one error it is what quantising gives; as errors of their own it has the same size in each block."""
+    model = copy_of(random_transformer(0, SHAPE))
+    inputs = random_inputs(np.random.default_rng(0), (5, 8), SHAPE, 2, tokens=40, lengths=(40, 17))
+    plain = ours(model, inputs)
+    quantised = rewritten(model, inputs, *shipped(f"affine{bits}_modulation").values())
+    shared, own = (
+        rewritten(model, inputs, ModulationErrors(own=own, bits=bits), cached=cached)
+        for own, cached in ((False, True), (True, False))
+    )
+    assert relative_l2(shared, quantised) < 1e-5
+    assert relative_l2(own, shared) > 0.1 * relative_l2(shared, plain)
+    assert 0.3 < relative_l2(own, plain) / relative_l2(shared, plain) < 3
