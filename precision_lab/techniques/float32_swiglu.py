@@ -2,8 +2,8 @@
 
 The plain model rounds the activation before it multiplies, as diffusers does, so the hidden layer carries two
 roundings. A kernel that fuses both can round once. In float16 the product overflows whether or not it is computed in
-fp32, because the last linear reads it in float16; see scaled_feed_forward. Cost: one fp32 array of the size of the hidden
-layer, unless both operations are fused.
+fp32, because the last linear reads it in float16; see scaled_feed_forward. Cost: one fp32 array of the size of the
+hidden layer, unless both operations are fused.
 """
 
 from __future__ import annotations
