@@ -17,7 +17,8 @@ _FOLDER = "precision_lab/model"
 FILES = (
     *(f"{_FOLDER}/{name}.py" for name in ("language_body", "layers", "rotary", "attention", "modulation", "timestep")),
     *(f"{_FOLDER}/{name}.py" for name in ("vae_blocks", "autoencoder")),
-    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer", "scheduler")),
+    *(f"{_FOLDER}/text_to_image/{name}.py" for name in ("scheduler", "sampler", "pipeline")),
+    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer")),
     *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline")),
 )
 """The files that compute something between token ids and pixels, without reading and checking of files, and labels."""
@@ -37,7 +38,9 @@ class Mutant:
     def name(self) -> str:
         """Unique among the mutants of one version of the code, and readable."""
         length = self.edit.end - self.edit.start
-        return f"{Path(self.file).stem}:{self.line}:{self.column}+{length}:{self.operator}:{self.edit.text}"
+        path = Path(self.file)
+        file = f"{path.parent.name}/{path.stem}" if path.parent.name == "text_to_image" else path.stem
+        return f"{file}:{self.line}:{self.column}+{length}:{self.operator}:{self.edit.text}"
 
     def applied(self, text: str) -> str:
         """The text of the file with the mistake."""
