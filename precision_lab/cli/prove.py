@@ -45,8 +45,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     for case in spec.cases:  # a proof draws its own cases, but a setting that fits none is a mistake here too
         spec.source.steps(case)
-    for pin in pinned.generations(spec):
-        spec.source.steps(pin.case)
+    pinned.check_settings(spec)
     inputs = draws_of(spec.source, spec.cases, count, seed)
     noise = {"reordered_sums": ReorderedSums(sites=settings.noise)}
     groups = {name: {name: technique} for name, technique in techniques.items()}

@@ -9,6 +9,7 @@ import numpy as np
 from precision_lab.model import language_body, layers, modulation, rotary, vae_blocks
 from precision_lab.model.qwen_image import block, rope, sampler
 from precision_lab.model.qwen_image_21 import block as block_21
+from precision_lab.model.qwen_image_21 import sampler as sampler_21
 from precision_lab.model.qwen_image_21 import transformer as transformer_21
 from precision_lab.model.qwen_image_21 import vae_stages
 from precision_lab.model.qwen_image_21.config import Stage
@@ -117,6 +118,15 @@ def _denormalize(a, module, x):
     return a.once(a.once(x / a.once(1 / std)) + mean)
 
 
+def _guidance_21(a, module, cond, uncond, scale):
+    return a.once(uncond + a.once(fp32(fp32(scale) * a.once(cond - uncond))))
+
+
+def _denormalize_21(a, module, x):
+    mean, std = (a.once(as_float64(part)) for part in (module._mean, module._std))
+    return a.once(a.once(x * std) + mean)
+
+
 def _rotations(draw: Draw) -> tuple[nn.Module, tuple]:
     turns = rope.rotations((4, 6, 6), rotary.Grid(3, 5), 4).img
     return rotary.Rotary(), (draw.wide(2, 15, 3, 16), turns)
@@ -139,9 +149,9 @@ def _latents(draw: Draw) -> tuple[mx.array, mx.array]:
     return draw.normal(1, 30, 64), draw.normal(1, 30, 64)
 
 
-def _statistics(draw: Draw) -> sampler.Denormalize:
+def _statistics(draw: Draw) -> SimpleNamespace:
     mean, std = draw.rng.standard_normal(16), draw.rng.uniform(0.5, 3, 16)
-    return sampler.Denormalize(SimpleNamespace(latents_mean=mean.tolist(), latents_std=std.tolist()))
+    return SimpleNamespace(latents_mean=mean.tolist(), latents_std=std.tolist())
 
 
 def _dt(draw: Draw) -> mx.array:
@@ -203,7 +213,19 @@ OPERATIONS = (
         lambda d: (shared.EulerStep(), (*_latents(d), _dt(d))),
         lambda a, _, latents, velocity, dt: a.once(latents + a.once(a.once(dt) * velocity)),
     ),
-    Operation(sampler.Denormalize, lambda d: (_statistics(d), (d.normal(2, 5, 6, 16),)), _denormalize),
+    Operation(
+        sampler.Denormalize, lambda d: (sampler.Denormalize(_statistics(d)), (d.normal(2, 5, 6, 16),)), _denormalize
+    ),
+    Operation(
+        sampler_21.Guidance,
+        lambda d: (sampler_21.Guidance(), (*_latents(d), float(d.rng.uniform(1, 8)))),
+        _guidance_21,
+    ),
+    Operation(
+        sampler_21.Denormalize,
+        lambda d: (sampler_21.Denormalize(_statistics(d)), (d.normal(2, 5, 6, 16),)),
+        _denormalize_21,
+    ),
     Operation(
         shared.ToPixels,
         lambda d: (shared.ToPixels(), (d.wide(1, 20, 30, 3, exponents=(-12, 1)),)),
