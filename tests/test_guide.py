@@ -230,6 +230,7 @@ def test_the_command_for_slurm(small, tmp_path, monkeypatch):
     settings = yaml.safe_load(text)["jobqueue"]["slurm"]
     assert settings["job-extra-directives"] == ["--gres=gpu:1"]
     own = {name: settings[name] for name in ("cores", "processes")} | {"memory": "2GB", "log-directory": str(tmp_path)}
+    own["scheduler-options"] = {"dashboard_address": ":0"}  # another may have the default port
     monkeypatch.setitem(queues.QUEUES, "slurm", "dask_jobqueue.local.LocalCluster")
     paths = os.pathsep.join(filter(None, sys.path))
     monkeypatch.setenv("PYTHONPATH", paths)
