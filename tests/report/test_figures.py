@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
@@ -100,6 +101,24 @@ def test_a_variant_equal_to_the_reference_is_said_to_be_identical(small_run):
     drawing = drift.draw_steps(View.open(folder))
     labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert labels == ["baseline (identical to the reference)", "ffn_scaling", "float16"]
+
+
+def test_pictures_with_alpha_are_drawn_over_squares_and_compared_by_what_is_seen(small_run):
+    """Colours under transparent pixels make no difference."""
+    folder = small_run(variants=("reference", "baseline"))
+    assert images.ALPHA not in images.draw(View.open(folder)).caption
+    rng = np.random.default_rng(3)
+    for path in folder.glob("images/*.png"):
+        pixels = np.asarray(Image.open(path).convert("RGBA")).copy()
+        pixels[:8], pixels[8:, :, 3] = rng.integers(0, 256, pixels[:8].shape), 255
+        pixels[:8, :, 3] = 0
+        Image.fromarray(pixels).save(path)
+    drawing = images.draw(View.open(folder))
+    assert images.ALPHA in drawing.caption
+    shown = [image.get_array() for axes in drawing.figure.axes for image in axes.images]
+    assert all(array.shape[-1] == 3 for array in shown)
+    differences = images._differences({("a", (0, 0)): pixels, ("b", (0, 0)): pixels[..., [2, 1, 0, 3]]}, "a")
+    assert not differences["b", (0, 0)][:8].any()
 
 
 def test_pictures_of_lost_latents_are_black_and_differences_of_equal_ones_nothing(small_run):

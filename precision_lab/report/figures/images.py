@@ -26,6 +26,10 @@ MOST_COLUMNS = (
     8  # pictures and differences share one row up to this number; otherwise the differences have a second row
 )
 THUMBNAIL = 320  # pixels of the longer side in the figure; distances are measured at full size
+ALPHA = (
+    " Grey squares show through transparent pixels. Such pictures are compared over white, over black and by alpha; "
+    "|Δ| is the larger of the first two."
+)
 GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Pixels = npt.NDArray[np.uint8]
@@ -53,7 +57,8 @@ def draw(view: View) -> Drawing | Absent | None:
         if _stem(name, at) in paths
     }
     figure = _draw_grid(names, shown, pictures, view.reference, style.looks(view.by_colour, view.reference))
-    caption = _caption(len(shown), len(every), view.layout.result.title) + view.selection
+    has_alpha = any(pixels is not None and pixels.shape[2] == 4 for pixels in pictures.values())
+    caption = _caption(len(shown), len(every), view.layout.result.title) + ALPHA * has_alpha + view.selection
     return Drawing("images", TITLE, figure, caption, inline="png")
 
 
