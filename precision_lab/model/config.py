@@ -91,6 +91,15 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def check_axes(axes: tuple[int, ...], head_dim: int) -> None:
+    """Raises InputError unless `axes`, the channels of a head that each axis of RoPE rotates, fit the head."""
+    if len(axes) != 3 or sum(axes) != head_dim or any(dim % 2 for dim in axes):
+        raise InputError(
+            f"axes_dims_rope {short(list(axes))} must be three even numbers that add up to "
+            f"attention_head_dim {head_dim}"
+        )
+
+
 def section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The object that `raw` holds under `key`, empty if it holds none. Raises InputError for another value."""
     value = raw.get(key) or {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from precision_lab.errors import InputError
 from precision_lab.model.autoencoder_config import AutoencoderConfig
-from precision_lab.model.config import LARGEST
+from precision_lab.model.config import LARGEST, check_axes
 from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.model.qwen_image.kinds import KINDS
 from precision_lab.model.text_to_image.component import ComponentConfig
@@ -45,12 +45,7 @@ class TransformerConfig(ComponentConfig):
     use_layer3d_rope: bool = False
 
     def __post_init__(self) -> None:
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(d % 2 for d in axes):
-            raise InputError(
-                f"axes_dims_rope {list(axes)} must be three even numbers that add up to "
-                f"attention_head_dim {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, self.attention_head_dim)
         if self.patch_size != 2:
             raise InputError(f"patch_size is {self.patch_size}, expected 2")
         for key, model in _OTHER_MODELS.items():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from precision_lab.errors import InputError
 from precision_lab.model.autoencoder_config import AutoencoderConfig
-from precision_lab.model.config import LARGEST, short
+from precision_lab.model.config import LARGEST, check_axes, short
 from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.model.qwen_image_21.kinds import KINDS
 from precision_lab.model.text_to_image.component import ComponentConfig
@@ -37,12 +37,7 @@ class TransformerConfig(ComponentConfig):
     causal_condition: bool = True
 
     def __post_init__(self) -> None:
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(d % 2 for d in axes):
-            raise InputError(
-                f"axes_dims_rope {short(list(axes))} must be three even numbers that add up to "
-                f"attention_head_dim {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, self.attention_head_dim)
         if self.patch_size != 1:
             raise InputError(f"patch_size is {self.patch_size}, expected 1")
         if not 0 < self.eps < 1:
