@@ -59,9 +59,7 @@ class Checkpoint(checkpoint.Checkpoint):
 
     def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
         model = TextEncoder(self.config("text_encoder", TextEncoderConfig))
-        self.load(model, "text_encoder", dtype, TextEncoder.sanitize)
-        self.page(model, "layers", "text_encoder", dtype, TextEncoder.sanitize)
-        return model
+        return self.load(model, "text_encoder", dtype, TextEncoder.sanitize, "layers")
 
     def vae(self, dtype: mx.Dtype) -> VAE:
         model = VAE(self.config("vae", VAEConfig))

@@ -36,15 +36,11 @@ class Checkpoint(checkpoint.Checkpoint):
     tokenizer_folder: ClassVar[str] = "processor"
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:
-        model = self.load(Transformer(self.transformer_config()), "transformer", dtype)
-        self.page(model, "transformer_blocks", "transformer", dtype)
-        return model
+        return self.load(Transformer(self.transformer_config()), "transformer", dtype, blocks="transformer_blocks")
 
     def text_encoder(self, dtype: mx.Dtype) -> TextEncoder:
         model = TextEncoder(self.config("text_encoder", TextEncoderConfig))
-        self.load(model, "text_encoder", dtype, TextEncoder.sanitize)
-        self.page(model, "layers", "text_encoder", dtype, TextEncoder.sanitize)
-        return model
+        return self.load(model, "text_encoder", dtype, TextEncoder.sanitize, "layers")
 
     def vae(self, dtype: mx.Dtype) -> VAE:
         return self.load(VAE(self.config("vae", VAEConfig)), "vae", dtype, VAE.sanitize)

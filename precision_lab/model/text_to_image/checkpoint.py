@@ -95,10 +95,22 @@ class Checkpoint:
                     f"{self.folder / 'transformer' / 'config.json'}: {key} is {actual}, expected {other}, {expected}"
                 )
 
-    def load(self, model: M, part: str, dtype: mx.Dtype, sanitize: weights.Sanitize | None = None) -> M:
-        """The module with the weights of a component, which are cast to `dtype` unless they are narrower."""
+    def load(
+        self,
+        model: M,
+        part: str,
+        dtype: mx.Dtype,
+        sanitize: weights.Sanitize | None = None,
+        blocks: str | None = None,
+    ) -> M:
+        """The module with the weights of a component, which are cast to `dtype` unless they are narrower.
+
+        blocks: the list in it that is paged if `stream` is on.
+        """
         self._ignore(part, weights.load_files(model, self._files(part), sanitize))
         weights.cast(model, self.weights_dtype, dtype)
+        if blocks is not None:
+            self.page(model, blocks, part, dtype, sanitize)
         return model
 
     def page(
