@@ -1,8 +1,9 @@
 """The grammar of site patterns: `component:glob`; without a component, the default one of the subject's layout.
 
 In the glob `*` matches characters of one segment, `**` any number of segments (at least one at the end),
-`{a,b}` for alternatives and `{4..7}` for a range of numbers. `*` never crosses a dot. A negative number counts from the
-end of its list, as a Python index: it names nothing but in paths that `spell` has given their lengths.
+`{a,b}` for alternatives, `{4..7}` for a range of numbers, and `{0,4..7}` for both. `*` never crosses a dot. A negative
+number counts from the end of its list, as a Python index: it names nothing but in paths that `spell` has given their
+lengths.
 """
 
 from __future__ import annotations
@@ -84,10 +85,6 @@ def _one(glob: str) -> str:
         raise InputError(f"Site pattern {glob!r} has an empty segment")
     # `**.**` matches what `**` matches, but several in a row would be tried in every combination
     segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
-    # `**.**` matches what `**` matches, but several in a row would be tried in every combination
-    segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
-    # `**.**` matches what `**` matches, but several in a row would be tried in every combination
-    segments = [segment for index, segment in enumerate(segments) if segments[index : index + 2] != ["**", "**"]]
     parts = []
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
@@ -123,13 +120,18 @@ def _expand(glob: str) -> list[str]:
 
 
 def _choices(group: str, glob: str) -> list[str]:
-    """The alternatives inside one pair of braces."""
-    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", group)
+    """The alternatives inside one pair of braces, each a text or a range."""
+    return [choice for part in group.split(",") for choice in _numbers(part, glob)]
+
+
+def _numbers(part: str, glob: str) -> list[str]:
+    """The numbers of a range such as `4..7`; any other text as it is."""
+    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part)
     if span is None:
-        return group.split(",")
+        return [part]
     if max(map(len, span.groups())) > _DIGITS or int(span[2]) - int(span[1]) >= MOST:
-        raise InputError(f"Site pattern {shown(glob)}: the range {{{shown(group)[1:-1]}}} has more than {MOST} numbers")
+        raise InputError(f"Site pattern {shown(glob)}: the range {{{shown(part)[1:-1]}}} has more than {MOST} numbers")
     choices = [str(number) for number in range(int(span[1]), int(span[2]) + 1)]
     if not choices:
-        raise InputError(f"Site pattern {glob!r}: the range {{{group}}} is empty, its second number is below its first")
+        raise InputError(f"Site pattern {glob!r}: the range {{{part}}} is empty, its second number is below its first")
     return choices
