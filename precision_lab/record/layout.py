@@ -125,6 +125,16 @@ class Layout:
         """Whether the path is that of a block, not of a module inside one."""
         return self.block_of(component, path) is not None and self.block_of(component, path.rpartition(".")[0]) is None
 
+    def within_block(self, component: str, path: str) -> tuple[str, str]:
+        """The path of the block that the module is, or is part of, and its path inside; outside of blocks, "" and path.
+
+        The outermost block if blocks are nested. A block itself has no path inside.
+        """
+        if self.block_of(component, path) is None:
+            return "", path
+        block = next(parent for parent, _ in _ancestors(path) if self.is_block(component, parent))
+        return block, path[len(block) + 1 :]
+
     def is_add(self, component: str, path: str) -> bool:
         """Whether the module is a residual add, whose output is a residual stream. Cached like blocks and streams."""
         if component != self.default:

@@ -7,7 +7,6 @@ readable, and it is what a technique's `sites` expects.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from os.path import commonprefix
 
 from precision_lab.record.address import join_address
 from precision_lab.record.glob import LONGEST, MOST, named_sites
@@ -104,12 +103,18 @@ def _alternatives(names: frozenset[str]) -> str:
         return next(iter(names))
     if all(map(_is_number, names)):
         return _numbers(sorted(map(int, names)))
-    ordered = sorted(names)
-    head = commonprefix(ordered)
-    head = head[: head.rfind("_") + 1]
-    tail = commonprefix([name[len(head) :][::-1] for name in ordered])[::-1]
-    tail = tail[tail.find("_") :] if "_" in tail else ""
-    return f"{head}{{{','.join(name[len(head) : len(name) - len(tail)] for name in ordered)}}}{tail}"
+    words = sorted(name.split("_") for name in names)
+    head = _common(words)
+    tail = _common([each[head:][::-1] for each in words])
+    inner = ",".join("_".join(each[head : len(each) - tail]) for each in words)
+    first = words[0]
+    return "_".join((*first[:head], f"{{{inner}}}", *first[len(first) - tail :]))
+
+
+def _common(words: Sequence[Sequence[str]]) -> int:
+    """How many words all begin with, at most all but one of the shortest."""
+    shortest = min(map(len, words)) - 1
+    return next((at for at in range(shortest) if len({each[at] for each in words}) > 1), shortest)
 
 
 def _is_number(name: str) -> bool:

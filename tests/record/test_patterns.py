@@ -31,24 +31,32 @@ def test_they_name_exactly_the_chosen_sites(seed):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("paths", "expected"),
     [
-        ([site for site in BLOCKS if site[1].endswith("to_q")], ["transformer_blocks.*.attn.to_q"]),
+        ([f"transformer_blocks.{i}.attn.to_q" for i in range(12)], ["transformer_blocks.*.attn.to_q"]),
         (
-            [("transformer", f"transformer_blocks.{i}.attn.to_{q}") for i in (0, 3, 4, 5, 6, 9) for q in "qk"],
+            [f"transformer_blocks.{i}.attn.to_{q}" for i in (0, 3, 4, 5, 6, 9) for q in "qk"],
             ["transformer_blocks.{0,3..6,9}.attn.to_{k,q}"],
         ),
-        ([("transformer", f"transformer_blocks.{i}.img_mod.1") for i in (0, 11)], ["transformer_blocks.{0,11}.img_mod.1"]),
-        ([("transformer", "img_in"), ("vae", "decoder.up_blocks.1.resnets.0.conv1")], ["img_in", "vae:decoder.up_blocks.1.resnets.0.conv1"]),
-        (OTHER, ["vae:**"]),
-        ([("transformer", f"transformer_blocks.2.{m}_mod.1") for m in ("img", "txt")], ["transformer_blocks.2.{img,txt}_mod.1"]),
+        ([f"transformer_blocks.{i}.img_mod.1" for i in (0, 11)], ["transformer_blocks.{0,11}.img_mod.1"]),
+        ([f"transformer_blocks.2.{m}_mod.1" for m in ("img", "txt")], ["transformer_blocks.2.{img,txt}_mod.1"]),
+        (["img_in", "proj_out"], ["{img_in,proj_out}"]),
         ([], []),
     ],
-)  # fmt: skip
-def test_they_are_what_a_person_would_write(chosen, expected):
+)
+def test_they_are_what_a_person_would_write(paths, expected):
+    chosen = [("transformer", path) for path in paths]
     found = patterns_of(chosen, SITES, "transformer")
     assert named(found) == set(chosen)
     assert found == expected
+
+
+def test_other_components_are_named():
+    assert patterns_of([("transformer", "img_in"), *OTHER[:1], *OTHER[4:5]], SITES, "transformer") == [
+        "img_in",
+        "vae:decoder.up_blocks.{0,1}.resnets.0.conv1",
+    ]
+    assert patterns_of(OTHER, SITES, "transformer") == ["vae:**"]
 
 
 def test_a_choice_without_structure_stays_within_the_bounds_of_the_grammar():

@@ -1,0 +1,64 @@
+"""The candidates of a search, from their nodes in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from precision_lab.cli.building import build
+from precision_lab.cli.config import plain
+from precision_lab.errors import InputError
+from precision_lab.lab.candidates import Candidate
+from precision_lab.techniques.base import Technique
+
+TO_COME = {
+    "gguf": "affine4",
+    "q2_k": "affine2",
+    "q3_k": "affine3",
+    "q4_0": "affine4",
+    "q4_k": "affine4",
+    "q5_k": "affine5",
+    "q6_k": "affine6",
+    "q8_0": "affine8",
+    "iq4_nl": "affine4",
+    "nf4": "nvfp4",
+    "fp4": "nvfp4",
+    "int4": "affine4",
+    "int8": "affine8",
+    "svdquant": "nvfp4",
+    "nunchaku": "nvfp4",
+    "awq": "affine4",
+    "gptq": "affine4",
+    "hqq": "affine4",
+}
+"""Formats that cannot be measured yet, and the candidate that is nearest to each in bits and grouping."""
+
+
+def build_candidates(resolved: DictConfig) -> list[Candidate]:
+    """The candidates of a configuration. Raises InputError for none, or for a node that fits no technique."""
+    nodes = plain(resolved.candidate)
+    if not nodes:
+        raise InputError("candidate is empty, expected names like candidate=[affine4,nvfp4]")
+    found = []
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise InputError(f"candidate.{name}: expected a mapping with a _target_, got {node!r}")
+        candidate = Candidate(name, node, make)
+        candidate.technique(["**"])  # a node that describes no technique is an error before anything is loaded
+        found.append(candidate)
+    return found
+
+
+def make(name: str, node: Mapping[str, Any]) -> Technique:
+    """The technique that the filled node of a candidate describes."""
+    technique: Technique = build(OmegaConf.create(dict(node)), Technique, f"candidate.{name}")
+    return technique
+
+
+def refused(name: str) -> str | None:
+    """A message for the name of a format that cannot be measured yet; None for any other name."""
+    known = name.lower().replace("-", "_")
+    nearest = next((TO_COME[form] for form in TO_COME if known == form or known.startswith(f"{form}_")), None)
+    return nearest and f"candidate {name}: this format cannot be measured yet. The nearest that can is {nearest}"
