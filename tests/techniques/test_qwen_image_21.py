@@ -115,8 +115,6 @@ def outputs(model, inputs, patterns, *techniques, dtype):
 @pytest.mark.parametrize("cached", [False, True], ids=["one pass", "with a prefix"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_a_shipped_technique_applies_and_keeps_the_function_it_claims(models, inputs, name, cached):
-    if name == "fast" and not on_cpu():
-        pytest.skip("the fused blocks of a GPU are those of 1.x")
     if name == "compiled_blocks" and on_cpu() and not shutil.which("g++"):
         pytest.skip("MLX compiles with g++ on CPUs")
     techniques = [getattr(technique, "unrounded", technique) for technique in shipped(name).values()]

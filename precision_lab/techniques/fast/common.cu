@@ -12,6 +12,17 @@ __device__ __forceinline__ void load(float (&to)[N], const T* from) {
   for (int i = 0; i < N; ++i) to[i] = static_cast<float>(pack.values[i]);
 }
 
+// zeros where an operation is without this vector; then nothing is read
+template <bool THERE, int N, typename T>
+__device__ __forceinline__ void load_if(float (&to)[N], const T* from) {
+  if constexpr (THERE) {
+    load(to, from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = 0;
+  }
+}
+
 template <int N, typename T>
 __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
   Pack<T, N> pack;
@@ -59,20 +70,105 @@ __device__ __forceinline__ void layer_norm(float (&x)[N], float eps) {
   for (int i = 0; i < N; ++i) x[i] *= scale;
 }
 
-template <int N, typename M>
+// of the modulations (B, SIZE), that of the sample of a row of (B, L, D); with PREFIX they are (B + 1, SIZE), and the
+// last one is that of the first *prefix tokens of every sample
+template <int SIZE, bool PREFIX, typename M, typename P>
+__device__ __forceinline__ const M* modulation(const M* mods, int64_t row, int samples, int tokens, const P* prefix) {
+  if constexpr (PREFIX) {
+    return mods + (row % tokens < *prefix ? samples : row / tokens) * SIZE;
+  } else {
+    return mods + row / tokens * SIZE;
+  }
+}
+
+template <bool SHIFTED, int N, typename M>
 __device__ __forceinline__ void modulate(float (&x)[N], const M* shift, const M* scale) {
   float s[N], t[N];
   load(s, scale);
-  load(t, shift);
+  load_if<SHIFTED>(t, shift);
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] = x[i] * (1 + s[i]) + t[i];
 }
 
-// x * sigmoid(2 u) = x / 2 * (1 + tanh(u)); for 16-bit results the fast exponential (2 ulp) is exact enough
+// LIMIT 0: none; NaN stays NaN
+template <int LIMIT, int N>
+__device__ __forceinline__ void clip(float (&x)[N]) {
+  if constexpr (LIMIT > 0) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = x[i] > LIMIT ? LIMIT : x[i] < -LIMIT ? -LIMIT : x[i];
+  }
+}
+
+// x * sigmoid(u); for 16-bit results the fast exponential (2 ulp) is exact enough
+template <bool EXACT>
+__device__ __forceinline__ float gated(float x, float u) {
+  return EXACT ? x / (1 + expf(-u)) : __fdividef(x, 1 + __expf(-u));
+}
+
+// x / 2 * (1 + tanh(u / 2)) is x * sigmoid(u)
 template <bool EXACT>
 __device__ __forceinline__ float gelu(float x) {
-  const float u = 1.5957691216057308f * (x + 0.044715f * (x * x * x));
-  return EXACT ? x / (1 + expf(-u)) : __fdividef(x, 1 + __expf(-u));
+  return gated<EXACT>(x, 1.5957691216057308f * (x + 0.044715f * (x * x * x)));
+}
+
+template <bool EXACT>
+__device__ __forceinline__ float silu(float x) {
+  return gated<EXACT>(x, x);
+}
+
+// q, k and v of one token from their products (3 D) and biases (3 D); q and k are normalised over C channels and rotated.
+// All pointers are at the first of the thread's N channels.
+template <int D, int C, bool BIAS, typename T, typename B, typename Q, typename K>
+__device__ __forceinline__ void heads(
+    const T* product,
+    const B* bias,
+    const Q* q_norm,
+    const K* k_norm,
+    const float* rotation,
+    float eps,
+    T* q,
+    T* k,
+    T* v) {
+  constexpr int N = 16 / sizeof(T);
+  float turn[N];
+  load(turn, rotation);
+  const auto turned = [&](int part, const auto* norm, T* out) {
+    float x[N], b[N], w[N], y[N];
+    load(x, product + part * D);
+    load_if<BIAS>(b, bias + part * D);
+    load(w, norm);
+    float squares = 0;
+    for (int i = 0; i < N; ++i) {
+      x[i] += b[i];
+      squares += x[i] * x[i];
+    }
+    const float scale = rsqrtf(lane_sum<C / N>(squares) / C + eps);
+    for (int i = 0; i < N; ++i) x[i] *= scale * w[i];
+    for (int i = 0; i < N; i += 2) {
+      y[i] = x[i] * turn[i] - x[i + 1] * turn[i + 1];
+      y[i + 1] = x[i] * turn[i + 1] + x[i + 1] * turn[i];
+    }
+    store(out, y);
+  };
+  turned(0, q_norm, q);
+  turned(1, k_norm, k);
+
+  float x[N], b[N];
+  load(x, product + 2 * D);
+  load_if<BIAS>(b, bias + 2 * D);
+  for (int i = 0; i < N; ++i) x[i] += b[i];
+  store(v, x);
+}
+
+// the same elements of a thread's ROWS rows
+template <int ROWS, typename Body>
+__device__ __forceinline__ void for_rows(int rows, const Body& body) {
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    const int64_t row = int64_t(blockIdx.y) * ROWS + r;
+    if (row >= rows) return;
+    body(row);
+  }
 }
 
 } // namespace precision_lab

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import mlx.core as mx
+
+Template = list[tuple[str, bool | int | mx.Dtype]]
+"""Compile-time constants of a kernel by name."""
 
 VECTOR_BYTES = 16
 WARP = 32
@@ -26,12 +29,29 @@ def vectors(x: mx.array) -> int:
     return int(x.shape[-1] * x.dtype.size // VECTOR_BYTES)
 
 
-def takes(x: mx.array, *others: mx.array) -> bool:
-    """Whether the kernels support these arrays (B, L, D): one dtype, and whole warps along D."""
+def takes(x: mx.array, *others: mx.array, parts: int = 1) -> bool:
+    """Whether the kernels support these arrays (B, L, D): one dtype, and whole warps along each of the parts of D."""
     if not mx.cuda.is_available() or mx.default_device().type != mx.DeviceType.gpu:
         return False
     alike = all(other.dtype == x.dtype and other.shape[-1] == x.shape[-1] for other in others)
-    return alike and mx.issubdtype(x.dtype, mx.floating) and vectors(x) % WARP == 0
+    return alike and mx.issubdtype(x.dtype, mx.floating) and vectors(x) % (parts * WARP) == 0
+
+
+class Launch(TypedDict):
+    """The threads of a launch."""
+
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+
+
+def block_a_row(threads: int, rows: int) -> Launch:
+    """One block of threads for each row, which keeps the row in registers."""
+    return {"grid": (threads * rows, 1, 1), "threadgroup": (threads, 1, 1)}
+
+
+def element_wise(columns: int, rows: int, most: int) -> Launch:
+    """One thread for each column of vectors in ROWS rows, at most `most` in a block."""
+    return {"grid": (columns, -(-rows // ROWS), 1), "threadgroup": (min(columns, most), 1, 1)}
 
 
 def nano(eps: float) -> int:

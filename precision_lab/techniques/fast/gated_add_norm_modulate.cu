@@ -1,14 +1,14 @@
   constexpr int N = 16 / sizeof(T);
   const int64_t row = blockIdx.x;
-  const int column = threadIdx.x * N;
-  const auto* m = mods + row / residual_shape[1] * 6 * D + column;
+  const int column = threadIdx.x * N, samples = residual_shape[0], tokens = residual_shape[1];
+  const auto* m = precision_lab::modulation<CHUNKS * D, PREFIX>(mods, row, samples, tokens, prefix) + column;
   float v[N], p[N], b[N], g[N];
   precision_lab::load(v, residual + row * D + column);
   precision_lab::load(p, product + row * D + column);
-  precision_lab::load(b, bias + column);
+  precision_lab::load_if<BIAS>(b, bias + column);
   precision_lab::load(g, m + GATE * D);
   for (int i = 0; i < N; ++i) v[i] = static_cast<float>(static_cast<T>(v[i] + g[i] * (p[i] + b[i])));
   precision_lab::store(h + row * D + column, v);
   precision_lab::layer_norm<D>(v, NANO * 1e-9f);
-  precision_lab::modulate(v, m + SHIFT * D, m + SCALE * D);
+  precision_lab::modulate<(SHIFT >= 0)>(v, m + SHIFT * D, m + SCALE * D);
   precision_lab::store(y + row * D + column, v);

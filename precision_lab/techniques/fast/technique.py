@@ -8,24 +8,27 @@ the effect is measured like any technique's drift.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.layers import on_cpu
+from precision_lab.model.layers import Sequential, on_cpu
 from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.transformer import TimeTextEmbedding
+from precision_lab.model.qwen_image_21.block import TransformerBlock as TransformerBlock21
+from precision_lab.model.qwen_image_21.transformer import SplitModulation
+from precision_lab.model.qwen_image_21.transformer import TimeTextEmbedding as TimeTextEmbedding21
 from precision_lab.techniques.base import ByPlace, Places, Technique
-from precision_lab.techniques.fast.block import REMEMBERED, FastBlock, Pace
+from precision_lab.techniques.fast.block import Pace
 from precision_lab.techniques.fast.cpu import FastCPU
+from precision_lab.techniques.fast.one_stream import OneStream, SharedModulations
+from precision_lab.techniques.fast.remembered import RememberedEmbedding, RememberedFunction
+from precision_lab.techniques.fast.two_streams import TwoStreams
 
 
 @dataclass(frozen=True)
@@ -59,42 +62,41 @@ class FusedBlocks(ByPlace):
     def _pace(self) -> Pace:
         return Pace()
 
+    @cached_property
+    def _modulations(self) -> SharedModulations:
+        return SharedModulations()
+
     @property
     def places(self) -> Places:
-        return {"time_text_embed": self._embedding, "transformer_blocks.*": self._block}
+        """`modulation` and `split_modulation` are those of 2.1; in 1.x every block has its own inside."""
+        return {
+            "{time_text_embed,modulation,split_modulation}": self._of_timestep,
+            "transformer_blocks.*": self._block,
+        }
 
-    def _embedding(self, site: Site) -> nn.Module:
-        _expect_plain(site, TimeTextEmbedding)
-        return _RememberedEmbedding(site.module)
+    def _of_timestep(self, site: Site) -> nn.Module:
+        kind = _expect_plain(site, *_OF_TIMESTEP)
+        return _OF_TIMESTEP[kind](site.module)
 
     def _block(self, site: Site) -> nn.Module:
-        _expect_plain(site, TransformerBlock)
-        return FastBlock(site.module, str(site), self._pace)
+        kind = _expect_plain(site, TransformerBlock, TransformerBlock21)
+        if kind is TransformerBlock:
+            return TwoStreams(site.module, str(site), self._pace)
+        return OneStream(site.module, str(site), self._pace, self._modulations)
 
 
-def _expect_plain(site: Site, kind: type) -> None:
-    if type(site.module) is not kind:
-        raise InputError(f"fast: {site} is {type(site.module).__name__}, expected the plain model's {kind.__name__}")
+_OF_TIMESTEP: Mapping[type[nn.Module], type[Wrapper]] = {
+    TimeTextEmbedding: RememberedEmbedding,
+    TimeTextEmbedding21: RememberedEmbedding,
+    Sequential: RememberedFunction,
+    SplitModulation: RememberedFunction,
+}
 
 
-class _RememberedEmbedding(Wrapper):
-    """Returns the same array for the same timesteps, by which blocks recognise that they have its modulations."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__(inner)
-        self._plain = _anatomy(inner)
-        self._embeddings: OrderedDict[tuple[object, ...], mx.array] = OrderedDict()
-
-    def __call__(self, timestep: mx.array, dtype: mx.Dtype) -> mx.array:
-        if _anatomy(self.inner) != self._plain:  # observed or rewritten inside: every call counts
-            return self.inner(timestep, dtype)
-        key = (timestep.dtype, dtype, tuple(np.array(timestep.astype(mx.float32)).tolist()))
-        if key not in self._embeddings:
-            self._embeddings[key] = self.inner(timestep, dtype)
-            if len(self._embeddings) > REMEMBERED:
-                self._embeddings.popitem(last=False)
-        return self._embeddings[key]
-
-
-def _anatomy(module: nn.Module) -> list[tuple[int, type]]:
-    return [(id(inner), type(inner)) for inner in module.modules()]
+def _expect_plain(site: Site, *kinds: type) -> type:
+    """The class of the module; raises InputError unless it is one of `kinds`, and not a subclass of one."""
+    kind = type(site.module)
+    if kind not in kinds:
+        expected = " or ".join(sorted({plain.__name__ for plain in kinds}))
+        raise InputError(f"fast: {site} is {kind.__name__}, expected the plain model's {expected}")
+    return kind
