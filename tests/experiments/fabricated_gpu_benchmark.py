@@ -1,8 +1,8 @@
-"""A made benchmark.json of the full shape: every kind of row, times from known laws with seeded noise."""
+"""Made benchmark.json: every kind of row of the full shape, times from known laws with seeded noise; parts of 2.1."""
 
 import numpy as np
 
-from experiments.benchmarks.gpu.shapes import FULL
+from experiments.benchmarks.gpu.shapes import FULL, FULL_21
 
 PEAK, COPY = 600e12, 2.6e12
 MILLISECONDS = {
@@ -82,6 +82,31 @@ def record(rounds=12, noise=0.01):
     ]
     environment = {"shape": "full", "device": "made", "commit": "0123456789abcdef", "mlx": "0.32.4"}
     return {"parts": {n: {"environment": environment, "complete": True, "rows": rows} for n, rows in parts.items()}}
+
+
+def record_21(ratio):
+    """Pieces of `fast` at PEAK, and forwards that take `ratio` times as long as the pieces of all blocks."""
+    config, rows, forwards = FULL_21.config, [], []
+    d, hidden = config.dim, config.hidden
+    for side in FULL_21.forward_sides:
+        tokens = FULL_21.tokens(side)
+        flops = {f"product {k} to {n}": 2 * tokens * k * n for k, n in _packed(d, hidden)}
+        flops["attention"] = 4 * d * tokens * (tokens + FULL_21.text_tokens)
+        for name, count in flops.items():
+            way = "eager" if name == "attention" else "matmul"
+            tags = {"piece": name, "group": name.split()[0], "way": way, "tokens": tokens}
+            rows.append({"kind": "piece", **tags, "flops": count, "nbytes": 1, "chained": True})
+            rows.append({"kind": "time", **tags, "round": 0, "seconds": count / PEAK})
+        seconds = ratio * config.num_layers * sum(flops.values()) / PEAK
+        forwards.append({"kind": "time", "arm": "ours fast", "side": side, "round": 0, "seconds": seconds})
+    once = {"kind": "time", "arm": "ours fast", "what": "prefill", "text_tokens": 64, "seconds": 0.004}
+    parts = {"pieces.0": rows, "forward_mlx.0": [*forwards, {**once, "round": 0}, {**once, "round": 1}]}
+    environment = {"shape": "full_21"}
+    return {"parts": {n: {"environment": environment, "complete": True, "rows": r} for n, r in parts.items()}}
+
+
+def _packed(d, hidden):
+    return (d, 3 * d), (d, d), (d, 2 * hidden), (hidden, d)
 
 
 def _joint(side):

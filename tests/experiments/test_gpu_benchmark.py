@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from experiments.benchmarks.gpu import figures, mlx_model, report, roofline, store
-from experiments.benchmarks.gpu.composition import block_seconds, ceilings, compositions, piece_results
-from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, made_inputs, made_transformer, unseen_timesteps
+from experiments.benchmarks.gpu import figures, guidance, mlx_model, report, roofline, store
+from experiments.benchmarks.gpu.composition import (
+    CATEGORIES,
+    block_seconds,
+    ceilings,
+    compositions,
+    own_operations,
+    piece_results,
+)
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, made_inputs, made_transformer, step_of, unseen_timesteps
 from experiments.benchmarks.gpu.rounds import WARMUP_ROUNDS, Arm, measure
-from experiments.benchmarks.gpu.shapes import FULL, TINY
+from experiments.benchmarks.gpu.shapes import FULL, FULL_21, SHAPES, TINY, TINY_21
 from experiments.benchmarks.gpu.summary import (
     best_peer,
     chosen,
@@ -25,9 +32,11 @@ from experiments.benchmarks.gpu.summary import (
     paired_by_round,
     power_law,
     probe_results,
+    setup_results,
     unpaired,
 )
 from experiments.benchmarks.gpu.tables import markdown
+from experiments.benchmarks.gpu.targets import judged
 from tests.experiments.fabricated_gpu_benchmark import (
     BLOCK_MS,
     COPY,
@@ -37,6 +46,7 @@ from tests.experiments.fabricated_gpu_benchmark import (
     PEAK,
     PROBES,
     record,
+    record_21,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +172,62 @@ def test_pieces_and_rest_add_up_to_the_block_as_it_runs(made):
     assert measured == pytest.approx(BLOCK_MS["ours fast"][1] / 1e3, rel=0.1)
 
 
+def test_targets_are_judged_by_what_was_measured(made):
+    found = {(target.subject.split(",")[0], round(target.limit, 3)): target for target in judged(made)}
+    at_512 = found["ours fast / best peer (mflux)", 0.5]
+    assert at_512.met == (at_512.measured <= 0.5)
+    assert at_512.measured == pytest.approx(48 / 103, rel=0.02)
+    assert found["ours fast / best peer (diffusers compiled)", 1.0].met
+    assert found["peak memory of ours fast", 44].measured == 42.6
+    assert {limit for subject, limit in found if subject.startswith("range")} == {1.03, 1.12}
+    assert "**no**" not in markdown(made)
+    slower = json.loads(json.dumps(made))
+    for row in slower["parts"]["probes.0"]["rows"]:
+        row["seconds"] *= 1.2 if row["probes"] == "blocks" else 1
+    assert [target.limit for target in judged(slower) if not target.met] == [1.03, 1.03]
+    assert "**no**" in markdown(slower)
+    assert judged({"parts": {}}) == []
+
+
+def test_fast_is_compared_with_its_own_products_and_attention():
+    """Each operation of a block takes a known time, and each forward of 2.1 1.1 times the sum of 32 blocks'."""
+    made = record_21(ratio=1.1)
+    d, hidden = FULL_21.config.dim, FULL_21.config.hidden
+    assert {key[0] for key in piece_results(made)} >= {f"product {d} to {3 * d}", f"product {d} to {2 * hidden}"}
+    for side in FULL_21.forward_sides:
+        tokens = FULL_21.tokens(side)
+        products = 2 * tokens * (4 * d * d + 3 * d * hidden) / PEAK
+        attention = 4 * d * tokens * (tokens + FULL_21.text_tokens) / PEAK
+        assert own_operations(made, side) == pytest.approx(32 * (products + attention))
+    measured = [target.measured for target in judged(made) if "its own products" in target.subject]
+    assert measured == pytest.approx([1.1, 1.1])
+    assert own_operations(made, 768) is None
+    assert own_operations({"parts": {}}, 512) is None
+
+
+def test_what_is_computed_once_for_a_text_is_no_forward():
+    made = record_21(ratio=1.1)
+    assert {result.arm for result in forward_results(made)} == {"ours fast"}
+    (setup,) = setup_results(made)
+    assert (setup.what, setup.text_tokens, setup.seconds) == ("prefill", 64, [0.004, 0.004])
+    assert "| ours fast | prefill | 64 | 4.0 ± 0.0 |" in markdown(made)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_recipe_names_only_categories_and_pieces_that_exist(shape):
+    recipes = shape.module("recipes")
+    for recipe in (recipes.plain(shape, 16), recipes.fast(shape, 16)):
+        assert {category for category, _, _ in recipe} < set(CATEGORIES)
+    if shape.name.startswith("tiny"):
+        tokens = shape.tokens(shape.forward_sides[0])
+        pieces = [piece for group in shape.module("pieces").groups(shape) for piece in group()]
+        known = {(piece.name, piece.way, piece.tokens) for piece in pieces}
+        assert {key for _, key, _ in (*recipes.plain(shape, tokens), *recipes.fast(shape, tokens))} <= known
+        for piece in pieces:
+            result = piece.step(piece.start, 0)
+            assert not piece.chained or result.shape == piece.start.shape, piece.name
+
+
 def test_tables_and_figures_come_of_any_part_of_a_record(made, tmp_path):
     store.write(tmp_path / store.FILE, made)
     report.main(tmp_path)
@@ -226,25 +292,43 @@ def test_an_arm_that_fails_is_left_out_and_the_others_go_on(tmp_path, capsys):
     assert "out of memory" in capsys.readouterr().out
 
 
-def test_made_weights_fill_every_parameter_and_the_output_is_finite():
-    model = made_transformer(TINY.config, mx.bfloat16)
+@pytest.mark.parametrize("shape", [TINY, TINY_21], ids=["1.x", "2.1"])
+def test_made_weights_fill_every_parameter_and_the_output_is_finite(shape):
+    model = made_transformer(shape, mx.bfloat16)
     for name, array in tree_flatten(model.parameters()):
         assert array.dtype == mx.bfloat16
         if "norm" in name and name.endswith("weight") and "linear" not in name:
-            assert (array == 1).all().item()
+            assert (array == (0 if "text_norm" in name else 1)).all().item()
         elif array.size > 1000:
             assert mx.std(array.astype(mx.float32)).item() == pytest.approx(mlx_model.WEIGHT_SCALE, rel=0.1)
-    with mlx_model.ours(model, mlx_model.no_techniques)() as forward:
-        output = forward(made_inputs(TINY, 64, mx.bfloat16), SEEN_TIMESTEP)
+    with mlx_model.ours(model, mlx_model.no_techniques, step_of(shape))() as forward:
+        output = forward(made_inputs(shape, 64, mx.bfloat16), SEEN_TIMESTEP)
     assert output.shape == (1, 16, 64)
     assert mx.isfinite(output).all().item()
 
 
-def test_first_blocks_come_around_again_and_share_their_arrays():
-    model = made_transformer(TINY.config, mx.bfloat16)
+def test_a_step_of_2_1_has_the_velocity_of_the_joint_pass_and_computes_a_prefix_once_for_a_text(monkeypatch):
+    model = made_transformer(TINY_21, mx.float32)
+    passes = TINY_21.module("ours").PASSES
+    step, joint = passes[""](model), passes[", joint"](model)
+    count = []
+    prefill = type(model).prefill
+    monkeypatch.setattr(type(model), "prefill", lambda *args: count.append(1) or prefill(*args))
+    inputs = [made_inputs(TINY_21, side, mx.float32) for side in TINY_21.forward_sides]
+    padded = guidance.batch(inputs[0], 3)
+    for timestep in (0.9, 0.2):
+        for one in (*inputs, padded):
+            ours, theirs = step(one, timestep), joint(one, timestep)
+            assert mx.linalg.norm(ours - theirs).item() < 1e-5 * mx.linalg.norm(theirs).item()
+    assert len(count) == 3
+
+
+@pytest.mark.parametrize("shape", [TINY, TINY_21], ids=["1.x", "2.1"])
+def test_first_blocks_come_around_again_and_share_their_arrays(shape):
+    model = made_transformer(shape, mx.bfloat16)
     deep = mlx_model.first_blocks(model, 5)
     assert len(deep.transformer_blocks) == 5
-    assert len(model.transformer_blocks) == TINY.config.num_layers
+    assert len(model.transformer_blocks) == shape.config.num_layers
     assert deep.transformer_blocks[3].attn.to_q.weight is model.transformer_blocks[0].attn.to_q.weight
     assert deep.transformer_blocks[3].attn is not deep.transformer_blocks[0].attn
 
@@ -255,21 +339,27 @@ def test_unseen_timesteps_are_exact_in_bfloat16_and_never_come_twice():
     assert mx.array(values).astype(mx.bfloat16).astype(mx.float32).tolist() == values
 
 
+FORWARD = ["forward_mlx", "forward_torch", "same_function_mlx", "same_function_torch"]
+PIECES = ["pieces", "block"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("section", "parts"),
+    ("shape", "sections", "parts"),
     [
-        ("forward", ["forward_mlx", "forward_torch", "same_function_mlx", "same_function_torch"]),
-        ("pieces", ["pieces", "block"]),
-        ("tokens", ["tokens"]),
-        ("depth", ["depth"]),
-        ("probes", ["probes"]),
-        ("guidance", ["guidance"]),
+        ("tiny", "forward", FORWARD),
+        ("tiny", "pieces", PIECES),
+        ("tiny", "tokens", ["tokens"]),
+        ("tiny", "depth", ["depth"]),
+        ("tiny", "probes", ["probes"]),
+        ("tiny", "guidance", ["guidance"]),
+        ("tiny_21", "forward", FORWARD),
+        ("tiny_21", "pieces,tokens,depth,probes,guidance", [*PIECES, "tokens", "depth", "probes", "guidance"]),
     ],
 )
-def test_the_tiny_shape_runs_to_its_end(section, parts, tmp_path):
-    command = [sys.executable, "-m", "experiments.benchmarks.gpu", "--to", str(tmp_path), "--shape", "tiny"]
-    done = subprocess.run([*command, "--only", section, "--seconds", "1"], cwd=ROOT, capture_output=True, text=True)
+def test_the_tiny_shapes_run_to_their_end(shape, sections, parts, tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmarks.gpu", "--to", str(tmp_path), "--shape", shape]
+    done = subprocess.run([*command, "--only", sections, "--seconds", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     measured = store.read(tmp_path)["parts"]
     assert {name.split(".")[0] for name in measured} == set(parts)
@@ -277,4 +367,4 @@ def test_the_tiny_shape_runs_to_its_end(section, parts, tmp_path):
     assert all(row["arm"] == "mflux" for row in errors), errors  # an own install, where there is one
     for row in store.rows({"parts": measured}, "same_function_torch", "same_function"):
         assert row["rel_l2"] < (1e-5 if row["dtype"] == "float32" else 2e-2)
-    assert list(tmp_path.glob("*.png")) or section == "guidance"
+    assert list(tmp_path.glob("*.png")) or sections == "guidance"

@@ -1,7 +1,8 @@
 """The GPU benchmark: the transformer's forward pass compared with other libraries, and a breakdown of its time.
 
     python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes,guidance] [--seconds N]
-    python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too
+    python -m experiments.benchmarks.gpu --to DIR --shape full_21   Qwen-Image-2.1 instead of 1.x
+    python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too; so is tiny_21
     python -m experiments.benchmarks.gpu --to DIR --report          tables and figures of what is there
 
 Writes DIR/benchmark.json (every sample), DIR/tables.md and figures. Repeating a section replaces its rows and keeps
@@ -33,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Parts in the order in which they run. `seconds` is a target; each arm still runs its minimum of rounds."""
+    """Parts in the order in which they run. `seconds` is a target for `full`; each arm runs its minimum of rounds."""
 
     seconds: float
     parts: tuple[Part, ...]
@@ -99,7 +100,7 @@ def _measure(options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         for section_name in options.only:
             section = SECTIONS[section_name]
-            seconds = options.seconds or section.seconds
+            seconds = options.seconds or section.seconds * SHAPES[options.shape].budget
             for part in section.parts:
                 name = f"{part.name}.{part.process}"
                 done = read(options.to)["parts"].get(name, {}).get("complete", False)

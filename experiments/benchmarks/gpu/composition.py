@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from experiments.benchmarks.gpu.shapes import SHAPES, Shape
 from experiments.benchmarks.gpu.store import rows
-from experiments.benchmarks.gpu.summary import FAST, PLAIN, chosen, paired_by_round
+from experiments.benchmarks.gpu.summary import FAST, PLAIN, chosen
 
 Key = tuple[str, str, int]
 """Name, implementation and number of tokens of a piece."""
+
+Recipe = list[tuple[str, Key, int]]
+"""Category, piece and count of everything in a block that is measured alone."""
+
+
+class Recipes(Protocol):
+    """What `recipes` of an architecture has: the composition of a block of each model, for a number of image tokens."""
+
+    def plain(self, shape: Shape, tokens: int) -> Recipe: ...
+
+    def fast(self, shape: Shape, tokens: int) -> Recipe: ...
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,11 @@ class Composition:
 
 
 CATEGORIES = (
-    *("image products", "text products", "attention", "norm and modulate", "gated add", "GELU"),
+    *("image products", "text products", "attention", "norm and modulate", "gated add", "GELU", "SwiGLU"),
     *("RMS norm, RoPE, joining", "modulation vectors", "rest"),
 )
+OWN_OPERATIONS = ("image products", "text products", "attention")
+"""The categories that no fusion removes."""
 
 
 def piece_results(record: Mapping[str, Any]) -> dict[Key, PieceResult]:
@@ -95,13 +108,14 @@ def compositions(record: Mapping[str, Any]) -> list[Composition]:
     found = []
     for side in shape.forward_sides:
         tokens = shape.tokens(side)
-        for name, recipe in ((PLAIN, _plain(shape, tokens)), (FAST, _fast(shape, tokens))):
+        recipes: Recipes = shape.module("recipes")
+        for name, recipe in ((PLAIN, recipes.plain(shape, tokens)), (FAST, recipes.fast(shape, tokens))):
             if all(key in pieces for _, key, _ in recipe):
                 timed = _summed([(category, pieces[key].seconds, count) for category, key, count in recipe])
                 whole = block_seconds(record, name, side)
                 rest = max(0.0, whole - sum(timed.values())) if whole else 0.0
                 found.append(Composition(side, name, {**timed, "rest": rest}, whole))
-        recipe = _fast(shape, tokens)
+        recipe = recipes.fast(shape, tokens)
         if all(key in pieces for _, key, _ in recipe):
             ideal = _summed([(category, limits.ideal(pieces[key]), count) for category, key, count in recipe])
             found.append(Composition(side, "ideal", ideal, sum(ideal.values())))
@@ -119,48 +133,15 @@ def block_seconds(record: Mapping[str, Any], arm: str, side: int) -> float | Non
     return float(np.median(differences)) / (depths[-1] - depths[0]) if differences else None
 
 
-def block_ratio(record: Mapping[str, Any], side: int) -> Any:
-    """fast / plain for the deeper of the two models from which the time of a block is derived."""
-    samples = chosen(rows(record, "block", "time"), side=side)
-    deepest = max((row["depth"] for row in samples), default=0)
-    return paired_by_round(*(chosen(samples, arm=arm, depth=deepest) for arm in (FAST, PLAIN)))
-
-
-Recipe = list[tuple[str, Key, int]]
-
-
-def _plain(shape: Shape, tokens: int) -> Recipe:
-    recipe = [
-        ("attention", ("attention", "eager", tokens), 1),
-        ("modulation vectors", ("modulation vectors", "addmm", 1), 2),
-        ("RMS norm, RoPE, joining", ("joining the streams", "eager", tokens), 3),
-    ]
-    for length, products in ((tokens, "image products"), (shape.text_tokens, "text products")):
-        d = shape.config.dim
-        recipe += [(products, (f"product {d} to {d}", "addmm", length), 4)]
-        recipe += [(products, (f"product {d} to {4 * d}", "addmm", length), 1)]
-        recipe += [(products, (f"product {4 * d} to {d}", "addmm", length), 1)]
-        recipe += [("norm and modulate", ("layer norm and modulate", "eager", length), 2)]
-        recipe += [("gated add", ("gated add", "eager", length), 2)]
-        recipe += [("GELU", ("GELU", "eager", length), 1)]
-        recipe += [("RMS norm, RoPE, joining", ("RMS norm and RoPE", "eager", length), 2)]
-    return recipe
-
-
-def _fast(shape: Shape, tokens: int) -> Recipe:
-    recipe = [
-        ("attention", ("attention", "eager", tokens), 1),
-        ("RMS norm, RoPE, joining", ("RMS norm, RoPE, joining", "fast kernel", tokens), 1),
-    ]
-    for length, products in ((tokens, "image products"), (shape.text_tokens, "text products")):
-        d = shape.config.dim
-        for k, n in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)):
-            recipe += [(products, (f"product {k} to {n}", "matmul", length), 1)]
-        recipe += [("norm and modulate", ("layer norm and modulate", "fast kernel", length), 1)]
-        recipe += [("norm and modulate", ("gated add, layer norm, modulate", "fast kernel", length), 1)]
-        recipe += [("gated add", ("gated add", "fast kernel", length), 1)]
-        recipe += [("GELU", ("GELU", "fast kernel", length), 1)]
-    return recipe
+def own_operations(record: Mapping[str, Any], side: int) -> float | None:
+    """Seconds of the products and the attention of all blocks of `fast`, each measured alone, one after another."""
+    shape, pieces = _shape(record), piece_results(record)
+    if shape is None or side not in shape.forward_sides:
+        return None
+    recipe = [entry for entry in shape.module("recipes").fast(shape, shape.tokens(side)) if entry[0] in OWN_OPERATIONS]
+    if not all(key in pieces for _, key, _ in recipe):
+        return None
+    return shape.config.num_layers * sum(pieces[key].seconds * count for _, key, count in recipe)
 
 
 def _summed(parts: list[tuple[str, float, int]]) -> dict[str, float]:

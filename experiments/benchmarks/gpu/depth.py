@@ -6,23 +6,23 @@ from contextlib import ExitStack
 from functools import partial
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from experiments.benchmarks.gpu import mlx_model
 from experiments.benchmarks.gpu.forward_mlx import OURS
-from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs, seconds_of
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs, seconds_of, step_of
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
-from precision_lab.model.qwen_image.transformer import Transformer
 
 
 def run(job: Job) -> None:
-    model = mlx_model.made_transformer(job.shape.config, mx.bfloat16)
+    model = mlx_model.made_transformer(job.shape, mx.bfloat16)
     inputs = mlx_model.made_inputs(job.shape, job.shape.forward_sides[0], mx.bfloat16)
     measure_depths(job, model, job.shape.depths, [inputs], ("ours fast", "ours plain"))
 
 
 def measure_depths(
-    job: Job, model: Transformer, depths: tuple[int, ...], inputs: list[Inputs], names: tuple[str, ...]
+    job: Job, model: nn.Module, depths: tuple[int, ...], inputs: list[Inputs], names: tuple[str, ...]
 ) -> None:
     """Times forwards of models with `depths` blocks; the blocks of `model` are repeated if it has fewer."""
     with ExitStack() as stack:
@@ -31,7 +31,7 @@ def measure_depths(
             for name in names:
                 try:
                     shallow = mlx_model.first_blocks(model, depth)
-                    forward = stack.enter_context(mlx_model.ours(shallow, OURS[name])())
+                    forward = stack.enter_context(mlx_model.ours(shallow, OURS[name], step_of(job.shape))())
                 except Exception as error:
                     record_error(job.writer, {"arm": name, "depth": depth}, error)
                     continue

@@ -17,31 +17,30 @@ import numpy as np
 
 from experiments.benchmarks.gpu import mlx_model
 from experiments.benchmarks.gpu.mflux_model import mflux
-from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs, Opener
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs, Opener, step_of
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import record_error
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.numerics.metrics import compare
 from precision_lab.techniques.reordered_sums import ReorderedSums
 
 PLAIN = "ours plain"
 FLOAT32 = "ours plain, fp32"
-REORDERED = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.net.2,txt_mlp.net.2}",)
 ROLES = {PLAIN: "baseline", "ours compiled blocks": "noise floor", "ours reordered sums": "noise floor"}
 
 
-def run(job: Job, model: Transformer, inputs: list[Inputs]) -> None:
+def run(job: Job, model: nn.Module, inputs: list[Inputs]) -> None:
     """Rows of kind "drift" for each arm and side, against the plain model in bfloat16 and in fp32."""
-    openers = {
-        PLAIN: mlx_model.ours(model, mlx_model.no_techniques),
-        "ours compiled blocks": mlx_model.ours(model, mlx_model.compiled_blocks),
-        "ours reordered sums": mlx_model.ours(model, _reordered_sums),
-        "ours fast": mlx_model.ours(model, mlx_model.fast),
-        "mflux": mflux(model, job.shape.text_tokens),
-        FLOAT32: mlx_model.ours(model, lambda: {"one_by_one": OneByOne()}),
+    ways = {
+        PLAIN: mlx_model.no_techniques,
+        "ours compiled blocks": mlx_model.compiled_blocks,
+        "ours reordered sums": lambda: _reordered_sums(job.shape.module("ours").REORDERED),
+        "ours fast": mlx_model.fast,
     }
+    openers = {name: mlx_model.ours(model, techniques, step_of(job.shape)) for name, techniques in ways.items()}
+    openers["mflux"] = mflux(job.shape, model)
+    openers[FLOAT32] = mlx_model.ours(model, lambda: {"one_by_one": OneByOne()}, step_of(job.shape))
     for one in inputs:
         outputs = {}
         for name, opener in openers.items():
@@ -68,8 +67,8 @@ def _output(opener: Opener, inputs: Inputs) -> np.ndarray:
     return result
 
 
-def _reordered_sums() -> mlx_model.Techniques:
-    return {"reordered_sums": ReorderedSums(sites=REORDERED), "one_by_one": OneByOne()}
+def _reordered_sums(sites: Sequence[str]) -> mlx_model.Techniques:
+    return {"reordered_sums": ReorderedSums(sites=sites), "one_by_one": OneByOne()}
 
 
 class _Evaluated(Wrapper):

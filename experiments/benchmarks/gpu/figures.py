@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from experiments.benchmarks.gpu.composition import CATEGORIES, compositions
+from experiments.benchmarks.gpu.shapes import SHAPES
 from experiments.benchmarks.gpu.store import rows
 from experiments.benchmarks.gpu.summary import (
     FAST,
@@ -34,9 +35,11 @@ COLOURS = {
     "diffusers eager": style.PALETTE[3],
     "diffusers compiled": style.PALETTE[1],
 }
-CATEGORY_COLOURS = dict(zip(CATEGORIES, (*style.PALETTE, "#999933", "#c8c8c8"), strict=True))
-PROBE_LIMITS = {"blocks": 1.03, "every operation": 1.12}
-"""The project's targets at 1024 x 1024 on one H100."""
+ACTIVATION = style.PALETTE[5]
+"""Of the one activation that a block has."""
+CATEGORY_COLOURS = dict(
+    zip(CATEGORIES, (*style.PALETTE[:5], ACTIVATION, ACTIVATION, style.PALETTE[6], "#999933", "#c8c8c8"), strict=True)
+)
 
 
 def forward(record: Mapping[str, Any]) -> Drawing | None:
@@ -50,7 +53,7 @@ def forward(record: Mapping[str, Any]) -> Drawing | None:
     for axes, side in zip(np.atleast_1d(figure.subplots(1, len(sides))), sides, strict=True):
         own = [result for result in results if result.side == side]
         for row, result in enumerate(own):
-            colour = COLOURS.get(result.arm, style.INK)
+            colour = COLOURS.get(result.arm.removesuffix(", joint"), style.INK)
             milliseconds = 1e3 * np.array(result.seconds)
             axes.barh(row, 1e3 * result.median, height=0.62, color=colour, alpha=0.3, linewidth=0)
             spread = np.linspace(-0.2, 0.2, len(milliseconds)) if len(milliseconds) > 1 else [0]
@@ -174,6 +177,7 @@ def probes(record: Mapping[str, Any]) -> Drawing | None:
     results = probe_results(record)
     if not results:
         return None
+    limits = SHAPES[record["parts"]["probes.0"]["environment"]["shape"]].targets.probes
     figure = style.new_figure(0.9 + 0.4 * len(results))
     axes = figure.subplots()
     axes.axvline(1, color=style.MUTED, linewidth=0.8)
@@ -181,7 +185,7 @@ def probes(record: Mapping[str, Any]) -> Drawing | None:
         colour = COLOURS[result.arm]
         axes.plot([result.ratio.lo, result.ratio.hi], [row, row], color=colour, linewidth=2)
         axes.plot(result.ratio.estimate, row, "o", color=colour, markersize=5)
-        limit = PROBE_LIMITS.get(result.probes)
+        limit = limits.get(result.probes)
         if limit is not None:
             axes.plot([limit, limit], [row - 0.35, row + 0.35], color=style.PALETTE[1], linewidth=1.4)
     labels = [f"{r.arm}, {r.probes}" + (f" ({r.arrays:.0f} arrays)" if r.arrays else "") for r in results]

@@ -1,5 +1,6 @@
 """Forward passes on MLX: ours plain, fast and compiled block by block, and mflux, interleaved in one process.
 
+Where an architecture has set-ups that a generation computes once for a text, their time is measured too.
 The first process also compares the arms' outputs; see `drift`.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import repeat
+from typing import Any
 
 import mlx.core as mx
 
@@ -27,10 +29,14 @@ COLD = "ours fast, cold"
 
 
 def run(job: Job) -> None:
-    model = mlx_model.made_transformer(job.shape.config, mx.bfloat16)
+    model = mlx_model.made_transformer(job.shape, mx.bfloat16)
     inputs = [mlx_model.made_inputs(job.shape, side, mx.bfloat16) for side in job.shape.forward_sides]
-    openers = {name: mlx_model.ours(model, techniques) for name, techniques in OURS.items()}
-    openers["mflux"] = mflux(model, job.shape.text_tokens)
+    openers = {
+        f"{name}{suffix}": mlx_model.ours(model, techniques, of)
+        for name, techniques in OURS.items()
+        for suffix, of in job.shape.module("ours").PASSES.items()
+    }
+    openers["mflux"] = mflux(job.shape, model)
     _memory(job, openers, inputs)
     openers = {COLD: openers["ours fast"], **openers}
     with ExitStack() as stack:
@@ -42,14 +48,23 @@ def run(job: Job) -> None:
                 record_error(job.writer, {"arm": name}, error)
                 continue
             timesteps = mlx_model.unseen_timesteps() if name == COLD else repeat(SEEN_TIMESTEP)
-            arms += [_arm(name, forward, one, timesteps) for one in inputs]
+            arms += [_arm({"arm": name, "side": one.side}, forward, one, timesteps) for one in inputs]
+        for what, of in job.shape.module("ours").SETUPS.items():
+            for name in ("ours fast", "ours plain"):
+                try:
+                    forward = stack.enter_context(mlx_model.ours(model, OURS[name], of)())
+                except Exception as error:
+                    record_error(job.writer, {"arm": name, "what": what}, error)
+                    continue
+                tags = {"arm": name, "what": what, "text_tokens": job.shape.text_tokens}
+                arms.append(_arm(tags, forward, inputs[0], repeat(SEEN_TIMESTEP)))
         measure(job.writer, arms, job.deadline, job.shape.min_rounds, seed=job.process)
     if job.process == 0:
         drift.run(job, model, inputs)
 
 
-def _arm(name: str, forward: Forward, inputs: Inputs, timesteps: Iterator[float]) -> Arm:
-    return Arm({"arm": name, "side": inputs.side}, lambda: {"seconds": seconds_of(forward, inputs, next(timesteps))})
+def _arm(tags: Mapping[str, Any], forward: Forward, inputs: Inputs, timesteps: Iterator[float]) -> Arm:
+    return Arm(tags, lambda: {"seconds": seconds_of(forward, inputs, next(timesteps))})
 
 
 def _memory(job: Job, openers: Mapping[str, Opener], inputs: list[Inputs]) -> None:

@@ -13,12 +13,10 @@ TIMESTEP = 0.5
 
 
 def run(job: Job) -> None:
-    eager = diffusers_model.made(job.shape.config, torch.bfloat16)
+    eager = diffusers_model.made(job.shape, torch.bfloat16)
     inputs = [diffusers_model.made_inputs(job.shape, side, torch.bfloat16) for side in job.shape.forward_sides]
-    forwards = {
-        "diffusers eager": diffusers_model.forward_of(eager),
-        "diffusers compiled": diffusers_model.forward_of(diffusers_model.compiled_copy(eager)),
-    }
+    models = {"diffusers eager": eager, "diffusers compiled": diffusers_model.compiled_copy(job.shape, eager)}
+    forwards = diffusers_model.forwards(job.shape, models, eager)
     for name, forward in forwards.items():
         for one in inputs:
             tags = {"arm": name, "side": one.side}

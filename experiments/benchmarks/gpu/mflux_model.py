@@ -1,7 +1,7 @@
-"""mflux's Qwen-Image transformer on MLX, with our arrays under its names.
+"""mflux's transformer of a shape on MLX, with our arrays under its names.
 
-mflux's modules are unchanged. Only its configuration package is replaced, by the one constant that the transformer
-reads from it (`ModelConfig.precision`). The original imports schedulers, a resolver of checkpoints and four third-party
+mflux's modules are unchanged. Only its configuration package is replaced, by the one constant that the transformers
+read from it (`ModelConfig.precision`). The original imports schedulers, a resolver of checkpoints and four third-party
 packages (PIL, platformdirs, huggingface_hub, tqdm) that a forward pass does not need.
 """
 
@@ -9,62 +9,71 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module, metadata
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from experiments.benchmarks.gpu.mlx_model import Forward, Inputs, Opener
-from precision_lab.model.qwen_image.transformer import Transformer
+from experiments.benchmarks.gpu.shapes import Shape
 
-_RENAMED = (
-    (r"\.(img|txt)_mod\.1\.", r".\1_mod_linear."),
-    (r"\.(img|txt)_mlp\.net\.0\.proj\.", r".\1_ff.mlp_in."),
-    (r"\.(img|txt)_mlp\.net\.2\.", r".\1_ff.mlp_out."),
-    (r"\.attn\.to_out\.0\.", r".attn.attn_to_out.0."),
-)
 _CONFIG_PACKAGE = "mflux.models.common.config"
 
 
-def mflux(model: Transformer, text_tokens: int) -> Opener:
+class Peer(Protocol):
+    """What `mflux_peer` of an architecture has."""
+
+    MODULE: str
+    """Where the class of the transformer is."""
+    RENAMED: Sequence[tuple[str, str]]
+    """Patterns in names of our parameters, and their replacements in mflux's."""
+
+    def built(self, module: ModuleType, config: Any) -> nn.Module:
+        """The transformer, without weights."""
+
+    def generating(self, model: Any) -> AbstractContextManager[None]:
+        """What a generation of mflux enters around its steps."""
+
+
+def mflux(shape: Shape, model: nn.Module) -> Opener:
     """Opens mflux's transformer over the arrays of `model`.
 
-    It is called as in mflux's own generation, with a mask of ones that every block inspects.
+    It is called as in mflux's own generation, with a mask of ones. Where that packs weights, `model` receives views of
+    the packed arrays, so that the old ones are freed.
     """
 
     @contextmanager
     def opened() -> Iterator[Forward]:
-        twin = over_arrays_of(model)
-        mask = mx.ones((1, text_tokens))
+        peer: Peer = shape.module("mflux_peer")
+        names = {name: _renamed(name, peer.RENAMED) for name, _ in tree_flatten(model.parameters())}
+        twin = over_arrays_of(shape, model)
+        mask = mx.ones((1, shape.text_tokens))
 
         def forward(inputs: Inputs, timestep: float) -> mx.array:
             config = SimpleNamespace(height=inputs.side, width=inputs.side)
             result: mx.array = twin(timestep, config, inputs.latents, inputs.text, mask)
             return result
 
-        yield forward
+        with peer.generating(twin):
+            arrays = dict(tree_flatten(twin.parameters()))
+            model.update(tree_unflatten([(name, arrays[renamed]) for name, renamed in names.items()]))
+            yield forward
 
     return opened
 
 
-def over_arrays_of(model: Transformer) -> Any:
+def over_arrays_of(shape: Shape, model: nn.Module) -> Any:
     """mflux's transformer over our arrays: each of its parameters is one of ours, and all of ours are used."""
-    ours = {_name_in_mflux(name): array for name, array in tree_flatten(model.parameters())}
-    qwen = _imported_with_precision(model.proj_out.weight.dtype)
-    heads = model.transformer_blocks[0].attn.num_heads
-    twin = qwen.QwenTransformer(
-        in_channels=model.img_in.weight.shape[1],
-        out_channels=model.proj_out.weight.shape[0] // 4,
-        num_layers=len(model.transformer_blocks),
-        attention_head_dim=model.img_in.weight.shape[0] // heads,
-        num_attention_heads=heads,
-        joint_attention_dim=model.txt_in.weight.shape[1],
-    )
-    twin.load_weights(list(ours.items()), strict=True)
+    peer: Peer = shape.module("mflux_peer")
+    ours = [(_renamed(name, peer.RENAMED), array) for name, array in tree_flatten(model.parameters())]
+    module = _imported_with_precision(peer.MODULE, model.proj_out.weight.dtype)
+    twin = peer.built(module, shape.config)
+    twin.load_weights(ours, strict=True)
     return twin
 
 
@@ -75,20 +84,19 @@ def version() -> str | None:
         return None
 
 
-def _name_in_mflux(name: str) -> str:
-    for pattern, replacement in _RENAMED:
+def _renamed(name: str, renamed: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in renamed:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _imported_with_precision(dtype: mx.Dtype) -> Any:
-    """mflux's transformer module. `dtype` is that of the final modulation; mflux's own default is bfloat16."""
+def _imported_with_precision(name: str, dtype: mx.Dtype) -> ModuleType:
+    """mflux's module `name`. `dtype` is that of the modulations; mflux's own default is bfloat16."""
     if _CONFIG_PACKAGE not in sys.modules:
         package, module = ModuleType(_CONFIG_PACKAGE), ModuleType(f"{_CONFIG_PACKAGE}.config")
         package.ModelConfig = type("ModelConfig", (), {"precision": mx.bfloat16})  # type: ignore[attr-defined]
         package.Config = module.Config = SimpleNamespace  # type: ignore[attr-defined]
         sys.modules |= {package.__name__: package, module.__name__: module}
-    from mflux.models.qwen.model.qwen_transformer import qwen_transformer
-
+    module = import_module(name)
     sys.modules[_CONFIG_PACKAGE].ModelConfig.precision = dtype  # type: ignore[attr-defined]
-    return qwen_transformer
+    return module

@@ -1,12 +1,12 @@
-"""Our transformer with generated weights, and the compared ways to run it. All share one set of arrays."""
+"""Our transformer of a shape with generated weights, and the compared ways to run it, over one set of arrays."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,8 +14,6 @@ from mlx.utils import tree_flatten
 
 from experiments.benchmarks.gpu.shapes import PIXELS_A_TOKEN, Shape
 from precision_lab.instrument.replica import replica
-from precision_lab.model.qwen_image.config import TransformerConfig
-from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.model.rotary import Grid
 from precision_lab.techniques.base import Technique, applied
 
@@ -26,25 +24,46 @@ SEEN_TIMESTEP = 0.5
 
 
 class Inputs(NamedTuple):
-    """Latents (1, L, in_channels), text (1, T, J), the grid of the image tokens and the side in pixels."""
+    """Latents (B, L, in_channels), text (B, T, J), the grid of the image tokens, and the side in pixels.
+
+    mask: (B, T), non-zero for tokens that are not padding, or None.
+    """
 
     latents: mx.array
     text: mx.array
     grid: Grid
     side: int
+    mask: mx.array | None = None
 
 
-Forward = Callable[[Inputs, float], mx.array]
-"""Returns the lazy velocity of the latents at a timestep in [0, 1]."""
+Forward = Callable[[Inputs, float], Any]
+"""Returns the lazy velocity of the latents at a timestep in [0, 1], or the lazy arrays of a set-up."""
+
+Pass = Callable[[Any], Forward]
+"""Makes a Forward of a transformer."""
+
+
+class Ours(Protocol):
+    """What `ours` of an architecture has."""
+
+    Transformer: type[nn.Module]
+    """The class, built from a config."""
+    PASSES: Mapping[str, Pass]
+    """The ways to compute a velocity, by a suffix of the arm's name. "" is that of a generation's steps."""
+    SETUPS: Mapping[str, Pass]
+    """What a generation computes once for a text, by name."""
+    REORDERED: Sequence[str]
+    """Patterns of linears whose sums may be reordered to measure the noise floor."""
+
 
 Techniques = Mapping[str, Technique]
 
 Opener = Callable[[], AbstractContextManager[Forward]]
 
 
-def made_transformer(config: TransformerConfig, dtype: mx.Dtype, seed: int = 0) -> Transformer:
-    """A model with linears and biases normal * 0.02 and norm scales 1, drawn on the device one array at a time."""
-    model = Transformer(config)
+def made_transformer(shape: Shape, dtype: mx.Dtype, seed: int = 0) -> nn.Module:
+    """A model with linears and biases normal * 0.02, drawn on the device one array at a time; norms scale by 1."""
+    model = shape.module("ours").Transformer(shape.config)
     keys = iter(mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters()))))
     for path, module in model.named_modules():
         if module.children():
@@ -52,7 +71,7 @@ def made_transformer(config: TransformerConfig, dtype: mx.Dtype, seed: int = 0) 
         for name, unmade in module.parameters().items():
             key = next(keys)
             if "norm" in path and not isinstance(module, nn.Linear):
-                made = mx.ones(unmade.shape, dtype)
+                made = unmade.astype(dtype)  # 1, or 0 where the norm adds 1 to its weight
             else:
                 made = mx.random.normal(unmade.shape, dtype, scale=WEIGHT_SCALE, key=key)
             mx.eval(made)
@@ -65,12 +84,24 @@ def made_inputs(shape: Shape, side: int, dtype: mx.Dtype, seed: int = 1) -> Inpu
     keys = mx.random.split(mx.random.key(seed + side), 2)
     grid = Grid(side // PIXELS_A_TOKEN, side // PIXELS_A_TOKEN)
     latents = mx.random.normal((1, shape.tokens(side), shape.config.in_channels), key=keys[0]).astype(dtype)
-    text = mx.random.normal((1, shape.text_tokens, shape.config.joint_attention_dim), key=keys[1]).astype(dtype)
+    text = mx.random.normal((1, shape.text_tokens, shape.text_width), key=keys[1]).astype(dtype)
     mx.eval(latents, text)
     return Inputs(latents, text, grid, side)
 
 
-def first_blocks(model: Transformer, depth: int) -> Transformer:
+def times(inputs: Inputs, timestep: float) -> mx.array:
+    """The timestep of each sample, (B,)."""
+    return mx.array([timestep] * inputs.latents.shape[0])
+
+
+def joint(model: nn.Module) -> Forward:
+    """A pass over text and target."""
+    return lambda inputs, timestep: model(
+        inputs.latents, times(inputs, timestep), inputs.text, inputs.grid, inputs.mask
+    )
+
+
+def first_blocks(model: nn.Module, depth: int) -> nn.Module:
     """A replica with `depth` blocks, which repeat if `model` has fewer. Arrays are shared."""
     blocks = model.transformer_blocks
     shallow = replica(model)
@@ -78,12 +109,8 @@ def first_blocks(model: Transformer, depth: int) -> Transformer:
     return shallow
 
 
-def forward_of(model: Transformer) -> Forward:
-    return lambda inputs, timestep: model(inputs.latents, mx.array([timestep]), inputs.text, inputs.grid)
-
-
 @contextmanager
-def rewritten(model: Transformer, techniques: Techniques) -> Iterator[Transformer]:
+def rewritten(model: nn.Module, techniques: Techniques) -> Iterator[nn.Module]:
     """Context manager that yields a replica with `techniques`, and afterwards frees the device's cached memory.
 
     `fast` packs weights and stores views of them in the modules that it replaces. The model receives these views too,
@@ -120,13 +147,19 @@ def compiled_blocks() -> Techniques:
     return {"compiled_blocks": CompiledBlocks()}
 
 
-def ours(model: Transformer, techniques: Callable[[], Techniques]) -> Opener:
-    """Opens a replica with the techniques. Several can be open at the same time."""
+def step_of(shape: Shape) -> Pass:
+    """The pass of a generation's steps."""
+    step: Pass = shape.module("ours").PASSES[""]
+    return step
+
+
+def ours(model: nn.Module, techniques: Callable[[], Techniques], of: Pass) -> Opener:
+    """Opens the pass `of` a replica with the techniques. Several can be open at the same time."""
 
     @contextmanager
     def opened() -> Iterator[Forward]:
         with rewritten(model, techniques()) as twin:
-            yield forward_of(twin)
+            yield of(twin)
 
     return opened
 
@@ -143,7 +176,7 @@ def seconds_of(forward: Forward, inputs: Inputs, timestep: float) -> float:
     return seconds_to_evaluate(lambda: forward(inputs, timestep))
 
 
-def seconds_to_evaluate(build: Callable[[], mx.array | list[mx.array]]) -> float:
+def seconds_to_evaluate(build: Callable[[], Any]) -> float:
     """Wall-clock seconds from the start of building the graph until the device is done."""
     mx.synchronize()
     start = time.perf_counter()

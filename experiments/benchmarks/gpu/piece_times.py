@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from experiments.benchmarks.gpu import fast_pieces, pieces
+from experiments.benchmarks.gpu import pieces
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.pieces import Piece
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
@@ -34,13 +34,8 @@ def run(job: Job) -> None:
 
 
 def _groups(job: Job) -> Iterator[Callable[[], Iterator[Piece]]]:
-    shape = job.shape
-    yield lambda: pieces.ceilings(shape)
-    yield lambda: pieces.modulation(shape)
-    for tokens in (*map(shape.tokens, shape.forward_sides), shape.text_tokens):
-        for make in (pieces.products, pieces.attention, pieces.elementwise, fast_pieces.kernels):
-            if make is not pieces.attention or tokens != shape.text_tokens:
-                yield lambda make=make, tokens=tokens: make(shape, tokens)
+    yield lambda: pieces.ceilings(job.shape)
+    yield from job.shape.module("pieces").groups(job.shape)
 
 
 @dataclass

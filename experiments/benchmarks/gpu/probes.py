@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from experiments.benchmarks.gpu import mlx_model
-from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Inputs, forward_of
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs, step_of
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
 from precision_lab.lab.observing import observing
 from precision_lab.lab.recorder import recorder_of
-from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.probes.ranges import RangeCatalogue
 
 STEPS = 3
@@ -39,7 +39,7 @@ ARMS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
 
 
 def run(job: Job) -> None:
-    model = mlx_model.made_transformer(job.shape.config, mx.bfloat16)
+    model = mlx_model.made_transformer(job.shape, mx.bfloat16)
     inputs = mlx_model.made_inputs(job.shape, job.shape.forward_sides[-1], mx.bfloat16)
     ways = {"ours fast": mlx_model.fast, "ours plain": mlx_model.no_techniques}
     with ExitStack() as stack:
@@ -50,20 +50,22 @@ def run(job: Job) -> None:
             except Exception as error:
                 record_error(job.writer, {"arm": name}, error)
                 continue
-            arms += [_arm(name, twin, observed, sites, inputs) for arm, observed, sites in ARMS if arm == name]
+            forward = step_of(job.shape)(twin)
+            arms += [_arm(name, twin, forward, observed, sites, inputs) for arm, observed, sites in ARMS if arm == name]
         measure(job.writer, arms, job.deadline, job.shape.min_rounds)
 
 
-def _arm(name: str, model: Transformer, observed: str, sites: Sequence[str] | None, inputs: Inputs) -> Arm:
+def _arm(
+    name: str, model: nn.Module, forward: Forward, observed: str, sites: Sequence[str] | None, inputs: Inputs
+) -> Arm:
     return Arm(
         {"arm": name, "probes": observed, "side": inputs.side},
-        lambda: _generation(model, sites, inputs),
+        lambda: _generation(model, forward, sites, inputs),
     )
 
 
-def _generation(model: Transformer, sites: Sequence[str] | None, inputs: Inputs) -> dict[str, float]:
-    """Seconds per forward, and seconds of the setup."""
-    forward = forward_of(model)
+def _generation(model: nn.Module, forward: Forward, sites: Sequence[str] | None, inputs: Inputs) -> dict[str, float]:
+    """Seconds per forward, and seconds of the setup; `forward` is one of `model`."""
     recorders = [recorder_of(RangeCatalogue(sites=sites))] if sites else []
     mx.synchronize()
     begun = time.perf_counter()

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from experiments.benchmarks.gpu import mlx_model
+from experiments.benchmarks.gpu.forward_mlx import OURS
 from experiments.benchmarks.gpu.mflux_model import mflux
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import record_error
@@ -23,10 +24,9 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
 def run(job: Job) -> None:
-    config = replace(job.shape.config, num_layers=BLOCKS)
-    side = job.shape.forward_sides[0]
-    model = mlx_model.made_transformer(config, mx.bfloat16)
-    inputs = mlx_model.made_inputs(job.shape, side, mx.bfloat16)
+    shape = replace(job.shape, config=replace(job.shape.config, num_layers=BLOCKS))
+    model = mlx_model.made_transformer(shape, mx.bfloat16)
+    inputs = mlx_model.made_inputs(shape, shape.forward_sides[0], mx.bfloat16)
     mx.save_safetensors(str(job.scratch / "weights.safetensors"), dict(tree_flatten(model.parameters())))
     given = {"latents": inputs.latents, "text": inputs.text}
     mx.save_safetensors(str(job.scratch / "inputs.safetensors"), given)
@@ -35,11 +35,11 @@ def run(job: Job) -> None:
         model.set_dtype(dtype)
         one = inputs._replace(latents=inputs.latents.astype(dtype), text=inputs.text.astype(dtype))
         openers = {
-            "ours plain": mlx_model.ours(model, mlx_model.no_techniques),
-            "ours fast": mlx_model.ours(model, mlx_model.fast),
-            "ours compiled blocks": mlx_model.ours(model, mlx_model.compiled_blocks),
-            "mflux": mflux(model, job.shape.text_tokens),
+            f"{name}{suffix}": mlx_model.ours(model, techniques, of)
+            for name, techniques in OURS.items()
+            for suffix, of in shape.module("ours").PASSES.items()
         }
+        openers["mflux"] = mflux(shape, model)
         for name, opener in openers.items():
             try:
                 with opener() as forward:

@@ -24,18 +24,18 @@ def run(job: Job) -> None:
     given = load_file(job.scratch / "inputs.safetensors")
     outputs = load_file(job.scratch / "outputs.safetensors")
     blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
-    config = replace(job.shape.config, num_layers=blocks)
+    shape = replace(job.shape, config=replace(job.shape.config, num_layers=blocks))
     for dtype_name, dtype in DTYPES.items():
-        model = diffusers_model.built(config, dtype)
+        model = diffusers_model.built(shape, dtype)
         model.load_state_dict(weights, strict=True)
         latents, text = (given[name].to(DEVICE, dtype) for name in ("latents", "text"))
         inputs = Inputs(latents, text, job.shape.forward_sides[0])
         models = {"diffusers eager": model}
         if dtype == torch.bfloat16:  # as in the timing
-            models["diffusers compiled"] = diffusers_model.compiled_copy(model)
-        for name, one in models.items():
+            models["diffusers compiled"] = diffusers_model.compiled_copy(shape, model)
+        for name, forward in diffusers_model.forwards(shape, models, model).items():
             try:
-                output = diffusers_model.forward_of(one)(inputs, TIMESTEP)
+                output = forward(inputs, TIMESTEP)
             except Exception as error:
                 record_error(job.writer, {"arm": name, "dtype": dtype_name, "what": "same function"}, error)
                 continue

@@ -46,7 +46,7 @@ class ForwardResult:
 
 def forward_results(record: Mapping[str, Any]) -> list[ForwardResult]:
     """All arms at all sizes, in ascending order of time within a size."""
-    samples = {part: list(rows(record, part, "time")) for part in FORWARD_PARTS}
+    samples = {part: [row for row in rows(record, part, "time") if "side" in row] for part in FORWARD_PARTS}
     memory = [row for part in FORWARD_PARTS for row in rows(record, part, "memory")]
     results = []
     for part, taken in samples.items():
@@ -63,6 +63,27 @@ def forward_results(record: Mapping[str, Any]) -> list[ForwardResult]:
                 )
             )
     return sorted(results, key=lambda result: (result.side, result.median))
+
+
+@dataclass(frozen=True)
+class SetupResult:
+    """What a generation computes once for a text: seconds, and the median of each process."""
+
+    arm: str
+    what: str
+    text_tokens: int
+    seconds: list[float]
+    by_process: list[float]
+
+
+def setup_results(record: Mapping[str, Any]) -> list[SetupResult]:
+    samples = [row for row in rows(record, "forward_mlx", "time") if "what" in row]
+    results = []
+    for arm, what, tokens in dict.fromkeys((row["arm"], row["what"], row["text_tokens"]) for row in samples):
+        own = chosen(samples, arm=arm, what=what, text_tokens=tokens)
+        medians = [float(np.median(s)) for s in _by_process(own)]
+        results.append(SetupResult(arm, what, tokens, [row["seconds"] for row in own], medians))
+    return results
 
 
 def best_peer(results: Iterable[ForwardResult], side: int) -> ForwardResult | None:

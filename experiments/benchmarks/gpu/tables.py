@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.benchmarks.gpu.composition import CATEGORIES, ceilings, compositions, piece_results
 from experiments.benchmarks.gpu.store import rows
 from experiments.benchmarks.gpu.summary import (
@@ -19,13 +21,15 @@ from experiments.benchmarks.gpu.summary import (
     line,
     power_law,
     probe_results,
+    setup_results,
 )
-from precision_lab.numerics.intervals import Ratio
+from experiments.benchmarks.gpu.targets import judged
+from precision_lab.numerics.intervals import Ratio, mad
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    measured = (_forward, _drift, _same_function, _ceilings, _pieces, _blocks, _tokens, _depth, _probes, _guidance)
-    sections = (_head, *measured, _errors)
+    measured = (_forward, _setups, _drift, _same_function, _ceilings, _pieces, _blocks, _tokens, _depth, _probes)
+    sections = (_head, _targets, *measured, _guidance, _errors)
     return "\n".join(text for section in sections for text in section(record)) + "\n"
 
 
@@ -68,6 +72,37 @@ def _forward(record: Mapping[str, Any]) -> Iterator[str]:
         peer = best_peer(results, side)
         if peer is not None and peer.fast_ratio is not None:
             yield f"Best peer: {peer.arm}. {FAST} / best peer: **{_interval(peer.fast_ratio)}**.\n"
+
+
+def _targets(record: Mapping[str, Any]) -> Iterator[str]:
+    found = judged(record)
+    if found:
+        yield "## Targets\n"
+        lines = [
+            (
+                *(target.subject, f"{target.limit:g}", "yes" if target.met else "**no**"),
+                f"{target.measured:.3f}" if target.interval is None else _interval(target.interval),
+            )
+            for target in found
+        ]
+        yield from _table(("subject (lower is better)", "target", "met", "measured"), lines)
+
+
+def _setups(record: Mapping[str, Any]) -> Iterator[str]:
+    results = setup_results(record)
+    if results:
+        yield "## Once for a text\n"
+        yield from _table(
+            ("arm", "what", "text tokens", "ms", "ms of each process", "samples"),
+            [
+                (
+                    *(r.arm, r.what, str(r.text_tokens)),
+                    f"{1e3 * float(np.median(r.seconds)):.1f} ± {1e3 * mad(r.seconds):.1f}",
+                    *(", ".join(f"{1e3 * median:.1f}" for median in r.by_process), str(len(r.seconds))),
+                )
+                for r in results
+            ],
+        )
 
 
 def _drift(record: Mapping[str, Any]) -> Iterator[str]:
@@ -133,13 +168,14 @@ def _pieces(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _blocks(record: Mapping[str, Any]) -> Iterator[str]:
     found = compositions(record)
+    shown = [name for name in CATEGORIES if any(name in c.categories for c in found)]
     if found:
         yield "## Where a block's time goes, us\n"
         yield from _table(
-            ("side", "block", *CATEGORIES, "sum of pieces", "as it runs"),
+            ("side", "block", *shown, "sum of pieces", "as it runs"),
             [
                 (
-                    *(str(c.side), c.name, *(f"{1e6 * c.categories.get(name, 0):.0f}" for name in CATEGORIES)),
+                    *(str(c.side), c.name, *(f"{1e6 * c.categories.get(name, 0):.0f}" for name in shown)),
                     f"{1e6 * (sum(c.categories.values()) - c.categories.get('rest', 0)):.0f}",
                     "-" if c.whole is None or c.name == "ideal" else f"{1e6 * c.whole:.0f}",
                 )

@@ -1,0 +1,12 @@
+"""Our Qwen-Image transformer in the benchmark; see `mlx_model.Ours`."""
+
+from __future__ import annotations
+
+from experiments.benchmarks.gpu.mlx_model import Forward, joint
+from precision_lab.model.qwen_image.transformer import Transformer
+
+__all__ = ["PASSES", "REORDERED", "SETUPS", "Transformer"]
+
+PASSES: dict[str, Forward] = {"": joint}
+SETUPS: dict[str, Forward] = {}
+REORDERED = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.net.2,txt_mlp.net.2}",)
