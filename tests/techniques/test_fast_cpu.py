@@ -6,13 +6,13 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import walk
 from precision_lab.instrument.tap import tapped
 from precision_lab.model.attention import Attend
-from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, RMSNorm, SiLU
+from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, RMSNorm, SiLU, Tanh
 from precision_lab.model.qwen_image.rope import rotations
 from precision_lab.model.rotary import Grid, Rotary
 from precision_lab.techniques.base import applied
@@ -24,7 +24,7 @@ from tests.techniques.small_model import CONFIG, forward, rel_l2, rewritten, sma
 pytestmark = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="for CPUs")
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
-# MLX computes norms and rotations of few tokens, NumPy those of 300
+# MLX computes norms, rotations and attention of few tokens and activations of one, NumPy those of 300
 TOKENS = pytest.mark.parametrize("tokens", [1, 7, 65, 300])
 HEADS, CHANNELS = 3, 32
 
@@ -53,6 +53,14 @@ class GELUs:
 
     def exact(self, x):
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class SiLUs:
+    def __init__(self, dtype):
+        self.plain, self.shape = SiLU(), (2, -1, 700)
+
+    def exact(self, x):
+        return x * expit(x)
 
 
 class LayerNorms:
@@ -87,7 +95,7 @@ class Rotaries:
         return (np.ascontiguousarray(x).view(np.complex128) * turns).view(np.float64)
 
 
-KINDS = pytest.mark.parametrize("kind", [Linears, GELUs, LayerNorms, Attends, Rotaries])
+KINDS = pytest.mark.parametrize("kind", [Linears, GELUs, SiLUs, LayerNorms, Attends, Rotaries])
 
 
 def case(kind, dtype, tokens, seed=0, massive=False):
@@ -150,8 +158,8 @@ def test_views_are_read_as_what_they_show(kind):
 @pytest.mark.parametrize("empty_row", [False, True])
 def test_masked_keys_take_no_part(dtype, empty_row):
     rng = np.random.default_rng(2)
-    q, k, v = (mx.array(rng.standard_normal((2, 70, HEADS, CHANNELS), dtype=np.float32)).astype(dtype) for _ in "qkv")
-    mask = rng.random((2, 1, 1, 70)) > 0.4
+    q, k, v = (mx.array(rng.standard_normal((2, 90, HEADS, CHANNELS), dtype=np.float32)).astype(dtype) for _ in "qkv")
+    mask = rng.random((2, 1, 1, 90)) > 0.4
     if empty_row:
         mask[1] = False
     plain, fast = Attend(), replacement(Attend())
@@ -159,6 +167,17 @@ def test_masked_keys_take_no_part(dtype, empty_row):
     kept = np.flatnonzero(mask[0])
     alone = fast(q[:1], k[:1, mx.array(kept)], v[:1, mx.array(kept)])
     assert rel_l2(float64(fast(q, k, v, mx.array(mask))[:1]), float64(alone)) < 1e-3
+
+
+@DTYPES
+def test_queries_of_a_target_read_a_prefix_and_those_of_a_text_read_what_is_before_them(dtype):
+    rng = np.random.default_rng(3)
+    q, k, v = (mx.array(rng.standard_normal((2, n, HEADS, CHANNELS), dtype=np.float32)) for n in (120, 150, 150))
+    q, k, v = (a.astype(dtype) for a in (q, k, v))
+    plain, fast = Attend(), replacement(Attend())
+    causal = mx.tri(150, dtype=mx.bool_)[None, None, 30:]
+    for mask in (None, causal, causal & mx.array(rng.random((2, 1, 1, 150)) > 0.3)):
+        assert rel_l2(float64(fast(q, k, v, mask)), float64(plain(q, k, v, mask))) < 1e-3
 
 
 def test_16_bit_results_are_the_exact_ones_rounded_once():
@@ -199,7 +218,7 @@ def test_addresses_and_parameters_stay():
     assert coverage["fast"].matched == replaced > 25 * CONFIG.num_layers
 
 
-@pytest.mark.parametrize("module", [SiLU(), RMSNorm(8)])
+@pytest.mark.parametrize("module", [Tanh(), RMSNorm(8)])
 def test_modules_without_a_replacement(module):
     assert replacement(module) is None
 

@@ -7,8 +7,8 @@ is fp32 and is rounded where the plain module rounds, so the error against float
 where it is available (`device.onednn`); it treats subnormal bfloat16 numbers as zero. The pieces depend only on shapes
 and the number of cores, so the same input gives the same bits.
 
-Cost: a replacement waits for its inputs and for its result, so small norms, rotations and products stay with MLX. Below
-some 256 tokens of 64 channels it does not pay. For sgemm 16-bit weights are widened piece by piece at each use, at
+Cost: a replacement waits for its inputs and for its result, so small norms, rotations, activations, attention and
+products stay with MLX. For sgemm 16-bit weights are widened piece by piece at each use, at
 0.1 ns each where the product of 1024 tokens takes 20 ns; permanent fp32 copies would triple the memory of the weights.
 """
 
@@ -29,15 +29,17 @@ from precision_lab.device.sgemm import cores, in_pieces, sgemm
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import Site
 from precision_lab.model.attention import Attend
-from precision_lab.model.layers import GELUTanh, LayerNorm, Linear
+from precision_lab.model.layers import GELUTanh, LayerNorm, Linear, SiLU
 from precision_lab.model.paging import class_of, recast
 from precision_lab.model.rotary import Rotary
 
 # elements in a piece of an element-wise loop: 256 KiB in fp32; with one temporary, half of a core's L2 cache
 _PIECE = 1 << 16
-# for smaller products, norms and rotations the wait for their results costs more than the gain
+# for smaller products, norms and rotations the wait for their results costs more than the gain; exp and tanh gain most
 _FEW_WEIGHTS = 1 << 18
 _FEW_ELEMENTS = 1 << 15
+_FEW_EXPONENTIALS = 1 << 12
+_FEW_SCORES = 1 << 15
 # sgemm copies the other operand once a piece, which does not pay for narrower pieces
 _OUTPUTS = (128, 512)
 _BFLOAT16_OUTPUTS = (256, 1024)
@@ -94,6 +96,8 @@ class _FastAttend(Attend):
         batch, queries, heads, channels = q.shape
         keys, kv_heads = k.shape[1:3]
         assert heads % kv_heads == 0
+        if batch * heads * queries * keys < _FEW_SCORES:
+            return super().__call__(q, k, v, mask)
         q32, k32, v32 = (_float32(a) for a in (q, k, v))
         masked = None if mask is None else ~np.broadcast_to(to_numpy(mask), (batch, 1, queries, keys))[:, 0]
         result, out = _empty(q.shape, q.dtype)
@@ -126,6 +130,8 @@ class _FastGELUTanh(GELUTanh):
     """The plain formula, in place."""
 
     def __call__(self, x: mx.array) -> mx.array:
+        if x.size < _FEW_EXPONENTIALS:
+            return super().__call__(x)
         flat = _contiguous(x).reshape(-1)
         result, out = _empty(x.shape, x.dtype)
         out = out.reshape(-1)
@@ -143,6 +149,30 @@ class _FastGELUTanh(GELUTanh):
             out[piece] = inner
 
         in_pieces(gelu, flat.size, _PIECE)
+        return result
+
+
+class _FastSiLU(SiLU):
+    """x / (1 + exp(-x)), in place."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.size < _FEW_EXPONENTIALS:
+            return super().__call__(x)
+        flat = _contiguous(x).reshape(-1)
+        result, out = _empty(x.shape, x.dtype)
+        out = out.reshape(-1)
+
+        def silu(piece: slice) -> None:
+            y = flat[piece].astype(np.float32, copy=False)
+            divisor = np.negative(y)
+            # exp(-x) overflows to infinity, which gives 0; a quotient of infinities is NaN, as in the plain module
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.exp(divisor, out=divisor)
+                divisor += 1
+                np.divide(y, divisor, out=divisor)
+            out[piece] = divisor
+
+        in_pieces(silu, flat.size, _PIECE)
         return result
 
 
@@ -215,6 +245,7 @@ _REPLACEMENTS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     LayerNorm: _FastLayerNorm,
     Linear: lambda plain: recast(plain, _FastLinear),
     Rotary: lambda _: _FastRotary(),
+    SiLU: lambda _: _FastSiLU(),
 }
 
 
