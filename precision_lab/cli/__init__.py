@@ -24,6 +24,7 @@ COMMANDS = {
     "device": ("precision_lab.cli.device", "device"),
     "models": ("precision_lab.cli.models", "models"),
     "prove": ("precision_lab.cli.prove", "prove"),
+    "sensitivity": ("precision_lab.cli.sensitivity", "sensitivity"),
 }
 
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from precision_lab.cli.building import build
 from precision_lab.cli.config import plain
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, shown
 from precision_lab.lab.candidates import Candidate
 from precision_lab.techniques.base import Technique
 
@@ -36,15 +36,12 @@ TO_COME = {
 """Formats that cannot be measured yet, and the candidate that is nearest to each in bits and grouping."""
 
 
-def build_candidates(resolved: DictConfig) -> list[Candidate]:
-    """The candidates of a configuration. Raises InputError for none, or for a node that fits no technique."""
-    nodes = plain(resolved.candidate)
-    if not nodes:
-        raise InputError("candidate is empty, expected names like candidate=[affine4,nvfp4]")
+def build_candidates(resolved: DictConfig, key: str = "candidate") -> list[Candidate]:
+    """The candidates of a configuration, under a key of it. Raises InputError for a node that fits no technique."""
     found = []
-    for name, node in nodes.items():
+    for name, node in plain(resolved[key]).items():
         if not isinstance(node, Mapping):
-            raise InputError(f"candidate.{name}: expected a mapping with a _target_, got {node!r}")
+            raise InputError(f"{key}.{name}: expected a mapping with a _target_, got {shown(node)}")
         candidate = Candidate(name, node, make)
         candidate.technique(["**"])  # a node that describes no technique is an error before anything is loaded
         found.append(candidate)

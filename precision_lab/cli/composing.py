@@ -128,6 +128,10 @@ def _missing(error: MissingConfigException) -> str:
     kind = {"exp": "experiment", "": "configuration"}.get(group, group)
     if group == "hydra/launcher" and (extra := f"sweep-{name.partition('_')[0]}") in _LAUNCHERS:
         return f"The launcher {name} is not installed. pip install 'precision-lab[{extra}]' installs it"
+    if group == "candidate":
+        from precision_lab.cli.candidates import refused  # imports techniques, which few mistakes need
+
+        return refused(name) or f"Unknown {kind} {shown(name)}. {nearest(name, known)}"
     return f"Unknown {kind} {shown(name)}. {nearest(name, known)}"
 
 

@@ -67,12 +67,12 @@ def build_spec(
     )
 
 
-def spec_of(resolved: str) -> RunSpec:
+def spec_of(resolved: str, kind: type[schema.Experiment] = schema.Experiment) -> RunSpec:
     """The run of a configuration, as `RunSpec.resolved` holds it, in a process that does not own its folder."""
     config = OmegaConf.create(resolved)
     assert isinstance(config, DictConfig)
     config.out, config.resume, config.engine, config.workers = None, False, "local", None
-    return build_spec(config, ())
+    return build_spec(config, (), kind)
 
 
 def build_source(config: DictConfig) -> Source:

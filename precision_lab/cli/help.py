@@ -15,11 +15,13 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab report sweep=DIR                the index page of a sweep again
   python -m precision_lab compare runs=[A,B]              one run against another; reference=RUN:VARIANT; runs=[SWEEP/*]
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
+  python -m precision_lab sensitivity candidate=[a,b]     what each candidate does at each group of sites alone
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
 
 Experiments: {exp}
 Techniques:  {technique}
+Candidates:  {candidate}
 Models:      {model}
 
 Overrides (Hydra's grammar; defaults in conf/config.yaml):
@@ -39,5 +41,5 @@ PRECISION_LAB_DEBUG=1 shows tracebacks."""
 
 def text() -> str:
     """The help page, with the names of the options in the configuration folder."""
-    names = {group: ", ".join(options(group)) for group in ("exp", "technique", "model")}
+    names = {group: ", ".join(options(group)) for group in ("exp", "technique", "candidate", "model")}
     return _TEXT.format(version=__version__, **names)

@@ -1,5 +1,5 @@
-"""`report run=DIR` judges a run again and draws its report; `report sweep=DIR` draws the index of a sweep, and
-`report history=FILE` a gate's history."""
+"""`report run=DIR` judges a run again and draws its report, or draws that of a scan of sensitivity; `report sweep=DIR`
+draws the index of a sweep, and `report history=FILE` a gate's history."""
 
 from __future__ import annotations
 
@@ -46,9 +46,15 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 def _report_run(folder: Path) -> int:
     from precision_lab.record import manifest, sweep
     from precision_lab.record.run import Run
+    from precision_lab.record.scan import holds_scan
 
     if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
         raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
+    if holds_scan(folder):
+        from precision_lab.cli.sensitivity import draw_scan
+
+        draw_scan(folder, open_console())
+        return 0
     return judge_and_draw(Run.open(folder).whole(), open_console())
 
 

@@ -155,6 +155,23 @@ class Prove(Experiment):
     draw_seed: Seed
 
 
+class ScanSettings(Closed):
+    steps: Annotated[Sequence[int] | None, "numbers of steps, like [0, 3], or null"]
+    cases: Count | None
+    rounds: Annotated[int, Field(ge=0), "a whole number of at least 0"]
+
+
+class Sensitivity(Experiment):
+    """conf/sensitivity.yaml."""
+
+    candidate: Annotated[Mapping[str, Any], "candidates by name, candidate=[affine4,nvfp4]"]
+    noise: Annotated[Mapping[str, Any], "equivalent rewrites by name, candidate@noise=[reordered_sums]"]
+    of: Annotated[str | Sequence[str] | None, "a pattern of sites, a list of patterns, or null"]
+    by: Annotated[str | Sequence[str], "keys of groups, like [operation, block]"]
+    scan: ScanSettings
+    confirm: Annotated[int, Field(ge=0), "a whole number of at least 0"]
+
+
 class Gate(Experiment):
     """conf/gate.yaml."""
 

@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.observation import Position
+from precision_lab.instrument.replay import mutable_value
 from precision_lab.instrument.replica import replica
 from precision_lab.instrument.scope import current_scope
 from precision_lab.instrument.sites import Components, select, walk
@@ -75,7 +75,7 @@ def check(subject: Subject, components: Components, sites: Sequence[str], case: 
     """
 
     def on_call(call: Call) -> None:
-        mutable = next((x for x in _leaves((call.args, call.kwargs)) if not isinstance(x, _IMMUTABLE)), None)
+        mutable = mutable_value(call)
         if mutable is not None:
             raise InputError(
                 f"drift.teacher.sites: {call.site} is called with a {type(mutable).__name__}, which it may change, so "
@@ -84,19 +84,6 @@ def check(subject: Subject, components: Components, sites: Sequence[str], case: 
 
     with tapped(select(sites, walk(components)), on_call):
         subject.step(subject.start(case), 0)
-
-
-_IMMUTABLE = (mx.array, mx.Dtype, np.ndarray, np.generic, str, int, float, complex, type(None), type)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def _cast(value: Any, dtypes: Iterator[mx.Dtype]) -> Any:

@@ -14,6 +14,7 @@ from precision_lab.errors import InputError, first_line
 from precision_lab.numerics.sketch import SKETCH_COLUMNS
 from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, Column, count, dtypes
 from precision_lab.record.files import RESTORE, File
+from precision_lab.record.scan_tables import OF_A_SCAN
 from precision_lab.record.values import checked
 
 _SEEN = (VARIANT, *CASE, *POSITION)
@@ -76,10 +77,10 @@ _NONFINITE = (
     ),
 )
 _OF_A_PROBE = _SEEN
-_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE}
+_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE, **OF_A_SCAN}
 
 OF_A_RUN = (*LEADING, *_OWN)
-"""The tables of which the run itself decides what is in them; a probe may add columns to `activations` alone."""
+"""The tables of which the lab itself decides what is in them; a probe may add columns to `activations` alone."""
 
 _OTHERS_AFTER = {"sketches": "seed"}
 """Where columns that are not leading ones are placed, if not at the end: the own settings of a pinned case."""
@@ -91,8 +92,9 @@ SORT_KEYS: Mapping[str, Sequence[str]] = {
     "generations": ("variant", "prompt_id", "seed"),
     "latency": ("round", "order"),
     "sketches": ("variant", "case", "order"),
+    **dict.fromkeys(OF_A_SCAN, ()),
 }
-_WITHOUT_ORDER = ("latency", "generations")
+_WITHOUT_ORDER = ("latency", "generations", *OF_A_SCAN)
 """Tables whose rows are no observations of a generation; one round of `latency` has an order of its own."""
 
 _KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
@@ -131,10 +133,19 @@ def merge(run: Path) -> None:
     """
     own = {path.parent.name for path in run.glob("*/part-*.parquet")} - LEADING.keys()
     for table in (*LEADING, *sorted(own)):
-        frame = read(run, table)
         keys = list(SORT_KEYS.get(table, _KEYS_OF_A_PROBE))
-        _file(merged_path(Path(), table), frame.sort_values(keys, kind="stable", ignore_index=True)).write(run)
-        shutil.rmtree(run / table, ignore_errors=True)
+        write(run, table, read(run, table).sort_values(keys, kind="stable", ignore_index=True))
+
+
+def write(run: Path, table: str, frame: pd.DataFrame) -> None:
+    """Writes a whole table as it is, whole or not at all, and removes its parts."""
+    _file(merged_path(Path(), table), _typed(table, frame)).write(run)
+    remove_parts(run, table)
+
+
+def remove_parts(run: Path, table: str) -> None:
+    """Removes the parts of a table."""
+    shutil.rmtree(run / table, ignore_errors=True)
 
 
 def read(run: Path, table: str) -> pd.DataFrame:

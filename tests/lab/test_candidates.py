@@ -65,7 +65,6 @@ def test_a_technique_at_one_site_is_that_site_alone():
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({}, "candidate is empty"),
         ({"a": {"_target_": "precision_lab.techniques.narrow.Narrow", "sites": ["img_in"]}}, "nothing in it is SITES"),
         ({"a": {"sites": "SITES"}}, "candidate.a: expected a mapping with a _target_"),
         ({"a": "SITES"}, "candidate.a: expected a mapping"),

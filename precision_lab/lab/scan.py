@@ -1,0 +1,390 @@
+"""Scans the sensitivity of a model: every candidate at every group of sites, in some steps of some cases.
+
+The scan is a run folder like any other: its parts are written as they are measured, a killed scan continues with
+`resume`, and the tables do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+
+from precision_lab.errors import InputError, VariantError
+from precision_lab.instrument.sites import Site
+from precision_lab.lab import plan as plans
+from precision_lab.lab import slots
+from precision_lab.lab.bench import Bench
+from precision_lab.lab.candidates import Candidate
+from precision_lab.lab.engine import Slot, WorkerLostError
+from precision_lab.lab.entries import variant_entry, worker_entry
+from precision_lab.lab.failure import Failure
+from precision_lab.lab.folder import Identity, occupied
+from precision_lab.lab.forced import Forced
+from precision_lab.lab.groups import DEFAULT_KEYS, Group, groups_of
+from precision_lab.lab.injections import Injection, Unfit, injections_of, places_of_noise
+from precision_lab.lab.run import Progress
+from precision_lab.lab.schedule import Job, Schedule
+from precision_lab.lab.sensitivity import Confirm, Measure, TimeModules, in_chunks, scanned, scanned_variant
+from precision_lab.lab.spec import LOCAL, REFERENCE, RunSpec
+from precision_lab.lab.subject import Case
+from precision_lab.lab.tasks import Build, Order, Task, TaskError
+from precision_lab.record import tables
+from precision_lab.record.files import NotWrittenError, advising, write_text
+from precision_lab.record.lock import FolderLock
+from precision_lab.record.manifest import Environment, Manifest, Reference, Status, WorkerEntry
+from precision_lab.record.scan_tables import DRIFT, GROUPS, KEPT, NOISE, SECONDS, SENSITIVITY, UNFIT
+from precision_lab.techniques.parts.weight_storage import storage
+
+_MOST_PASSES = 100
+"""About how many passes a task makes: those of a task that is killed are lost."""
+
+STEPS = 3
+"""The default number of steps: the first, the middle and the last."""
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """What is scanned, and how.
+
+    - run: the source, the cases, the folder and the engine. Its baseline variant is the plain model, in the dtype that
+      candidates compute in too.
+    - candidates: to measure. noise: equivalent rewrites, whose largest error is the noise floor.
+    - of: patterns of the sites, None for the linears of the default component. by: see `groups_of`.
+    - steps: their numbers, None for the first, the middle and the last. cases: how many of the run's, None for all.
+    - rounds: of timing, 0 for none.
+    """
+
+    run: RunSpec
+    candidates: Sequence[Candidate]
+    noise: Sequence[Candidate] = ()
+    of: Sequence[str] | None = None
+    by: Sequence[str] = DEFAULT_KEYS
+    steps: Sequence[int] | None = None
+    cases: int | None = None
+    rounds: int = 0
+
+    @property
+    def scanned(self) -> list[Case]:
+        """The cases that are scanned."""
+        return self.run.cases[: self.cases]
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """A scan that can be carried out.
+
+    steps: of each case. costs: of each injection in one step, in passes. weights: number and stored bits of the linear
+    at each address.
+    """
+
+    spec: ScanSpec
+    plan: plans.Plan
+    groups: Sequence[Group]
+    injections: Sequence[Injection]
+    noise: Sequence[Injection]
+    unfit: Sequence[Unfit]
+    steps: Mapping[Case, tuple[int, ...]]
+    costs: Mapping[str, float]
+    sites: Mapping[str, Site] = field(repr=False)
+    notes: Sequence[str] = ()
+
+    @property
+    def bench(self) -> Bench:
+        return self.plan.bench
+
+    @property
+    def passes(self) -> float:
+        """What all injections cost."""
+        return sum(
+            self.costs[each.group.name] * len(steps)
+            for steps in self.steps.values()
+            for each in (*self.injections, *self.noise)
+        )
+
+
+def plan(spec: ScanSpec) -> ScanPlan:
+    """Checks `spec` against its subject. Nothing is computed or written. Raises InputError if it cannot be scanned."""
+    planned = plans.plan(spec.run)
+    bench, cases = planned.bench, spec.scanned
+    if any(variant.techniques or variant.settings for variant in spec.run.variants):
+        raise InputError(
+            "sensitivity scans the plain model; expected no techniques of its own, but candidate=[NAME,...]"
+        )
+    steps = {case: _steps(spec.steps, bench.steps(case)) for case in cases}
+    forced = Forced(scanned(bench), bench.layout, cases[0], steps[cases[0]])
+    groups = groups_of(forced.components, spec.of, spec.by)
+    injections, unfit = injections_of(forced.components, forced.sites, groups, spec.candidates)
+    noise: list[Injection] = []
+    for rewrite in spec.noise:
+        with suppress(InputError):  # it fits no site of any group: there is no floor
+            noise += injections_of(forced.components, forced.sites, places_of_noise(groups), [rewrite])[0]
+    forced.trace()
+    called = max(1, sum(bool(forced.calls([site], steps[cases[0]][0])) for site in forced.recording.blocks))
+    costs = {}
+    for group in groups:
+        spared = forced.recording.before([forced.sites[address] for address in group.sites])
+        costs[group.name] = 1 - sum(bool(forced.calls([site], steps[cases[0]][0])) for site in spared) / (called + 1)
+    notes = [*planned.notes, *_notes(forced, groups, unfit, steps[cases[0]][0])]
+    made = ScanPlan(spec, planned, groups, injections, noise, unfit, steps, costs, forced.sites, notes)
+    if spec.run.engine != LOCAL:
+        return made
+    size = sum(weights.bits // 8 for weights in planned.storage[scanned_variant(bench).name].values())
+    return replace(made, plan=replace(planned, workers=slots.workers(spec.run, int(made.passes), size)))
+
+
+def _steps(given: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The numbers of the steps to measure, of `count`."""
+    if given is None:
+        return tuple(sorted({round(at * (count - 1) / (STEPS - 1)) for at in range(STEPS)}))
+    if not given:
+        raise InputError("scan.steps is [], expected numbers of steps, or null for the first, the middle and the last")
+    for number in given:
+        if not 0 <= number < count:
+            raise InputError(f"scan.steps holds {number}, expected numbers from 0 to {count - 1}, the last step")
+    if len(set(given)) < len(given):
+        raise InputError(f"scan.steps is {list(given)}, expected each step once")
+    return tuple(sorted(given))
+
+
+def _notes(forced: Forced, groups: Sequence[Group], unfit: Sequence[Unfit], step: int) -> list[str]:
+    notes = []
+    if forced.recording.unfit:
+        site, reason = next(iter(forced.recording.unfit.items()))
+        number = len(forced.recording.unfit)
+        notes.append(f"{number} blocks are computed in every pass, since they cannot be recalled: {site}: {reason}")
+    uncalled = [
+        group.name for group in groups if not forced.calls([forced.sites[address] for address in group.sites], step)
+    ]
+    if uncalled:
+        notes.append(
+            f"{len(uncalled)} groups are not called in the main branch of a step, so that their errors are 0 or "
+            f"undefined: {uncalled[0]}"
+        )
+    for candidate in dict.fromkeys(each.candidate for each in unfit):
+        own = [each for each in unfit if each.candidate == candidate]
+        notes.append(f"{candidate} is not applicable to {len(own)} of {len(groups)} groups: {own[0].reason}")
+    return notes
+
+
+class Scan:
+    """Carries out a plan, and keeps the manifest up to date. Use it as a context: it occupies the run folder."""
+
+    def __init__(self, planned: ScanPlan, progress: Progress, build: Build | None):
+        self.plan, self.spec, self.run = planned, planned.spec, planned.spec.run
+        self.progress = progress
+        self._order = Order(self.run.resolved, build, self.run.out.absolute(), uuid4().hex)
+        self._slots = slots.opened(planned.plan, self._order)
+        self._lock = FolderLock(self.run.out)
+        self._reporting = Lock()
+        self._made: dict[str, WorkerEntry] = {}
+        self._ended = False
+        self._started = _now()
+
+    @contextmanager
+    def occupying(self) -> Iterator[None]:
+        """Context manager that owns the run folder. Raises InputError as a run does."""
+        now = self._slots[0].worker.environment
+        identity = Identity(self.run.source.checkpoint.fingerprint, now["device"], now["mlx"])
+        try:
+            with occupied(self._lock, self.run.resume, self.run.resolved, identity):
+                if self.run.resume:
+                    self._check_parts()
+                    self._made = {entry.key: entry for entry in Manifest.read(self.run.out).workers}
+                with self._stating():
+                    yield
+        finally:
+            self._ended = True
+            for slot in self._slots:
+                slot.close()
+
+    @contextmanager
+    def _stating(self) -> Iterator[None]:
+        """Context manager that writes configuration and manifest, and how the scan ended."""
+        write_text(self.run.out / "config.yaml", self.run.resolved)
+        self._write_manifest("running")
+        self._order.marker.parent.mkdir(exist_ok=True)
+        self._order.marker.touch()
+        for note in self.plan.notes:
+            self.progress.note(note)
+        try:
+            for slot in self._slots:
+                slot.begin()
+            yield
+        except BaseException as error:
+            with suppress(InputError):  # where the disk is full, the manifest cannot say so
+                self._write_manifest("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            if isinstance(error, NotWrittenError | WorkerLostError):
+                raise InputError(f"{error}. What was finished is kept; resume=true continues") from error
+            raise
+        self._order.marker.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._order.marker.parent.rmdir()
+        self._write_manifest("complete")
+
+    def measure(self, confirmed: int) -> pd.DataFrame:
+        """Measures all that a plan holds; returns the rows of the candidates. confirmed: generations that follow."""
+        cases = self.plan.steps
+        generations = confirmed * sum(self.plan.bench.steps(case) for case in cases)
+        timed = len(self.plan.injections) if self.spec.rounds else 0
+        self.progress.start(self.plan.passes + generations * _branches(self.plan.bench) + timed)
+        jobs = []
+        for case, steps in cases.items():
+            for table, injections in ((SENSITIVITY, self.plan.injections), (NOISE, self.plan.noise)):
+                costs = (self.plan.costs[each.group.name] * len(steps) for each in injections)
+                for number, (chunk, chunk_costs) in enumerate(in_chunks(injections, costs, _MOST_PASSES)):
+                    part = f"p{case.prompt_id}__s{case.seed}__{number:05d}"
+                    task = Measure(table, part, case, steps, chunk, chunk_costs)
+                    jobs.append(self._job(case, task, table, part, sum(chunk_costs)))
+        self._work(jobs)
+        return self._sorted(SENSITIVITY)
+
+    def confirm(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Generates every case with each of these pairs of group and candidate."""
+        known = {(each.group.name, each.candidate.name): (at, each) for at, each in enumerate(self.plan.injections)}
+        jobs = []
+        for case, steps in self.plan.steps.items():
+            cost = self.plan.bench.steps(case) * _branches(self.plan.bench)
+            for at, injection in (known[pair] for pair in pairs):
+                part = f"p{case.prompt_id}__s{case.seed}__{at:05d}"
+                jobs.append(self._job(case, Confirm(part, case, steps, injection), DRIFT, part, cost))
+        self._work(jobs)
+
+    def time(self) -> None:
+        """Times the modules of all candidates in this process, after the others have ended."""
+        for slot in self._slots[1:]:
+            slot.close()
+        if not self.spec.rounds:
+            return
+        case, steps = next(iter(self.plan.steps.items()))
+        chunks = in_chunks(self.plan.injections, [1.0] * len(self.plan.injections), _MOST_PASSES)
+        jobs = []
+        for number, (chunk, costs) in enumerate(chunks):
+            part = f"{number:05d}"
+            task = TimeModules(part, case, steps[0], steps, chunk, self.spec.rounds)
+            jobs.append(self._job(case, task, SECONDS, part, sum(costs)))
+        self._work(jobs, self._slots[:1])
+
+    def finish(self) -> None:
+        """Writes the tables of the scan from the parts."""
+        out, rows, noise = self.run.out, self._sorted(SENSITIVITY), self._sorted(NOISE)
+        if not tables.merged_path(out, SENSITIVITY).exists():
+            rows = rows.drop(columns=["free_drift", "seconds_saved", "noise_floor"])
+            drift = tables.read(out, DRIFT).drop(columns="num_nonfinite")
+            rows = rows.merge(drift, "left", ["group", "candidate", "prompt_id", "seed"])
+            rows = rows.merge(tables.read(out, SECONDS), "left", ["group", "candidate"])
+            rows["noise_floor"] = _floors(rows, noise)
+        tables.write(out, NOISE, noise)
+        tables.write(out, GROUPS, pd.DataFrame([row for group in self.plan.groups for row in self._stored(group)]))
+        unfit = [{"group": u.group.name, "candidate": u.candidate, "reason": u.reason} for u in self.plan.unfit]
+        tables.write(out, UNFIT, pd.DataFrame(unfit))
+        tables.write(out, SENSITIVITY, rows)
+        for table in (DRIFT, SECONDS):
+            tables.remove_parts(out, table)
+
+    def _stored(self, group: Group) -> Iterator[dict[str, Any]]:
+        for address in group.sites:
+            stored = storage(self.plan.sites[address].module)
+            yield {"group": group.name, "site": address, "num_weights": stored.weights, "stored_bits": stored.bits}
+
+    def _sorted(self, table: str) -> pd.DataFrame:
+        """The rows of all parts: by case, then in the order of the plan."""
+        frame = tables.read(self.run.out, table)
+        return frame.sort_values(["prompt_id", "seed"], kind="stable", ignore_index=True)
+
+    def _job(self, case: Case, task: Task, table: str, part: str, cost: float) -> Job:
+        return Job(self.run.reference, case, task, f"{table}/{part}", cost)
+
+    def _work(self, jobs: Sequence[Job], workers: Sequence[Slot] | None = None) -> None:
+        left = []
+        for job in jobs:
+            if tables.is_written(self.run.out, *job.part.split("/")):
+                self._advance(job.steps, "resumed")
+            else:
+                left.append(job)
+        Schedule(left, self._carry, self._lost, lambda case: None).work(workers or self._slots)
+
+    def _carry(self, slot: Slot, job: Job) -> None:
+        """Carries out a job in a slot, and writes what it leaves."""
+        try:
+            files = slot.perform(job.variant.process, job.task, self._advance)
+        except TaskError as error:
+            raise _stopped(error.failure, self.run) from error
+        if self._ended:
+            return
+        for file in files:
+            file.write(self.run.out)
+        with self._reporting:
+            new = worker_entry(slot)
+            entry = self._made.get(new.key, new)
+            self._made[new.key] = replace(entry, parts=sorted({*entry.parts, job.part}))
+        if not slot.reports_steps:
+            self._advance(job.steps, slot.name)
+
+    def _lost(self, job: Job, error: WorkerLostError) -> None:
+        raise InputError(f"{error} twice during {job.part}: a crash, or too little memory. resume=true continues")
+
+    def _advance(self, amount: float, label: str) -> None:
+        with self._reporting:
+            self.progress.advance(amount, label)
+
+    def _check_parts(self) -> None:
+        """Raises InputError that names the first damaged file of a folder that is resumed."""
+        with advising("Remove it: resume=true makes it again"):
+            for table in (*KEPT, DRIFT, SECONDS):
+                tables.read(self.run.out, table)
+
+    def _write_manifest(self, status: Status) -> None:
+        run, variant = self.run, scanned_variant(self.plan.bench)
+        Manifest(
+            status=status,
+            experiment=run.experiment,
+            command=list(run.command),
+            started=self._started,
+            finished=None if status == "running" else _now(),
+            environment=Environment(**self._slots[0].worker.environment),
+            checkpoint=run.source.checkpoint,
+            layout=self.plan.bench.layout,
+            case=dict(run.settings),
+            reference=Reference(REFERENCE, variant.dtype),
+            baseline=REFERENCE,
+            variants={REFERENCE: variant_entry(variant, self.plan.plan.storage[variant.name])},
+            prompts=list(run.prompts),
+            seeds=list(run.seeds),
+            latency_margin=self.plan.plan.margin,
+            notes=list(self.plan.notes),
+            workers=list(self._made.values()),
+        ).write(run.out)
+
+
+def _floors(rows: pd.DataFrame, noise: pd.DataFrame) -> pd.Series:
+    """The noise floor of each row: of its operation, or the largest of all where that has none."""
+    keys = ["prompt_id", "seed", "step"]
+    if noise.empty:
+        return pd.Series(float("nan"), rows.index)
+    alike = [*keys, "component", "operation", "stream"]
+    own = noise.groupby(alike, dropna=False)["velocity_error"].max().rename("own").reset_index()
+    largest = noise.groupby(keys)["velocity_error"].max().rename("largest").reset_index()
+    found = rows[alike].merge(own, "left", alike).merge(largest, "left", keys)
+    floors: pd.Series = found["own"].fillna(found["largest"])
+    return floors
+
+
+def _branches(bench: Bench) -> int:
+    """Passes of the model in one step of a generation, about."""
+    return max(1, len(bench.layout.branches))
+
+
+def _stopped(failure: Failure, run: RunSpec) -> VariantError:
+    path = failure.write(run.out, "sensitivity")
+    return VariantError(f"The scan failed: {failure.message}. Traceback: {path}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
