@@ -19,7 +19,7 @@ from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from precision_lab.lab.scan import ScanSpec
+    from precision_lab.lab.scan_plan import ScanSpec
 
 _OF_CASES = ("prompts=", "seeds=")
 _SHOWN = 5
@@ -37,7 +37,8 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     # after the mistakes that a configuration shows: these imports take longer than to find them
     from precision_lab.analysis.sensitivity import chosen
     from precision_lab.cli.progress import showing
-    from precision_lab.lab.scan import Scan, plan
+    from precision_lab.lab.scan import Scan
+    from precision_lab.lab.scan_plan import plan
 
     planned = plan(spec)
     console = open_console()
@@ -55,7 +56,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 def build_scan(config: DictConfig, settings: schema.Sensitivity, command: Sequence[str]) -> ScanSpec:
     """The scan that a settled configuration describes. Raises InputError for values that fit none."""
     from precision_lab.lab.groups import check_keys
-    from precision_lab.lab.scan import ScanSpec
+    from precision_lab.lab.scan_plan import ScanSpec
 
     if not settings.candidate:
         raise InputError("candidate is empty, expected names like candidate=[affine4,nvfp4]")
