@@ -61,6 +61,8 @@ def known_settings() -> list[str]:
 def suggested(name: str, others: Iterable[str] = ()) -> str:
     """A sentence on the settings most like `name`: first those that have it as their last part."""
     known = [*others, *known_settings()]
+    if not name.startswith("scan."):  # a section of `sensitivity` alone, whose steps are no others' steps
+        known = [setting for setting in known if not setting.startswith("scan.")]
     same = sorted({setting for setting in known if setting.rpartition(".")[2] == name})
     return f"Did you mean {', '.join(same[:3])}?" if same else nearest(name, known)
 
