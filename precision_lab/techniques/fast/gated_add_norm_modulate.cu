@@ -10,5 +10,5 @@
   for (int i = 0; i < N; ++i) v[i] = static_cast<float>(static_cast<T>(v[i] + g[i] * (p[i] + b[i])));
   precision_lab::store(h + row * D + column, v);
   precision_lab::layer_norm<D>(v, NANO * 1e-9f);
-  precision_lab::modulate<(SHIFT >= 0)>(v, m + SHIFT * D, m + SCALE * D);
+  precision_lab::modulate<SHIFTED>(v, m + SHIFT * D, m + SCALE * D);
   precision_lab::store(y + row * D + column, v);

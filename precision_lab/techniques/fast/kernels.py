@@ -210,7 +210,7 @@ def _common(x: mx.array, mods: mx.array, prefix: mx.array | None) -> Template:
 
 
 def _norm(shift: int | None, scale: int, eps: float) -> Template:
-    return [("SHIFT", -1 if shift is None else shift), ("SCALE", scale), ("NANO", cuda.nano(eps))]
+    return [("SHIFTED", shift is not None), ("SHIFT", shift or 0), ("SCALE", scale), ("NANO", cuda.nano(eps))]
 
 
 def _gate(gate: int, bias: mx.array | None) -> Template:

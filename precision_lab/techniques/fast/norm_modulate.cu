@@ -5,5 +5,5 @@
   float v[N];
   precision_lab::load(v, x + row * D + column);
   precision_lab::layer_norm<D>(v, NANO * 1e-9f);
-  precision_lab::modulate<(SHIFT >= 0)>(v, m + SHIFT * D, m + SCALE * D);
+  precision_lab::modulate<SHIFTED>(v, m + SHIFT * D, m + SCALE * D);
   precision_lab::store(y + row * D + column, v);
