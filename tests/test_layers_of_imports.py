@@ -19,6 +19,7 @@ LAYERS = (
     ("techniques", "probes"),
     ("synthetic",),
     ("model",),
+    ("recipes",),
     ("instrument",),
     ("record",),
     ("numerics", "shapes"),
@@ -36,9 +37,9 @@ ONLY = {
     "torch": set(),
     "diffusers": set(),
 }
-WITHOUT_MLX = {"numerics", "shapes", "record", "analysis", "report", "synthetic"}
+WITHOUT_MLX = {"numerics", "shapes", "record", "recipes", "analysis", "report", "synthetic"}
 # a second architecture is a folder under model/ and some yaml: none of these may learn that it exists
-KNOW_NO_MODEL = {"record", "instrument", "lab", "analysis", "report", "cli", "pytest_plugin"}
+KNOW_NO_MODEL = {"record", "recipes", "instrument", "lab", "analysis", "report", "cli", "pytest_plugin"}
 PUBLISHED_NAMES = ("transformer_blocks", "text_encoder", "euler_step", "txt_", "img_", "uncond", "guidance_scale")
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "models": ("precision_lab.cli.models", "models"),
     "prove": ("precision_lab.cli.prove", "prove"),
     "sensitivity": ("precision_lab.cli.sensitivity", "sensitivity"),
+    "recipe": ("precision_lab.cli.recipe", "recipe"),
 }
 
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`

@@ -14,10 +14,10 @@ from precision_lab.cli.literal import literal
 from precision_lab.cli.paths import option_files
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
+from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.errors import InputError, nearest
 
 USED = ("model", "make", "from", "technique", "to", "seed")
-UNUSED = ("sampler", "image", "prompts", "seeds", "learning", "drift", "pinned", "sites")
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
@@ -26,7 +26,9 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     config = literal(config)
     schema.read(schema.Models, config)
-    _check_used(command, USED if config["from"] else [name for name in USED if name != "model"])
+    check_used(command, USED, (*OF_CASES, "sites"))
+    if not config["from"]:
+        check_used(command, [name for name in USED if name != "model"], ["model"], " without from=")
     console = open_console()
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
@@ -37,16 +39,6 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     else:
         _list(console)
     return 0
-
-
-def _check_used(command: Sequence[str], used: Sequence[str]) -> None:
-    """Refuses overrides that this command would ignore: of the kind of model without `from`, and of what its file sets
-    beside `model`."""
-    for argument in command[1:]:
-        key = argument.lstrip("+~").partition("=")[0]
-        if "=" in argument and key.partition(".")[0] in (*USED, *UNUSED) and key.partition(".")[0] not in used:
-            without = " without from=" if key.partition(".")[0] in USED else ""
-            raise InputError(f"models has no use for {key}{without}. {nearest(key, used)}")
 
 
 def _list(console: Console) -> None:

@@ -203,16 +203,13 @@ class Device(Closed):
     out: Folder | None
 
 
-class Models(Closed):
-    """conf/models.yaml."""
+class OfAModel(Closed):
+    """What a command that only needs a model composes with it: the settings of its cases are unused."""
 
     model: Mapping[str, Any]
-    make: str | None
-    from_: Annotated[str, "a folder or a Hub id"] | None = Field(alias="from")
     technique: Techniques
-    to: Folder | None
-    seed: Seed
-    # what the file of a model sets beside the model: unused here
+    from_: Annotated[str, "a text"] | None = Field(alias="from")
+    to: Annotated[str, "a text"] | None
     sampler: Mapping[str, Any] = Field(default_factory=dict)
     image: Mapping[str, Any] = Field(default_factory=dict)
     prompts: Sequence[Any] = ()
@@ -221,6 +218,24 @@ class Models(Closed):
     drift: Mapping[str, Any] = Field(default_factory=dict)
     pinned: Mapping[str, Any] = Field(default_factory=dict)
     sites: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Models(OfAModel):
+    """conf/models.yaml."""
+
+    make: str | None
+    from_: Annotated[str, "a folder or a Hub id"] | None = Field(alias="from")
+    to: Folder | None
+    seed: Seed
+
+
+class Recipe(OfAModel):
+    """conf/recipe.yaml."""
+
+    from_: Annotated[str, "the name of a dialect"] | None = Field(alias="from")
+    to: Annotated[str, "the name of a dialect"] | None
+    file: File | None
+    name: str | None
 
 
 def read(kind: type[C], config: DictConfig) -> C:

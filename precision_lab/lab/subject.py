@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from precision_lab.instrument.sites import Components
+from precision_lab.recipes.naming import Naming
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Checkpoint
 
@@ -110,6 +111,14 @@ def dtyped(source: Source) -> tuple[str, ...]:
     `load` of such a source takes a mapping of components to dtypes as a second argument.
     """
     return tuple(getattr(source, "dtyped", ()))
+
+
+def naming(source: Source, dialect: str) -> Naming | None:
+    """How the program of a dialect of recipes names the modules of the default component: an entry of the optional
+    member `namings` of a source; None if it states none.
+    """
+    found: Naming | None = getattr(source, "namings", {}).get(dialect)
+    return found
 
 
 def remarks(source: Source, case: Case) -> list[str]:

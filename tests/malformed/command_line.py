@@ -26,6 +26,7 @@ ROOTS: Mapping[str, Sequence[str]] = {
     "report": ("report",),
     "device": ("device",),
     "models": ("models",),
+    "recipe": ("recipe",),
 }
 EXPERIMENTS = ("config", "gate", "prove")
 # mappings whose names are free: an unknown name is refused only for what it holds

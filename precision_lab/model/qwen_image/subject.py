@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -10,9 +11,11 @@ from precision_lab.errors import InputError
 from precision_lab.model import paging
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.inflate import exponent, stream_scale
+from precision_lab.model.qwen_image.naming import NAMINGS
 from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.model.text_to_image.settings import Settings
 from precision_lab.model.text_to_image.source import Source
+from precision_lab.recipes.naming import Naming
 from precision_lab.record import manifest
 
 
@@ -27,6 +30,7 @@ class QwenImage(Source):
     settings: ClassVar[type[Settings]] = Pipeline.settings
     publisher: ClassVar[str] = "Qwen/Qwen-Image"
     preset: ClassVar[str] = "full"
+    namings: ClassVar[Mapping[str, Naming]] = NAMINGS
     varied: ClassVar[tuple[str, ...]] = (*Source.varied, "max_sequence_length")
 
     inflate: float = 1.0

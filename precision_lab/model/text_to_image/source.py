@@ -20,6 +20,7 @@ from precision_lab.model.text_to_image.checkpoint import Checkpoint, locate
 from precision_lab.model.text_to_image.pipeline import Dtypes
 from precision_lab.model.text_to_image.settings import Settings
 from precision_lab.model.text_to_image.subject import Case, TextToImage
+from precision_lab.recipes.naming import Naming
 from precision_lab.record import manifest
 from precision_lab.record.layout import Layout
 from precision_lab.record.origin import PUBLISHED, UNKNOWN
@@ -65,6 +66,8 @@ class Source:
     """The beginning of the Hub ids of the published repositories."""
     preset: ClassVar[str]
     """The synthetic checkpoint of published size that the command `models` writes."""
+    namings: ClassVar[Mapping[str, Naming]] = MappingProxyType({})
+    """How other programs name the modules of the transformer, by dialect (`recipes.dialects`)."""
     varied: ClassVar[tuple[str, ...]] = ("steps", "sigmas", "schedule", "guidance_scale", "negative_prompt")
     """The settings that may differ between the variants of a run: those that leave pictures of the same size."""
     dtyped: ClassVar[tuple[str, ...]] = Dtypes._fields

@@ -1,0 +1,96 @@
+"""The header of a safetensors file, as plain data. Its tensors are not read, and it may come from anybody."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from precision_lab.errors import InputError
+
+_MAX_HEADER = 100_000_000
+"""The limit of the safetensors format."""
+
+_MAX_RANK = 8
+
+
+class NotSafetensorsError(InputError):
+    """A file is not a safetensors file, or not a whole one."""
+
+
+class Entry(NamedTuple):
+    """A tensor in a file: its dtype as the format spells it, its shape, and where its bytes are."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    size: int
+
+    def content(self) -> bytes:
+        """Its bytes. Raises InputError if the file does not have them."""
+        try:
+            with self.file.open("rb") as opened:
+                opened.seek(self.begin)
+                content = opened.read(self.size)
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read: {error.strerror}") from error
+        if len(content) < self.size:
+            raise InputError(f"{self.file}: truncated, {self.size - len(content)} bytes are missing")
+        return content
+
+
+def read_entries(file: Path) -> tuple[dict[str, Entry], Mapping[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Raises InputError if it is not such a file, or for a malformed entry.
+    """
+    header, data = read_header(file)
+    metadata = header.pop("__metadata__", None) or {}
+    entries = {}
+    for name, entry in header.items():
+        if not is_entry(entry):
+            raise InputError(f"{file}: not a safetensors file: the header entry of tensor {name!r:.80} is malformed")
+        begin, end = entry["data_offsets"]
+        entries[name] = Entry(entry["dtype"], tuple(entry["shape"]), file, data + begin, end - begin)
+    return entries, metadata
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether `entry` describes a tensor: a dtype, a shape, and the first byte and the end of its data."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > _MAX_RANK:
+        return False
+    return all(type(n) is int and n >= 0 for n in (*shape, *offsets)) and offsets[0] <= offsets[1]
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, with its metadata, and the offset of its data.
+
+    Raises NotSafetensorsError if the file has none, and InputError if that is malformed or cannot be read.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            prefix = opened.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+            if length > min(_MAX_HEADER, size):
+                raise NotSafetensorsError(f"{file}: not a safetensors file, or truncated at {size} bytes")
+            content = opened.read(length)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: not a safetensors file: its header is malformed")
+    about = header.get("__metadata__")
+    about = {} if about is None else about  # mx.save_safetensors writes null where it was given none
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise InputError(f"{file}: not a safetensors file: __metadata__ in its header is malformed, expected texts")
+    return header, 8 + length
