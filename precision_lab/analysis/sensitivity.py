@@ -1,9 +1,9 @@
 """Ranks groups of sites by what a candidate does to the model's output, and says which cannot be told apart.
 
 The score of a group is the geometric mean, over the measured steps and cases, of the relative error of the output.
-Errors below the noise floor count as the floor. Two groups tie if
+Errors below the noise floor, the largest of all operations in that step and case, count as the floor. Two groups tie if
 
-- the difference of their scores is at most the larger of their noise floors, or
+- the difference of their scores is at most the mean of the floor, or
 - the 95 % interval of the mean of their log ratios contains 0. The pairs are the prompts, if there are at least
   `LEAST_GROUPS`, else the steps of the cases; with fewer pairs there is no interval, and only the noise decides.
 
@@ -70,7 +70,7 @@ def ranking(table: pd.DataFrame, candidate: str) -> pd.DataFrame:
     errors, floor = _errors(rows)
     scores = np.exp(np.log(errors).mean(axis=1))
     order = np.argsort(-scores, kind="stable")
-    ranks = _ranks(errors[order], scores[order], floor[order], units_of(rows))
+    ranks = _ranks(errors[order], scores[order], floor, units_of(rows))
     means = rows.groupby("group", sort=False).agg(
         component=("component", "first"),
         block=("block", "first"),
@@ -100,17 +100,15 @@ def chosen(table: pd.DataFrame, count: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def _errors(rows: pd.DataFrame) -> tuple[Floats, Floats]:
-    """The errors (groups, pairs), at least the noise floor, and the floor (groups,), in the order of the rows."""
+def _errors(rows: pd.DataFrame) -> tuple[Floats, float]:
+    """The errors (groups, pairs), in the order of the rows and at least the noise floor, and the mean of that."""
     unit = ["prompt_id"] if units_of(rows) == "prompts" else ["prompt_id", "seed", "step"]
-    floor = rows["noise_floor"].fillna(0.0).clip(lower=_TINY)
+    floor = rows.groupby(["prompt_id", "seed", "step"])["noise_floor"].transform("max").fillna(0.0).clip(lower=_TINY)
     error = rows["velocity_error"].clip(lower=floor)
     error = error.mask(rows["num_nonfinite"] > 0, np.inf).fillna(floor)  # a zero output has no relative error
     logs = pd.DataFrame({"group": rows["group"], **{name: rows[name] for name in unit}, "log": np.log(error)})
     table = logs.pivot_table(index="group", columns=unit, values="log", aggfunc="mean", sort=False, dropna=False)
-    names = rows["group"].unique()
-    floors = floor.groupby(rows["group"], sort=False).mean()
-    return np.exp(table.reindex(names).to_numpy(float)), floors.reindex(names).to_numpy(float)
+    return np.exp(table.reindex(rows["group"].unique()).to_numpy(float)), float(floor.mean())
 
 
 def _exact(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
@@ -121,24 +119,24 @@ def _exact(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return exact
 
 
-def _ranks(errors: Floats, scores: Floats, floors: Floats, units: Units) -> Sequence[int]:
+def _ranks(errors: Floats, scores: Floats, floor: float, units: Units) -> Sequence[int]:
     """The rank of each group; errors (groups, pairs) in descending order of `scores`."""
     ranks = np.empty(len(scores), int)
     leader = 0
     while leader < len(scores):
         rest = slice(leader + 1, None)
-        tied = _ties(errors[leader], errors[rest], scores[leader], scores[rest], floors[leader], floors[rest], units)
+        tied = _ties(errors[leader], errors[rest], scores[leader], scores[rest], floor, units)
         size = 1 + (len(tied) if tied.all() else int(np.argmin(tied)))
         ranks[leader : leader + size] = leader + 1
         leader += size
     return [int(rank) for rank in ranks]
 
 
-def _ties(first: Floats, others: Floats, score: Any, scores: Floats, floor: Any, floors: Floats, units: Units) -> Any:
+def _ties(first: Floats, others: Floats, score: Any, scores: Floats, floor: float, units: Units) -> Any:
     """Which of `others` cannot be told from the first."""
     if not np.isfinite(score):
         return ~np.isfinite(scores)
-    alike = score - scores <= np.maximum(floor, floors)
+    alike = score - scores <= floor
     if units != "none":
         low, _ = mean_interval(np.log(first) - np.log(others), CONFIDENCE)
         alike |= low <= 0

@@ -21,14 +21,14 @@ from precision_lab.lab import slots
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.engine import Slot, WorkerLostError
 from precision_lab.lab.entries import variant_entry, worker_entry
-from precision_lab.lab.failure import Failure
+from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.groups import Group
 from precision_lab.lab.run import Progress
 from precision_lab.lab.scan_plan import ScanPlan
 from precision_lab.lab.schedule import Job, Schedule
-from precision_lab.lab.sensitivity import Confirm, Measure, TimeModules, in_chunks, scanned_variant
-from precision_lab.lab.spec import REFERENCE, RunSpec
+from precision_lab.lab.sensitivity import Confirm, Measure, TimeModules, in_chunks, recorded, scanned_variant
+from precision_lab.lab.spec import LOCAL, REFERENCE
 from precision_lab.lab.subject import Case
 from precision_lab.lab.tasks import Build, Order, Task, TaskError
 from precision_lab.record import tables
@@ -62,6 +62,10 @@ class Scan:
         now = self._slots[0].worker.environment
         identity = Identity(self.run.source.checkpoint.fingerprint, now["device"], now["mlx"])
         try:
+            if (
+                self.run.engine == LOCAL
+            ):  # which the first slot needs anyway: a plain model that is not finite is a mistake
+                recorded(self.plan.bench, *next(iter(self.plan.steps.items())))
             with occupied(self._lock, self.run.resume, self.run.resolved, identity):
                 if self.run.resume:
                     self._check_parts()
@@ -78,6 +82,7 @@ class Scan:
         """Context manager that writes configuration and manifest, and how the scan ended."""
         write_text(self.run.out / "config.yaml", self.run.resolved)
         self._write_manifest("running")
+        self._write_groups()
         self._order.marker.parent.mkdir(exist_ok=True)
         self._order.marker.touch()
         for note in self.plan.notes:
@@ -150,12 +155,16 @@ class Scan:
             rows = rows.merge(tables.read(out, SECONDS), "left", ["group", "candidate"])
             rows["noise_floor"] = _floors(rows, noise)
         tables.write(out, NOISE, noise)
-        tables.write(out, GROUPS, pd.DataFrame([row for group in self.plan.groups for row in self._stored(group)]))
-        unfit = [{"group": u.group.name, "candidate": u.candidate, "reason": u.reason} for u in self.plan.unfit]
-        tables.write(out, UNFIT, pd.DataFrame(unfit))
         tables.write(out, SENSITIVITY, rows)
         for table in (DRIFT, SECONDS):
             tables.remove_parts(out, table)
+
+    def _write_groups(self) -> None:
+        """Writes the tables that need no measurement."""
+        out, unfit = self.run.out, self.plan.unfit
+        tables.write(out, GROUPS, pd.DataFrame([row for group in self.plan.groups for row in self._stored(group)]))
+        reasons = [{"group": each.group.name, "candidate": each.candidate, "reason": each.reason} for each in unfit]
+        tables.write(out, UNFIT, pd.DataFrame(reasons))
 
     def _stored(self, group: Group) -> Iterator[dict[str, Any]]:
         for address in group.sites:
@@ -183,8 +192,14 @@ class Scan:
         """Carries out a job in a slot, and writes what it leaves."""
         try:
             files = slot.perform(job.variant.process, job.task, self._advance)
-        except TaskError as error:
-            raise _stopped(error.failure, self.run) from error
+        except (InputError, WorkerLostError):
+            raise
+        except (Exception, SystemExit) as error:
+            if self._ended or is_of_the_disk(error, self.run.out):
+                raise
+            failure = error.failure if isinstance(error, TaskError) else Failure.of(error, self.plan.bench.layout)
+            path = failure.write(self.run.out, "sensitivity")
+            raise VariantError(f"The scan failed: {failure.message}. Traceback: {path}") from error
         if self._ended:
             return
         for file in files:
@@ -248,11 +263,6 @@ def _floors(rows: pd.DataFrame, noise: pd.DataFrame) -> pd.Series:
 def _branches(bench: Bench) -> int:
     """Passes of the model in one step of a generation, about."""
     return max(1, len(bench.layout.branches))
-
-
-def _stopped(failure: Failure, run: RunSpec) -> VariantError:
-    path = failure.write(run.out, "sensitivity")
-    return VariantError(f"The scan failed: {failure.message}. Traceback: {path}")
 
 
 def _now() -> str:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.replay import Phase, mutable_value
 from precision_lab.instrument.sites import Site
@@ -156,9 +157,15 @@ def scanned(bench: Bench) -> Any:
 
 @lru_cache(maxsize=1)
 def recorded(bench: Bench, case: Case, steps: tuple[int, ...]) -> Forced:
-    """The plain generation of a case, made once in a process."""
+    """The plain generation of a case, made once in a process. Raises InputError if an output is not finite."""
     forced = Forced(scanned(bench), bench.layout, case, steps)
     forced.record(bench.steps(case))
+    for step, output in forced.outputs.items():
+        if not mx.isfinite(real(output)).all():
+            raise InputError(
+                f"The plain model in {scanned_variant(bench).dtype} has an output that is not finite, in step {step} "
+                f"of prompt {case.prompt_id}, so no error can be measured. dtype=float32 has the largest range"
+            )
     return forced
 
 

@@ -29,8 +29,11 @@ class Scan:
     def open(cls, path: Path) -> Scan:
         """Raises InputError if the folder holds no complete scan, or a table that cannot be read."""
         manifest = Manifest.read(path)
-        if not holds_scan(path):
-            raise InputError(f"{path} holds no finished scan of sensitivity: there is no {SENSITIVITY}.parquet in it")
+        if manifest.status != "complete":
+            raise InputError(
+                f"{path} holds a scan that is not finished. `sensitivity resume=true out={path}`, with the settings of "
+                "that scan, continues it"
+            )
         for name in KEPT:
             if not tables.merged_path(path, name).exists():
                 raise InputError(f"{tables.merged_path(path, name)} is missing. {RESTORE}")
@@ -39,5 +42,5 @@ class Scan:
 
 
 def holds_scan(path: Path) -> bool:
-    """Whether a folder holds the table of a scan."""
-    return tables.merged_path(path, SENSITIVITY).is_file()
+    """Whether a folder holds a scan, finished or not: its groups are written first."""
+    return tables.merged_path(path, GROUPS).is_file()

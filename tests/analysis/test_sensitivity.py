@@ -62,6 +62,12 @@ def test_below_the_noise_floor_all_tie_whatever_their_ratio():
     assert ranks(errors, floor=1e-12) == {"real": 1, "a": 2, "b": 3, "exact": 4}
 
 
+def test_groups_that_change_nothing_tie_whatever_their_own_floors():
+    own = table({"a": [1e-3] * 3, "exact": [0, 0, 0], "other": [0, 0, 0]})
+    own.loc[own["group"] == "other", "noise_floor"] = 0
+    assert list(ranking(own, "affine4")["rank"]) == [1, 2, 2]
+
+
 def test_a_difference_within_the_floor_is_a_tie():
     errors = {"a": [1e-3] * 3, "b": [1.001e-3] * 3}
     assert ranks(errors, floor=2e-6) == {"a": 1, "b": 1}

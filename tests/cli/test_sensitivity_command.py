@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from precision_lab.record.manifest import Manifest
 from precision_lab.record.scan import Scan
 from precision_lab.record.scan_tables import KEPT, OF_A_SCAN
 from precision_lab.techniques.base import applied
+from tests.cli.planted_layers import planted
 from tests.subjects import settings, source
 
 CASE = ("image.height=32", "image.width=64", "sampler.steps=3", "prompts=[two red circles]")
@@ -219,6 +221,49 @@ def test_mistakes(sensitivity, tmp_path, capsys, overrides, message):
     assert message in err
     assert len(err.strip().splitlines()) <= 2
     assert not out.exists()
+
+
+def test_a_plain_model_that_is_not_finite_is_refused(small_checkpoint, sensitivity, tmp_path, capsys):
+    checkpoint = planted(small_checkpoint, tmp_path / "planted", [1], [0], 2.0**22)
+    out = tmp_path / "scan"
+    assert sensitivity(out, "dtype=float16", f"model.path={checkpoint}") == 2
+    assert "plain model in float16 has an output that is not finite, in step 0" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_candidate_that_raises_fails_the_scan(sensitivity, tmp_path, capsys, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        textwrap.dedent(
+            """
+            from precision_lab import Wrapper
+
+
+            class _Failing(Wrapper):
+                def __call__(self, x):
+                    raise RuntimeError("no such kernel")
+
+
+            class Failing:
+                preserves_function, composes = False, False
+
+                def __init__(self, sites):
+                    self.sites = sites
+
+                def rewrite(self, site):
+                    return _Failing(site.module)
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "scan"
+    theirs = "+candidate.theirs={_target_: theirs.Failing, sites: SITES}"
+    assert sensitivity(out, *OF, theirs) == 1
+    err = capsys.readouterr().err
+    assert "The scan failed: RuntimeError: no such kernel (" in err
+    assert "theirs.py:7)" in err
+    assert Manifest.read(out).status == "failed"
+    assert main(["report", f"run={out}"]) == 2
+    assert "holds a scan that is not finished" in capsys.readouterr().err
 
 
 def test_damaged_parts_are_named(sensitivity, finished, tmp_path, capsys):

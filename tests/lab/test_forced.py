@@ -43,6 +43,14 @@ def qwen_image_21_one_pass(small_checkpoint, small_checkpoint_21, folder):
     return QwenImage21("small", str(small_checkpoint_21)), asdict(Settings21(**SMALL, prefix_cache="none"))
 
 
+def micro(small_checkpoint, small_checkpoint_21, folder):
+    return source("package://micro"), settings(**SMALL)
+
+
+def micro_21(small_checkpoint, small_checkpoint_21, folder):
+    return QwenImage21("micro_21", "package://micro_21"), asdict(Settings21(**SMALL, prefix_cache="none"))
+
+
 def foreign(small_checkpoint, small_checkpoint_21, folder):
     return Foreign("denoiser"), {"steps": 3, "width": 8}
 
@@ -62,6 +70,10 @@ MODELS = [
     (qwen_image_paged, ("transformer_blocks.2.img_mlp.net.0.proj",), 2),
     (qwen_image_21, ("modulation.1", "transformer_blocks.1.attn.to_k", "transformer_blocks.3.img_mlp.out"), 0),
     (qwen_image_21_one_pass, ("txt_in.in_layer", "transformer_blocks.2.img_mlp.gate_layer"), 2),
+    pytest.param(
+        micro, ("transformer_blocks.58.attn.to_v", "transformer_blocks.31.txt_mod.1"), 31, marks=pytest.mark.slow
+    ),
+    pytest.param(micro_21, ("modulation.1", "transformer_blocks.20.attn.to_out.0"), 20, marks=pytest.mark.slow),
     (foreign, ("stages.0", "stages.2"), 2),
     (mlx_lm, ("model.layers.1.self_attn.v_proj",), 0),
 ]
