@@ -1,6 +1,6 @@
 """Mutation check: whether the gate and the parity tests notice small numerical mistakes in the model files.
 
-    python -m experiments.mutation --count 60 --seed 0 --to DIR
+    python -m experiments.mutation --count 60 --seed 0 --to DIR [--model micro_21]
 
 Tries the sampled mutants until `count` of them ran without an exception. Appends each to DIR/mutants.jsonl immediately,
 so that an interrupted run can continue, and finally writes DIR/mutants.md.
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.mutation.mutants import Mutant, all_mutants, sample
+from experiments.mutation.mutants import FILES, Mutant, all_mutants, sample
 from experiments.mutation.precision import PRECISION
 from experiments.mutation.table import markdown
 from experiments.mutation.trial import PASSED, STILLBORN, Sandbox, Verdict
@@ -32,13 +32,14 @@ SETTINGS = (
     "gate.learn.prompts=[a blue star on a yellow background,two small crosses,a large black square]",
     *("latency.min_rounds=0", "latency.max_rounds=0"),
 )
-"""A cheap gate on the default model: all pinned cases, a single other case, and no timing."""
+"""A cheap gate: all pinned cases, a single other case, and no timing."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="mutants that run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=FILES, default="micro", help="whose files are mutated, and whose gate runs")
     parser.add_argument("--operators", default="all", help="all, precision, or names separated by commas")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a gate, and for the parity tests")
@@ -48,7 +49,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     names = set(PRECISION) if arguments.operators == "precision" else set(arguments.operators.split(","))
-    population = [mutant for mutant in all_mutants(ROOT) if arguments.operators == "all" or mutant.operator in names]
+    population = [
+        mutant
+        for mutant in all_mutants(ROOT, arguments.model)
+        if arguments.operators == "all" or mutant.operator in names
+    ]
     first, stride = map(int, arguments.shard.split("/"))
     order = sample(population, len(population), arguments.seed)[first::stride]
     if arguments.list:
@@ -61,7 +66,8 @@ def main() -> None:
     records = list({record["name"]: record for record in lines}.values())  # the last verdict on each
     print(f"{len(population)} mutants, {len(records)} tried before")
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout, not arguments.gate_only)
+        with_parity = not arguments.gate_only
+        sandbox = Sandbox(ROOT, Path(folder), SETTINGS, arguments.timeout, with_parity, arguments.model)
         print(f"the gate passes the unchanged code in {sandbox.learn():.0f} s", flush=True)
         tried = {record["name"]: record["by"] for record in records}
         for mutant in order:

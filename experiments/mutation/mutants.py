@@ -14,14 +14,20 @@ from experiments.mutation.operators import OPERATORS, Edit, Source, callee
 from experiments.mutation.precision import PRECISION
 
 _FOLDER = "precision_lab/model"
-FILES = (
-    *(f"{_FOLDER}/{name}.py" for name in ("language_body", "layers", "rotary", "attention", "modulation", "timestep")),
-    *(f"{_FOLDER}/{name}.py" for name in ("vae_blocks", "autoencoder")),
-    *(f"{_FOLDER}/text_to_image/{name}.py" for name in ("scheduler", "sampler", "pipeline")),
-    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("rope", "attention", "block", "transformer")),
-    *(f"{_FOLDER}/qwen_image/{name}.py" for name in ("sampler", "pipeline")),
+_SHARED = (
+    *("language_body", "layers", "rotary", "attention", "modulation", "timestep", "vae_blocks", "autoencoder"),
+    *("text_to_image/scheduler", "text_to_image/sampler", "text_to_image/pipeline"),
 )
-"""The files that compute something between token ids and pixels, without reading and checking of files, and labels."""
+_OWN = ("rope", "attention", "block", "transformer", "sampler", "pipeline")
+_FILES = {
+    "micro": (*_SHARED, *(f"qwen_image/{name}" for name in _OWN)),
+    "micro_21": tuple(f"qwen_image_21/{name}" for name in (*_OWN, "segments", "prefix", "vae_stages", "vae")),
+}
+FILES = {model: tuple(f"{_FOLDER}/{name}.py" for name in names) for model, names in _FILES.items()}
+"""The files that compute something between token ids and pixels, without reading and checking of files, and labels.
+
+By the embedded model whose gate tests them; the files that both models share are tested by that of `micro`.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,9 @@ def mutants(file: str, text: str) -> list[Mutant]:
     return sorted(found, key=lambda m: (m.line, m.column, m.operator, m.edit.text))
 
 
-def all_mutants(root: Path) -> list[Mutant]:
-    """Every mutant of the model files below `root`."""
-    return [mutant for file in FILES for mutant in mutants(file, (root / file).read_text(encoding="utf-8"))]
+def all_mutants(root: Path, model: str = "micro") -> list[Mutant]:
+    """Every mutant of the files below `root` that the gate of `model` tests."""
+    return [mutant for file in FILES[model] for mutant in mutants(file, (root / file).read_text(encoding="utf-8"))]
 
 
 def sample(population: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:

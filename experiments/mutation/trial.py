@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,23 +26,49 @@ PASSED = "passed the gate"
 """Not yet tried on the parity tests."""
 STILLBORN = "stillborn"
 
-_PARITY_TESTS = (
-    *("16_bit_rounding", "norms_of_small_inputs"),
-    *("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline"),
-)
-"""Files tests/model/test_NAME.py that compare the model with diffusers and transformers, and with exact roundings."""
-_RELEVANT = {
-    "layers": ("text_encoder", "vae", "transformer"),
-    "language_body": ("text_encoder",),
-    "rotary": ("rope", "transformer"),
-    "attention": ("transformer",),
-    "modulation": ("transformer",),
-    "timestep": ("transformer",),
-    "block": ("transformer",),
-    "vae_blocks": ("vae",),
-    "autoencoder": ("vae",),
+
+class _Parity(NamedTuple):
+    """The parity tests of a model, which compare it with diffusers and transformers.
+
+    pattern: the file of a test, by its name; names: all tests; relevant: the tests that run first, by the stem of the
+    mutated file, where that is not the test with the same name.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+    relevant: Mapping[str, tuple[str, ...]]
+
+    def files(self, stem: str) -> list[str]:
+        """All tests, those for the mutated file first, then those against exact roundings."""
+        first, rest = ([self.pattern.format(name) for name in names] for names in (self._first(stem), self.names))
+        return list(dict.fromkeys((*first, *_EXACT, *rest)))
+
+    def _first(self, stem: str) -> tuple[str, ...]:
+        return self.relevant.get(stem, (stem,))
+
+
+_EXACT = ("tests/model/test_16_bit_rounding.py", "tests/model/test_norms_of_small_inputs.py")
+"""Tests of all models against exact roundings."""
+_TRANSFORMER = dict.fromkeys(("attention", "block", "modulation", "timestep", "segments", "prefix"), ("transformer",))
+_PARITY = {
+    "micro": _Parity(
+        "tests/model/test_{}.py",
+        ("rope", "scheduler", "sampler", "text_encoder", "vae", "transformer", "pipeline"),
+        {
+            **_TRANSFORMER,
+            "layers": ("text_encoder", "vae", "transformer"),
+            "language_body": ("text_encoder",),
+            "rotary": ("rope", "transformer"),
+            "vae_blocks": ("vae",),
+            "autoencoder": ("vae",),
+        },
+    ),
+    "micro_21": _Parity(
+        "tests/model/qwen_image_21/test_{}_21.py",
+        ("rope", "text_encoder", "vae", "transformer", "pipeline"),
+        {**_TRANSFORMER, "vae_stages": ("vae",), "sampler": ("pipeline",)},
+    ),
 }
-"""The tests that run first, by the stem of the mutated file; without an entry, the test with the same name."""
 
 
 _WITHOUT_FIGURES = """
@@ -69,8 +95,18 @@ class Verdict(NamedTuple):
 class Sandbox:
     """A copy of the code in `folder`, in which one file at a time is mutated; settings are the gate's overrides."""
 
-    def __init__(self, root: Path, folder: Path, settings: Sequence[str], timeout: float, with_parity: bool = True):
-        self.folder, self.settings, self.timeout, self.with_parity = folder, settings, timeout, with_parity
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        settings: Sequence[str],
+        timeout: float,
+        with_parity: bool = True,
+        model: str = "micro",
+    ):
+        self.folder, self.timeout, self.with_parity = folder, timeout, with_parity
+        self.settings = (f"model={model}", *settings)
+        self.parity = _PARITY[model]
         ignored = shutil.ignore_patterns("__pycache__", "checkpoints")
         for name in ("precision_lab", "conf", "tests"):
             shutil.copytree(root / name, folder / name, ignore=ignored)
@@ -82,7 +118,7 @@ class Sandbox:
 
         Raises RuntimeError if the gate or a parity test fails on the code from which the baseline was learned.
         """
-        if self.with_parity and (failed := self._failed_parity_test("layers")):
+        if self.with_parity and (failed := self._failed_parity_test("transformer")):
             raise RuntimeError(f"the unchanged code fails {failed}")
         for extra in (["gate.update=true"], []):
             begun = time.perf_counter()
@@ -121,10 +157,8 @@ class Sandbox:
 
     def _failed_parity_test(self, stem: str) -> str | None:
         """The first failing parity test; those for the file `stem` run first. Raises RuntimeError if none ran."""
-        names = dict.fromkeys((*_RELEVANT.get(stem, (stem,)), *_PARITY_TESTS))
-        files = [f"tests/model/test_{name}.py" for name in names]
         alone = ("-o", "addopts=", "-m", "not slow")  # in this process: the options of the project need plugins
-        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *alone, *files)
+        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *alone, *self.parity.files(stem))
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         if done.returncode and not failed:
             raise RuntimeError(f"the parity tests cannot run:\n{done.stdout}\n{done.stderr}")

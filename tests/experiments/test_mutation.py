@@ -21,9 +21,15 @@ def population():
     return all_mutants(ROOT)
 
 
-def test_every_mutant_is_another_program(population):
-    texts = {file: (ROOT / file).read_text() for file in FILES}
-    assert len(population) >= 400
+@pytest.fixture(scope="module", params=FILES)
+def population_of_a_model(request):
+    return request.param, all_mutants(ROOT, request.param)
+
+
+def test_every_mutant_is_another_program(population_of_a_model):
+    model, population = population_of_a_model
+    texts = {file: (ROOT / file).read_text() for file in FILES[model]}
+    assert len(population) >= {"micro": 400, "micro_21": 200}[model]
     assert len({mutant.name for mutant in population}) == len(population)
     for mutant in population[::7]:
         mutated = ast.parse(mutant.applied(texts[mutant.file]))
@@ -31,9 +37,17 @@ def test_every_mutant_is_another_program(population):
         assert {line[0] for line in mutant.diff(texts[mutant.file]).splitlines()} == {"-", "+"}
 
 
-def test_all_files_and_operators_have_some(population):
-    assert {mutant.file for mutant in population} == set(FILES)
-    assert min(Counter(mutant.operator for mutant in population).values()) >= 3
+def test_all_files_and_operators_have_some(population_of_a_model):
+    model, population = population_of_a_model
+    assert {mutant.file for mutant in population} == set(FILES[model])
+    assert min(Counter(mutant.operator for mutant in population).values()) >= {"micro": 3, "micro_21": 1}[model]
+
+
+def test_every_file_that_runs_first_exists():
+    for model, files in FILES.items():
+        for file in files:
+            for test in trial._PARITY[model].files(Path(file).stem):
+                assert (ROOT / test).exists(), test
 
 
 SOURCE = '''
@@ -158,8 +172,8 @@ def sandbox(tmp_path):
     (root / "precision_lab" / "device").mkdir()
     (root / "precision_lab" / "device" / "blas.py").write_text("def preload(): pass")
     (root / "precision_lab" / "model" / "qwen_image" / "vae.py").write_text("VALUE = 'good'\n")
-    for name in trial._PARITY_TESTS:
-        (root / "tests" / "model" / f"test_{name}.py").write_text(PARITY_TEST)
+    for file in trial._PARITY["micro"].files("vae"):
+        (root / file).write_text(PARITY_TEST)
     (root / "pyproject.toml").write_text("")
     (tmp_path / "copy").mkdir()
     return Sandbox(root, tmp_path / "copy", [], timeout=60)
