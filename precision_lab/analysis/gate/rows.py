@@ -82,8 +82,10 @@ def violations_of(bad: pd.DataFrame, kind: str, metric: str, layout: Layout, **f
             Violation(
                 kind=kind,
                 metric=metric,
-                **{name: row[name] for name in (*ADDRESS, "branch", "case", "expected", "got")},
-                step=None if row["step"] is None or pd.isna(row["step"]) else int(row["step"]),
+                **{name: row[name] for name in (*ADDRESS, "case", "expected", "got")},
+                # pandas has NaN where some rows of a column are missing
+                branch=None if pd.isna(row["branch"]) else row["branch"],
+                step=None if pd.isna(row["step"]) else int(row["step"]),
                 order=int(row["order"]),
                 magnitude=float(worst[address]),
                 count=int(counts[address]),

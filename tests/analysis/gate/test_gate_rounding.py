@@ -1,5 +1,6 @@
 """Rates of misrounded values: what is learned, how much a run may differ, and what it is called."""
 
+import json
 import math
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_an_operation_without_a_rate_does_not_pass():
         found = rounding.judge(learned, gone, LAYOUT).violations
         assert "norm_out" in {violation.site for violation in found}
         assert {violation.got for violation in found} == {"nothing"}
+
+
+def test_an_operation_that_is_gone_beside_one_that_moved_is_recorded_in_strict_json():
+    learned = rounding.learn(table(), LAYOUT)
+    rows = table({**OPERATIONS, "transformer_blocks.{}.img_add1": 0.3}, cases=4, seed=1)
+    moved, gone = rounding.judge(learned, rows[rows["site"] != "norm_out"], LAYOUT).violations
+    assert (moved.site, moved.branch, moved.step) == ("transformer_blocks.*.img_add1", "cond", 0)
+    assert (gone.site, gone.branch, gone.step) == ("norm_out", None, None)
+    json.dumps([violation.to_json() for violation in (moved, gone)], allow_nan=False)
 
 
 def test_the_allowed_rates():
