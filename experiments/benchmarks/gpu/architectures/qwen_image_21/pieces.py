@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
+from experiments.benchmarks.gpu.architectures.qwen_image_21 import fast_pieces
 from experiments.benchmarks.gpu.architectures.qwen_image_21.recipes import packed_sizes, plain_sizes
 from experiments.benchmarks.gpu.pieces import BYTES, Pieces, attention, both_ways, normal, products
 from experiments.benchmarks.gpu.shapes import Shape
@@ -25,6 +26,7 @@ def groups(shape: Shape) -> Iterator[Callable[[], Pieces]]:
         yield lambda tokens=tokens: products(shape, tokens, sizes, biased=False)
         yield lambda tokens=tokens: attention(shape, tokens, tokens)
         yield lambda tokens=tokens: elementwise(shape, tokens)
+        yield lambda tokens=tokens: fast_pieces.kernels(shape, tokens)
 
 
 def elementwise(shape: Shape, tokens: int) -> Pieces:

@@ -31,7 +31,15 @@ def plain(shape: Shape, tokens: int) -> Recipe:
 
 
 def fast(shape: Shape, tokens: int) -> Recipe:
-    return [*_products(packed_sizes(shape), tokens), ("attention", ("attention", "eager", tokens), 1)]
+    return [
+        *_products(packed_sizes(shape), tokens),
+        ("attention", ("attention", "eager", tokens), 1),
+        ("norm and modulate", ("layer norm and modulate", "fast kernel", tokens), 1),
+        ("norm and modulate", ("gated add, layer norm, modulate", "fast kernel", tokens), 1),
+        ("gated add", ("gated add", "fast kernel", tokens), 1),
+        ("SwiGLU", ("SwiGLU", "fast kernel", tokens), 1),
+        ("RMS norm, RoPE, joining", ("RMS norm, RoPE, joining", "fast kernel", tokens), 1),
+    ]
 
 
 def _products(sizes: list[tuple[int, int]], tokens: int) -> Recipe:
