@@ -12,10 +12,10 @@ import torch
 
 from experiments.benchmarks.gpu.shapes import PIXELS_A_TOKEN, Shape
 
-if find_spec("torchvision"):
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and find_spec("torchvision"):
     import tests.torchvision_operators  # noqa: F401 - before diffusers, which imports it through transformers
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHT_SCALE = 0.02
 """The scale of our weights. torch draws its own, because 41 GB are not copied between the libraries."""
 
