@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from experiments.micro_21_checkpoint import reference
-from experiments.micro_checkpoint.tally import contact_sheet, shares
-from precision_lab.shapes import Scene, held_out_scenes
+from experiments.micro_checkpoint.tally import contact_sheet, drawn, held_out, shares
+from precision_lab.shapes import Scene
 from precision_lab.shapes.scenes import TRANSPARENT
 
 SHEET = 32
@@ -56,19 +55,21 @@ CASES = (
     Case("float32", 20, 256, 256, 0.06),
 )
 
-Draw = Callable[[Sequence[str], Sequence[int], int, int, int], np.ndarray]
-"""Captions, seeds, steps, height and width to unrounded pixels (n, height, width, 4), 0 to 255."""
+DrawSized = Callable[[Sequence[str], Sequence[int], int, int, int], np.ndarray]
+"""As `tally.Draw`, with steps, height and width; the pixels have alpha."""
 
 
 @contextmanager
-def diffusers(folder: Path, dtype: str, device: str) -> Iterator[Draw]:
+def diffusers(folder: Path, dtype: str, device: str) -> Iterator[DrawSized]:
     """Draws with diffusers' pipeline."""
+    from experiments.micro_21_checkpoint import reference
+
     pipeline = reference.load(folder, getattr(torch, dtype), device)
     yield lambda captions, seeds, *size: (reference.draw(pipeline, captions, seeds, *size) + 1) * 127.5
 
 
 @contextmanager
-def lab(folder: Path, dtype: str, device: str) -> Iterator[Draw]:
+def lab(folder: Path, dtype: str, device: str) -> Iterator[DrawSized]:
     """Draws with this package's model, on MLX's default device."""
     from precision_lab.device import blas
 
@@ -97,28 +98,11 @@ def lab(folder: Path, dtype: str, device: str) -> Iterator[Draw]:
 ENGINES = {"lab": lab, "diffusers": diffusers}
 
 
-def held_out(count: int) -> list[Scene]:
-    """A seeded sample, without repetition, of the scenes whose combination is not in the training data."""
-    scenes = held_out_scenes(transparent=True)
-    return [scenes[i] for i in np.random.default_rng(0).permutation(len(scenes))[:count]]
-
-
-def to_images(pixels: np.ndarray) -> np.ndarray:
-    """uint8 pictures; NaN becomes 0."""
-    return np.rint(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)
-
-
-def evaluate(case: Case, draw: Draw, count: int, batch: int, out: Path) -> dict[str, object]:
+def evaluate(case: Case, draw: DrawSized, count: int, batch: int, out: Path) -> dict[str, object]:
     """The shares of correct pictures; the first pictures are written to a contact sheet."""
-    scenes = held_out(round(count * case.share))
-    images: list[np.ndarray] = []
-    broken = 0
-    for start in range(0, len(scenes), batch):
-        part = scenes[start : start + batch]
-        seeds = range(start, start + len(part))
-        pixels = draw([scene.caption for scene in part], list(seeds), case.steps, case.height, case.width)
-        broken += int((~np.isfinite(pixels)).sum())
-        images.extend(to_images(pixels))
+    scenes = held_out(round(count * case.share), transparent=True)
+    size = case.steps, case.height, case.width
+    images, broken = drawn(scenes, lambda captions, seeds: draw(captions, seeds, *size), batch)
     contact_sheet(images[:SHEET]).save(out / f"{case.name}.png")
     kinds: dict[str, list[tuple[Scene, np.ndarray]]] = {"transparent": [], "opaque": []}
     for scene, image in zip(scenes, images, strict=True):

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from experiments.micro_21_checkpoint import reference
-from experiments.micro_21_checkpoint.evaluate import REPOSITORY, held_out
+from experiments.micro_21_checkpoint.evaluate import REPOSITORY
+from experiments.micro_checkpoint.tally import held_out
 
 PROMPTS = 8
 STEPS = 20
@@ -81,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = reference.load(options.checkpoint, torch.float32)
     record = Record(pipeline.transformer)
-    captions = [scene.caption for scene in held_out(PROMPTS)]
+    captions = [scene.caption for scene in held_out(PROMPTS, transparent=True)]
     _, mask, _ = pipeline.encode_prompt(captions)
     rows: list[dict[str, Any]] = []
 

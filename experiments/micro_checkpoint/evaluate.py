@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,10 @@ blas.preload()  # before MLX is imported
 
 import mlx.core as mx  # noqa: E402
 
-from experiments.micro_checkpoint.tally import contact_sheet, shares  # noqa: E402
+from experiments.micro_checkpoint.tally import contact_sheet, drawn, held_out, shares  # noqa: E402
 from precision_lab.device.environment import set_numeric_switches  # noqa: E402
-from precision_lab.lab.folder import to_uint8  # noqa: E402
 from precision_lab.model.qwen_image.checkpoint import Checkpoint  # noqa: E402
 from precision_lab.model.qwen_image.pipeline import Pipeline  # noqa: E402
-from precision_lab.shapes import Scene, held_out_scenes  # noqa: E402
 
 BATCH = 20
 SHEET = 32
@@ -65,44 +64,32 @@ CASES = (
 )
 
 
-def held_out(count: int) -> list[Scene]:
-    """A seeded sample, without repetition, of the scenes whose combination is not in the training data."""
-    scenes = held_out_scenes()
-    return [scenes[i] for i in np.random.default_rng(0).permutation(len(scenes))[:count]]
-
-
 def draw(
     pipeline: Pipeline,
-    scenes: Sequence[Scene],
+    captions: Sequence[str],
     seeds: Sequence[int],
     steps: int,
     height: int,
     width: int,
     guidance: float = Case.guidance,
-) -> tuple[np.ndarray, int]:
-    """(n, height, width, 3) uint8 pictures, and the number of non-finite values in them."""
+) -> np.ndarray:
+    """Unrounded pixels (n, height, width, 3)."""
     grid = pipeline.grid(height, width)
-    cond = pipeline.encode([scene.caption for scene in scenes])
-    uncond = pipeline.encode([NEGATIVE_PROMPT] * len(scenes))
+    cond = pipeline.encode(captions)
+    uncond = pipeline.encode([NEGATIVE_PROMPT] * len(captions))
     latents = mx.concatenate([pipeline.noise(seed, grid) for seed in seeds])
     for step in pipeline.denoise(latents, grid, steps, cond, uncond, guidance):
         mx.eval(step.latents)
         latents = step.latents
-    return to_uint8(np.array(pipeline.decode(latents, grid)))
+    return np.array(pipeline.decode(latents, grid))
 
 
 def evaluate(case: Case, checkpoint: Path, count: int, out: Path) -> dict[str, object]:
     """The shares of correct pictures; the first pictures are written to a contact sheet."""
     pipeline = Checkpoint(checkpoint).pipeline(getattr(mx, case.dtype))
     scenes = held_out(round(count * case.share))
-    images: list[np.ndarray] = []
-    broken = 0
-    for start in range(0, len(scenes), BATCH):
-        part = scenes[start : start + BATCH]
-        seeds = list(range(start, start + len(part)))
-        drawn, nonfinite = draw(pipeline, part, seeds, case.steps, case.height, case.width, case.guidance)
-        images.extend(drawn)
-        broken += nonfinite
+    size = {"steps": case.steps, "height": case.height, "width": case.width}
+    images, broken = drawn(scenes, partial(draw, pipeline, **size, guidance=case.guidance), BATCH)
     contact_sheet(images[:SHEET]).save(out / f"{case.name}.png")
     return {
         "dtype": case.dtype,

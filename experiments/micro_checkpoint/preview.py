@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from PIL import Image
 
 from experiments.micro_checkpoint import data, growth, pools, state, text_encoder, vae
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack
-from precision_lab.shapes import Scene, correct, held_out_scenes, verdict
+from experiments.micro_checkpoint.tally import contact_sheet, held_out
+from precision_lab.shapes import Scene, correct, verdict
 
 GUIDANCE = 4.0
 
@@ -94,12 +94,6 @@ def draw(
     return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def sheet(images: np.ndarray, columns: int) -> Image.Image:
-    """A contact sheet of all full rows of the pictures."""
-    rows = [np.concatenate(list(images[i : i + columns]), 1) for i in range(0, len(images) - columns + 1, columns)]
-    return Image.fromarray(np.concatenate(rows))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
@@ -114,15 +108,14 @@ def main() -> None:
     skeleton = QwenImageTransformer2DModel.from_pretrained(options.work / "checkpoint" / "transformer")
     parameters = {name: saved[0][name].to(options.device) for name in stack(skeleton.state_dict())}
     options.out.mkdir(parents=True, exist_ok=True)
-    held_out = held_out_scenes()
-    scenes = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[: options.count]]
+    scenes = held_out(options.count)
     for case in CASES:
         images = draw(options.work, parameters, saved[1]["growth"], scenes, case, options.device)
         right = np.mean([correct(s, i) for s, i in zip(scenes, images, strict=True)])
         parts = [verdict(s, i) for s, i in zip(scenes, images, strict=True)]
         each = " ".join(f"{name} {np.mean([part[name] for part in parts]):.3f}" for name in parts[0])
         print(f"{case.name}: correct {right:.3f}; {each}", flush=True)
-        sheet(images[:32], 8).save(options.out / f"{case.name}.png")
+        contact_sheet(images[:32]).save(options.out / f"{case.name}.png")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,43 @@
-"""The share of correct pictures, and contact sheets. Needs neither MLX nor PyTorch."""
+"""Held-out prompts drawn in batches, the share of correct pictures, and contact sheets. Needs no MLX and no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from precision_lab.shapes import SCORED, Scene, verdict
+from precision_lab.lab.folder import to_uint8
+from precision_lab.shapes import SCORED, Scene, held_out_scenes, verdict
+
+Draw = Callable[[Sequence[str], Sequence[int]], np.ndarray]
+"""Captions and the seeds of their noise to pixels (n, height, width, 3 or 4) in 0 to 255, unrounded and unclipped."""
 
 CHECK = 8
 """Side in pixels of the squares that show through transparent pixels."""
+
+
+def held_out(count: int, transparent: bool = False) -> list[Scene]:
+    """A seeded sample, without repetition, of the scenes whose combination is not in the training data."""
+    scenes = held_out_scenes(transparent=transparent)
+    return [scenes[i] for i in np.random.default_rng(0).permutation(len(scenes))[:count]]
+
+
+def drawn(scenes: Sequence[Scene], draw: Draw, batch: int) -> tuple[list[np.ndarray], int]:
+    """A picture of each scene, whose seed is its place in the list, and the number of non-finite values in all."""
+    images: list[np.ndarray] = []
+    broken = 0
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        pictures, nonfinite = rounded(draw([scene.caption for scene in part], range(start, start + len(part))))
+        images.extend(pictures)
+        broken += nonfinite
+    return images, broken
+
+
+def rounded(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """uint8 pictures of pixels that may leave 0 to 255, and the number of non-finite values, which become 0."""
+    return to_uint8(np.where(np.isfinite(pixels), np.clip(pixels, 0, 255), np.nan))
 
 
 def shares(scenes: Sequence[Scene], images: Sequence[np.ndarray]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 
 from experiments.micro_21_checkpoint import evaluate, pools, prompt, reference, skeleton, transformer, vae, verify
 from experiments.micro_21_checkpoint.model import attention_bias, forward
-from experiments.micro_checkpoint import data, state
+from experiments.micro_checkpoint import data, state, tally
 from experiments.micro_checkpoint.model import Parameters, stack, unstack
 from experiments.micro_checkpoint.tally import contact_sheet, opaque
 from precision_lab.cli.paths import checkpoints_dir
@@ -233,7 +233,7 @@ def test_shares_are_counted_with_their_interval():
 
 
 def test_held_out_prompts_are_not_trained_on():
-    scenes = evaluate.held_out(500)
+    scenes = tally.held_out(500, transparent=True)
     assert len(set(scenes)) == 500
     assert not set(scenes) & set(training_scenes(transparent=True))
     assert 30 < sum(scene.background == "transparent" for scene in scenes) < 100
@@ -249,4 +249,23 @@ def test_contact_sheets_show_squares_through_transparent_pixels():
 
 def test_pixels_become_pictures():
     pixels = np.array([[[[np.nan, -20, 300, 127.6]]]])
-    assert evaluate.to_images(pixels).tolist() == [[[[0, 0, 255, 128]]]]
+    images, broken = tally.rounded(pixels)
+    assert (images.tolist(), broken) == ([[[[0, 0, 255, 128]]]], 1)
+    assert tally.rounded(np.array([np.inf, -np.inf]))[0].tolist() == [0, 0]
+
+
+def test_every_scene_is_drawn_once_with_its_place_as_the_seed_and_non_finite_values_are_counted():
+    scenes = tally.held_out(7)
+    calls = []
+
+    def draw(captions, seeds):
+        calls.append((captions, list(seeds)))
+        pixels = np.full((len(captions), 2, 2, 3), np.array(seeds)[:, None, None, None], float)
+        pixels[0, 0, 0, 0] = np.nan
+        return pixels
+
+    images, broken = tally.drawn(scenes, draw, batch=3)
+    assert [image[1, 1, 0] for image in images] == list(range(7))
+    assert broken == len(calls) == 3
+    assert [caption for captions, _ in calls for caption in captions] == [scene.caption for scene in scenes]
+    assert [seed for _, seeds in calls for seed in seeds] == list(range(7))

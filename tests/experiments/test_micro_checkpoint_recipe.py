@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 
-from experiments.micro_checkpoint import data, evaluate, growth, pieces, pools, state, transformer, vae, verify
+from experiments.micro_checkpoint import data, growth, pieces, pools, state, tally, transformer, vae, verify
 from experiments.micro_checkpoint import model as recipe
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack, unstack
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
@@ -603,18 +603,18 @@ def test_every_caption_fits_and_is_read_as_the_pipeline_reads_it(small_checkpoin
 
 
 def test_held_out_scenes_are_held_out_and_stay_the_same():
-    scenes = evaluate.held_out(200)
+    scenes = tally.held_out(200)
     assert len(set(scenes)) == 200
     assert all(scene.held_out for scene in scenes)
     assert not set(scenes) & set(training_scenes())
-    assert evaluate.held_out(20) == scenes[:20] == evaluate.held_out(200)[:20]
+    assert tally.held_out(20) == scenes[:20] == tally.held_out(200)[:20]
     assert scenes[0].caption == "two large yellow triangles on a white background, top"
-    assert set(evaluate.held_out(10**6)) == set(held_out_scenes())
+    assert set(tally.held_out(10**6)) == set(held_out_scenes())
 
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (4, 6)), (5, (4, 30)), (8, (4, 48)), (19, (8, 48))])
 def test_a_contact_sheet_has_full_rows(count, shape):
     images = [np.full((4, 6, 3), i, np.uint8) for i in range(count)]
-    sheet = np.array(evaluate.contact_sheet(images))
+    sheet = np.array(tally.contact_sheet(images))
     assert sheet.shape == (*shape, 3)
     assert sheet[0, -1, 0] == min(count, 8) - 1

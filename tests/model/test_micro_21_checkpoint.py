@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from experiments.micro_21_checkpoint import evaluate, reference
+from experiments.micro_checkpoint.tally import rounded
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.model.qwen_image_21.checkpoint import Checkpoint
 from precision_lab.shapes import correct, parse
@@ -66,7 +67,7 @@ def drawn() -> np.ndarray:
 
 
 def test_it_draws_what_the_prompts_say(drawn):
-    for caption, image in zip(PROMPTS, evaluate.to_images(drawn), strict=True):
+    for caption, image in zip(PROMPTS, rounded(drawn)[0], strict=True):
         assert correct(parse(caption), image), caption
 
 

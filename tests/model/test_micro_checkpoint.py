@@ -17,7 +17,7 @@ from diffusers import QwenImagePipeline
 from mlx.utils import tree_flatten
 from safetensors import safe_open
 
-from experiments.micro_checkpoint import evaluate
+from experiments.micro_checkpoint import evaluate, tally
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.instrument.arrays import to_numpy
 from precision_lab.instrument.sites import select, walk
@@ -127,7 +127,7 @@ def test_diffusers_draws_the_same_picture(reference, pipeline, prompt, seed, hei
 
 OUTPUTS = ("img_in", "norm_out", "proj_out")
 BRANCHES = tuple(f"transformer_blocks.*.{name}" for name in ("attn.to_out", "attn.to_add_out", "img_mlp", "txt_mlp"))
-PROMPTS = tuple(scene.caption for scene in evaluate.held_out(2))
+PROMPTS = tuple(scene.caption for scene in tally.held_out(2))
 STEPS = 5
 
 
@@ -289,9 +289,10 @@ def finite(call: Call, kind: str) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_held_out_prompts_are_drawn_right(dtype):
     """Uses the first four of the prompts on which the notebook measures accuracy, at 10 steps."""
-    scenes = evaluate.held_out(4)
+    scenes = tally.held_out(4)
     pipeline = Checkpoint(FOLDER).pipeline(getattr(mx, dtype))
-    images, num_nonfinite = evaluate.draw(pipeline, scenes, range(4), 10, 128, 128)
+    captions = [scene.caption for scene in scenes]
+    images, num_nonfinite = tally.rounded(evaluate.draw(pipeline, captions, range(4), 10, 128, 128))
     assert num_nonfinite == 0
     assert sum(correct(scene, image) for scene, image in zip(scenes, images, strict=True)) >= 3
 
@@ -299,8 +300,10 @@ def test_held_out_prompts_are_drawn_right(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(128, 192), (256, 256), (144, 112)])
 def test_other_sizes_hold(height, width):
-    scenes = evaluate.held_out(4)
-    images, num_nonfinite = evaluate.draw(Checkpoint(FOLDER).pipeline(mx.float32), scenes, range(4), 10, height, width)
+    scenes = tally.held_out(4)
+    captions = [scene.caption for scene in scenes]
+    pixels = evaluate.draw(Checkpoint(FOLDER).pipeline(mx.float32), captions, range(4), 10, height, width)
+    images, num_nonfinite = tally.rounded(pixels)
     assert images.shape == (4, height, width, 3)
     assert num_nonfinite == 0
     assert sum(correct(scene, image) for scene, image in zip(scenes, images, strict=True)) >= 2
