@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +15,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.scope import current_scope
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.pipeline import Pipeline
-from precision_lab.model.text_to_image.pipeline import denoise
+from precision_lab.model.text_to_image.pipeline import Dtypes, denoise
 from precision_lab.model.text_to_image.scheduler import sigmas
 from tests.model.oracle import relative_l2
 from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
@@ -37,6 +38,14 @@ CASES = [
     pytest.param(["猫 {} 🙂"], [7], 16, 16, 2, 4.0, id="one token"),
     pytest.param([""], [8], 16, 400, 7, 1.5, id="one row"),
 ]
+
+
+def test_embeddings_have_the_dtype_of_the_transformer(pipeline):
+    mixed = replace(pipeline, dtypes=Dtypes(transformer=mx.bfloat16, text_encoder=mx.float32, vae=mx.float32))
+    for padding in (0, 5):
+        expected, embeds = (one.encode(["a horse"], padding=padding).embeds for one in (pipeline, mixed))
+        assert embeds.dtype == mx.bfloat16
+        assert mx.array_equal(embeds, expected.astype(mx.bfloat16))
 
 
 @pytest.mark.parametrize(("prompts", "seeds", "height", "width", "steps", "scale"), CASES)

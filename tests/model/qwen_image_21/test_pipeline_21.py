@@ -12,6 +12,7 @@ import torch
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image_21.checkpoint import Checkpoint
 from precision_lab.model.qwen_image_21.pipeline import Pipeline
+from precision_lab.model.text_to_image.pipeline import Dtypes
 from precision_lab.model.text_to_image.scheduler import SchedulerConfig
 from precision_lab.synthetic import PRESETS, make
 from tests.model.oracle import relative_l2
@@ -159,6 +160,14 @@ def test_padding_changes_no_embedding(pipeline):
     count = plain.embeds.shape[1]
     np.testing.assert_array_equal(padded.mask, [[1] * count + [0] * 5])
     assert relative_l2(np.array(padded.embeds)[:, :count], np.array(plain.embeds)) <= 1e-5
+
+
+def test_embeddings_have_the_dtype_of_the_transformer(pipeline):
+    mixed = replace(pipeline, dtypes=Dtypes(transformer=mx.bfloat16, text_encoder=mx.float32, vae=mx.float32))
+    for padding in (0, 5):
+        expected, embeds = (one.encode(["a horse"], padding).embeds for one in (pipeline, mixed))
+        assert embeds.dtype == mx.bfloat16
+        assert mx.array_equal(embeds, expected.astype(mx.bfloat16))
 
 
 def test_generation_is_reproducible(pipeline):

@@ -127,6 +127,19 @@ def test_an_odd_number_of_tokens_equals_the_modules_of_diffusers(cached):
         assert relative_l2(ours(own, inputs, cached=cached), composed(model, inputs)) <= FP32
 
 
+def test_a_prefix_kept_in_another_dtype_is_rounded_array_by_array():
+    shape = Shape(3)
+    own = copy_of(random_transformer(45, shape))
+    prefix = own.prefill(mx.array(random_inputs(np.random.default_rng(45), (3, 4), shape, 2).text))
+    for dtype, numpy_dtype in ((mx.float16, np.float16), (mx.float32, np.float32)):
+        kept = prefix.kept_in(dtype)
+        assert (len(kept.blocks), kept.num_tokens) == (len(prefix.blocks), prefix.num_tokens)
+        for ours_of_block, of_block in zip(kept.blocks, prefix.blocks, strict=True):
+            assert ours_of_block.keys.dtype == ours_of_block.values.dtype == dtype
+            np.testing.assert_array_equal(ours_of_block.keys, np.array(of_block.keys).astype(numpy_dtype))
+            np.testing.assert_array_equal(ours_of_block.values, np.array(of_block.values).astype(numpy_dtype))
+
+
 @pytest.mark.parametrize("dtype", TORCH, ids=str)
 def test_the_prefix_does_not_depend_on_the_step(dtype):
     """In one pass, everything that text tokens compute is the same in every bit whatever the latents and timestep."""
