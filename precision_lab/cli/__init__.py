@@ -26,7 +26,11 @@ COMMANDS = {
     "prove": ("precision_lab.cli.prove", "prove"),
     "sensitivity": ("precision_lab.cli.sensitivity", "sensitivity"),
     "recipe": ("precision_lab.cli.recipe", "recipe"),
+    "search": ("precision_lab.cli.scales", "scales"),
 }
+
+# strategies of `search` with a module and a root configuration of their own
+STRATEGIES = {"scales": ("precision_lab.cli.scales", "scales")}
 
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Unknown command {shown(command)}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
         return 2
     module, config = COMMANDS[command]
+    if command == "search":
+        strategy = [argument.removeprefix("strategy=") for argument in rest if argument.startswith("strategy=")]
+        module, config = STRATEGIES.get(strategy[-1] if strategy else "", (module, config))
     command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]

@@ -55,7 +55,7 @@ def build_spec(
         teacher=settings.drift.teacher,
         pinned=_pinned(settings.pinned, resolved),
         latency=settings.latency,
-        out=Path(out).expanduser() if out else _default_out(settings.experiment),
+        out=Path(out).expanduser() if out else default_out(settings.experiment),
         resume=settings.resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
@@ -206,7 +206,7 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _default_out(experiment: str) -> Path:
+def default_out(experiment: str) -> Path:
     """results/runs/<experiment>/<UTC time>, with a number if that second is taken; of a sweep, a folder in its own."""
     if HydraConfig.initialized():
         hydra = HydraConfig.get()

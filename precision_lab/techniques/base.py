@@ -13,6 +13,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError, shown
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.instrument.swap import swapped
+from precision_lab.numerics.scales import Division
 from precision_lab.record.manifest import Coverage
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,24 @@ class Technique(Protocol):
 
         Raises InputError for a class of module that the technique cannot rewrite.
         """
+
+
+@runtime_checkable
+class Dividing(Protocol):
+    """A technique with exact scales, which says what each of them divides. The scale chooser fills its parameters."""
+
+    @property
+    def divisions(self) -> Mapping[str, Division]:
+        """By the name of the parameter that holds the scale, what it divides."""
+
+
+@runtime_checkable
+class Widening(Protocol):
+    """A technique that keeps results in fp32 which the plain model stores in the dtype of the computation."""
+
+    @property
+    def widens(self) -> Sequence[str]:
+        """Patterns of the modules whose results are in fp32, wherever they are stored."""
 
 
 class ByPlace(ABC):

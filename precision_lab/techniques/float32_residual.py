@@ -11,6 +11,7 @@ product with the gate, which is upcast for the add: `narrow_branches`. Only Laye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -103,6 +104,12 @@ class Float32Residual(ByPlace):
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
     _entered: _Entered = field(default_factory=_Entered, init=False, repr=False, compare=False)
+
+    @property
+    def widens(self) -> Sequence[str]:
+        stream = "transformer_blocks.*.{img,txt}_{add1,add2}"
+        norms = () if self.narrow_branches else ("transformer_blocks.*.{img,txt}_{norm1,norm2}", "norm_out.norm")
+        return ("transformer_blocks.*", stream, "transformer_blocks.*.img_clip", "norm_out.linear", *norms)
 
     @property
     def places(self) -> Places:

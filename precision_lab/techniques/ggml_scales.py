@@ -12,6 +12,7 @@ streams are fp32. Without, it is added in fp32 and the sum is rounded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
+from precision_lab.numerics.scales import Division
 from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.parts.kinds import expect_kind
 from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd, is_linear
@@ -65,6 +67,19 @@ class GGMLScales(ByPlace):
     attention: float = 1 / 128
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
+
+    @property
+    def divisions(self) -> Mapping[str, Division]:
+        """What the reciprocals of the scales divide. That of attention divides no result, but k and v inside."""
+        return {
+            "attention_out": Division(
+                1 / self.attention_out, ("transformer_blocks.*.attn.{to_out,to_out.0,to_add_out}",)
+            ),
+            "feed_forward_out": Division(
+                1 / self.feed_forward_out,
+                ("transformer_blocks.*.{{img,txt}_mlp.net.2,img_mlp.out}", "transformer_blocks.*.{img,txt}_mlp"),
+            ),
+        }
 
     @property
     def places(self) -> Places:

@@ -11,13 +11,14 @@ It keeps v, the attention output and its projection in range. The stream itself 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from precision_lab.numerics.scales import Division, PerBlock
 from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.parts.scaled_parts import (
-    PerBlock,
     ScaledGatedAdd,
     ScaledLinear,
     ScaledModulate,
@@ -34,6 +35,16 @@ class ScaledAttention(ByPlace):
     out: PerBlock = 2.0
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
+
+    @property
+    def divisions(self) -> Mapping[str, Division]:
+        projections = "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj}"
+        ends = "transformer_blocks.*.attn.{to_out,to_out.0,to_add_out}"
+        attend = "transformer_blocks.*.attn.{attend,attend_prefix}"
+        return {
+            "qkv": Division(self.qkv, ("transformer_blocks.*.{img,txt}_modulate1", projections, attend, ends)),
+            "out": Division(self.out, (ends,)),
+        }
 
     @property
     def places(self) -> Places:

@@ -14,7 +14,7 @@ It keeps the hidden layer and the last linear in range. The stream itself needs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -23,8 +23,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.numerics.scales import Division, PerBlock
 from precision_lab.techniques.base import ByPlace, Places
-from precision_lab.techniques.parts.scaled_parts import PerBlock, ScaledGatedAdd, ScaledLinear, at_block, is_linear
+from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd, ScaledLinear, at_block, is_linear
 
 
 class _Hidden(Wrapper):
@@ -58,6 +59,12 @@ class ScaledFeedForward(ByPlace):
     composes: ClassVar[bool] = False
 
     @property
+    def divisions(self) -> Mapping[str, Division]:
+        of_gelu = "transformer_blocks.*.{img,txt}_mlp.net.{0,1,2}"  # 1: what takes the place of the dropout
+        of_swiglu = "transformer_blocks.*.img_mlp.{proj,multiply,out}"
+        return {"hidden": Division(self.hidden, (of_gelu, of_swiglu, "transformer_blocks.*.{img,txt}_mlp"))}
+
+    @property
     def places(self) -> Places:
         hidden = partial(at_block, self.hidden)
         return {
@@ -84,6 +91,14 @@ class ScaledFirstLinear:
     sites: Sequence[str] = ("transformer_blocks.*.{img,txt}_mlp.net.0.proj",)
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
+
+    @property
+    def divisions(self) -> Mapping[str, Division]:
+        return {"scale": Division(self.scale, tuple(self.sites))}
+
+    @property
+    def widens(self) -> Sequence[str]:
+        return [f"{pattern.removesuffix('.proj')}.gelu" for pattern in self.sites if pattern.endswith(".proj")]
 
     def rewrite(self, site: Site) -> nn.Module:
         scale = at_block(self.scale, site)

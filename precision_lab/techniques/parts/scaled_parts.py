@@ -9,10 +9,7 @@ in bfloat16).
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
 from copy import copy
-from math import frexp
 from typing import Any
 
 import mlx.core as mx
@@ -20,27 +17,12 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
-
-PerBlock = float | Mapping[int, float]
-"""One scale for all blocks, or {first block: scale}, where each scale is valid up to the next entry.
-
-Blocks are counted from the front. A shallower model uses the scales of its own blocks; a deeper one repeats the last.
-"""
+from precision_lab.numerics.scales import PerBlock, scale_at
 
 
 def at_block(table: PerBlock, site: Site) -> float:
     """The scale for the block of a site. Raises InputError if there is none or it is not a power of two."""
-    if isinstance(table, Mapping):
-        starts = sorted(table)
-        index = bisect_right(starts, -1 if site.block is None else site.block) - 1
-        if index < 0:
-            raise InputError(f"{site}: no scale for its block in {dict(table)}, expected one from block 0 on")
-        value = table[starts[index]]
-    else:
-        value = table
-    if not (isinstance(value, int | float) and value > 0 and frexp(value)[0] == 0.5):
-        raise InputError(f"{site}: scale {value!r}, expected a power of two like 8 or 0.25, since others are not exact")
-    return value
+    return scale_at(table, site.block, str(site))
 
 
 def is_linear(module: nn.Module) -> bool:

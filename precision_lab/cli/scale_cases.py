@@ -1,0 +1,155 @@
+"""The runs of `scales`: one for each set of cases with the same settings, to choose from and to try on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from precision_lab.cli import schema
+from precision_lab.cli.config import build_spec, plain, spec_of
+from precision_lab.cli.literal import literally
+from precision_lab.errors import InputError
+from precision_lab.record.manifest import FILE, Manifest
+from precision_lab.record.run import Run
+
+if TYPE_CHECKING:
+    from precision_lab.lab.run import Progress
+    from precision_lab.lab.spec import RunSpec
+
+RECIPE = "scales"
+"""The variant with the chosen scales."""
+
+_OWN = ("strategy", "margin", "coverage", "holdout", "scalings", "wide", "noise")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Every prompt with every seed, with the same settings. name: of the set, which is that of its folder."""
+
+    name: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def keys(self) -> set[tuple[str, int, str]]:
+        """What tells its cases apart from those of another set of the same model."""
+        return {(prompt, seed, _text(self.settings)) for prompt in self.prompts for seed in self.seeds}
+
+
+def coverage_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
+    """The sets to choose from; none where ranges of finished runs are used."""
+    prompts = settings.prompts if settings.coverage.prompts is None else settings.coverage.prompts
+    return [] if settings.coverage.runs else _sets("coverage", settings.coverage, prompts, config)
+
+
+def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
+    """The sets to try on. Raises InputError where there are none, or a case is in the coverage set too."""
+    covered = coverage_of(settings, config)
+    prompts = settings.holdout.prompts
+    if prompts is None:
+        seen = set(settings.prompts if settings.coverage.prompts is None else settings.coverage.prompts)
+        prompts = [prompt for prompt in settings.learning.prompts or () if prompt not in seen]
+        if not prompts:
+            raise InputError(
+                "holdout.prompts is null, and the model has no prompts in `learning` that coverage.prompts leaves, "
+                "expected prompts that scales are not chosen from"
+            )
+    found = _sets("holdout", settings.holdout, prompts, config)
+    both = {key for cases in covered for key in cases.keys} & {key for cases in found for key in cases.keys}
+    if both:
+        prompt, seed, _ = min(both)
+        raise InputError(
+            f"holdout has a case of coverage, prompt {prompt!r} with seed {seed} and the same settings, "
+            "expected cases that scales are not chosen from"
+        )
+    return found
+
+
+def _sets(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: DictConfig) -> list[Cases]:
+    if not prompts or not chosen.seeds or not chosen.settings:
+        raise InputError(f"{kind} has no cases, expected at least one entry in its prompts, seeds and settings")
+    base = {**plain(config.sampler), **plain(config.image)}
+    found = [
+        Cases(f"{kind}-{number}", tuple(prompts), tuple(chosen.seeds), {**base, **own})
+        for number, own in enumerate(chosen.settings)
+    ]
+    texts = [_text(cases.settings) for cases in found]
+    for number, text in enumerate(texts):
+        if text in texts[:number]:
+            raise InputError(f"{kind}.settings[{number}] is the same as {kind}.settings[{texts.index(text)}]")
+    return found
+
+
+def own_settings(cases: Cases, config: DictConfig) -> dict[str, Any]:
+    """The settings of a set that differ from those of the configuration."""
+    base = {**plain(config.sampler), **plain(config.image)}
+    return {key: value for key, value in cases.settings.items() if base.get(key, _Absent) != value}
+
+
+class _Absent:
+    """Stands for a setting that the configuration does not have."""
+
+
+def spec_for(
+    config: DictConfig, cases: Cases, out: Path, command: Sequence[str], sites: Sequence[str], **changed: Any
+) -> RunSpec:
+    """The run of one set of cases, as `run` could be told to carry it out.
+
+    sites: patterns of what the range catalogue records. changed: other top-level settings, as plain values.
+    """
+    config = config.copy()
+    image = plain(config.image)
+    with open_dict(config):
+        for name in _OWN:
+            config.pop(name)
+        for key, value in cases.settings.items():
+            (config.image if key in image else config.sampler)[key] = literally(value)
+        config.prompts, config.seeds = literally(list(cases.prompts)), list(cases.seeds)
+        if "range" not in config.probe:
+            raise InputError(
+                "probe leaves out range, expected probe=[range,...]: scales are chosen from what it records"
+            )
+        config.probe.range.sites = list(sites)
+        config.out = str(out / cases.name)
+        for key, value in changed.items():
+            config[key] = OmegaConf.create(literally(value)) if isinstance(value, dict) else literally(value)
+    spec = build_spec(config, command)
+    return replace(spec, resume=spec.resume and (spec.out / FILE).exists())
+
+
+def carried_out(spec: RunSpec, progress: Progress) -> Run:
+    """The run of a spec, which is carried out unless an earlier start of the command has completed it."""
+    from precision_lab.lab.run import run
+
+    if not (
+        spec.resume and Manifest.read(spec.out).status == "complete" and Run.open(spec.out).config == spec.resolved
+    ):
+        run(spec, progress, spec_of)
+    return Run.open(spec.out)
+
+
+def opened(folders: Sequence[str], fingerprint: str) -> dict[str, Run]:
+    """Finished runs of the same weights by the names of their folders. Raises InputError for another one."""
+    found: dict[str, Run] = {}
+    for folder in folders:
+        run = Run.open(Path(folder).expanduser()).whole().completed()
+        own = run.manifest.checkpoint
+        if own.fingerprint != fingerprint:
+            raise InputError(
+                f"coverage.runs: {folder} is a run of other weights, {own.name} ({own.fingerprint[:12]}), expected "
+                f"those of model= ({fingerprint[:12]})"
+            )
+        if str(run.path) in found:
+            raise InputError(f"coverage.runs names {folder} twice")
+        found[str(run.path)] = run
+    return found
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    """The settings as text, the same whatever their order."""
+    return repr(sorted((key, repr(value)) for key, value in settings.items()))
