@@ -24,7 +24,7 @@ from tests.techniques.small_model import CONFIG, forward, rel_l2, rewritten, sma
 pytestmark = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="for CPUs")
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
-# MLX computes norms, rotations and attention of few tokens and activations of one, NumPy those of 300
+# MLX computes norms and rotations of few tokens, attention and activations of still fewer, NumPy those of 300
 TOKENS = pytest.mark.parametrize("tokens", [1, 7, 65, 300])
 HEADS, CHANNELS = 3, 32
 

@@ -38,8 +38,8 @@ _PIECE = 1 << 16
 # for smaller products, norms and rotations the wait for their results costs more than the gain; exp and tanh gain most
 _FEW_WEIGHTS = 1 << 18
 _FEW_ELEMENTS = 1 << 15
-_FEW_EXPONENTIALS = 1 << 12
-_FEW_SCORES = 1 << 15
+_FEW_EXPONENTIALS = 1 << 11
+_FEW_SCORES = 3 << 12
 # sgemm copies the other operand once a piece, which does not pay for narrower pieces
 _OUTPUTS = (128, 512)
 _BFLOAT16_OUTPUTS = (256, 1024)
@@ -165,11 +165,9 @@ class _FastSiLU(SiLU):
         def silu(piece: slice) -> None:
             y = flat[piece].astype(np.float32, copy=False)
             divisor = np.negative(y)
-            # exp(-x) overflows to infinity, which gives 0; a quotient of infinities is NaN, as in the plain module
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.exp(divisor, out=divisor)
-                divisor += 1
-                np.divide(y, divisor, out=divisor)
+            np.exp(divisor, out=divisor)  # infinity gives 0, or NaN for -inf as in the plain module
+            divisor += 1
+            np.divide(y, divisor, out=divisor)
             out[piece] = divisor
 
         in_pieces(silu, flat.size, _PIECE)
