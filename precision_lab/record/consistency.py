@@ -14,6 +14,7 @@ from precision_lab.record import images, tables
 from precision_lab.record.address import split_address
 from precision_lab.record.files import RESTORE
 from precision_lab.record.glob import compile_glob
+from precision_lab.record.scan_tables import GROUPS
 
 if TYPE_CHECKING:
     from precision_lab.record.layout import Layout
@@ -92,6 +93,8 @@ def check_files(run: Run) -> None:
     A complete run must have all files; in one that is not finished, those that are there must be sound.
     """
     manifest = run.manifest
+    if tables.merged_path(run.path, GROUPS).is_file():
+        raise InputError(f"{run.path} holds a scan of sensitivity, expected the run of an experiment")
     is_complete = manifest.status == "complete"
     expected = [*tables.LEADING, *(name for name in manifest.columns if name not in tables.LEADING)]
     expected += [SKETCHES] if manifest.pinned is not None else []

@@ -154,6 +154,12 @@ def test_the_page_is_drawn_again_from_the_tables(finished, tmp_path, capsys):
     assert "affine4: 6 groups" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [("gate", "run={}"), ("compare", "runs=[{0},{0}]")])
+def test_other_commands_say_what_it_is(finished, capsys, command):
+    assert main([part.format(finished) for part in command]) == 2
+    assert "holds a scan of sensitivity, expected the run of an experiment" in capsys.readouterr().err
+
+
 def test_coarse_groups_and_a_candidate_that_fits_some(sensitivity, tmp_path, capsys):
     out = tmp_path / "scan"
     of = "of=['transformer_blocks.{0,2}.{img_mod.1,img_norm1,attn.to_q}']"

@@ -61,7 +61,7 @@ def draw(scan: Scan) -> Drawing | Absent:
     grid[-1, 0].set_xlabel("block")
     for axes in grid[:-1, 0]:
         axes.tick_params(labelbottom=False)
-    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=40, pad=0.015)
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=40, pad=0.025)
     bar.set_label("relative L2 error of the output")
     bar.outline.set_visible(False)
     errors = pd.concat([own["velocity_error"] for own in ranked.values()])
@@ -114,7 +114,7 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, labels: Sequence[str], 
 def _draw_outside(axes: Axes, ranked: pd.DataFrame, outside: Sequence[str], norm: LogNorm) -> None:
     found = ranked[ranked["block"].isna()].drop_duplicates("operation").set_index("operation")["velocity_error"]
     cells = found.reindex(list(outside)).to_numpy(float)[:, None]
-    _draw_cells(axes, cells, norm, [style.shorten(name, 34) for name in outside], 0)
+    _draw_cells(axes, cells, norm, [style.shorten(name, 27) for name in outside], 0)
     axes.set_xticks([])
     axes.yaxis.tick_right()
 
