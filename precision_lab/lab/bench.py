@@ -88,16 +88,23 @@ class Bench:
         with applied(components, variant.techniques) as coverage:
             yield subject, components, coverage
 
-    def make(self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance) -> list[File]:
+    def make(
+        self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance, stops: bool = False
+    ) -> list[File]:
         """Runs one generation under observation; returns what it leaves in the run folder, activations last.
 
         case: one of the run, to which the variant's own settings are applied. shadowed: the variants whose local error
-        is measured during the generation of a reference.
+        is measured during the generation of a reference. stops: whether the generation of another variant ends after
+        the first step in which a value is not finite, without a picture.
         """
         part = part_name(variant, case)
         own, store = self.spec.case(variant, case), reference_path(self.root, variant.reference, case)
         probes = [recorder_of(probe) for probe in self.spec.probes.values()]
         watch, outcome = StreamWatch(), Outcome()
+
+        def is_bad() -> bool:
+            return watch.first is not None or not outcome.is_finite
+
         results = self._results(variant, case)
         labels: dict[str, Any] = {"variant": variant.name, "prompt_id": case.prompt_id, "seed": case.seed}
         with self.variant(variant) as (subject, components, _):
@@ -113,7 +120,7 @@ class Bench:
                 drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store), self.layout.result)
                 follow = _following(watch, outcome, lambda: advance(1, variant.name))
                 with observing(components, [*probes, *results, drift], watch):
-                    pixels = self._generate(subject, own, follow)
+                    pixels = self._generate(subject, own, follow, is_bad if stops else None)
                 rows = [{**labels, "reference": variant.reference, "mode": "free", **row} for row in drift.rows]
             for result in results:
                 rows += [{**labels, "reference": REFERENCE, "mode": "base", **row} for row in result.rows]
@@ -156,11 +163,18 @@ class Bench:
         last, expected = (self.steps(own) - 1 for own in (self.spec.case(variant, case), case))
         return [ResultRecorder(self.layout.result, reader, last, expected)]
 
-    def _generate(self, subject: Subject, case: Case, on_step: OnStep) -> np.ndarray | None:
-        """The picture of a case, or None without one. Calls on_step(number, state before it, step) for each step."""
+    def _generate(
+        self, subject: Subject, case: Case, on_step: OnStep, ends: Callable[[], bool] | None = None
+    ) -> np.ndarray | None:
+        """The picture of a case, or None without one. Calls on_step(number, state before it, step) for each step.
+
+        ends: asked after each step whether to end without a picture.
+        """
         state: Any = None
         for number, (before, step) in enumerate(generation(subject, case, self.steps(case))):
             on_step(number, before, step)
+            if ends is not None and ends():
+                return None
             state = step.state
         return picture_of(subject, state)
 

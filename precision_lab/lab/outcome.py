@@ -28,6 +28,11 @@ class Outcome:
         self._num_nonfinite = 0
         self._bad_step: int | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all results so far are finite."""
+        return self._num_nonfinite == 0
+
     def step(self, number: int, step: Step) -> None:
         """Takes an evaluated step, in order."""
         self.result = to_numpy(step.result)

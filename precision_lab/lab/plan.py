@@ -31,13 +31,15 @@ class Plan:
     - coverage, storage: by variant, the modules that its techniques rewrite, and its linear weights.
     - remarks: of the source, on the settings of the cases.
     - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
-    - workers: slots on this machine. memory: bytes that a task needs at least. margin: of latency, relative.
+    - workers: slots on this machine. weight_bytes: of one copy of the weights. memory: bytes that a task needs at
+      least. margin: of latency, relative.
     """
 
     spec: RunSpec
     bench: Bench
     steps: int
     workers: int
+    weight_bytes: int
     memory: int
     margin: float
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def plan(spec: RunSpec) -> Plan:
         bench=bench,
         steps=steps,
         workers=workers,
+        weight_bytes=weight_bytes,
         memory=needed,
         margin=spec.latency.margin or latency.DEFAULT_MARGIN[backend()],
         coverage=coverage,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol
@@ -15,20 +14,19 @@ from precision_lab.errors import InputError, VariantError
 from precision_lab.lab import latency, pinned, resuming
 from precision_lab.lab.bench import REFERENCES, part_name, reference_path
 from precision_lab.lab.engine import Slot, WorkerLostError
-from precision_lab.lab.entries import variant_entry, worker_entry
+from precision_lab.lab.entries import manifest_of, now, worker_entry
 from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.plan import Plan, plan
-from precision_lab.lab.recorder import declared
 from precision_lab.lab.schedule import MOST_ATTEMPTS, Job, Schedule
 from precision_lab.lab.slots import opened
-from precision_lab.lab.spec import HERE, REFERENCE, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.spec import HERE, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.lab.tasks import Build, CheckWeights, Make, Order, Pin, Task, TaskError, Time
 from precision_lab.record import tables
 from precision_lab.record.files import NotWrittenError, write_text
 from precision_lab.record.lock import FolderLock
-from precision_lab.record.manifest import Environment, Manifest, Reference, Status, WorkerEntry
+from precision_lab.record.manifest import Manifest, Status, WorkerEntry
 
 
 class Progress(Protocol):
@@ -65,7 +63,7 @@ class Execution:
         self.lock = FolderLock(self.spec.out)
         self.reporting = Lock()
         self.ended = False
-        self.started = _now()
+        self.started = now()
 
     def run(self) -> None:
         try:
@@ -260,39 +258,18 @@ class Execution:
             raise VariantError(f"{message}. Traceback: {path}") from error
 
     def _write_manifest(self, status: Status) -> None:
-        spec = self.spec
-        Manifest(
-            status=status,
-            experiment=spec.experiment,
-            command=list(spec.command),
-            started=self.started,
-            finished=None if status == "running" else _now(),
-            environment=Environment(**self.slots[0].worker.environment),
-            checkpoint=spec.source.checkpoint,
-            layout=self.bench.layout,
-            case=dict(spec.settings),
-            reference=Reference(REFERENCE, spec.reference.dtype, list(spec.reference.techniques)),
-            baseline=spec.baseline,
-            variants={v.name: variant_entry(v, self.plan.storage.get(v.name, {})) for v in spec.all_variants},
-            sites=self.plan.coverage,
+        manifest_of(
+            self.plan,
+            status,
+            self.started,
+            self.slots[0].worker,
             errors=self.errors,
             unsound_weights=self.unsound_weights,
-            prompts=list(spec.prompts),
-            seeds=list(spec.seeds),
-            latency_margin=self.plan.margin,
-            pinned=pinned.described(spec),
-            claims=[dict(claim) for claim in spec.claims],
-            columns=declared(spec.probes.values()),
-            notes=self.plan.notes,
             workers=list(self.made.values()),
-        ).write(spec.out)
+        ).write(self.spec.out)
 
     def _note(self, slot: Slot, part: str) -> None:
         """Notes that a slot made a part."""
         new = worker_entry(slot)
         entry = self.made.get(new.key, new)
         self.made[new.key] = replace(entry, parts=sorted({*entry.parts, part}))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
