@@ -1,0 +1,196 @@
+"""A minimal set of names for which a criterion holds, found by asking whether it holds for sets.
+
+QuickXplain (Junker 2004, Preferred explanations and relaxations for over-constrained problems, AAAI) divides the names
+and conquers the halves. For k names out of n and a monotone criterion, one that keeps holding when names are added, it
+needs about 2k log2(n/k) + 2k runs; `most_runs` bounds them with those that show that each name is needed. Delta
+debugging (Zeller and Hildebrandt 2002, Simplifying and isolating failure-inducing input, IEEE TSE 28) needs up to
+n^2 + 3n, but it needs no monotone criterion: its result is 1-minimal, so that no single name can be left out. It is the
+fallback.
+
+Whether a criterion is monotone cannot be known from a few runs, but it can be refuted. Any pair of sets that were run,
+of which the smaller holds and the larger does not, is a violation. After the search, `checks` random sets that contain
+the result and as many random subsets of it without one of its names are run for this purpose, and for each name of the
+result everything but that name: where none of those holds, the result is the only minimal set.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Names = frozenset[str]
+Asking = Generator[Sequence[Names], None, list[str]]
+"""Yields sets whose results are needed, and returns names."""
+
+Status = Literal["found", "nothing", "impossible"]
+
+
+@dataclass(frozen=True)
+class Minimal:
+    """The result of a search.
+
+    status: found; nothing, if the criterion holds for the empty set; impossible, if it does not hold for all names.
+    names: in the order of all names; discovered: in the order in which they were found. runs: of the search, with those
+    that show that each name is needed. checks: further runs, which tested whether the criterion is monotone.
+    violations: pairs of sets of which the smaller holds and the larger does not. fallback: whether delta debugging
+    found the names. is_only: whether no minimal set without one of the names exists, if the criterion is monotone;
+    None if not checked.
+    """
+
+    status: Status
+    names: tuple[str, ...] = ()
+    discovered: tuple[str, ...] = ()
+    runs: int = 0
+    checks: int = 0
+    violations: tuple[tuple[Names, Names], ...] = ()
+    fallback: bool = False
+    is_only: bool | None = None
+
+    @property
+    def is_minimal(self) -> bool:
+        """Whether no proper subset will do, as far as the runs can tell; else no single name can be left out."""
+        return self.status == "found" and not self.violations and not self.fallback
+
+
+def most_runs(number: int, found: int) -> int:
+    """The most runs of a search for `found` of `number` names under a monotone criterion, without the checks of it."""
+    return 2 * found * math.ceil(math.log2(max(number, 1))) + 2 * found + 2
+
+
+class MinimalSet:
+    """Asks for the results of sets, one batch of independent ones at a time, until `result` is there.
+
+    names: all, ordered so that neighbours are alike. checks: how many random sets test monotonicity from either side;
+    0 checks nothing beyond the pairs that the search runs anyway.
+    """
+
+    def __init__(self, names: Sequence[str], checks: int = 4, seed: int = 0):
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(
+                f"{len(names)} names, of which {len(set(names))} differ; expected distinct ones, at least one"
+            )
+        self.names = tuple(names)
+        self.holds: dict[Names, bool] = {}
+        """The results so far by set, in the order in which they were told."""
+        self.result: Minimal | None = None
+        self._checks, self._random = checks, random.Random(seed)
+        self._runs = 0
+        self._searching = self._search()
+        self._wanted: list[Names] = []
+        self._advance()
+
+    def ask(self) -> list[Names]:
+        """The sets whose results are needed next, independent of each other; none once there is a result."""
+        return list(self._wanted)
+
+    def tell(self, results: Mapping[Names, bool]) -> None:
+        """Takes results; all that were asked for let the search go on."""
+        for names in results:
+            if names - set(self.names):
+                raise ValueError(f"{sorted(names - set(self.names))[0]} is none of the names")
+        self.holds.update(results)
+        self._wanted = [names for names in self._wanted if names not in self.holds]
+        if not self._wanted and self.result is None:
+            self._advance()
+
+    def _advance(self) -> None:
+        while not self._wanted and self.result is None:
+            try:
+                asked = next(self._searching)
+            except StopIteration as ended:
+                self.result = ended.value
+                return
+            self._wanted = [names for names in dict.fromkeys(asked) if names not in self.holds]
+
+    def _search(self) -> Generator[Sequence[Names], None, Minimal]:
+        nothing, everything = Names(), Names(self.names)
+        yield [nothing, everything]
+        if self.holds[nothing]:
+            return Minimal("nothing", runs=len(self.holds), violations=self._violations())
+        if not self.holds[everything]:
+            return Minimal("impossible", runs=len(self.holds))
+        found = yield from self._explained([], [], list(self.names))
+        yield [Names(found)]
+        yield _without_each(found)
+        fallback = not self.holds[Names(found)] or any(self.holds[names] for names in _without_each(found))
+        if fallback:
+            holding = [names for names, holds in self.holds.items() if holds]
+            smallest = min(holding, key=lambda names: (len(names), self._ordered(names)))
+            found = yield from self._reduced(self._ordered(smallest))
+        runs = len(self.holds)
+        is_only = yield from self._check(found)
+        return Minimal(
+            "found",
+            tuple(self._ordered(found)),
+            tuple(found),
+            runs,
+            len(self.holds) - runs,
+            self._violations(),
+            fallback,
+            is_only,
+        )
+
+    def _explained(self, background: list[str], added: list[str], candidates: list[str]) -> Asking:
+        """The candidates that are needed beside the background, the last part of which is `added`."""
+        if added:
+            yield [Names(background)]
+            if self.holds[Names(background)]:
+                return []
+        if len(candidates) == 1:
+            return candidates
+        half = len(candidates) // 2
+        first, second = candidates[:half], candidates[half:]
+        of_second = yield from self._explained(background + first, first, second)
+        of_first = yield from self._explained(background + of_second, of_second, first)
+        return of_second + of_first
+
+    def _reduced(self, names: list[str]) -> Asking:
+        """1-minimal names for which the criterion holds, by delta debugging; it holds for those that are given."""
+        parts = 2
+        while len(names) > 1:
+            size = math.ceil(len(names) / parts)
+            pieces = [names[start : start + size] for start in range(0, len(names), size)]
+            rests = [[name for name in names if name not in piece] for piece in pieces]
+            smaller = None
+            for tried, left in [*((piece, 2) for piece in pieces), *((rest, max(parts - 1, 2)) for rest in rests)]:
+                yield [Names(tried)]
+                if self.holds[Names(tried)]:
+                    smaller = tried, left
+                    break
+            if smaller is not None:
+                names, parts = smaller
+            elif size == 1:
+                break
+            else:
+                parts = min(2 * parts, len(names))
+        return names
+
+    def _check(self, found: Sequence[str]) -> Generator[Sequence[Names], None, bool | None]:
+        """Runs the checks of monotonicity; returns `Minimal.is_only`."""
+        if not self._checks:
+            return None
+        others = [name for name in self.names if name not in found]
+        asked = [Names(found) | self._half(others) for _ in range(self._checks)]
+        asked += [self._half(sorted(self._random.choice(_without_each(found)))) for _ in range(self._checks)]
+        without = [Names(self.names) - {name} for name in found]
+        yield asked + without
+        return not any(self.holds[names] for names in without)
+
+    def _half(self, names: Sequence[str]) -> Names:
+        return Names(name for name in names if self._random.random() < 0.5)
+
+    def _ordered(self, names: Iterable[str]) -> list[str]:
+        chosen = set(names)
+        return [name for name in self.names if name in chosen]
+
+    def _violations(self) -> tuple[tuple[Names, Names], ...]:
+        holding = [names for names, holds in self.holds.items() if holds]
+        failing = [names for names, holds in self.holds.items() if not holds]
+        return tuple((small, large) for small in holding for large in failing if small < large)
+
+
+def _without_each(names: Sequence[str]) -> list[Names]:
+    return [Names(names) - {name} for name in names]
