@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, walk
-from precision_lab.model.quantized import Quantization
+from precision_lab.model.quantized import Quantization, packing_of
 from precision_lab.record.files import read_json, replacing, write_json
 from precision_lab.record.layout import Layout
 from precision_lab.techniques.base import applied
@@ -129,10 +129,16 @@ def _quantised(
     with applied(Components({name: part.module for name, part in parts.items()}, layout), techniques):
         for name, part in parts.items():
             packed = {
-                part.prefix + site.path: Quantization(site.module.group_size, site.module.bits, site.module.mode)
+                part.prefix + site.path: packing_of(site.module)
                 for site in walk({name: part.module})
                 if isinstance(site.module, nn.QuantizedLinear | nn.QuantizedEmbedding)
             }
+            scaled = next((path for path, packing in packed.items() if packing.tensor_scale), None)
+            if scaled is not None:
+                raise InputError(
+                    f"technique: {name}:{scaled} has a scale a tensor, which this layout of files cannot state; "
+                    "expected a rule without tensor_scale"
+                )
             if packed:
                 tensors = {part.prefix + path: array for path, array in tree_flatten(part.module.parameters())}
                 found[name] = _Component(tensors, _entry(packed))
@@ -144,8 +150,8 @@ def _quantised(
 def _entry(packed: Mapping[str, Quantization]) -> dict[str, Any]:
     """The most common quantisation, and the exceptions by path."""
     common = Counter(packed.values()).most_common(1)[0][0]
-    others = {path: quantization._asdict() for path, quantization in packed.items() if quantization != common}
-    return {**common._asdict(), **others}
+    others = {path: quantization.arguments for path, quantization in packed.items() if quantization != common}
+    return {**common.arguments, **others}
 
 
 def _write_shards(

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from precision_lab.instrument.sites import Components, Site, select, walk
 from precision_lab.lab.groups import linears
+from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Float8, Format, Losses, Recipe, Target
@@ -43,7 +44,7 @@ def stated(components: Components, techniques: Mapping[str, Technique]) -> State
     with applied(components, techniques):
         packed = {site: site.module for site in walk(components) if isinstance(site.module, nn.QuantizedLinear)}
     for site, module in packed.items():
-        found[site] = Quantization(module.group_size, module.bits, module.mode)
+        found[site] = packing_of(module)
     for name, technique in techniques.items():
         if isinstance(technique, Float8Weights):
             found |= {
@@ -83,7 +84,7 @@ def _rule(kind: Quantization) -> dict[str, Any]:
     """Bits, mode and group size where they are not the mode's only one. The group size of affine is always stated."""
     mode = {} if kind.mode == "affine" else {"mode": kind.mode}
     stated_ = {"bits": kind.bits, "group_size": kind.group_size} if len(MODES[kind.mode].bits) > 1 else {}
-    return mode | stated_
+    return mode | stated_ | ({"tensor_scale": True} if kind.tensor_scale else {})
 
 
 def _named(kind: type) -> str:

@@ -3,10 +3,13 @@
 A weight is decoded in the dtype to which input and scales promote, like in `mx.quantized_matmul`: for an fp32 input the
 weights are decoded in fp32, whatever the dtype of the scales. On a GPU the product is `mx.quantized_matmul`. Its CPU
 kernel accumulates in the storage dtype (relative error 8e-2 in bf16), so on the CPU the decoded weight is multiplied in
-fp32. In all modes except affine, the decoded values are exact in 16 bits.
+fp32. In all modes except affine, the decoded values are exact in 16 bits, unless there is a scale a tensor: the decoded
+weight is then multiplied by it in fp32, on a GPU too, because MLX 0.32 has no such packed product.
 """
 
 from __future__ import annotations
+
+from copy import copy
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,12 +18,36 @@ from precision_lab.model.layers import on_cpu
 from precision_lab.numerics.packing import MODES as MODES
 from precision_lab.numerics.packing import Quantization as Quantization
 
+LARGEST_NVFP4 = 6 * 448
+"""The largest number of e2m1 times that of e4m3, a group's scale."""
+
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """`x @ decoded.T + bias`, with products summed in fp32 and, on the CPU, rounded once to the dtype of x."""
+    """`x @ decoded.T + bias`, with products summed in fp32 and, on the CPU, rounded once to the dtype of x.
+
+    `tensor_scale`, an fp32 scalar that multiplies the decoded weight, is there only if the packing has it.
+    """
+
+    @classmethod
+    def packed(cls, linear: nn.Linear, quantization: Quantization) -> QuantizedLinear:
+        """Packs the weight of a linear; its bias is shared.
+
+        A tensor scale is the largest magnitude / (6 * 448), or 1 for a weight of zeros, as in NVIDIA ModelOpt.
+        """
+        if not quantization.tensor_scale:
+            layer: QuantizedLinear = cls.from_linear(linear, **quantization.arguments)
+            return layer
+        wide = linear.weight.astype(mx.float32)
+        scale = mx.abs(wide).max() / LARGEST_NVFP4
+        scale = mx.where(scale == 0, 1, scale)
+        scaled = copy(linear)
+        scaled.weight = wide / scale
+        layer = cls.from_linear(scaled, **quantization.arguments)
+        layer.tensor_scale = scale
+        return layer
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not on_cpu() and not self._has_one_group:
+        if not on_cpu() and not self._has_one_group and "tensor_scale" not in self:
             return super().__call__(x)
         return product(x, decoded_weight(self, x.dtype), self.get("bias"))
 
@@ -51,7 +78,13 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 def decoded_weight(layer: nn.QuantizedLinear, dtype: mx.Dtype) -> mx.array:
     """The weight (out, in) by which `layer` multiplies an input of `dtype`, in fp32."""
     scales = layer.scales
-    return _decoded(layer, layer.weight, scales, layer.get("biases"), mx.result_type(dtype, scales.dtype))
+    values = _decoded(layer, layer.weight, scales, layer.get("biases"), mx.result_type(dtype, scales.dtype))
+    return values * layer.tensor_scale if "tensor_scale" in layer else values
+
+
+def packing_of(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Quantization:
+    """How the weight of a layer is packed."""
+    return Quantization(layer.group_size, layer.bits, layer.mode, "tensor_scale" in layer)
 
 
 def product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:

@@ -90,8 +90,8 @@ def _quantized(path: str, module: nn.Module, declared: _Declaration, tensors: Ma
     if channels % quantization.group_size:
         raise InputError(f"{path}: {channels} input channels, which groups of {quantization.group_size} do not divide")
     if isinstance(module, nn.Embedding):
-        return QuantizedEmbedding(rows, channels, **quantization._asdict())
-    return QuantizedLinear(channels, rows, "bias" in module, **quantization._asdict())
+        return QuantizedEmbedding(rows, channels, **quantization.arguments)
+    return QuantizedLinear(channels, rows, "bias" in module, **quantization.arguments)
 
 
 def _check_types(path: str, quantization: Quantization, tensors: Mapping[str, mx.array]) -> None:

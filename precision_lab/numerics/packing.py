@@ -1,14 +1,15 @@
-"""How `mx.quantize` packs a weight: a few bits a value, and a scale for each group of a row.
+"""How a weight is packed: a few bits a value, and a scale for each group of a row.
 
-The modes are affine (scale and offset for each group), mxfp4 and mxfp8 (OCP Microscaling, 32 values share a power of
-two) and nvfp4 (16 share an e4m3 scale).
+The modes are those of `mx.quantize`: affine (scale and offset for each group), mxfp4 and mxfp8 (OCP Microscaling, 32
+values share a power of two) and nvfp4 (16 share an e4m3 scale). Published nvfp4 files (NVIDIA ModelOpt, ComfyUI) have a
+further fp32 scale for each tensor, by which the largest group scale becomes the largest number of e4m3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from precision_lab.errors import InputError, nearest
 
@@ -31,26 +32,42 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 
 class Quantization(NamedTuple):
-    """The packing of a weight: values a group, bits a value, and the mode of `mx.quantize`."""
+    """The packing of a weight: values a group, bits a value, and the mode of `mx.quantize`.
+
+    tensor_scale: whether the weight is divided by a scale of its own first, in nvfp4.
+    """
 
     group_size: int
     bits: int
     mode: str
+    tensor_scale: bool = False
 
     @classmethod
-    def checked(cls, what: str, mode: object, bits: object = None, group_size: object = None) -> Quantization:
+    def checked(
+        cls, what: str, mode: object, bits: object = None, group_size: object = None, tensor_scale: object = False
+    ) -> Quantization:
         """Returns the quantisation if MLX supports it; bits and group size default to those of the mode.
 
         Raises InputError, with a message that begins with `what`, for unsupported values.
         """
         if not isinstance(mode, str) or mode not in MODES:
             raise InputError(f"{what}: mode is {mode!r}. {nearest(str(mode), MODES)}")
+        if not isinstance(tensor_scale, bool):
+            raise InputError(f"{what}: tensor_scale is {tensor_scale!r}, expected true or false")
+        if tensor_scale and mode != "nvfp4":
+            raise InputError(f"{what}: tensor_scale is true, which {mode} does not have, expected mode: nvfp4")
         choices = MODES[mode]
         return cls(
             _choice(what, mode, "group_size", group_size, choices.groups),
             _choice(what, mode, "bits", bits, choices.bits),
             mode,
+            tensor_scale,
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The packing as arguments of `mx.quantize`, which has no scale a tensor."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     def fitting(self, channels: int) -> Quantization:
         """The same with the largest group size up to this one that divides `channels`; itself if none does."""
@@ -58,7 +75,8 @@ class Quantization(NamedTuple):
         return self._replace(group_size=max(sizes, default=self.group_size))
 
     def __str__(self) -> str:
-        return f"{self.bits} bits in groups of {self.group_size}, {self.mode}"
+        scaled = " with a scale a tensor" if self.tensor_scale else ""
+        return f"{self.bits} bits in groups of {self.group_size}, {self.mode}{scaled}"
 
 
 def _choice(what: str, mode: str, name: str, value: object, choices: tuple[int, ...]) -> int:

@@ -21,8 +21,7 @@ from precision_lab.recipes.recipe import Float8, Format, Losses, Target
 _KEY = "_quantization_metadata"
 _NOTE = ".comfy_quant"
 _WIDE = "full_precision_matrix_mult"
-_PACKED = {"nvfp4": Quantization(16, 4, "nvfp4"), "mxfp8": Quantization(32, 8, "mxfp8")}
-_OWN_SCALE = "nvfp4 with a further scale a tensor"
+_PACKED = {"nvfp4": Quantization(16, 4, "nvfp4", tensor_scale=True), "mxfp8": Quantization(32, 8, "mxfp8")}
 
 
 class ComfyUI(Dialect):
@@ -36,8 +35,8 @@ class ComfyUI(Dialect):
                 return Spelled({"format": "float8_e4m3fn"}, "float8 e4m3 with one calibrated scale for all inputs")
             return Spelled({"format": "float8_e4m3fn", _WIDE: True})
         for name, packing in _PACKED.items():
-            if kind == packing:
-                return Spelled({"format": name, _WIDE: True}, _OWN_SCALE if name == "nvfp4" else "")
+            if isinstance(kind, Quantization) and kind._replace(tensor_scale=packing.tensor_scale) == packing:
+                return Spelled({"format": name, _WIDE: True})
         raise UnspeakableError(f"it has {', '.join(('float8_e4m3fn', *_PACKED))}")
 
     def understood(self, value: Any, channels: int) -> Spelled | None:
@@ -46,9 +45,7 @@ class ComfyUI(Dialect):
             change = "" if wide else "inputs are rounded with one scale a token here, with one from a calibration there"
             return Spelled(Float8("tensor", not wide), change)
         if name in _PACKED:
-            changes = ["the scale a tensor is left out here"] * (name == "nvfp4")
-            changes += ["inputs are not rounded here"] * (not wide)
-            return Spelled(_PACKED[name], ", ".join(changes))
+            return Spelled(_PACKED[name], "" if wide else "inputs are not rounded here")
         raise UnspeakableError(f"the lab has no format {name!r:.80} of ComfyUI")
 
     def text(self, entries: Mapping[str, Any], target: Target) -> str:

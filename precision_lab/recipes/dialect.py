@@ -84,7 +84,7 @@ class Dialect(ABC):
                 losses.add(self._never, path)
                 continue
             try:
-                spelled[path] = self.spelled(kind, target.channels[path])
+                spelled[path] = self._spelled(kind, target.channels[path])
             except UnspeakableError as reason:
                 losses.add(f"{self.title} has no {kind}: {reason}", path)
         self._agree(spelled, target, losses)
@@ -107,6 +107,12 @@ class Dialect(ABC):
             reason = self._foremost(losses) or "it keeps every linear as stored"
             raise InputError(f"{document.name}: nothing in it can be judged: {reason}")
         return Read(recipe, losses.all())
+
+    def _spelled(self, kind: Format, channels: int) -> Spelled:
+        """As `spelled`, with a change where the spelling says less than the format does, such as no scale a tensor."""
+        each = self.spelled(kind, channels)
+        back = None if each.change else self.understood(each.value, channels)
+        return each if back is None or back.value == kind else each._replace(change=str(back.value))
 
     def _recipe(self, entries: Mapping[str, Any], target: Target, losses: Losses) -> dict[str, Format]:
         """What the entries mean, in order of definition."""

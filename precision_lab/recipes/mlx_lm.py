@@ -31,7 +31,7 @@ class MlxLm(Dialect):
     def spelled(self, kind: Format, channels: int) -> Spelled:
         if isinstance(kind, Float8):
             raise UnspeakableError("mx.quantize has groups of 16 or more with a scale each, mxfp8 is its nearest mode")
-        return Spelled(kind)
+        return Spelled(kind._replace(tensor_scale=False))
 
     def understood(self, value: Any, channels: int) -> Spelled | None:
         assert isinstance(value, Quantization)
@@ -41,11 +41,11 @@ class MlxLm(Dialect):
         default = _default(entries, target)
         every = [target.naming.theirs(path) for path in (*target.channels, *target.embeddings)]
         others = {
-            name: entries[name]._asdict() if name in entries else False
+            name: entries[name].arguments if name in entries else False
             for name in every
             if entries.get(name) != default
         }
-        return json.dumps({_KEY: {**default._asdict(), **others}}, indent=2) + "\n"
+        return json.dumps({_KEY: {**default.arguments, **others}}, indent=2) + "\n"
 
     def entries(self, document: Document, target: Target, losses: Losses) -> Mapping[str, Any]:
         content = mapping(document.json(), document.name)

@@ -21,7 +21,7 @@ class ModelOpt(IgnoreList):
     title = "ModelOpt"
     methods: ClassVar[Mapping[str, tuple[Format, str]]] = {
         "FP8": (Float8("tensor", True), "one scale for all inputs, from a calibration, instead of one a token"),
-        "NVFP4": (Quantization(16, 4, "nvfp4"), "inputs in nvfp4, and a further scale for each tensor"),
+        "NVFP4": (Quantization(16, 4, "nvfp4", tensor_scale=True), "inputs in nvfp4"),
     }
     keys = ("ignore", "exclude_modules")
     method_keys = ("quant_algo",)

@@ -21,7 +21,7 @@ from precision_lab.model.quantized import Quantization, QuantizedLinear
 from precision_lab.techniques.base import first_naming
 from precision_lab.techniques.parts.kinds import expect_kind
 
-_ENTRIES = ("sites", "bits", "mode", "group_size", "keep")
+_ENTRIES = ("sites", "bits", "mode", "group_size", "tensor_scale", "keep")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Rule:
                 f"Quantisation rule {dict(raw)}: sites is missing, expected a pattern or a list of patterns"
             )
         what = f"Quantisation rule for {', '.join(sites)}"
-        quantization = Quantization.checked(what, raw.get("mode", "affine"), raw.get("bits"), raw.get("group_size"))
+        quantization = Quantization.checked(
+            *(what, raw.get("mode", "affine"), raw.get("bits"), raw.get("group_size"), raw.get("tensor_scale", False))
+        )
         return cls(sites, None if raw.get("keep") else quantization, raw.get("group_size") is None)
 
 
@@ -58,7 +60,7 @@ class Rule:
 class QuantizedWeights:
     """The first of `rules` that names a site decides about it; linears that no rule names stay as they are.
 
-    A rule is a mapping with sites (a pattern or several), bits, mode, group_size and keep, such as
+    A rule is a mapping with sites (a pattern or several), bits, mode, group_size, tensor_scale and keep, such as
     `{sites: img_in, bits: 8}` or `{sites: [norm_out.linear, proj_out], keep: true}`. A rule without a group size has
     that of the mode, or the next smaller one that divides the input channels of the layer: 32 in place of 64.
     """
@@ -104,4 +106,4 @@ class QuantizedWeights:
                 f"quantized_weights: {site} has {channels} input channels, which groups of {quantization.group_size} "
                 "do not divide; keep it, or give a smaller group_size"
             )
-        return QuantizedLinear.from_linear(site.module, **quantization._asdict())
+        return QuantizedLinear.packed(site.module, quantization)

@@ -193,6 +193,7 @@ def test_the_command(small_checkpoint, tmp_path, capsys):
         (arguments[:2], "to= is missing"),
         (arguments[1:], "technique= is missing"),
         ([arguments[0], arguments[2]], "from= is missing"),
+        (["technique=[nvfp4_scaled]", *arguments[1:]], "has a scale a tensor, which this layout of files cannot state"),
         (["technique=[fp8]", *arguments[1:]], "technique fp8 is Float8Weights, expected QuantizedWeights"),
         (["make=micro", *arguments], "expected one"),
         ([arguments[0], f"from={target}", f"to={tmp_path}/again"], "is quantised already"),

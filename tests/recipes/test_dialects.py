@@ -12,6 +12,7 @@ import pytest
 from precision_lab.errors import InputError
 from precision_lab.lab.recipe import nodes, stated
 from precision_lab.model import mflux
+from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.dialect import UnspeakableError
 from precision_lab.recipes.dialects import DIALECTS
@@ -27,7 +28,8 @@ PACKED = [
     for mode, (sizes, widths) in MODES.items()
     for groups, bits in product(sizes, widths)
 ]
-FORMATS = [*PACKED, *(Float8(scale, inputs) for scale in SCALES for inputs in (False, True))]
+SCALED = Quantization(16, 4, "nvfp4", tensor_scale=True)
+FORMATS = [*PACKED, SCALED, *(Float8(scale, inputs) for scale in SCALES for inputs in (False, True))]
 WITH_INPUTS = Float8("tensor", True)
 ALWAYS = {"comfyui": Float8("tensor", False), **dict.fromkeys(("sglang", "vllm_omni", "modelopt"), WITH_INPUTS)}
 """A format that a dialect has; the others have the first of PACKED."""
@@ -167,11 +169,7 @@ def test_mlx_lm_itself_quantises_what_the_recipe_says():
     mlx_lm.nn.quantize(
         model, **common, class_predicate=lambda path, m: hasattr(m, "to_quantized") and entries.get(path, True)
     )
-    found = {
-        path: Quantization(m.group_size, m.bits, m.mode)
-        for path, m in model.named_modules()
-        if isinstance(m, nn.QuantizedLinear)
-    }
+    found = {path: packing_of(m) for path, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
     assert found == recipe
 
 
@@ -215,7 +213,7 @@ def test_weights_of_comfyui_are_read_from_their_metadata_and_from_their_notes(tm
         "model.diffusion_model.img_in": {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
         "model.diffusion_model.transformer_blocks.1.attn.to_q": {"format": "int8_tensorwise", "convrot": True},
     }
-    expected = {"img_in": Float8("tensor", False), "transformer_blocks.0.attn.to_q": Quantization(16, 4, "nvfp4")}
+    expected = {"img_in": Float8("tensor", False), "transformer_blocks.0.attn.to_q": SCALED}
     write_header(
         tmp_path / "a.safetensors", {"__metadata__": {"_quantization_metadata": json.dumps({"layers": layers})}}
     )
@@ -230,7 +228,7 @@ def test_weights_of_comfyui_are_read_from_their_metadata_and_from_their_notes(tm
         assert read.recipe == expected
         reasons = {loss.reason: loss.kept for loss in read.losses}
         assert reasons.pop("the lab has no format 'int8_tensorwise' of ComfyUI")
-        assert list(reasons.values()) == [False]  # the scale a tensor of nvfp4, and its inputs
+        assert list(reasons.values()) == [False]  # inputs in nvfp4
 
 
 def test_names_of_mflux_lead_back_to_the_published_ones():

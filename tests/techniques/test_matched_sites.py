@@ -69,6 +69,7 @@ MATCHED = {
     "mxfp4": (840, "a12380cc74987f1f"),
     "mxfp8": (840, "a12380cc74987f1f"),
     "nvfp4": (840, "a12380cc74987f1f"),
+    "nvfp4_scaled": (840, "a12380cc74987f1f"),
     "pre_attention_scaling": (60, "174505e124a30988"),
     "reordered_sums": (300, "aad6851442afcb1f"),
     "sage_attention": (60, "174505e124a30988"),

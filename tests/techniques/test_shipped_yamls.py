@@ -48,6 +48,7 @@ BITS = {
     "mxfp4": 4.3,
     "mxfp8": 8.3,
     "nvfp4": 4.5,
+    "nvfp4_scaled": 4.5,
     "fp8": 8.0,
     "fp8_channel": 8.45,
 }

@@ -10,6 +10,8 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
+from precision_lab.model.quantized import QuantizedLinear, decoded_weight
+from precision_lab.numerics.packing import Quantization
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.parts.weight_storage import storage, weight_storage
@@ -131,6 +133,8 @@ def test_products_are_summed_in_fp32():
         ([{"sites": TO_Q, "bits": 7}], "bits is 7, affine has 2, 3, 4"),
         ([{"sites": TO_Q, "mode": "mxfp4", "group_size": 64}], "group_size is 64, mxfp4 has 32"),
         ([{"sites": TO_Q, "mode": "nf4"}], "mode is 'nf4'"),
+        ([{"sites": TO_Q, "tensor_scale": True}], "tensor_scale is true, which affine does not have"),
+        ([{"sites": TO_Q, "mode": "nvfp4", "tensor_scale": 2}], "tensor_scale is 2, expected true or false"),
         ([{"sites": TO_Q, "bit": 4}], "unknown entry 'bit'. Did you mean bits"),
         ([{"sites": "txt_in", "bits": 4}], "txt_in has 40 input channels, which groups of 64 do not"),
         ([{"sites": TO_Q, "group_size": 128}], "to_q has 64 input channels, which groups of 128"),
@@ -170,6 +174,41 @@ def test_float8_weights_are_those_of_ml_dtypes(scale, axes):
     assert np.allclose(decoded(layer), expected, rtol=1e-5, atol=1e-5)
     bits = storage(layer).bits_per_weight
     assert bits == {"none": 8 + 32 / 4096, "tensor": 8 + 32 / 4096, "channel": 8 + 32 / 64}[scale]
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("magnitude", [1e-4, 0.02, 30])
+def test_nvfp4_with_a_scale_a_tensor_is_that_of_published_files(dtype, magnitude):
+    linear = nn.Linear(64, 48)
+    drawn = np.random.default_rng(3).standard_normal((48, 64), dtype=np.float32) * np.float32(magnitude)
+    drawn[5] = 0
+    linear.weight = mx.array(drawn).astype(dtype)
+    weight = np.array(linear.weight.astype(mx.float32)).reshape(48, 4, 16)
+    scale = np.abs(weight).max() / np.float32(6 * 448)
+    groups = (np.abs(weight / scale).max(-1, keepdims=True) / 6).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    codes = np.divide(weight / scale, groups, out=np.zeros_like(weight), where=groups > 0)
+    expected = codes.astype(ml_dtypes.float4_e2m1fn).astype(np.float32) * groups * scale
+    linear.bias = mx.random.normal((48,), key=mx.random.key(1))
+    packed = QuantizedLinear.packed(linear, Quantization.checked("", "nvfp4", tensor_scale=True))
+    ours = np.array(decoded_weight(packed, mx.float32)).reshape(weight.shape)
+    # MLX multiplies by a reciprocal, so a value near the middle of two codes may take the other one
+    assert np.mean(np.abs(ours - expected) > 1e-6 * np.abs(expected)) < 0.005
+    np.testing.assert_allclose(np.linalg.norm(ours - weight), np.linalg.norm(expected - weight), rtol=1e-3)
+    x = mx.random.normal((3, 64), key=mx.random.key(0))
+    exact = np.array(x, np.float64) @ ours.reshape(48, 64).T.astype(np.float64) + np.array(linear.bias)
+    np.testing.assert_allclose(np.array(packed(x)), exact, rtol=2e-5, atol=2e-5 * np.abs(exact).max())
+    assert storage(packed).bits_per_weight == pytest.approx(4.5 + 32 / (48 * 64))
+
+
+def test_a_scale_a_tensor_saves_small_weights_from_the_range_of_e4m3():
+    def error(**rule):
+        linear = nn.Linear(64, 32)
+        linear.weight = mx.random.normal((32, 64), scale=1e-4, key=mx.random.key(0))
+        packed = QuantizedLinear.packed(linear, Quantization.checked("", "nvfp4", **rule))
+        return rel_l2(decoded_weight(packed, mx.float32), linear.weight)
+
+    assert error(tensor_scale=True) < 0.11
+    assert error() == 1  # the scales of the groups become zero
 
 
 def test_what_a_scale_is_for():

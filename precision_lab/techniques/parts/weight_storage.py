@@ -28,7 +28,8 @@ def storage(module: nn.Module) -> WeightStorage:
     while isinstance(module, Wrapper):
         module = module.inner
     if isinstance(module, nn.QuantizedLinear):
-        arrays = [module[name] for name in ("weight", "scales", "biases") if module.get(name) is not None]
+        names = ("weight", "scales", "biases", "tensor_scale")
+        arrays = [module[name] for name in names if module.get(name) is not None]
         return WeightStorage(module.weight.size * 32 // module.bits, sum(8 * a.nbytes for a in arrays))
     if isinstance(module, Float8Linear):
         return WeightStorage(module.weight.size, 8 * (module.weight.nbytes + module.scale.nbytes))
