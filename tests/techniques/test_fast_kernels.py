@@ -1,11 +1,14 @@
 """The fused operations against float64: kernels on a machine with CUDA, elsewhere operations of MLX."""
 
+import re
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from precision_lab.model.qwen_image.rope import rotations
 from precision_lab.model.rotary import Grid
+from precision_lab.techniques.fast import cuda
 from precision_lab.techniques.fast import kernels as fused
 from precision_lab.techniques.fast.kernels import Chunk, Kept, Projected, SharedChunk
 from tests.techniques.small_model import rel_l2
@@ -185,3 +188,46 @@ def test_what_is_not_finite_stays_where_it_is_in_one_stream(dtype):
     clipped = _exact(fused.gated_add(x, mx.ones_like(x), None, mods, SharedChunk.GATE_2, limit=60000))
     assert np.argwhere(np.isnan(clipped)).tolist() == [[0, 0, 3]]
     assert clipped[0, 1, 5] == pytest.approx(60000, rel=0.01)
+
+
+@pytest.mark.parametrize("prefix", [None, mx.array([2], mx.int32)], ids=["all alike", "with a prefix"])
+def test_a_launch_fits_its_source(monkeypatch, prefix):
+    """What MLX would refuse on a GPU, seen on any machine."""
+    launched = set()
+
+    def kernel(name, inputs, outputs):
+        def launch(*, inputs, template, grid, threadgroup, output_shapes, output_dtypes, names=inputs):
+            launched.add(name)
+            assert len(inputs) == len(names)
+            assert len(outputs) == len(output_shapes) == len(output_dtypes)
+            source = cuda.source(name)
+            assert all(re.search(rf"\b{constant}\b", source) for constant, _ in template)
+            assert all(re.search(rf"\b{array}\b", source) for array in (*names, *outputs))
+            # MLX puts the values into the name of the function
+            values = [int(value) for _, value in template if not isinstance(value, mx.Dtype)]
+            assert min(values) >= 0
+            assert all(g % t == 0 for g, t in zip(grid[1:], threadgroup[1:], strict=True))
+            assert threadgroup[0] <= cuda.LARGEST_BLOCK
+            return [mx.zeros(*each) for each in zip(output_shapes, output_dtypes, strict=True)]
+
+        return launch
+
+    monkeypatch.setattr(cuda, "kernel", kernel)
+    monkeypatch.setattr(cuda, "takes", lambda *arrays, parts=1: True)
+    x, mods, bias, norm = mx.zeros((2, 5, 256)), mx.zeros((3, 1536)), mx.zeros((256,)), mx.zeros((128,))
+    rotation = mx.zeros((5, 64), mx.complex64)
+    for shift, of_linear in ((None, None), (3, bias)):
+        fused.norm_modulate(x, mods, shift, 0, 1e-6, prefix)
+        fused.gated_add(x, x, of_linear, mods, 1, prefix, limit=65504)
+        fused.gated_add_norm_modulate(x, x, of_linear, mods, 1, shift, 2, 1e-6, prefix)
+    fused.gelu(x, bias)
+    assert fused.swiglu(x).shape == (2, 5, 128)
+    product = mx.zeros((2, 5, 768))
+    for of_linear in (None, mx.zeros((768,))):
+        projected = Projected(product, of_linear, norm, norm, rotation)
+        for kept in (None, Kept(*[mx.zeros((2, 3, 2, 128))] * 2)):
+            q, k, v = fused.qkv(projected, 128, 1e-6, kept)
+            assert q.shape == (2, 5, 2, 128)
+            assert k.shape == v.shape == (2, 8 if kept else 5, 2, 128)
+        fused.joint_qkv(projected, projected, 128, 1e-6)
+    assert len(launched) == 7
