@@ -30,7 +30,10 @@ COMMANDS = {
 }
 
 # strategies of `search` with a module and a root configuration of their own
-STRATEGIES = {"scales": ("precision_lab.cli.scales", "scales")}
+STRATEGIES = {
+    "scales": ("precision_lab.cli.scales", "scales"),
+    "fp8_scales": ("precision_lab.cli.fp8_scales", "fp8_scales"),
+}
 
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")

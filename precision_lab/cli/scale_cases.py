@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
 from precision_lab.cli import schema
 from precision_lab.cli.config import build_spec, plain, spec_of
 from precision_lab.cli.literal import literally
-from precision_lab.errors import InputError
+from precision_lab.cli.progress import showing
+from precision_lab.errors import InputError, nearest
+from precision_lab.lab.run import run
+from precision_lab.lab.spec import RunSpec
 from precision_lab.record.manifest import FILE, Manifest
 from precision_lab.record.run import Run
-
-if TYPE_CHECKING:
-    from precision_lab.lab.run import Progress
-    from precision_lab.lab.spec import RunSpec
 
 RECIPE = "scales"
 """The variant with the chosen scales."""
 
-_OWN = ("strategy", "margin", "coverage", "holdout", "scalings", "wide", "noise")
+_OWN = ("strategy", "margin", "coverage", "holdout", "scalings", "wide", "noise", "of")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cases:
 def coverage_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
     """The sets to choose from; none where ranges of finished runs are used."""
     prompts = settings.prompts if settings.coverage.prompts is None else settings.coverage.prompts
-    return [] if settings.coverage.runs else _sets("coverage", settings.coverage, prompts, config)
+    return [] if settings.coverage.runs else sets_of("coverage", settings.coverage, prompts, config)
 
 
 def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
@@ -59,7 +59,7 @@ def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
                 "holdout.prompts is null, and the model has no prompts in `learning` that coverage.prompts leaves, "
                 "expected prompts that scales are not chosen from"
             )
-    found = _sets("holdout", settings.holdout, prompts, config)
+    found = sets_of("holdout", settings.holdout, prompts, config)
     both = {key for cases in covered for key in cases.keys} & {key for cases in found for key in cases.keys}
     if both:
         prompt, seed, _ = min(both)
@@ -70,7 +70,8 @@ def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
     return found
 
 
-def _sets(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: DictConfig) -> list[Cases]:
+def sets_of(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: DictConfig) -> list[Cases]:
+    """The sets of cases that a section of the configuration describes, one for each of its settings."""
     if not prompts or not chosen.seeds or not chosen.settings:
         raise InputError(f"{kind} has no cases, expected at least one entry in its prompts, seeds and settings")
     base = {**plain(config.sampler), **plain(config.image)}
@@ -85,36 +86,43 @@ def _sets(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: Di
     return found
 
 
-def own_settings(cases: Cases, config: DictConfig) -> dict[str, Any]:
-    """The settings of a set that differ from those of the configuration."""
-    base = {**plain(config.sampler), **plain(config.image)}
-    return {key: value for key, value in cases.settings.items() if base.get(key, _Absent) != value}
-
-
-class _Absent:
-    """Stands for a setting that the configuration does not have."""
+def check_variants(settings: schema.Scales | schema.Fp8Scales, recipe: str) -> None:
+    """Raises InputError for techniques that belong to no variant, a variant called `recipe`, and an unknown `noise`."""
+    if settings.technique or settings.factorial.factors:
+        raise InputError(
+            f"{recipe} chooses the techniques, expected no technique= and no factorial; variants.NAME adds one"
+        )
+    if recipe in settings.variants:
+        raise InputError(f"variants has {recipe}, which is the name of the variant with the chosen scales")
+    if settings.noise is not None and settings.noise not in settings.variants:
+        raise InputError(f"noise: unknown variant {settings.noise!r}. {nearest(settings.noise, settings.variants)}")
 
 
 def spec_for(
-    config: DictConfig, cases: Cases, out: Path, command: Sequence[str], sites: Sequence[str], **changed: Any
+    config: DictConfig,
+    cases: Cases,
+    out: Path,
+    command: Sequence[str],
+    sites: Sequence[str] | None = None,
+    **changed: Any,
 ) -> RunSpec:
     """The run of one set of cases, as `run` could be told to carry it out.
 
-    sites: patterns of what the range catalogue records. changed: other top-level settings, as plain values.
+    sites: patterns of what the range catalogue records; None leaves it as configured. changed: other top-level
+    settings, as plain values.
     """
     config = config.copy()
     image = plain(config.image)
     with open_dict(config):
         for name in _OWN:
-            config.pop(name)
+            config.pop(name, None)
         for key, value in cases.settings.items():
             (config.image if key in image else config.sampler)[key] = literally(value)
         config.prompts, config.seeds = literally(list(cases.prompts)), list(cases.seeds)
-        if "range" not in config.probe:
-            raise InputError(
-                "probe leaves out range, expected probe=[range,...]: scales are chosen from what it records"
-            )
-        config.probe.range.sites = list(sites)
+        if sites is not None:
+            if "range" not in config.probe:
+                raise InputError("probe leaves out range, expected probe=[range,...], which records the ranges")
+            config.probe.range.sites = list(sites)
         config.out = str(out / cases.name)
         for key, value in changed.items():
             config[key] = OmegaConf.create(literally(value)) if isinstance(value, dict) else literally(value)
@@ -122,14 +130,12 @@ def spec_for(
     return replace(spec, resume=spec.resume and (spec.out / FILE).exists())
 
 
-def carried_out(spec: RunSpec, progress: Progress) -> Run:
+def carried_out(spec: RunSpec, console: Console) -> Run:
     """The run of a spec, which is carried out unless an earlier start of the command has completed it."""
-    from precision_lab.lab.run import run
-
-    if not (
-        spec.resume and Manifest.read(spec.out).status == "complete" and Run.open(spec.out).config == spec.resolved
-    ):
-        run(spec, progress, spec_of)
+    is_done = spec.resume and Manifest.read(spec.out).status == "complete"
+    if not (is_done and Run.open(spec.out).config == spec.resolved):
+        with showing(console) as progress:
+            run(spec, progress, spec_of)
     return Run.open(spec.out)
 
 

@@ -14,12 +14,12 @@ from precision_lab.analysis.scales.choice import Choice, beyond, divisors
 from precision_lab.analysis.scales.drift import compared
 from precision_lab.analysis.scales.evidence import (
     Evidence,
+    case_sets,
     case_words,
     failed_cases,
     names_of,
     number,
     place_words,
-    sets_of,
     strict,
 )
 from precision_lab.analysis.scales.heldout import by_margin, failures, measured, predicted
@@ -147,8 +147,8 @@ def _about(trial: Trial, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "result": trial.layout.result.title,
         "techniques": trial.choice.tables(),
         "recipe": list(trial.nodes),
-        "coverage": sets_of(trial.covered),
-        "heldout": sets_of(trial.tried),
+        "coverage": case_sets(trial.covered),
+        "heldout": case_sets(trial.tried),
         "cases": {"coverage": _count(trial.covered), "heldout": _count(trial.tried)},
         "least_headroom_bits": number(heldout["headroom_bits"].min()),
         "least_measured_bits": number(heldout["measured_bits"].min()),

@@ -14,8 +14,7 @@ from precision_lab.analysis.scales.ranges import at_places, ranges_of, stored_in
 from precision_lab.cli import schema
 from precision_lab.cli.config import default_out, plain
 from precision_lab.cli.literal import settled
-from precision_lab.cli.progress import showing
-from precision_lab.cli.scale_cases import RECIPE, carried_out, coverage_of, heldout_of, opened, spec_for
+from precision_lab.cli.scale_cases import RECIPE, carried_out, check_variants, coverage_of, heldout_of, opened, spec_for
 from precision_lab.cli.scale_recipe import Nodes, Offered, recipe_of
 from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
@@ -46,10 +45,16 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     if settings.strategy != "scales":
         raise InputError(f"search: unknown strategy {settings.strategy!r}. {nearest(settings.strategy, ['scales'])}")
+    if isinstance(settings.dtype, str) and settings.dtype.startswith(("float8", "fp8")):
+        raise InputError(
+            f"dtype is {settings.dtype}, expected float16: no technique takes a chosen scale for fp8. "
+            "search strategy=fp8_scales chooses the kind of scale of each weight"
+        )
     compute = Compute.read("dtype", settings.dtype)
     goal = Goal(format_named(_narrow(compute)), settings.margin.bits)
     offered = Offered.of(config)
-    variants = _variants(settings, config)
+    check_variants(settings, RECIPE)
+    variants = {str(name): plain(node or {}) for name, node in config.variants.items()}
     out = Path(settings.out).expanduser() if settings.out else default_out(settings.experiment)
     covering, trying = coverage_of(settings, config), heldout_of(settings, config)
     own = {"dtype": plain(config)["dtype"], "technique": {}}
@@ -70,18 +75,15 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     finished = opened(settings.coverage.runs, bench.source.checkpoint.fingerprint)
 
     console = open_console()
-    with showing(console) as progress:
-        covered = finished or {
-            cases.name: carried_out(spec, progress) for cases, spec in zip(covering, planned, strict=True)
-        }
-        ranges = _ranges(covered, compute, goal, offered.parameters, sites)
-        choice = choose(ranges, offered.parameters, goal, bench.layout)
-        nodes = recipe_of(offered, choice, ranges, sites, bench.layout)
-        tries_on["variants"][RECIPE]["technique"] = dict(nodes)
-        tried = {
-            cases.name: carried_out(spec_for(config, cases, out, command, recorded, **tries_on), progress)
-            for cases in trying
-        }
+    covered = finished or {spec.out.name: carried_out(spec, console) for spec in planned}
+    ranges = _ranges(covered, compute, goal, offered.parameters, sites)
+    choice = choose(ranges, offered.parameters, goal, bench.layout)
+    nodes = recipe_of(offered, choice, ranges, sites, bench.layout)
+    tries_on["variants"][RECIPE]["technique"] = dict(nodes)
+    tried = {
+        cases.name: carried_out(spec_for(config, cases, out, command, recorded, **tries_on), console)
+        for cases in trying
+    }
     noise = settings.noise if settings.only is None or settings.noise in settings.only else None
     return conclude(
         Trial(choice, nodes, {**_computing_in(variants, compute), RECIPE: nodes}, ranges, covered, tried, noise, out),
@@ -96,19 +98,6 @@ def _narrow(compute: Compute) -> str:
         given = " and ".join(found) or "float32"
         raise InputError(f"dtype is {given}, expected one format that scales are chosen for, dtype=float16")
     return found[0]
-
-
-def _variants(settings: schema.Scales, config: DictConfig) -> dict[str, dict[str, Any]]:
-    """The variants to compare with, as plain values."""
-    if settings.technique or settings.factorial.factors:
-        raise InputError(
-            "scales chooses the techniques, expected no technique= and no factorial; variants.NAME adds one"
-        )
-    if RECIPE in settings.variants:
-        raise InputError(f"variants has {RECIPE}, which is the name of the variant with the chosen scales")
-    if settings.noise is not None and settings.noise not in settings.variants:
-        raise InputError(f"noise: unknown variant {settings.noise!r}. {nearest(settings.noise, settings.variants)}")
-    return {str(name): plain(node or {}) for name, node in config.variants.items()}
 
 
 def _computing_in(variants: Mapping[str, Mapping[str, Any]], compute: Compute) -> dict[str, Nodes]:

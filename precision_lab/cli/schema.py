@@ -200,6 +200,16 @@ class Scales(Experiment):
     noise: str | None
 
 
+class Fp8Scales(Experiment):
+    """conf/fp8_scales.yaml."""
+
+    strategy: str
+    of: Annotated[str | Sequence[str], "a pattern of sites, or a list of patterns"]
+    margin: ScaleMargin
+    holdout: CaseSets
+    noise: str | None
+
+
 class Gate(Experiment):
     """conf/gate.yaml."""
 

@@ -101,7 +101,7 @@ def strict(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if isinstance(value, str) or number(value) is not None}
 
 
-def sets_of(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+def case_sets(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """The sets of cases, for scales.json."""
     return [
         {
