@@ -38,6 +38,8 @@ def facts(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     settings: the content of config.yaml, empty where there is none. The techniques' own settings are only there.
     """
     recorded = asdict(run.manifest)
+    for entry in recorded["variants"].values():
+        del entry["weights"]  # follows from linear_weights and the checkpoint, and earlier runs do not have it
     order = ("checkpoint", "case", "prompts", "seeds", "variants")
     entries = {name: recorded[name] for name in order}
     entries |= {name: entry for name, entry in recorded.items() if name not in (*order, *_OF_THE_RUN)}

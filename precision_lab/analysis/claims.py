@@ -21,7 +21,7 @@ from precision_lab.analysis.health import AGAINST_REFERENCE, reference_fault
 from precision_lab.analysis.measures import METRICS, Metric
 from precision_lab.analysis.ratios import PROMPT, noise_floor, over_rounds, over_units, unit_of
 from precision_lab.errors import InputError, nearest
-from precision_lab.numerics.intervals import LEAST_GROUPS
+from precision_lab.numerics.intervals import LEAST_GROUPS, Ratio
 from precision_lab.record.run import Run
 
 _COUNTED = ("nonzero", "zero")
@@ -48,6 +48,7 @@ class Claim:
     - nonfinite: values at recorded outputs;
     - psnr_db, ssim: of the picture against the reference's; higher is better. PSNR, its bound, margin and noise floor
       are in dB;
+    - weight_bytes, bits_per_weight: of the default component, all parameters with their scales; known without error;
     - narrow_operations: of a device, those that compute in less than fp32.
 
     relation: that of `subject` to `against`, or to `bound`. noise: variants that should equal `against`, or the subject
@@ -180,7 +181,7 @@ def _judge_ratio(claim: Claim, metric: Metric, values: Mapping[str, pd.Series], 
     subject = values[claim.subject]
     bound = None if claim.bound is None else metric.linear(claim.bound)
     against = values[claim.against] if bound is None else pd.Series(bound, index=subject.index)
-    ratio = over_rounds(subject, against) if metric.by_round else over_units(subject, against, unit)
+    ratio = _ratio(metric, subject, against, unit)
     if not math.isfinite(ratio.estimate):
         return _unjudged("undefined or non-finite values")
     effect, lo, hi = (metric.shown(value, claim.bound) for value in (ratio.estimate, ratio.lo, ratio.hi))
@@ -194,6 +195,13 @@ def _judge_ratio(claim: Claim, metric: Metric, values: Mapping[str, pd.Series], 
     verdict = decide(claim.relation, ratio.lo, ratio.hi, metric.relative(claim.margin), floor)
     shown_floor = metric.shown(1 + floor) if metric.unit == "dB" else floor
     return Verdict(verdict, effect, lo, hi, shown_floor)
+
+
+def _ratio(metric: Metric, subject: pd.Series, against: pd.Series, unit: str) -> Ratio:
+    """The ratio with its interval, which is a point for a metric without error."""
+    if metric.exact:
+        return Ratio(*[float(subject.iloc[0] / against.iloc[0])] * 3)
+    return over_rounds(subject, against) if metric.by_round else over_units(subject, against, unit)
 
 
 def judge_operations(claim: Claim, verdicts: Sequence[str]) -> Verdict:

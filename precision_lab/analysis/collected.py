@@ -62,6 +62,8 @@ def _headline(run: Run, variant: VariantSummary) -> dict[str, Any]:
     return {
         "dtype": variant.dtype.compute,
         "techniques": "+".join(variant.techniques) or None,
+        "weight_bytes": variant.weight_bytes.value,
+        "bits_per_weight": variant.bits_per_weight.value,
         **numbers,
         "step_s": latency.median_s if latency else None,
         "time_ratio": latency.ratio if latency else None,

@@ -10,7 +10,10 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.record.run import Run
 from precision_lab.record.summary import Quantity, VariantSummary
 
-_QUANTITIES = ("amax_final", "latent_rel_l2", "psnr_db", "ssim", "num_nonfinite", "peak_memory_bytes")
+_QUANTITIES = (
+    *("amax_final", "latent_rel_l2", "psnr_db", "ssim", "num_nonfinite"),
+    *("weight_bytes", "bits_per_weight", "peak_memory_bytes"),
+)
 _KEY = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]
 
 

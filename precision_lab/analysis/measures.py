@@ -10,6 +10,7 @@ import pandas as pd
 
 from precision_lab.analysis.pictures import distances, reference_of
 from precision_lab.record.glob import named_sites
+from precision_lab.record.manifest import Storage
 from precision_lab.record.run import Run
 
 CASE = ["prompt_id", "seed"]
@@ -120,6 +121,15 @@ def ssim(run: Run, variant: str) -> pd.Series:
     return distances(run, variant, reference_of(run, variant))["ssim"]
 
 
+def _exact(run: Run, variant: str, pick: Callable[[Storage], float]) -> pd.Series:
+    """A property of the weights of the default component, the same in every case; empty if it was not recorded."""
+    stored = run.manifest.variants[variant].weights.get(run.layout.default)
+    if stored is None:
+        return pd.Series(dtype=float)
+    cases = pd.MultiIndex.from_product([range(len(run.manifest.prompts)), run.manifest.seeds], names=CASE)
+    return pd.Series(float(pick(stored)), index=cases)
+
+
 Measure = Callable[[Run, str, Sequence[str], str | None], pd.Series]
 """From run, variant, patterns of sites and stream: values by case or round, empty where nothing was measured."""
 
@@ -132,7 +142,8 @@ class Metric:
     - sites, stream: whether a claim may name those.
     - columns: those of a probe that it needs. drift: whether it needs the table of drift. distribution, picture:
       whether the result must hold logits, or the subject draw a picture.
-    - by_round: whether a value is that of a round of timing, not of a case.
+    - by_round: whether a value is that of a round of timing, not of a case. exact: whether it is known without error
+      and the same in all cases, so that it needs no interval.
     """
 
     measure: Measure
@@ -144,6 +155,7 @@ class Metric:
     distribution: bool = False
     picture: bool = False
     by_round: bool = False
+    exact: bool = False
 
     def linear(self, value: float) -> float:
         """A value as a positive number whose ratios count: decibels as the amplitude that they stand for."""
@@ -169,6 +181,11 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "amax": Metric(amax, sites=True, stream=True, columns=("amax", *_COUNTS)),
     "base_drift": Metric(lambda run, variant, sites, stream: base_drift(run, variant), drift=True),
+    "bits_per_weight": Metric(
+        lambda run, variant, sites, stream: _exact(run, variant, lambda stored: stored.bits_per_weight),
+        unit="bits",
+        exact=True,
+    ),
     "drift": Metric(lambda run, variant, sites, stream: final_drift(run, variant, sites), sites=True, drift=True),
     "kl": Metric(lambda run, variant, sites, stream: divergence(run, variant), unit="nats", distribution=True),
     "largest_share": Metric(
@@ -178,5 +195,8 @@ METRICS: Mapping[str, Metric] = {
     "nonfinite": Metric(lambda run, variant, sites, stream: nonfinite(run, variant), columns=_COUNTS),
     "psnr_db": Metric(lambda run, variant, sites, stream: psnr_db(run, variant), unit="dB", picture=True),
     "ssim": Metric(lambda run, variant, sites, stream: ssim(run, variant), picture=True),
+    "weight_bytes": Metric(
+        lambda run, variant, sites, stream: _exact(run, variant, lambda stored: stored.bytes), unit="bytes", exact=True
+    ),
 }
 """By the name that a claim has for it."""

@@ -19,8 +19,10 @@ from precision_lab.analysis.ratios import over_rounds
 from precision_lab.numerics.intervals import latency_verdict, simultaneous_confidence
 from precision_lab.record.address import DEFAULT_PORT
 from precision_lab.record.layout import Layout
+from precision_lab.record.manifest import VariantEntry
 from precision_lab.record.run import Run
 from precision_lab.record.summary import (
+    NOT_RECORDED,
     ClaimEntry,
     Dtypes,
     FirstNonfinite,
@@ -36,7 +38,6 @@ NEAREST = 5
 """The number of near misses of a variant that are described; all are counted."""
 
 _NOT_MEASURED = Quantity(None, "not measured")
-_NOT_RECORDED = Quantity(None, "not recorded")
 
 
 def summarize(run: Run | Path) -> Summary:
@@ -129,15 +130,28 @@ def _variant(run: Run, name: str) -> VariantSummary:
         latent_rel_l2=_median(final_drift(run, name), f"non-finite {layout.result.title}"),
         psnr_db=psnr_db,
         ssim=ssim,
-        num_nonfinite=Quantity(num_nonfinite) if counted else _NOT_RECORDED,
+        num_nonfinite=Quantity(num_nonfinite) if counted else NOT_RECORDED,
         first_nonfinite=_first_nonfinite(run, name, activations[bad > 0] if counted else activations[:0]),
         near_misses=_near_misses(activations) if counted else None,
-        near_misses_reason="" if counted else _NOT_RECORDED.reason,
+        near_misses_reason="" if counted else NOT_RECORDED.reason,
         latency=latency,
         latency_reason="" if latency else "not timed",
         peak_memory_bytes=peak_memory_bytes,
         metrics=_metrics(run, name),
+        **_storage(entry, layout),
     )
+
+
+def _storage(entry: VariantEntry, layout: Layout) -> dict[str, Quantity]:
+    """What the parameters of a variant take, where the run recorded it."""
+    own = entry.weights.get(layout.default)
+    if own is None:
+        return {}
+    return {
+        "model_bytes": Quantity(sum(stored.bytes for stored in entry.weights.values())),
+        "weight_bytes": Quantity(own.bytes),
+        "bits_per_weight": Quantity.of(own.bits_per_weight, "undefined"),
+    }
 
 
 def _metrics(run: Run, name: str) -> dict[str, Quantity]:
@@ -169,7 +183,7 @@ def _amax_final(activations: pd.DataFrame, layout: Layout) -> Quantity:
     here = (activations["component"] == layout.default) & (activations["site"] == site) & (activations["port"] == port)
     last = activations[here]
     if last.empty or "amax" not in last:
-        return _NOT_RECORDED
+        return NOT_RECORDED
     if (last["num_nan"] + last["num_inf"]).sum():
         return Quantity(None, "non-finite values")
     return Quantity.of(float(last["amax"].max()), "undefined")

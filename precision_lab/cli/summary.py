@@ -25,11 +25,13 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     title = f"{summary.experiment} ({', '.join(filter(None, (*about, _reference(summary))))})"
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
     drift = f"{layout.result.title} rel_l2"
-    columns = ("variant", "dtype", "amax", drift, "psnr dB", *metrics, _PLACE, "step s", "ratio")
+    columns = ("variant", "dtype", "GB", "bits", "amax", drift, "psnr dB", *metrics, _PLACE, "step s", "ratio")
     rows = [
         (
             name,
             variant.dtype.compute,
+            "-" if variant.weight_bytes.value is None else _number(variant.weight_bytes.value / 1e9),
+            _short(variant.bits_per_weight),
             *map(_short, (variant.amax_final, variant.latent_rel_l2)),
             "identical" if variant.psnr_db.reason == "identical" else _short(variant.psnr_db),
             *(_short(variant.metrics.get(metric)) for metric in metrics),

@@ -47,7 +47,10 @@ def manifest_of(
         case=dict(spec.settings),
         reference=Reference(REFERENCE, spec.reference.dtype, list(spec.reference.techniques)),
         baseline=spec.baseline,
-        variants={v.name: variant_entry(v, plan.storage.get(v.name, {})) for v in spec.all_variants},
+        variants={
+            v.name: variant_entry(v, plan.linears.get(v.name, {}), plan.weights.get(v.name, {}))
+            for v in spec.all_variants
+        },
         sites=plan.coverage,
         errors=errors,
         unsound_weights=unsound_weights,
@@ -67,8 +70,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def variant_entry(variant: Variant, stored: Mapping[str, WeightStorage]) -> VariantEntry:
-    """A variant, and by component how its linear weights are stored."""
+def variant_entry(
+    variant: Variant, linears: Mapping[str, WeightStorage], weights: Mapping[str, WeightStorage]
+) -> VariantEntry:
+    """A variant, and by component how its linear weights, and all its parameters, are stored."""
     return VariantEntry(
         dtype=variant.dtype,
         techniques=list(variant.techniques),
@@ -77,12 +82,18 @@ def variant_entry(variant: Variant, stored: Mapping[str, WeightStorage]) -> Vari
         switches=numeric_switches(variant.process.tf32),
         settings=dict(variant.settings),
         reference=variant.reference,
-        linear_weights={
-            component: Storage(weights.weights, weights.bits // 8, weights.bits_per_weight)
-            for component, weights in stored.items()
-            if weights.weights
-        },
+        linear_weights=_stored(linears),
+        weights=_stored(weights),
     )
+
+
+def _stored(components: Mapping[str, WeightStorage]) -> dict[str, Storage]:
+    """The components that have weights."""
+    return {
+        component: Storage(stored.weights, stored.bits // 8, stored.bits_per_weight)
+        for component, stored in components.items()
+        if stored.weights
+    }
 
 
 def worker_entry(slot: Slot) -> WorkerEntry:

@@ -20,7 +20,7 @@ from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, Ru
 from precision_lab.lab.subject import least_memory, remarks
 from precision_lab.lab.values import one_of
 from precision_lab.record.manifest import Coverage
-from precision_lab.techniques.parts.weight_storage import WeightStorage, weight_storage
+from precision_lab.techniques.parts.weight_storage import WeightStorage, model_storage, weight_storage
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Plan:
     """A run that can be carried out.
 
     - steps: number of steps of all generations together, those of pinned cases apart.
-    - coverage, storage: by variant, the modules that its techniques rewrite, and its linear weights.
+    - coverage: by variant, the modules that its techniques rewrite. linears, weights: by variant and component, the
+      storage of its linears, and of all its parameters.
     - remarks: of the source, on the settings of the cases.
     - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
     - workers: slots on this machine. weight_bytes: of one copy of the weights. memory: bytes that a task needs at
@@ -43,7 +44,8 @@ class Plan:
     memory: int
     margin: float
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
-    storage: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
+    linears: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
     errors: Mapping[str, Failure] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
@@ -78,11 +80,13 @@ def plan(spec: RunSpec) -> Plan:
     _check_sites(spec, bench, components)
     probe_columns.check(spec.probes)
     coverage: dict[str, Mapping[str, Coverage]] = {}
-    storage: dict[str, Mapping[str, WeightStorage]] = {}
+    linears: dict[str, Mapping[str, WeightStorage]] = {}
+    weights: dict[str, Mapping[str, WeightStorage]] = {}
     errors: dict[str, Failure] = {}
     for variant in spec.all_variants:
         try:
-            coverage[variant.name], storage[variant.name] = _dry_run(bench, variant)
+            with bench.variant(variant) as (_, held, coverage[variant.name]):
+                linears[variant.name], weights[variant.name] = weight_storage(held), model_storage(held)
         except InputError:
             raise
         except (Exception, SystemExit) as error:
@@ -98,7 +102,8 @@ def plan(spec: RunSpec) -> Plan:
         memory=needed,
         margin=spec.latency.margin or latency.DEFAULT_MARGIN[backend()],
         coverage=coverage,
-        storage=storage,
+        linears=linears,
+        weights=weights,
         errors=errors,
         remarks=_remarks(spec),
     )
@@ -167,11 +172,6 @@ def _check_sites(spec: RunSpec, bench: Bench, components: Components) -> None:
         teacher.check(bench.subject("float32"), components, spec.teacher.sites, spec.cases[0])
     pinned.check(spec, sites)
     evidence.check(spec, bench.layout, sites)
-
-
-def _dry_run(bench: Bench, variant: Variant) -> tuple[Mapping[str, Coverage], Mapping[str, WeightStorage]]:
-    with bench.variant(variant) as (_, components, coverage):
-        return coverage, weight_storage(components)
 
 
 def _nbytes(components: Mapping[str, nn.Module]) -> int:

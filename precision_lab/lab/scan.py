@@ -225,7 +225,7 @@ class Scan:
                 tables.read(self.run.out, table)
 
     def _write_manifest(self, status: Status) -> None:
-        run, variant = self.run, scanned_variant(self.plan.bench)
+        run, variant, planned = self.run, scanned_variant(self.plan.bench), self.plan.plan
         Manifest(
             status=status,
             experiment=run.experiment,
@@ -238,7 +238,7 @@ class Scan:
             case=dict(run.settings),
             reference=Reference(REFERENCE, variant.dtype),
             baseline=REFERENCE,
-            variants={REFERENCE: variant_entry(variant, self.plan.plan.storage[variant.name])},
+            variants={REFERENCE: variant_entry(variant, planned.linears[variant.name], planned.weights[variant.name])},
             prompts=list(run.prompts),
             seeds=list(run.seeds),
             latency_margin=self.plan.plan.margin,

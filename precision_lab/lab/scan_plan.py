@@ -109,7 +109,7 @@ def plan(spec: ScanSpec) -> ScanPlan:
     made = ScanPlan(spec, planned, groups, injections, noise, unfit, steps, costs, forced.sites, notes)
     if spec.run.engine != LOCAL:
         return made
-    size = sum(weights.bits // 8 for weights in planned.storage[scanned_variant(bench).name].values())
+    size = sum(weights.bits // 8 for weights in planned.linears[scanned_variant(bench).name].values())
     return replace(made, plan=replace(planned, workers=slots.workers(spec.run, int(made.passes), size)))
 
 

@@ -39,7 +39,7 @@ from precision_lab.record.files import File, NotWrittenError, write_text
 from precision_lab.record.lock import FolderLock
 from precision_lab.record.manifest import Manifest, Status, VariantEntry, WorkerEntry
 from precision_lab.record.run import CONFIG, Run, Tables
-from precision_lab.techniques.parts.weight_storage import weight_storage
+from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
 
 FOLDER = "trials"
 """The folder of the generations in that of a search: a run with one variant for each trial."""
@@ -211,11 +211,13 @@ class Trials:
         if trial.key not in self._entries:
             try:
                 with self.bench.variant(variant) as (_, components, _coverage):
-                    self._entries[trial.key] = variant_entry(variant, weight_storage(components))
+                    self._entries[trial.key] = variant_entry(
+                        variant, weight_storage(components), model_storage(components)
+                    )
             except InputError:
                 raise
             except (Exception, SystemExit) as error:
-                self._entries[trial.key] = variant_entry(variant, {})
+                self._entries[trial.key] = variant_entry(variant, {}, {})
                 self._failed(trial.key, Failure.of(error, self.bench.layout))
                 return None
         return variant

@@ -47,9 +47,10 @@ def _faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if time and not _is_time(time):
             yield where, f"is {time[:40]!r}, expected a time like 2026-01-02T03:04:05+00:00"
     for variant in manifest.variants.values():
-        for component, storage in variant.linear_weights.items():
-            if not (storage.number >= 0 and storage.bytes >= 0 and 0 <= storage.bits_per_weight < math.inf):
-                yield f"linear_weights of {component[:40]}", "holds a negative number"
+        for where, stored in (("linear_weights", variant.linear_weights), ("weights", variant.weights)):
+            for component, storage in stored.items():
+                if not (storage.number >= 0 and storage.bytes >= 0 and 0 <= storage.bits_per_weight < math.inf):
+                    yield f"{where} of {component[:40]}", "holds a negative number"
     if manifest.status == "complete" and manifest.baseline not in manifest.variants:
         yield "baseline", f"is {manifest.baseline[:40]!r}, which is not among the variants"
     for name in manifest.columns:

@@ -88,7 +88,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Storage:
-    """Linear weights of a component: how many, and the bytes that they take with their scales."""
+    """Weights of a component: how many, and the bytes that they take with their scales."""
 
     number: int
     bytes: int
@@ -100,7 +100,8 @@ class VariantEntry:
     """The configuration of a variant.
 
     switches: the numeric switches of its process. settings: those of the cases that it overrides. reference: the name
-    of the variant that each of its steps is compared with, its own for a reference.
+    of the variant that each of its steps is compared with, its own for a reference. linear_weights, weights: by
+    component, those of its linears, and all its parameters; runs of earlier versions have the former alone.
     """
 
     dtype: str
@@ -109,8 +110,13 @@ class VariantEntry:
     process: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, str | None] = field(default_factory=dict)
     linear_weights: Mapping[str, Storage] = field(default_factory=dict)
+    weights: Mapping[str, Storage] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     reference: str = "reference"
+
+    def stored(self, component: str) -> Storage | None:
+        """What the weights of a component take: all its parameters, or the linears alone where no more is known."""
+        return self.weights.get(component) or self.linear_weights.get(component)
 
 
 @dataclass(frozen=True)

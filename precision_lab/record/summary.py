@@ -30,6 +30,9 @@ class Quantity:
         return cls(float(value)) if math.isfinite(value) else cls(None, reason)
 
 
+NOT_RECORDED = Quantity(None, "not recorded")
+
+
 @dataclass(frozen=True)
 class Dtypes:
     """The dtypes of a variant: of its weights ("as stored": those of the checkpoint), and of its computation."""
@@ -100,6 +103,8 @@ class VariantSummary:
     amax_final: largest magnitude of the main stream after the last block. latent_rel_l2: drift of the result after the
     last step, the median over cases. psnr_db, ssim: of the pictures, medians. latency and near_misses are None where
     they were not measured, with the reason. metrics: further ones that the result has, such as kl, medians over cases.
+    model_bytes, weight_bytes: of all parameters with their scales, of the model and of its default component (the
+    denoiser). bits_per_weight: of the latter, effective: 8 weight_bytes / number of weights.
     """
 
     dtype: Dtypes
@@ -119,6 +124,9 @@ class VariantSummary:
     metrics: Mapping[str, Quantity] = field(default_factory=dict)
     near_misses_reason: str = ""
     latency_reason: str = ""
+    model_bytes: Quantity = NOT_RECORDED
+    weight_bytes: Quantity = NOT_RECORDED
+    bits_per_weight: Quantity = NOT_RECORDED
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _row(view: View, name: str, colour: str | None) -> Row:
         colour=colour,
         computed_in=computed_in,
         weights=weights,
-        stored=stated.linear_weights.get(view.layout.default) if stated else None,
+        stored=stated.stored(view.layout.default) if stated else None,
         entry=entry,
         cells=tuple(cell(entry) for _, cell in _quantities(view)),
         first_nonfinite=_place(entry.first_nonfinite, view.layout) if entry.first_nonfinite else "",

@@ -117,7 +117,7 @@ def _points(runs: Mapping[str, Run]) -> dict[str, dict[str, Point]]:
 
 def _stored(run: Run, variant: str) -> Storage | None:
     stated = run.manifest.variants.get(variant)
-    return stated.linear_weights.get(run.layout.default) if stated else None
+    return stated.stored(run.layout.default) if stated else None
 
 
 def _rows(

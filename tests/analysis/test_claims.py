@@ -7,6 +7,7 @@ import pytest
 from precision_lab.analysis.claims import Claim, judge, judge_operations
 from precision_lab.analysis.measures import final_drift
 from precision_lab.errors import InputError
+from precision_lab.record.manifest import Storage, VariantEntry
 from tests.fabricated import LANGUAGE_MODEL, PLAIN, QWEN_IMAGE, run_of
 
 BASE = {"id": "C", "text": "t", "source": "s", "subject": "a", "against": "b"}
@@ -76,6 +77,27 @@ def test_a_difference_inside_the_noise_floor_is_no_finding_in_either_direction(f
     assert floored.verdict == "inconclusive"
     logs = np.log([0.8, 1.1])
     assert floored.noise_floor == pytest.approx(np.exp(np.sqrt((logs**2).sum() / 4)) - 1)
+
+
+@pytest.mark.parametrize(
+    ("stated", "verdict", "effect"),
+    [
+        ({"metric": "bits_per_weight", "relation": "smaller"}, "supported", 4.5 / 16),
+        ({"metric": "weight_bytes", "relation": "smaller", "margin": 0.01}, "supported", 576 / 2048),
+        ({"metric": "bits_per_weight", "relation": "larger"}, "refuted", 4.5 / 16),
+        ({"metric": "bits_per_weight", "relation": "equal", "against": "c"}, "supported", 1.0),
+        ({"metric": "bits_per_weight", "relation": "smaller", "against": None, "bound": 5.0}, "supported", 4.5),
+    ],
+)
+def test_the_size_of_weights_is_known_without_an_interval(stated, verdict, effect):
+    """One prompt is enough, and a claim on a run that did not record it is not judged."""
+    four, half = Storage(1024, 576, 4.5), Storage(1024, 2048, 16.0)
+    held = {"a": four, "b": half, "c": four}
+    entries = {name: VariantEntry("bfloat16", weights={"transformer": stored}) for name, stored in held.items()}
+    claim = Claim.from_dict({**BASE, **stated})
+    found = judge(claim, run_of({}, entries))
+    assert (found.verdict, found.effect, found.lo, found.hi) == (verdict, *[pytest.approx(effect)] * 3)
+    assert judge(claim, run_of({}, "abc")).reason == "nothing was measured of variant a"
 
 
 def test_of_several_equivalent_runs_the_furthest_is_the_floor():

@@ -7,7 +7,7 @@ import pytest
 from precision_lab.analysis.summary import NEAREST, exit_code, failures, summarize
 from precision_lab.lab.folder import save_image
 from precision_lab.record.files import read_json
-from precision_lab.record.manifest import Checkpoint, VariantEntry
+from precision_lab.record.manifest import Checkpoint, Storage, VariantEntry
 from precision_lab.record.summary import Quantity, Summary
 from tests.fabricated import LANGUAGE_MODEL, PLAIN, QWEN_IMAGE, run_of
 
@@ -42,6 +42,15 @@ def test_finite_pictures_have_one(tmp_path):
     assert summary_of(run_of({}, ["variant"], tmp_path)).psnr_db.value == pytest.approx(20 * np.log10(25.5))
     without = summary_of(run_of({}, ["variant"], tmp_path, layout=PLAIN))
     assert (without.psnr_db, without.ssim) == (Quantity(None, "no picture"),) * 2
+
+
+def test_what_the_weights_of_a_variant_take(tmp_path):
+    stored = {"transformer": Storage(1024, 576, 4.5), "vae": Storage(64, 128, 16.0)}
+    variant = summary_of(run_of({}, {"variant": VariantEntry("bfloat16", weights=stored)}, tmp_path))
+    assert variant.model_bytes == Quantity(704)
+    assert (variant.weight_bytes, variant.bits_per_weight) == (Quantity(576), Quantity(4.5))
+    reference = summary_of(run_of({}, ["variant"], tmp_path), "reference")
+    assert reference.weight_bytes == reference.bits_per_weight == Quantity(None, "not recorded")
 
 
 def picture_pairs(folder, offsets):

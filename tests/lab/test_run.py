@@ -166,6 +166,10 @@ def test_the_manifest_says_what_the_weights_of_each_variant_take(spec):
     modulation = 4 * 6 * 64 * 64  # blocks, parts, width squared
     assert plain["bytes"] - less["bytes"] == modulation * (16 - 4 - 2 * 16 / 64) / 8  # a scale and an offset a group
     assert less["bits_per_weight"] == pytest.approx(8 * less["bytes"] / less["number"])
+    whole, fewer = (variants[name]["weights"]["transformer"] for name in ("baseline", "quantized"))
+    assert fewer["number"] == whole["number"] > plain["number"], "biases and norms too"
+    assert whole["bytes"] - fewer["bytes"] == plain["bytes"] - less["bytes"]
+    assert set(variants["baseline"]["weights"]) == {"transformer", "text_encoder", "vae"}
 
 
 def test_the_same_command_gives_the_same_tables(spec, tmp_path):

@@ -40,7 +40,7 @@ from precision_lab.techniques.float32_residual import Float32Residual
 from precision_lab.techniques.ggml_scales import GGMLScales
 from precision_lab.techniques.narrow import Narrow
 from precision_lab.techniques.parts.ablation import WithoutBias
-from precision_lab.techniques.parts.weight_storage import weight_storage
+from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
@@ -115,6 +115,7 @@ def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint):
     resident, paged = (pipeline.components for pipeline in both(small_checkpoint, mx.float32))
     assert [str(site) for site in walk(resident)] == [str(site) for site in walk(paged)]
     assert weight_storage(resident) == weight_storage(paged)
+    assert model_storage(resident) == model_storage(paged)
     for ours_, theirs in zip(walk(resident), walk(paged), strict=True):
         assert list(ours_.module) == list(theirs.module)
         for key, value in ours_.module.items():

@@ -176,7 +176,7 @@ def test_a_damaged_summary_is_named_and_nothing_is_written(folder):
 def test_fronts_of_both_costs():
     assert pareto.fronts(points()) == {
         "median time of a step in s": [1, 2, 3],
-        "linear weights with their scales in KiB": [1, 2],
+        "weights with their scales in KiB": [1, 2],
     }
 
 
@@ -184,7 +184,7 @@ def test_only_costs_in_which_the_points_differ_are_drawn():
     same = [replace(point, weight_bytes=400) for point in points()]
     assert list(pareto.fronts(same)) == ["median time of a step in s"]
     untimed = [replace(point, seconds=None) for point in points()]
-    assert list(pareto.fronts(untimed)) == ["linear weights with their scales in KiB"]
+    assert list(pareto.fronts(untimed)) == ["weights with their scales in KiB"]
     assert pareto.fronts([replace(point, seconds=None) for point in same]) == {}
     assert isinstance(pareto.draw(points()[:1], "latents"), Absent)
 

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
@@ -14,7 +15,8 @@ from precision_lab.model.quantized import QuantizedLinear, decoded_weight
 from precision_lab.numerics.packing import Quantization
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.float8_weights import Float8Weights
-from precision_lab.techniques.parts.weight_storage import storage, weight_storage
+from precision_lab.techniques.parts.scaled_parts import ScaledLinear
+from precision_lab.techniques.parts.weight_storage import model_storage, parameter_storage, storage, weight_storage
 from precision_lab.techniques.quantized_weights import MODES, QuantizedWeights
 from tests.techniques.configured import SITES, named
 from tests.techniques.small_model import forward, rel_l2, rewritten, site, small_model
@@ -80,6 +82,43 @@ def test_storage_of_a_whole_component_is_the_weighted_mean():
     covered = 3 * 2 * (64 * 384 + 2 * 64 * 256)
     assert after.weights == total
     assert after.bits == 4.5 * covered + 16 * (total - covered)
+
+
+def test_parameters_of_a_layer_are_its_weights_scales_and_bias():
+    """64 x 64 weights at 4 bits in groups of 64, with a scale and an offset in bfloat16 each, and 64 biases."""
+    _, layer = quantized(bits=4)
+    assert parameter_storage(layer) == (64 * 64 + 64, 4.5 * 64 * 64 + 16 * 64)
+    del layer["bias"]
+    assert parameter_storage(layer).bits_per_weight == 4.5
+    _, scaled = quantized(mode="nvfp4", tensor_scale=True)
+    assert parameter_storage(scaled) == (64 * 64 + 64, 4.5 * 64 * 64 + 32 + 16 * 64), "one scale in fp32 more"
+    embedding = nn.Embedding(96, 64)
+    embedding.set_dtype(mx.bfloat16)
+    assert parameter_storage(embedding) == (96 * 64, 16 * 96 * 64)
+    assert parameter_storage(embedding.to_quantized(64, 4)) == (96 * 64, 4.5 * 96 * 64)
+    model = small_model()
+    model.set_dtype(mx.bfloat16)
+    eight = Float8Weights([TO_Q], scale="channel").rewrite(site(model, TO_Q))
+    assert parameter_storage(eight) == (64 * 64 + 64, 8 * 64 * 64 + 32 * 64 + 16 * 64)
+    wrapped = ScaledLinear(site(model, TO_Q), 2.0, 2.0)
+    assert parameter_storage(wrapped) == parameter_storage(site(model, TO_Q).module)
+
+
+def test_storage_of_a_whole_model_counts_every_parameter_once():
+    model = small_model()
+    model.set_dtype(mx.bfloat16)
+    components = {"transformer": model}
+    number = sum(array.size for _, array in tree_flatten(model.parameters()))
+    assert model_storage(components) == {"transformer": (number, 16 * number)}
+    covered = 3 * 2 * (64 * 384 + 2 * 64 * 256)
+    rules = [{**ALL_BLOCKS, "bits": 4}]
+    with applied(components, {"q": QuantizedWeights(rules)}):
+        assert model_storage(components) == {"transformer": (number, 16 * number - (16 - 4.5) * covered)}
+    rules = [{**ALL_BLOCKS, "bits": 4}, {"sites": "**.to_q", "bits": 8}]
+    with applied(components, {"q": QuantizedWeights(rules)}):
+        mixed = model_storage(components)["transformer"]
+        assert mixed.bits == 16 * number - (16 - 4.5) * covered - (16 - 8.5) * 3 * 64 * 64
+        assert mixed.bits == 8 * sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
 def test_the_first_rule_that_matches_decides():

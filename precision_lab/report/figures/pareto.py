@@ -37,7 +37,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Point:
-    """A variant of a job: its number in the table, drift (rel. L2), seconds of a step and bytes of its linear weights.
+    """A variant of a job: its number in the table, drift (rel. L2), seconds of a step and bytes of its weights.
 
     None or NaN where it has no such number.
     """
@@ -88,7 +88,7 @@ def _costs(points: Sequence[Point]) -> dict[str, Callable[[Point], float | None]
     sizes = {point.weight_bytes for point in drifting if point.weight_bytes is not None}
     if len(sizes) > 1:
         exponent = exponent_of(max(sizes))
-        costs[f"linear weights with their scales in {UNITS[exponent]}"] = lambda p: (
+        costs[f"weights with their scales in {UNITS[exponent]}"] = lambda p: (
             None if p.weight_bytes is None else p.weight_bytes / 1024**exponent
         )
     return costs

@@ -27,7 +27,7 @@ from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.synthetic import PRESETS, make
 from precision_lab.synthetic.source import QwenImage21
 from precision_lab.techniques.base import applied
-from precision_lab.techniques.parts.weight_storage import weight_storage
+from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from tests.subjects import picture
 
@@ -99,6 +99,7 @@ def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint_21):
     resident, streamed = (pipeline.components for pipeline in both(small_checkpoint_21, mx.float32))
     assert [str(site) for site in walk(resident)] == [str(site) for site in walk(streamed)]
     assert weight_storage(resident) == weight_storage(streamed)
+    assert model_storage(resident) == model_storage(streamed)
 
 
 def test_memory_does_not_grow_with_depth(tmp_path):
