@@ -27,7 +27,7 @@ from precision_lab.record.run import Run
 _COUNTED = ("nonzero", "zero")
 RELATIONS = (*TABLE, *_COUNTED)
 _OPERATIONS = "narrow_operations"
-_COUNTS = ("nonfinite", _OPERATIONS)
+_COUNTS = ("basin_left", "nonfinite", _OPERATIONS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Claim:
     - nonfinite: values at recorded outputs;
     - psnr_db, ssim: of the picture against the reference's; higher is better. PSNR, its bound, margin and noise floor
       are in dB;
+    - flat_grain, flat_white_drift, grid_8, grid_16, grid_32, displacement, flip, lpips: of the picture beside the
+      reference's; lower is better (`precision_lab.numerics.pictures`);
+    - basin_left: generations that ended in another composition than the reference's; basin_step: the step at which they
+      left, from 1; one more than there are steps for one that did not (`precision_lab.numerics.basin`);
     - weight_bytes, bits_per_weight: of the default component, all parameters with their scales; known without error;
     - narrow_operations: of a device, those that compute in less than fp32.
 

@@ -54,6 +54,7 @@ def _headline(run: Run, variant: VariantSummary) -> dict[str, Any]:
         "psnr_db": variant.psnr_db,
         "ssim": variant.ssim,
         **variant.metrics,
+        **variant.pictures,
         "num_nonfinite": variant.num_nonfinite,
     }
     numbers = {name: quantity.value for name, quantity in quantities.items()}

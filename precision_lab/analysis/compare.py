@@ -47,7 +47,7 @@ def _said(quantity: Quantity) -> float | str | None:
 
 
 def _quantities(variant: VariantSummary) -> dict[str, Quantity]:
-    return {name: getattr(variant, name) for name in _QUANTITIES} | dict(variant.metrics)
+    return {name: getattr(variant, name) for name in _QUANTITIES} | {**variant.metrics, **variant.pictures}
 
 
 def range_changes(first: Run, second: Run) -> pd.DataFrame:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from precision_lab.numerics.pictures import MEASURES
 from precision_lab.record.run import Run
 from precision_lab.record.summary import HealthEntry
 
-AGAINST_REFERENCE = frozenset({"base_drift", "drift", "kl", "psnr_db", "ssim"})
+AGAINST_REFERENCE = frozenset({"base_drift", "basin_left", "basin_step", "drift", "kl", "psnr_db", "ssim", *MEASURES})
 """The metrics that are distances from the reference."""
 
 _SHOWN = 4

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from precision_lab.analysis.pictures import distances, reference_of
+from precision_lab.analysis import basin
+from precision_lab.analysis.pictures import distances, measure, reference_of
+from precision_lab.numerics.pictures import MEASURES, PictureMeasure
 from precision_lab.record.glob import named_sites
 from precision_lab.record.manifest import Storage
 from precision_lab.record.run import Run
@@ -142,6 +144,8 @@ class Metric:
     - sites, stream: whether a claim may name those.
     - columns: those of a probe that it needs. drift: whether it needs the table of drift. distribution, picture:
       whether the result must hold logits, or the subject draw a picture.
+    - seeds: how many the run must have. extra: that of this package without which it is not measured, and whether that
+      is installed.
     - by_round: whether a value is that of a round of timing, not of a case. exact: whether it is known without error
       and the same in all cases, so that it needs no interval.
     """
@@ -154,6 +158,9 @@ class Metric:
     drift: bool = False
     distribution: bool = False
     picture: bool = False
+    seeds: int = 1
+    extra: str = ""
+    is_installed: bool = True
     by_round: bool = False
     exact: bool = False
 
@@ -178,9 +185,28 @@ class Metric:
         return self.linear(tolerance) - 1 if self.unit == "dB" else tolerance
 
 
+def _of_pictures(name: str, about: PictureMeasure) -> Metric:
+    return Metric(
+        lambda run, variant, sites, stream: measure(run, variant, name),
+        unit=about.unit,
+        picture=True,
+        extra=about.extra,
+        is_installed=about.is_installed,
+    )
+
+
 METRICS: Mapping[str, Metric] = {
     "amax": Metric(amax, sites=True, stream=True, columns=("amax", *_COUNTS)),
     "base_drift": Metric(lambda run, variant, sites, stream: base_drift(run, variant), drift=True),
+    "basin_left": Metric(
+        lambda run, variant, sites, stream: basin.left_counts(run, variant), picture=True, seeds=basin.LEAST_SEEDS
+    ),
+    "basin_step": Metric(
+        lambda run, variant, sites, stream: basin.steps(run, variant),
+        picture=True,
+        drift=True,
+        seeds=basin.LEAST_SEEDS,
+    ),
     "bits_per_weight": Metric(
         lambda run, variant, sites, stream: _exact(run, variant, lambda stored: stored.bits_per_weight),
         unit="bits",
@@ -198,5 +224,6 @@ METRICS: Mapping[str, Metric] = {
     "weight_bytes": Metric(
         lambda run, variant, sites, stream: _exact(run, variant, lambda stored: stored.bytes), unit="bytes", exact=True
     ),
+    **{name: _of_pictures(name, about) for name, about in MEASURES.items()},
 }
 """By the name that a claim has for it."""

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from precision_lab.analysis import factorial, pictures
+from precision_lab.analysis import basin, factorial, pictures
 from precision_lab.analysis.claims import Claim, Verdict, judge
 from precision_lab.analysis.health import health
 from precision_lab.analysis.measures import divergence, final_drift
 from precision_lab.analysis.near_misses import near_misses
 from precision_lab.analysis.ratios import over_rounds
 from precision_lab.numerics.intervals import latency_verdict, simultaneous_confidence
+from precision_lab.numerics.pictures import MEASURES
 from precision_lab.record.address import DEFAULT_PORT
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import VariantEntry
@@ -138,8 +139,18 @@ def _variant(run: Run, name: str) -> VariantSummary:
         latency_reason="" if latency else "not timed",
         peak_memory_bytes=peak_memory_bytes,
         metrics=_metrics(run, name),
+        pictures=_pictures(run, name),
         **_storage(entry, layout),
     )
+
+
+def _pictures(run: Run, name: str) -> dict[str, Quantity]:
+    """Measures of the pictures and of the basin; those on request only where a claim names them."""
+    if run.layout.picture is None:
+        return {}
+    asked = {claim.get("metric") for claim in run.manifest.claims}
+    names = [measure for measure, about in MEASURES.items() if not about.on_request or measure in asked]
+    return {**pictures.measure_medians(run, name, names), **basin.summaries(run, name)}
 
 
 def _storage(entry: VariantEntry, layout: Layout) -> dict[str, Quantity]:

@@ -30,6 +30,12 @@ def build_claims(
             raise InputError(
                 f"Claim {claim.id}: metric {claim.metric} is that of a device. {nearest(claim.metric, METRICS)}"
             )
+        metric = METRICS[claim.metric]
+        if not metric.is_installed:
+            raise InputError(
+                f"Claim {claim.id}: metric {claim.metric} needs the extra {metric.extra}: "
+                f"pip install 'precision-lab[{metric.extra}]'"
+            )
         if {*claim.variants} <= {*kept, REFERENCE}:
             raw.append(entry)
             evidence.append(_evidence(claim))
@@ -55,4 +61,5 @@ def _evidence(claim: Claim) -> Evidence:
         drift=metric.drift,
         distribution=metric.distribution,
         picture=metric.picture,
+        seeds=metric.seeds,
     )

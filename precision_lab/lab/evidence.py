@@ -18,6 +18,11 @@ def check(spec: RunSpec, layout: Layout, sites: Sequence[Site]) -> None:
     """Raises InputError for the first claim that nothing in `spec` is observed for."""
     for needed in spec.evidence:
         _check_subject(needed, layout)
+        if needed.seeds > len(spec.seeds):
+            raise InputError(
+                f"Claim {needed.claim}: metric {needed.metric} needs at least {needed.seeds} seeds, whose pictures it "
+                f"compares; this run has {len(spec.seeds)}. Add some, or leave the claim out: '~claims.{needed.claim}'"
+            )
         if needed.columns or needed.drift:
             _check_sites(needed, layout, _observed(needed, spec, sites), sites)
 

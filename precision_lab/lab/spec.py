@@ -90,7 +90,7 @@ class Evidence:
     - claim, metric: its id and the name of the metric, for messages. sites: patterns that must match something
       observed. stream: a residual stream of the subject.
     - columns: those that a probe must add, at `sites`. drift: whether `sites` are those of drift.
-    - distribution, picture: whether the result must hold logits, or the subject draw a picture.
+    - distribution, picture: whether the result must hold logits, or the subject draw a picture. seeds: how many.
     """
 
     claim: str
@@ -101,6 +101,7 @@ class Evidence:
     drift: bool = False
     distribution: bool = False
     picture: bool = False
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class VariantSummary:
     amax_final: largest magnitude of the main stream after the last block. latent_rel_l2: drift of the result after the
     last step, the median over cases. psnr_db, ssim: of the pictures, medians. latency and near_misses are None where
     they were not measured, with the reason. metrics: further ones that the result has, such as kl, medians over cases.
+    pictures: measures of its pictures beside the reference's, such as flat_grain, medians over cases.
     model_bytes, weight_bytes: of all parameters with their scales, of the model and of its default component (the
     denoiser). bits_per_weight: of the latter, effective: 8 weight_bytes / number of weights.
     """
@@ -127,6 +128,7 @@ class VariantSummary:
     model_bytes: Quantity = NOT_RECORDED
     weight_bytes: Quantity = NOT_RECORDED
     bits_per_weight: Quantity = NOT_RECORDED
+    pictures: Mapping[str, Quantity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -250,8 +252,9 @@ def _quantified(entry: Any, kind: type[Any]) -> Any:
     for name in _QUANTITIES[kind]:
         if name in entry:
             out[name] = {"value": entry[name], "reason": entry.get(f"{name}_reason") or ""}
-    metrics = entry.get("metrics")
-    if isinstance(metrics, dict):
-        names = [name for name in metrics if not name.endswith("_reason")]
-        out["metrics"] = {n: {"value": metrics[n], "reason": metrics.get(f"{n}_reason") or ""} for n in names}
+    for group in ("metrics", "pictures"):
+        metrics = entry.get(group)
+        if isinstance(metrics, dict):
+            names = [name for name in metrics if not name.endswith("_reason")]
+            out[group] = {n: {"value": metrics[n], "reason": metrics.get(f"{n}_reason") or ""} for n in names}
     return out

@@ -21,6 +21,20 @@ METRICS = {
 }
 """Titles of the metrics that the laboratory itself takes; others go by their name."""
 
+PICTURES = {
+    "displacement": ("displacement", "pixels"),
+    "flat_grain": ("grain of plain areas", "σ in levels of 255"),
+    "flat_white_drift": ("colour shift of plain areas", "levels of 255"),
+    "flip": ("FLIP", "0 to 1, mean over pixels"),
+    "grid_8": ("grid of 8 pixels", "energy beside neighbouring frequencies; 1 is none"),
+    "grid_16": ("grid of 16 pixels", "as before"),
+    "grid_32": ("grid of 32 pixels", "as before"),
+    "lpips": ("LPIPS", "AlexNet"),
+    "basin_left": ("left the basin", "share of generations"),
+    "basin_step": ("left at step", "from 1, median; later is better"),
+}
+"""Titles and units of the measures of pictures. Lower is better but for the last."""
+
 _NOTHING = Quantity(None)
 
 
@@ -68,6 +82,14 @@ def rows(view: View) -> list[Row]:
     """One row for each variant, in the order of `view.variants`."""
     looks = style.looks(view.by_colour, view.reference)
     return [_row(view, name, looks[name].colour if name in view.shown else None) for name in view.variants]
+
+
+def pictures(view: View) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
+    """The measures of pictures: their columns, and by variant their cells; no rows where none has any."""
+    entries = {name: view.entry(name).pictures for name in view.variants}
+    names = [name for name in PICTURES if any(name in measures for measures in entries.values())]
+    rows = [(name, [_cell(measures.get(n, _NOTHING)) for n in names]) for name, measures in entries.items() if measures]
+    return [Column(*PICTURES[name]) for name in names], rows
 
 
 def _row(view: View, name: str, colour: str | None) -> Row:

@@ -85,6 +85,7 @@ def _render(view: View, figures: list[Figure]) -> str:
         weights_text=weights_text(manifest.checkpoint),
         columns=headline.columns(view),
         variants=headline.rows(view),
+        pictures=headline.pictures(view),
         reference=view.reference,
         baseline=view.baseline,
         claims=view.run.summary.claims if view.run.summary else (),

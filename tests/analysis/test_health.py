@@ -136,7 +136,8 @@ def test_nothing_is_judged_against_a_reference_that_is_not_finite(metric):
         ]
     )
     claim = {"id": "C", "text": "t", "source": "s", "metric": metric, "relation": "larger", "subject": "other"}
-    judged = Claim.from_dict({**claim, "against": "baseline"})
+    counted = {"relation": "nonzero"} if metric == "basin_left" else {"against": "baseline"}
+    judged = Claim.from_dict({**claim, **counted})
 
     def spoil(rows):
         rows.loc[of(rows, "reference", prompt_id=0, seed=1), "num_nonfinite"] = 1

@@ -44,6 +44,7 @@ class Spec:
     evidence: list
     probes: dict
     drift_sites: tuple = ("transformer_blocks.*",)
+    seeds: tuple = (0,)
 
 
 AMAX = {"claim": "C", "metric": "amax", "columns": ("amax", "num_nan", "num_inf")}
@@ -107,6 +108,12 @@ def test_a_probe_must_see_outputs_and_add_the_columns():
         with pytest.raises(InputError, match="no probe of this run adds"):
             check(needed, probes)
     check(needed, {"own": Undeclared()})
+
+
+def test_the_basin_needs_several_seeds():
+    with pytest.raises(InputError, match=r"basin_left needs at least 2 seeds.*this run has 1.*'~claims\.C'"):
+        check(Evidence("C", "basin_left", picture=True, seeds=2))
+    check(Evidence("C", "basin_left", picture=True, seeds=2), seeds=(0, 1))
 
 
 def test_a_model_without_pictures_has_no_psnr():

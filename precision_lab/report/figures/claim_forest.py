@@ -17,6 +17,7 @@ from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.measures import METRICS
 from precision_lab.record.layout import Layout
 from precision_lab.record.summary import ClaimEntry
+from precision_lab.report import headline
 from precision_lab.report.figures import forest, style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.view import View
@@ -155,6 +156,9 @@ def _quantity(claim: Claim, layout: Layout) -> str:
         "largest_share": f"Largest share of one contribution{stream}",
         "nonfinite": "Values that are not finite",
         "psnr_db": "PSNR of the picture",
+        "bits_per_weight": "Effective bits a weight",
+        "weight_bytes": "Bytes of the weights",
+        **{name: title for name, (title, _) in headline.PICTURES.items()},
         "ssim": "SSIM of the picture",
     }
     return titles.get(claim.metric, claim.metric.replace("_", " "))
