@@ -13,7 +13,7 @@ import pandas as pd
 
 from precision_lab.analysis.pictures import reference_of
 from precision_lab.numerics.alpha import seen
-from precision_lab.numerics.basin import Values, likeness, low_resolution, parting_step, threshold
+from precision_lab.numerics.basin import OF_THE_SEEDS, Values, likeness, low_resolution, parting_step, threshold
 from precision_lab.record.images import picture_path, read_image
 from precision_lab.record.run import Run
 from precision_lab.record.summary import Quantity
@@ -40,9 +40,9 @@ def left(run: Run, variant: str) -> pd.Series:
 
 
 def left_counts(run: Run, variant: str) -> pd.Series:
-    """`left` for a claim: NaN where it is not known; empty where it is known of no case."""
-    counts = pd.to_numeric(left(run, variant), errors="coerce").astype(float)
-    return counts if counts.notna().any() else pd.Series(dtype=float)
+    """`left` for a claim: without prompts whose seeds allow no verdict, and NaN where else it is not known."""
+    found = left(run, variant)
+    return pd.to_numeric(found[~found.isin(OF_THE_SEEDS)], errors="coerce").astype(float)
 
 
 def steps(run: Run, variant: str) -> pd.Series:
@@ -60,17 +60,20 @@ def steps(run: Run, variant: str) -> pd.Series:
 
 
 def summaries(run: Run, variant: str) -> dict[str, Quantity]:
-    """`basin_left`, the share of cases that left, and `basin_step`, the median step of those."""
-    found = left(run, variant)
-    reason = "no picture" if run.layout.picture is None else "not measured"
-    reasons = [value for value in found if isinstance(value, str)]
+    """`basin_left`, the share of cases that left, and `basin_step`, the median step of those.
+
+    Of the cases whose prompts have seeds that differ; undefined if one of them has a value that is not finite.
+    """
+    every = left(run, variant)
+    found = every[~every.isin(OF_THE_SEEDS)]
+    reasons = [value for value in (every if found.empty else found) if isinstance(value, str)]
     if found.empty or reasons:
-        unknown = Quantity(None, reasons[0] if reasons else reason)
+        unknown = Quantity(None, reasons[0] if reasons else "not measured")
         return {"basin_left": unknown, "basin_step": unknown}
     share = Quantity(float(found.mean()))
     if share.value == 0:
         return {"basin_left": share, "basin_step": Quantity(None, "none left")}
-    at = float(np.median(steps(run, variant)[found == 1]))
+    at = float(np.median(steps(run, variant)[found[found == 1].index]))
     return {"basin_left": share, "basin_step": Quantity.of(at, "the latents of every step were not recorded")}
 
 

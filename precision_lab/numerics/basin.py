@@ -34,6 +34,9 @@ LEAST_SPREAD = 0.1
 PARTED = 0.5
 """The share of the final distance that counts as having left."""
 
+OF_THE_SEEDS = ("one seed", "seeds alike", "constant reference")
+"""Why a prompt has no threshold, for whatever variant."""
+
 Values = npt.NDArray[np.float64]
 
 
@@ -58,11 +61,11 @@ def likeness(one: Values, other: Values) -> float:
 def threshold(pictures: Sequence[Values]) -> float | str:
     """The least likeness within a basin, from the reference's pictures of one prompt and several seeds; or why not."""
     if len(pictures) < 2:
-        return "one seed"
+        return OF_THE_SEEDS[0]
     typical = float(np.median([likeness(one, other) for one, other in combinations(pictures, 2)]))
     if math.isnan(typical):
-        return "constant"
-    return (1 + typical) / 2 if 1 - typical >= LEAST_SPREAD else "seeds alike"
+        return OF_THE_SEEDS[2]
+    return (1 + typical) / 2 if 1 - typical >= LEAST_SPREAD else OF_THE_SEEDS[1]
 
 
 def predicted_distances(distances: Sequence[float], levels: Sequence[float]) -> Values:

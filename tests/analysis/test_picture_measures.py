@@ -164,6 +164,20 @@ def test_share_and_step_of_the_generations_that_left(tmp_path):
     assert np.isnan(basin.steps(of(tmp_path, ["four"], lost), "four").loc[CASES[0]])
 
 
+def test_a_prompt_whose_seeds_are_alike_is_left_out(tmp_path):
+    pictures(tmp_path, four=grain(4.0), moved=lambda picture, prompt, seed: base(prompt + 50, seed))
+    for name in ("reference", "four", "moved"):
+        for seed in SEEDS:
+            pixels = base(1, 0).astype(np.float32)
+            save_image(tmp_path / "images" / f"{name}__p1__s{seed}.png", pixels)
+    run = of(tmp_path, ["four", "moved"])
+    assert set(basin.left(run, "four").loc[1]) == {"seeds alike"}
+    found = summarize(run).variants
+    assert (found["four"].pictures["basin_left"], found["moved"].pictures["basin_left"]) == (Quantity(0), Quantity(1))
+    claim = {**BASE, "metric": "basin_left", "relation": "zero", "against": None}
+    assert judge(Claim.from_dict(claim), run).verdict == "supported"
+
+
 def test_a_variant_with_settings_of_its_own_is_measured_beside_its_own_reference(tmp_path):
     pictures(tmp_path, **{"turbo": grain(3.0), "reference+turbo": grain(2.0)})
     entries = {

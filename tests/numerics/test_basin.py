@@ -56,7 +56,7 @@ def test_a_threshold_needs_seeds_that_differ():
     assert threshold([ref]) == threshold([]) == "one seed"
     assert threshold([ref, low(scene(0) + 3)]) == "seeds alike"
     constant = low(np.full((64, 64, 3), 7.0))
-    assert threshold([ref, constant]) == "constant"
+    assert threshold([ref, constant]) == "constant reference"
     assert math.isnan(likeness(constant, ref))
     opposite = low(255 - scene(0))
     assert threshold([ref, opposite]) == pytest.approx(0, abs=1e-3)
