@@ -282,3 +282,25 @@ def test_damaged_parts_are_named(sensitivity, finished, tmp_path, capsys):
     (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
     assert sensitivity(copy, *OF, "confirm=1", "scan.rounds=2", "resume=true") == 2
     assert "Remove it: resume=true makes it again" in capsys.readouterr().err
+
+
+def test_a_language_model_whose_caches_forbid_replay(tmp_path, capsys):
+    pytest.importorskip("mlx_lm")
+    from tests.model.test_mlx_lm import write
+
+    out = tmp_path / "scan"
+    overrides = (
+        "sampler.steps=3",
+        "prompts=[two red circles on a blue background]",
+        "candidate=[affine4]",
+        "confirm=1",
+    )
+    path = f"model.path={write(tmp_path / 'lm')}"
+    assert main(["sensitivity", "model=mlx_lm", path, f"out={out}", "by=[operation]", *overrides]) == 0
+    notes = Manifest.read(out).notes
+    assert any("3 blocks are computed in every pass" in note and "KVCache" in note for note in notes), notes
+    rows = table(out)
+    assert (rows["num_recalled"] == 0).all()
+    assert (rows["velocity_error"] > rows["noise_floor"]).all()
+    assert (rows["local_error"] > 1e-3).all()
+    assert set(rows["operation"]) >= {"self_attn.q_proj", "mlp.down_proj"}
