@@ -34,5 +34,5 @@ def planted(checkpoint: Path, folder: Path, blocks, channels, factor: float) -> 
 
 
 def fragile(blocks, names, last: int):
-    """The groups that are fragile then. The text half of the last block does not reach the output."""
-    return {f"transformer_blocks.{b}.{name}" for b in blocks for name in names if not (b == last and "add" in name)}
+    """The groups that are fragile then. What the last block does to the text stream does not reach the output."""
+    return {f"transformer_blocks.{b}.{name}" for b in blocks for name in names if (b, name) != (last, OUTPUTS[1])}
