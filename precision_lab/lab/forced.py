@@ -57,6 +57,7 @@ class Forced:
     def record(self, count: int) -> None:
         """Generates the case, of `count` steps."""
         first = last = None
+        mx.eval(list(self.components.values()))  # weights first: see `Bench.make`
         with self.recording.of(self.sites.values()), self._keeping():
             for number, (before, step) in enumerate(generation(self._subject, self._case, count)):
                 first = before if number == 0 else first
@@ -74,7 +75,7 @@ class Forced:
             yield spared
 
     def calls(self, sites: Collection[Site], step: int) -> list[Phase]:
-        """The phases of a pass in which these sites are called, each as often as they are."""
+        """The phases of a pass in which any of these sites is called, once for each site."""
         return [phase for site in sites for phase in self.recording.phases(site) if phase.step in (None, step)]
 
     def run(self, number: int, altered: Collection[Site]) -> mx.array:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from precision_lab.device.environment import backend
 from precision_lab.errors import InputError
 from precision_lab.instrument.arrays import real, to_numpy
 from precision_lab.instrument.replay import Phase, mutable_value
@@ -80,6 +81,8 @@ class Measure:
                                 }
                             )
                             advance(self.costs[number] / len(self.steps), injection.candidate.name)
+        if backend() != "cpu":  # arrays that candidates prepared; see `Bench.make`
+            mx.clear_cache()
         return [tables.part_of(self.table, self.part, rows)]
 
 
