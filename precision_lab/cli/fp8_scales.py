@@ -35,7 +35,7 @@ RECIPE = "fp8_scales"
 """The variant with the chosen scales, the name of the recipe, and the stem of the files."""
 
 _TARGET = "precision_lab.techniques.float8_weights.Float8Weights"
-_HEADINGS = ("variant", "drift", f"{RECIPE} / variant", "verdict")
+_HEADINGS = ("variant", "drift", f"{RECIPE} / variant", f"{RECIPE} drifts no more")
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
@@ -75,7 +75,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         (row["against"], _number(row["drift"]), _ratio(row), " ".join(filter(None, (row["verdict"], row["reason"]))))
         for row in drift.to_dict("records")
     ]
-    print_table(console, _HEADINGS, rows, f"{RECIPE} over {len(drifts(tried, RECIPE))} cases", folding=("verdict",))
+    print_table(console, _HEADINGS, rows, f"{RECIPE} over {len(drifts(tried, RECIPE))} cases", folding=(_HEADINGS[-1],))
     for remark in remarks:
         console.print(remark, soft_wrap=True)
     console.print(f"recipe: {recipe}", soft_wrap=True)

@@ -140,7 +140,10 @@ def carried_out(spec: RunSpec, console: Console) -> Run:
 
 
 def opened(folders: Sequence[str], fingerprint: str) -> dict[str, Run]:
-    """Finished runs of the same weights by the names of their folders. Raises InputError for another one."""
+    """Finished runs of the same weights, each by the name of its folder, or by its path where two have that name.
+
+    Raises InputError for a run of other weights, or one that is not finished.
+    """
     found: dict[str, Run] = {}
     for folder in folders:
         run = Run.open(Path(folder).expanduser()).whole().completed()
@@ -150,9 +153,9 @@ def opened(folders: Sequence[str], fingerprint: str) -> dict[str, Run]:
                 f"coverage.runs: {folder} is a run of other weights, {own.name} ({own.fingerprint[:12]}), expected "
                 f"those of model= ({fingerprint[:12]})"
             )
-        if str(run.path) in found:
+        if any(run.path.resolve() == other.path.resolve() for other in found.values()):
             raise InputError(f"coverage.runs names {folder} twice")
-        found[str(run.path)] = run
+        found[run.path.name if run.path.name not in found else str(run.path)] = run
     return found
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from precision_lab.analysis.scales.choice import Choice, beyond, divisors
-from precision_lab.analysis.scales.drift import compared
+from precision_lab.analysis.scales.drift import compared, drifts
 from precision_lab.analysis.scales.evidence import (
     Evidence,
     case_sets,
@@ -84,24 +84,26 @@ def evidence_of(trial: Trial) -> Evidence:
     heldout = unscaled_ranges[:0]
     for name in [RECIPE, *others]:
         found = failed_cases(trial.tried, name).assign(variant=name, by="run")
-        computed = None
+        computed, least = None, None
         if name in trial.variants and is_known(trial.variants[name]):
             divisions, widened = effects(trial.variants[name])
             expected = predicted(unscaled_ranges, divisions, widened, fmt, layout)
-            computed = failures(expected).assign(variant=name, by="arithmetic")
+            computed, least = failures(expected).assign(variant=name, by="arithmetic"), _least(expected, layout)
             divisors_of.append(_at_decisions(trial.choice.scales, divisions, layout).assign(variant=name))
             if name == RECIPE:
                 heldout = measured(expected, ranges_of(trial.tried, [RECIPE]), fmt)
-        variants.append(_counted(name, computed, found))
+        variants.append(_counted(name, computed, least, found))
         failing += [found] if computed is None else [computed, found]
     drift = compared(trial.tried, RECIPE, others, trial.noise)
+    drift_of_recipe = float(drifts(trial.tried, RECIPE).median(skipna=False))
+    own = pd.DataFrame([{"against": RECIPE, "drift": drift_of_recipe}])
     margins = by_margin(trial.ranges, unscaled_ranges, trial.choice.parameters, fmt, layout)
     tables = {
         "scales": trial.choice.scales,
         "divisors": pd.concat(divisors_of, ignore_index=True),
         "heldout": heldout,
         "margins": _in_words(margins, trial),
-        "variants": pd.DataFrame(variants).merge(drift, left_on="variant", right_on="against", how="left"),
+        "variants": pd.DataFrame(variants).merge(pd.concat([own, drift]), left_on="variant", right_on="against"),
         "failures": _in_words(pd.concat(failing, ignore_index=True).reindex(columns=_FAILURE), trial),
         "unscaled": beyond(trial.ranges, *effects(trial.nodes), goal, layout),
     }
@@ -111,13 +113,21 @@ def evidence_of(trial: Trial) -> Evidence:
 _FAILURE = ["variant", "by", *CASE, *PLACE, "branch", "step", "headroom_bits", "places", "num_nonfinite"]
 
 
-def _counted(name: str, computed: pd.DataFrame | None, found: pd.DataFrame) -> dict[str, Any]:
-    """In how many held-out cases a variant fails: by arithmetic, null where its effect is not known, and in its run."""
-    return {
-        "variant": name,
-        "overflows": None if computed is None else len(computed),
-        "not_finite": len(found),
-    }
+def _counted(
+    name: str, computed: pd.DataFrame | None, least: Mapping[str, Any] | None, found: pd.DataFrame
+) -> dict[str, Any]:
+    """In how many held-out cases a variant fails, by arithmetic and in its run, and its least headroom by arithmetic.
+
+    Null by arithmetic where the effect of its techniques on ranges is not known.
+    """
+    known = {"overflows": None if computed is None else len(computed), "not_finite": len(found)}
+    return {"variant": name, **known, **(least or {"headroom_bits": None, "least_at": None})}
+
+
+def _least(expected: pd.DataFrame, layout: Layout) -> dict[str, Any]:
+    """The least headroom of any place, and where it is."""
+    row = expected.sort_values(["headroom_bits", "order"], kind="stable").iloc[0]
+    return {"headroom_bits": row["headroom_bits"], "least_at": place_words(row, layout)}
 
 
 def _at_decisions(scales: pd.DataFrame, divisions: Sequence[Division], layout: Layout) -> pd.DataFrame:
@@ -137,7 +147,11 @@ def _about(trial: Trial, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What scales.json says."""
     run = next(iter(trial.tried.values()))
     goal, heldout = trial.choice.goal, tables["heldout"]
-    error = (heldout["measured_bits"] - heldout["headroom_bits"]).abs()
+    failing = tables["failures"]
+    bad = failing[(failing["variant"] == RECIPE) & (failing["by"] == "run")]
+    # after a value that is not finite, nothing is as predicted
+    sound = heldout[~pd.MultiIndex.from_frame(heldout[CASE]).isin(pd.MultiIndex.from_frame(bad[CASE]))]
+    error = (sound["measured_bits"] - sound["headroom_bits"]).abs()
     return {
         "experiment": run.manifest.experiment,
         "format": goal.fmt.name,

@@ -15,7 +15,10 @@ from precision_lab.report.rendering import embed, render, weights_text
 from precision_lab.report.wording import MISSING, fixed, interval, number
 
 PAGE = "scales.html"
-HEADINGS = ("variant", "cases that overflow, by arithmetic", "cases not finite", "drift", "scales / variant", "verdict")
+HEADINGS = (
+    *("variant", "cases that overflow, by arithmetic", "least headroom, bits", "cases not finite", "drift"),
+    *("scales / variant", "verdict"),
+)
 FOLDING = ("cases that overflow, by arithmetic", "verdict")
 _RECIPE = "scales"
 _MOST = 8
@@ -85,6 +88,7 @@ def rows(evidence: Evidence) -> Sequence[tuple[str, ...]]:
         cells = (
             str(name),
             f"{row['overflows']:g} of {count}" if "overflows" in row else MISSING,
+            fixed(row.get("headroom_bits"), 2),
             f"{row['not_finite']} of {count}",
             number(row.get("drift")),
             _ratio(row),
@@ -126,7 +130,7 @@ def remarks(evidence: Evidence) -> list[str]:
         lines.append("No held-out case fails, by arithmetic or in its run.")
     lines.append(
         f"Least headroom in the held-out cases: {fixed(about['least_headroom_bits'], 2)} bits by arithmetic, "
-        f"{fixed(about['least_measured_bits'], 2)} bits measured; the two differ by at most "
+        f"{fixed(about['least_measured_bits'], 2)} bits measured. In finite cases the two differ by at most "
         f"{fixed(about['largest_difference_bits'], 3)} bits at any place."
     )
     lines.append(

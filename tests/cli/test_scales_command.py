@@ -147,7 +147,10 @@ def test_ranges_of_finished_runs(lab, planted, small_checkpoint, tmp_path):
     assert (code, err) == (0, "")
     about = json.loads((tmp_path / "one" / "scales.json").read_text())
     assert of_recipe(about, "run") == []
-    assert about["coverage"][0]["prompts"] == [*COVERED, RARE]
+    assert [(each["set"], each["prompts"]) for each in about["coverage"]] == [("all", [*COVERED, RARE])]
+    code, _, err = lab(planted, *held, "coverage.runs=[all,./all]", "out=two")
+    assert code == 2
+    assert "coverage.runs names ./all twice" in err
     code, _, err = lab(planted, *held, "coverage.runs=[few]", "out=two")
     assert code == 2
     assert "few did not record transformer_blocks.0.img_modulate1, which scaled_attention.qkv divides" in err

@@ -28,8 +28,9 @@ class Evidence:
     - scales: the choice, see `choice.Choice`.
     - divisors: by what each variant divides the places that decided: variant, technique, parameter, block, `divisor`.
     - heldout: every place of every held-out case, see `heldout.measured`.
-    - margins: see `heldout.by_margin`. variants: in how many held-out cases
-      each fails (`overflows` by arithmetic, `not_finite` in its run), and the columns of `drift.compared`.
+    - margins: see `heldout.by_margin`.
+    - variants: in how many held-out cases each fails (`overflows` by arithmetic, `not_finite` in its run), its least
+      `headroom_bits` by arithmetic and the place (`least_at`), and the columns of `drift.compared`.
     - failures: each held-out case of each variant that fails: by arithmetic, and as measured.
     - unscaled: places that do not fit, and that no technique scales; see `choice.beyond`.
     """

@@ -129,10 +129,11 @@ def draw_headroom(evidence: Evidence) -> Drawing | Absent:
 
 
 def _power(value: float) -> str:
-    """A tick at log2 of a scale: 1, 16, 2^-8."""
-    if value != round(value):
+    """A tick at log2 of a scale: 1, 16, 1/8."""
+    power = round(value)
+    if value != power:
         return ""
-    return str(2 ** round(value)) if 0 <= value <= 12 else f"2^{round(value)}"
+    return str(2**power) if power >= 0 else f"1/{2**-power}"
 
 
 def _label(panels: Sequence[Axes], count: int, columns: int, last: int, what: str) -> None:
