@@ -27,6 +27,7 @@ COMMANDS = {
     "sensitivity": ("precision_lab.cli.sensitivity", "sensitivity"),
     "recipe": ("precision_lab.cli.recipe", "recipe"),
     "search": ("precision_lab.cli.scales", "scales"),
+    "culprits": ("precision_lab.cli.culprits", "culprits"),
 }
 
 # strategies of `search` with a module and a root configuration of their own

@@ -45,6 +45,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 def _report_run(folder: Path) -> int:
     from precision_lab.record import manifest, sweep
+    from precision_lab.record.culprits import holds_culprits
     from precision_lab.record.run import Run
     from precision_lab.record.scan import holds_scan
 
@@ -54,6 +55,11 @@ def _report_run(folder: Path) -> int:
         from precision_lab.cli.sensitivity import draw_scan
 
         draw_scan(folder, open_console())
+        return 0
+    if holds_culprits(folder):
+        from precision_lab.cli.culprits import draw
+
+        draw(folder, open_console())
         return 0
     return judge_and_draw(Run.open(folder).whole(), open_console())
 

@@ -1,0 +1,44 @@
+"""How a search for culprits went: the number of spared groups of each run, and whether the criterion held."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from precision_lab.record.culprits import Culprits
+from precision_lab.report.figures import style
+from precision_lab.report.figures.style import Drawing
+
+CAPTION = (
+    "Each point is a run: the number of groups that were spared in it, on a scale that is linear up to 10 and "
+    "logarithmic above. Filled: the criterion holds; open: it does not. Runs right of the dashed line tested whether "
+    "the criterion is monotone."
+)
+
+
+def draw(trials: pd.DataFrame, found: Culprits) -> Drawing:
+    """trials: as the folder of the search holds them."""
+    runs = trials[trials["stage"] == "search"].drop_duplicates("run")
+    figure = style.new_figure(3.0)
+    axes = figure.subplots()
+    held = runs["holds"].to_numpy(bool)
+    axes.plot(runs["run"] + 1, runs["spared"], color=style.MUTED, linewidth=0.6, zorder=1)
+    for which, face, label in ((held, style.PALETTE[0], "holds"), (~held, "white", "does not hold")):
+        axes.scatter(
+            runs["run"][which] + 1,
+            runs["spared"][which],
+            s=26,
+            facecolor=face,
+            edgecolor=style.PALETTE[0],
+            zorder=2,
+            label=label,
+        )
+    if found.checks:
+        axes.axvline(found.runs + 0.5, color=style.MUTED, linewidth=0.8, linestyle="--")
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(-0.6, 1.25 * max(found.groups, 1) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("run")
+    axes.set_ylabel("spared groups")
+    axes.legend(loc="upper right", ncols=2)
+    return Drawing("culprits", "The search", figure, CAPTION)
