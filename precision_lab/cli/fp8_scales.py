@@ -18,7 +18,7 @@ from precision_lab.cli import schema
 from precision_lab.cli.config import default_out, plain
 from precision_lab.cli.literal import settled
 from precision_lab.cli.report import judge_and_draw
-from precision_lab.cli.scale_cases import carried_out, check_variants, sets_of, spec_for
+from precision_lab.cli.scale_cases import carried_out, check_resumed, check_variants, sets_of, spec_for, write_config
 from precision_lab.cli.scale_recipe import write_recipe
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
@@ -46,6 +46,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     goal = Goal(FORMATS["float8_e4m3fn"], settings.margin.bits)
     check_variants(settings, RECIPE)
     out = Path(settings.out).expanduser() if settings.out else default_out(settings.experiment)
+    check_resumed(settings, out)
     prompts = settings.prompts if settings.holdout.prompts is None else settings.holdout.prompts
     cases = sets_of("holdout", settings.holdout, prompts, config)
     variants: dict[str, Any] = {str(name): plain(node or {}) for name, node in config.variants.items()}
@@ -62,6 +63,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     console = open_console()
     tried = {spec.out.name: carried_out(spec, console) for spec in specs}
+    write_config(config, out)
     code = max(judge_and_draw(run.whole(), console) for run in tried.values())
     noise = settings.noise if only is None or settings.noise in only else None
     others = [name for name in names_of(tried) if name != RECIPE]

@@ -20,6 +20,7 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
   python -m precision_lab recipe technique=[a] to=mflux   a recipe for another program; from=mflux file=F reads one
+  python -m precision_lab search strategy=scales          scales for float16, tried on held-out cases; fp8_scales
 
 Experiments: {exp}
 Techniques:  {technique}

@@ -17,8 +17,9 @@ from precision_lab.cli.progress import showing
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import RunSpec
+from precision_lab.record.files import write_text
 from precision_lab.record.manifest import FILE, Manifest
-from precision_lab.record.run import Run
+from precision_lab.record.run import CONFIG, Run
 
 RECIPE = "scales"
 """The variant with the chosen scales."""
@@ -128,6 +129,21 @@ def spec_for(
             config[key] = OmegaConf.create(literally(value)) if isinstance(value, dict) else literally(value)
     spec = build_spec(config, command)
     return replace(spec, resume=spec.resume and (spec.out / FILE).exists())
+
+
+def check_resumed(settings: schema.Scales | schema.Fp8Scales, out: Path) -> None:
+    """Raises InputError if there is nothing to resume in the folder of the command."""
+    if settings.resume and not any(out.glob(f"*/{FILE}")):
+        raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted command")
+
+
+def write_config(config: DictConfig, out: Path) -> None:
+    """Writes the configuration of the command, without what the numbers do not depend on."""
+    config = config.copy()
+    with open_dict(config):
+        for name in ("out", "resume", "engine", "workers"):
+            config.pop(name)
+    write_text(out / CONFIG, OmegaConf.to_yaml(config))
 
 
 def carried_out(spec: RunSpec, console: Console) -> Run:

@@ -14,7 +14,17 @@ from precision_lab.analysis.scales.ranges import at_places, ranges_of, stored_in
 from precision_lab.cli import schema
 from precision_lab.cli.config import default_out, plain
 from precision_lab.cli.literal import settled
-from precision_lab.cli.scale_cases import RECIPE, carried_out, check_variants, coverage_of, heldout_of, opened, spec_for
+from precision_lab.cli.scale_cases import (
+    RECIPE,
+    carried_out,
+    check_resumed,
+    check_variants,
+    coverage_of,
+    heldout_of,
+    opened,
+    spec_for,
+    write_config,
+)
 from precision_lab.cli.scale_recipe import Nodes, Offered, recipe_of
 from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
@@ -56,6 +66,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     check_variants(settings, RECIPE)
     variants = {str(name): plain(node or {}) for name, node in config.variants.items()}
     out = Path(settings.out).expanduser() if settings.out else default_out(settings.experiment)
+    check_resumed(settings, out)
     covering, trying = coverage_of(settings, config), heldout_of(settings, config)
     own = {"dtype": plain(config)["dtype"], "technique": {}}
     runs_on: dict[str, Any] = {"variants": BASELINE, "baseline": "baseline", "claims": {}, "only": None}
@@ -68,6 +79,10 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         raise InputError("scales are chosen from the ranges of the plain model in float32, expected no other reference")
     sites = walk(bench.components("float32"))
     recorded = _operations(sites, bench.layout.default)
+    places = [(site.component, site.path) for site in sites]
+    if not any(named_sites(parameter.places, places, bench.layout.default) for parameter in offered.parameters):
+        names = ", ".join(offered.scalings)
+        raise InputError(f"This model has none of the places that {names} divide, expected scalings that fit it")
     planned = [spec_for(config, cases, out, command, recorded, **runs_on) for cases in covering]
     # whatever is wrong with any set of cases is said before anything is written
     for spec in (*planned, *(spec_for(config, cases, out, command, recorded, **tries_on) for cases in trying)):
@@ -85,6 +100,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         for cases in trying
     }
     noise = settings.noise if settings.only is None or settings.noise in settings.only else None
+    write_config(config, out)
     return conclude(
         Trial(choice, nodes, {**_computing_in(variants, compute), RECIPE: nodes}, ranges, covered, tried, noise, out),
         console,

@@ -119,6 +119,7 @@ def test_with_the_case_in_the_coverage_set_the_recipe_holds_and_runs_by_its_name
         f"{name}.{kind}" for name in ("scales", "headroom") for kind in ("png", "svg")
     }
 
+    assert "bits: 2" in (tmp_path / "one" / "config.yaml").read_text()
     text = (tmp_path / "one" / "recipe" / "technique" / "scales.yaml").read_text()
     assert f"- transformer_blocks.{BLOCK}.txt_mlp.net.0.proj" in text.replace("{img,txt}", "txt")
     run = ("--config-dir=one/recipe", "technique=[scales]", "dtype=float16", f'prompts=["{RARE}"]', "seeds=[2]")
@@ -137,6 +138,7 @@ def test_with_the_case_in_the_coverage_set_the_recipe_holds_and_runs_by_its_name
     assert (tmp_path / "one" / "scales.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_ranges_of_finished_runs(lab, planted, small_checkpoint, tmp_path):
     quick = [entry for entry in QUICK if not entry.startswith(("coverage", "holdout"))]
     covered = (prompts("x", *COVERED, RARE)[2:], "only=[baseline]", "latency.max_rounds=0")
@@ -188,6 +190,15 @@ def test_ranges_of_finished_runs(lab, planted, small_checkpoint, tmp_path):
         (["reference.dtype=bfloat16"], "expected no other reference"),
         (["probe=[absorption]"], "probe leaves out range"),
         (["only=[nothing]"], "only: unknown variant 'nothing'"),
+        (["resume=true"], "resume=true: one holds no run"),
+        (
+            [
+                "~scalings.scaled_attention",
+                "~scalings.scaled_feed_forward",
+                "+scalings.scaled_first_linear.sites=[x.*]",
+            ],
+            "This model has none of the places that scaled_first_linear divide",
+        ),
         (["++strategy=scale"], "search: unknown strategy 'scale'. Did you mean scales"),
     ],
 )
