@@ -18,7 +18,7 @@ def outcomes(run: Run) -> pd.DataFrame:
     last step, and largest_rel_l2 over the steps, both NaN if a value is not finite; psnr_db and ssim of the picture,
     NaN without one; num_nonfinite in results and picture; finite, whether these and the residual streams were;
     first_site, first_port and first_step of the first value that was not; inputs_finite, whether it arose there;
-    weights_gb, of linear weights with their scales, and bits_per_weight; error, what it raised, or None.
+    weights_gb, of all parameters with their scales, and bits_per_weight; error, what it raised, or None.
     """
     layout, rows = run.layout, []
     result = run.drift[
@@ -29,7 +29,7 @@ def outcomes(run: Run) -> pd.DataFrame:
     for name, entry in run.manifest.variants.items():
         if name == run.reference:
             continue
-        stored = entry.linear_weights.values()
+        stored = entry.weights.values()
         number, size = sum(each.number for each in stored), sum(each.bytes for each in stored)
         about = {
             "trial": name,

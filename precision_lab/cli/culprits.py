@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,7 @@ class Search:
         self._trials, self._sparing, self._criterion = trials, sparing, criterion
         self._others, self._progress = list(others), progress
         self._judgements: dict[Names, Judgement] = {}
+        self._recipes: dict[Names, Mapping[str, Mapping[str, Any]]] = {}
         self._rows: list[pd.DataFrame] = []
 
     def run(self, cases: Sequence[Case], checks: int) -> Minimal:
@@ -150,6 +152,7 @@ class Search:
         Whether the other cases are run does not depend on the number of workers.
         """
         trials = {names: self._sparing.trial(names, f"sparing {len(names)}") for names in wanted}
+        self._recipes |= {names: trial.nodes for names, trial in trials.items()}
         waves = [cases[:1], cases] if self._criterion.by_case and len(cases) > 1 and not at_once else [cases]
         found: dict[Names, Judgement] = {}
         for wave in waves:
@@ -165,14 +168,9 @@ class Search:
         return {names: Judgement.of(self._criterion, run, trial.key) for names, trial in trials.items()}
 
     def _labelled(self, stage: str, number: int, names: Names, judged: Judgement) -> pd.DataFrame:
-        patterns = " ".join(self._sparing.patterns(self._sparing.sites(names)))
-        about: dict[str, Any] = {
-            "run": number,
-            "stage": stage,
-            "spared": len(names),
-            "spared_sites": patterns,
-            "holds": judged.holds,
-        }
+        about: dict[str, Any] = {"run": number, "stage": stage, "spared": len(names)}
+        about["techniques"] = json.dumps(self._recipes[names])
+        about["holds"] = judged.holds
         frame = judged.rows.assign(**about, value=judged.outcome.value)
         return frame[[*about, "value", *judged.rows.columns]].astype({"value": "float64"})
 

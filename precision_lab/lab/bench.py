@@ -89,13 +89,20 @@ class Bench:
             yield subject, components, coverage
 
     def make(
-        self, variant: Variant, case: Case, shadowed: Sequence[Variant], advance: Advance, stops: bool = False
+        self,
+        variant: Variant,
+        case: Case,
+        shadowed: Sequence[Variant],
+        advance: Advance,
+        stops: bool = False,
+        describe: Callable[[Components], File] | None = None,
     ) -> list[File]:
         """Runs one generation under observation; returns what it leaves in the run folder, activations last.
 
         case: one of the run, to which the variant's own settings are applied. shadowed: the variants whose local error
         is measured during the generation of a reference. stops: whether the generation of another variant ends after
-        the first step in which a value is not finite, without a picture.
+        the first step in which a value is not finite, without a picture. describe: makes a file about the components
+        to which the techniques are applied.
         """
         part = part_name(variant, case)
         own, store = self.spec.case(variant, case), reference_path(self.root, variant.reference, case)
@@ -110,6 +117,7 @@ class Bench:
         with self.variant(variant) as (subject, components, _):
             # weights first: on CUDA, host reads turn buffers into managed memory, which MLX would reuse for weights
             mx.eval(list(components.values()))
+            files = [describe(components)] if describe else []
             if variant.is_reference:
                 with writing(store) as writer:
                     observers: list[Observer] = [*probes, *results, ReferenceRecorder(self.spec.drift_sites, writer)]
@@ -129,7 +137,7 @@ class Bench:
         failure = outcome.failure(watch.first, frames[ACTIVATIONS], partial(self._origin, variant, own))
         mx.clear_cache()  # frees managed memory and arrays that techniques prepared, 22 GB for 8 bits at full size
         place = Path(), variant.name, case.prompt_id, case.seed
-        files = [tables.part_of("drift", part, rows)]
+        files.append(tables.part_of("drift", part, rows))
         if outcome.result is not None:
             files += final.files_of(final.path_of(*place), outcome.result)
         if pixels is not None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 from uuid import uuid4
@@ -22,6 +23,7 @@ from uuid import uuid4
 import pandas as pd
 
 from precision_lab.errors import InputError, VariantError
+from precision_lab.instrument.sites import Components
 from precision_lab.lab import slots
 from precision_lab.lab.bench import REFERENCES, Advance, Bench, part_name, reference_path
 from precision_lab.lab.candidates import Make as MakeTechnique
@@ -35,11 +37,11 @@ from precision_lab.lab.spec import HERE, LOCAL, REFERENCE, RunSpec, Variant
 from precision_lab.lab.subject import Case
 from precision_lab.lab.tasks import Build, Make, Order, TaskError
 from precision_lab.record import tables
-from precision_lab.record.files import File, NotWrittenError, write_text
+from precision_lab.record.files import File, NotWrittenError, read_json, write_text
 from precision_lab.record.lock import FolderLock
 from precision_lab.record.manifest import Manifest, Status, VariantEntry, WorkerEntry
 from precision_lab.record.run import CONFIG, Run, Tables
-from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
+from precision_lab.techniques.parts.weight_storage import WeightStorage, model_storage, weight_storage
 
 FOLDER = "trials"
 """The folder of the generations in that of a search: a run with one variant for each trial."""
@@ -96,7 +98,17 @@ class Try:
         return (Make(REFERENCE, self.case),)
 
     def __call__(self, bench: Bench, advance: Advance) -> list[File]:
-        return bench.make(self.trial.variant(self.make), self.case, (), advance, self.stops)
+        return bench.make(self.trial.variant(self.make), self.case, (), advance, self.stops, self._stored)
+
+    def _stored(self, components: Components) -> File:
+        linears, whole = weight_storage(components), model_storage(components)
+        stored = {name: {"linears": linears[name], "weights": whole[name]} for name in components}
+        return File(_storage_path(self.trial).as_posix(), json.dumps(stored).encode())
+
+
+def _storage_path(trial: Trial) -> Path:
+    """The file, in the folder of trials, that says how the weights of a trial are stored."""
+    return Path("storage") / f"{trial.key}.json"
 
 
 class Trials:
@@ -126,7 +138,6 @@ class Trials:
         self._progress, self._make, self._stops = progress, make, stops
         self._order = Order(spec.resolved, build, spec.out.absolute(), uuid4().hex)
         self._slots = slots.opened(planned, self._order)
-        self._entries: dict[str, VariantEntry] = {}
         self._workers: dict[str, WorkerEntry] = {}
         self._reporting = Lock()
         self._started = now()
@@ -176,9 +187,9 @@ class Trials:
         ]
         unique = {trial.key: trial for trial in trials}
         for trial in unique.values():
-            variant = self._described(trial)
-            if variant is None:
+            if trial.key in self.errors:
                 continue
+            variant = trial.variant(self._make)
             jobs += [
                 Job(variant, case, Try(trial, case, self._make, self._stops), part_name(variant, case), steps[case])
                 for case in cases
@@ -202,25 +213,6 @@ class Trials:
 
     def _is_kept(self, reference: str, case: Case) -> bool:
         return reference_path(self.spec.out, reference, case).exists()
-
-    def _described(self, trial: Trial) -> Variant | None:
-        """The variant of a trial, whose techniques are applied once for its entry; None for one that raised."""
-        if trial.key in self.errors:
-            return None
-        variant = trial.variant(self._make)
-        if trial.key not in self._entries:
-            try:
-                with self.bench.variant(variant) as (_, components, _coverage):
-                    self._entries[trial.key] = variant_entry(
-                        variant, weight_storage(components), model_storage(components)
-                    )
-            except InputError:
-                raise
-            except (Exception, SystemExit) as error:
-                self._entries[trial.key] = variant_entry(variant, {}, {})
-                self._failed(trial.key, Failure.of(error, self.bench.layout))
-                return None
-        return variant
 
     def _carry(self, slot: Slot, job: Job, label: str) -> None:
         done = 0.0
@@ -267,7 +259,7 @@ class Trials:
     def _run(self, trials: Mapping[str, Trial], cases: Sequence[Case]) -> Run:
         manifest = self._manifest("running")
         reference = manifest.variants[REFERENCE]
-        entries = {REFERENCE: reference, **{key: self._entries[key] for key in trials}}
+        entries = {REFERENCE: reference, **{key: self._entry(trial) for key, trial in trials.items()}}
         parts = [f"{name}__p{case.prompt_id}__s{case.seed}" for name in entries for case in cases]
 
         def read(table: str) -> pd.DataFrame:
@@ -278,6 +270,15 @@ class Trials:
 
         errors = {key: message for key, message in self.errors.items() if key in entries}
         return Run(self.folder, replace(manifest, variants=entries, errors=errors), Tables(read))
+
+    def _entry(self, trial: Trial) -> VariantEntry:
+        """The entry of a trial in a manifest, without storage if it raised."""
+        path = self.folder / _storage_path(trial)
+        stored = read_json(path) if path.exists() else {}
+        linears, weights = (
+            {name: WeightStorage(*each[kind]) for name, each in stored.items()} for kind in ("linears", "weights")
+        )
+        return variant_entry(trial.variant(self._make), linears, weights)
 
     def _manifest(self, status: Status) -> Manifest:
         worker = self._slots[0].worker
