@@ -26,7 +26,7 @@ COMMANDS = {
     "prove": ("precision_lab.cli.prove", "prove"),
     "sensitivity": ("precision_lab.cli.sensitivity", "sensitivity"),
     "recipe": ("precision_lab.cli.recipe", "recipe"),
-    "search": ("precision_lab.cli.scales", "scales"),
+    "search": ("precision_lab.cli.search", "search"),
     "culprits": ("precision_lab.cli.culprits", "culprits"),
 }
 

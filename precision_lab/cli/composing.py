@@ -9,9 +9,13 @@ from pathlib import Path
 
 import yaml
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -107,6 +111,20 @@ def _chooses(override: Override) -> bool:
 def _reason(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, OverrideParseException) and error.__cause__ else error
     return first_line(cause).rstrip(".")
+
+
+def composed_with(group: str, names: Sequence[str]) -> DictConfig:
+    """The configuration of the present command with these options of a group instead of its own.
+
+    Raises InputError as a command line does.
+    """
+    given = HydraConfig.get()
+    own = [override for override in given.overrides.task if not override.startswith(f"{group}=")]
+    try:
+        loader = GlobalHydra.instance().config_loader()
+        return loader.load_configuration(given.job.config_name, [*own, f"{group}=[{','.join(names)}]"], RunMode.RUN)
+    except Exception as error:
+        raise InputError(described_failure(error)) from error
 
 
 def described_failure(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`report run=DIR` judges a run again and draws its report, or draws that of a scan of sensitivity; `report sweep=DIR`
+"""`report run=DIR` judges a run again and draws its report, or draws that of a scan or of a search; `report sweep=DIR`
 draws the index of a sweep, and `report history=FILE` a gate's history."""
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def _report_run(folder: Path) -> int:
     from precision_lab.record.culprits import holds_culprits
     from precision_lab.record.run import Run
     from precision_lab.record.scan import holds_scan
+    from precision_lab.record.search import holds_search
 
     if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
         raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
@@ -60,6 +61,11 @@ def _report_run(folder: Path) -> int:
         from precision_lab.cli.culprits import draw
 
         draw(folder, open_console())
+        return 0
+    if holds_search(folder):
+        from precision_lab.cli.searched import draw_search
+
+        draw_search(folder, open_console())
         return 0
     return judge_and_draw(Run.open(folder).whole(), open_console())
 

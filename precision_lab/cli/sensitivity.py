@@ -19,7 +19,8 @@ from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from precision_lab.lab.scan_plan import ScanSpec
+    from precision_lab.lab.run import Progress
+    from precision_lab.lab.scan_plan import ScanPlan, ScanSpec
 
 _OF_CASES = ("prompts=", "seeds=")
 _SHOWN = 5
@@ -35,22 +36,28 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         config.scan.cases = len(settings.prompts) * len(settings.seeds) if named else 1
     spec = build_scan(config, settings, command)
     # after the mistakes that a configuration shows: these imports take longer than to find them
-    from precision_lab.analysis.sensitivity import chosen
     from precision_lab.cli.progress import showing
-    from precision_lab.lab.scan import Scan
     from precision_lab.lab.scan_plan import plan
 
     planned = plan(spec)
     console = open_console()
     with showing(console) as progress:
-        scan = Scan(planned, progress, partial(spec_of, kind=schema.Sensitivity))
-        with scan.occupying():
-            table = scan.measure(2 * settings.confirm * len(spec.candidates))
-            scan.confirm(chosen(table, settings.confirm) if settings.confirm else ())
-            scan.time()
-            scan.finish()
+        carry_out(planned, settings.confirm, progress)
     draw_scan(spec.run.out, console)
     return 0
+
+
+def carry_out(planned: ScanPlan, confirm: int, progress: Progress) -> None:
+    """Scans, and confirms so many of the worst and of the best groups of each candidate; leaves the tables."""
+    from precision_lab.analysis.sensitivity import chosen
+    from precision_lab.lab.scan import Scan
+
+    scan = Scan(planned, progress, partial(spec_of, kind=schema.Sensitivity))
+    with scan.occupying():
+        table = scan.measure(2 * confirm * len(planned.spec.candidates))
+        scan.confirm(chosen(table, confirm) if confirm else ())
+        scan.time()
+        scan.finish()
 
 
 def build_scan(config: DictConfig, settings: schema.Sensitivity, command: Sequence[str]) -> ScanSpec:

@@ -15,6 +15,7 @@ from precision_lab.numerics.sketch import SKETCH_COLUMNS
 from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, Column, count, dtypes
 from precision_lab.record.files import RESTORE, File
 from precision_lab.record.scan_tables import OF_A_SCAN
+from precision_lab.record.search_tables import OF_A_SEARCH
 from precision_lab.record.values import checked
 
 _SEEN = (VARIANT, *CASE, *POSITION)
@@ -77,7 +78,7 @@ _NONFINITE = (
     ),
 )
 _OF_A_PROBE = _SEEN
-_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE, **OF_A_SCAN}
+_OWN: Mapping[str, Sequence[Column]] = {"sketches": _SKETCHES, "nonfinite": _NONFINITE, **OF_A_SCAN, **OF_A_SEARCH}
 
 OF_A_RUN = (*LEADING, *_OWN)
 """The tables of which the lab itself decides what is in them; a probe may add columns to `activations` alone."""
@@ -92,9 +93,9 @@ SORT_KEYS: Mapping[str, Sequence[str]] = {
     "generations": ("variant", "prompt_id", "seed"),
     "latency": ("round", "order"),
     "sketches": ("variant", "case", "order"),
-    **dict.fromkeys(OF_A_SCAN, ()),
+    **dict.fromkeys((*OF_A_SCAN, *OF_A_SEARCH), ()),
 }
-_WITHOUT_ORDER = ("latency", "generations", *OF_A_SCAN)
+_WITHOUT_ORDER = ("latency", "generations", *OF_A_SCAN, *OF_A_SEARCH)
 """Tables whose rows are no observations of a generation; one round of `latency` has an order of its own."""
 
 _KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")

@@ -38,12 +38,12 @@ class Additivity:
         if self.spread <= _ALIKE:
             order = "One factor explains all, so that the predictions rank recipes as the measurements do."
         else:
-            order = "No one factor explains all: errors add up differently in different recipes."
+            order = "No one factor explains all: they add up differently in different recipes."
         if self.factor > _ALIKE:
             return f"{said} Errors reinforce each other, or grow over the steps. {order}"
         if self.factor < 1 / _ALIKE:
             return f"{said} Errors cancel each other, or fade over the steps. {order}"
-        return f"{said} The squared errors of groups add up. {order}"
+        return f"{said} On average the squared errors of groups add up. {order}"
 
 
 def additivity(predicted: Sequence[float], measured: Sequence[float]) -> Additivity:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from precision_lab.analysis.search.knapsack import least_error
-from precision_lab.analysis.search.menu import Choice, Menu
+from precision_lab.analysis.search.knapsack import Solution, least_error
+from precision_lab.analysis.search.menu import Menu
 from precision_lab.errors import InputError
 
 GIGA = 10**9
@@ -64,6 +64,14 @@ class Budget:
                 )
         return limits
 
+    def check_times(self, menu: Menu) -> None:
+        """Raises InputError if a latency is limited, and no time of any candidate was measured."""
+        timed = any(not math.isnan(option.seconds) for own in menu.options for option in own[1:])
+        if self.latency is not None and not timed:
+            raise InputError(
+                "budget.latency needs measured times, which this scan does not have: run the scan with scan.rounds=5"
+            )
+
     def seconds(self, menu: Menu, step: float) -> float | None:
         """The limit of `Menu.seconds` in seconds, for a step of the plain model of `step` seconds; None without one.
 
@@ -71,10 +79,7 @@ class Budget:
         """
         if self.latency is None:
             return None
-        if not any(not math.isnan(option.seconds) and option.seconds for own in menu.options for option in own):
-            raise InputError(
-                "budget.latency needs measured times, which this scan does not have: run the scan with scan.rounds=5"
-            )
+        self.check_times(menu)
         limit = (self.latency - 1) * step
         fastest = sum(min(o.seconds for o in own if not math.isnan(o.seconds)) for own in menu.options)
         if fastest > limit:
@@ -85,7 +90,7 @@ class Budget:
         return limit
 
 
-def smallest_drift(menu: Menu, limit: int | None, seconds: float | None) -> Choice:
+def smallest_drift(menu: Menu, limit: int | None, seconds: float | None) -> Solution:
     """The choice with the least predicted error within a size and a time. Raises InputError where none is in both."""
     found = least_error(menu, limit, seconds)
     if found is None:
@@ -93,7 +98,7 @@ def smallest_drift(menu: Menu, limit: int | None, seconds: float | None) -> Choi
             "budget: its size and budget.latency contradict each other, since no choice is predicted to be within "
             "both; expected a larger size, or a larger latency"
         )
-    return found.choice
+    return found
 
 
 def _check(name: str, value: float) -> None:
@@ -102,7 +107,7 @@ def _check(name: str, value: float) -> None:
 
 
 def _name(size: float, unit: str) -> str:
-    return f"{size:g}{unit}"
+    return f"{size:.12g}{unit}"
 
 
 def _listed(values: Sequence[float]) -> str:

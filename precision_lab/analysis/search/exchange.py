@@ -50,11 +50,13 @@ class Exchange:
     """Ask and tell: `ask` returns choices to try, `tell` takes their drifts, until `ask` returns none.
 
     start: where it begins. limit: bytes that no choice exceeds. evaluations: the most choices that are tried, the start
-    included. noise: relative change of the drift that means nothing. `best` is the last choice kept, and `drifts` its
-    drift in each case.
+    included. noise: relative change of the drift that means nothing. seconds: a limit of `Menu.seconds`, or None.
+    `best` is the last choice kept, and `drifts` its drift in each case.
 
-    Swaps are tried in the order of what they are predicted to cost, and every cluster once before any twice. What the
-    trials of a cluster showed beyond the prediction counts in the order of the later ones.
+    A swap is kept if it lowers the drift in every case, and its geometric mean over cases beyond the noise: what helps
+    one prompt and harms another would not last. Swaps are tried in the order of what they are predicted to cost, and
+    every cluster once before any twice. What the trials of a cluster showed beyond the prediction counts in the order
+    of the later ones.
     """
 
     menu: Menu
@@ -62,6 +64,7 @@ class Exchange:
     limit: int
     evaluations: int
     noise: float
+    seconds: float | None = None
     best: Choice = field(init=False)
     drifts: tuple[float, ...] = field(init=False, default=())
     accepted: list[Accepted] = field(init=False, default_factory=list)
@@ -104,12 +107,16 @@ class Exchange:
             return
         before, unit = self.drifts, self._unit()
         ratios = [mean_ratio(own, before) for own in drifts]
+        better = [
+            ratio < 1 - self.noise and all(new < old for new, old in zip(own, before, strict=True))
+            for ratio, own in zip(ratios, drifts, strict=True)
+        ]
         for move, ratio in zip(asked, ratios, strict=True):
             change = (ratio**2 - 1) * unit if math.isfinite(ratio) else unit
             for key in ((True, move.raised), (False, move.lowered)):
                 self._surprises.setdefault(key, []).append((change - move.predicted) / 2)
-        least = int(np.argmin([ratio if math.isfinite(ratio) else math.inf for ratio in ratios]))
-        if ratios[least] < 1 - self.noise:
+        if any(better):
+            least = int(np.argmin([ratio if is_so else math.inf for ratio, is_so in zip(ratios, better, strict=True)]))
             kept = asked[least]
             up, down = (label([self.menu.places[at] for at in part]) for part in (kept.raised, kept.lowered))
             self.accepted.append(Accepted(up, down, ratios[least]))
@@ -192,7 +199,8 @@ class Exchange:
                 break
             needed -= _paid(step)
             choice[at], predicted, lowered = step[2], predicted + step[1].error - step[0].error, lowered + 1
-        if not raised or not lowered:
+        late = self.seconds is not None and not self.menu.seconds(tuple(choice)) <= self.seconds
+        if not raised or not lowered or late:
             return None
         return Move(tuple(choice), up, down, predicted)
 

@@ -44,6 +44,7 @@ def test_sizes_are_bytes_by_name():
     menu = equal_menu()
     assert Budget(bits=[8, 6.5]).sizes(menu) == {"8bits": menu.weights, "6.5bits": int(menu.weights * 6.5 / 8)}
     assert Budget(gb=[0.25]).sizes(menu) == {"0.25gb": 250_000_000}
+    assert list(Budget(gb=[0.0106123457, 0.0106123458]).sizes(menu)) == ["0.0106123457gb", "0.0106123458gb"]
     assert Budget(drift=0.1).sizes(menu) == {}
 
 

@@ -59,6 +59,15 @@ def test_a_change_within_the_noise_is_not_kept():
     assert exchange.accepted == []
 
 
+def test_a_swap_that_harms_one_case_is_not_kept():
+    menu = equal_menu()
+    start = least_error(menu, middle(menu)).choice
+    exchange = Exchange(menu, start, middle(menu), 20, noise=0.0)
+    while choices := exchange.ask():
+        exchange.tell([[1.0, 1.0] if choice == start else [0.1, 1.01] for choice in choices])
+    assert exchange.best == start
+
+
 def test_a_choice_that_is_not_finite_is_never_kept():
     menu = equal_menu()
     start = least_error(menu, middle(menu)).choice

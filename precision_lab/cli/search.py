@@ -1,0 +1,204 @@
+"""`search`: the recipe of least drift within a budget, from configuration to page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from precision_lab.cli import schema, search_schema
+from precision_lab.cli.literal import settled
+from precision_lab.cli.terminal import open_console
+from precision_lab.device.environment import set_numeric_switches
+from precision_lab.errors import InputError
+from precision_lab.lab.values import one_of
+
+if TYPE_CHECKING:
+    from precision_lab.analysis.search.budgets import Budget
+    from precision_lab.analysis.search.families import Families
+    from precision_lab.analysis.search.menu import Menu
+    from precision_lab.cli.search_config import Prepared
+    from precision_lab.lab.run import Progress
+    from precision_lab.lab.scan_plan import ScanPlan
+    from precision_lab.lab.trials import Trials
+    from precision_lab.record.scan import Scan
+
+STRATEGIES = ("knapsack", "optuna", "scales", "fp8_scales")
+"""Those of the command; the last two have modules and settings of their own."""
+_STEP = "step.json"
+_STEPS_TIMED = 5
+
+
+def task(config: DictConfig, command: Sequence[str]) -> int:
+    """Scans, chooses, tries and checks on held-out cases; prints the recipes and the path of the page."""
+    set_numeric_switches()
+    config = settled(config)
+    settings = schema.read(search_schema.Search, config)
+    one_of("strategy", settings.strategy, STRATEGIES)
+    from precision_lab.analysis.search.budgets import Budget
+
+    given = settings.budget
+    budget = Budget(_listed(given.gb), _listed(given.bits), given.drift, given.latency)
+    samples = settings.strategy == "optuna" or settings.optuna.baseline is True
+    if settings.strategy == "optuna" and (not (budget.gb or budget.bits) or budget.drift or budget.latency):
+        raise InputError("strategy=optuna searches within a size, expected budget.gb= or budget.bits= alone")
+    if samples:
+        from precision_lab.analysis.search.families import optuna
+
+        optuna()
+    # after the mistakes that a configuration shows: these imports take longer than to find them
+    from precision_lab.cli.candidates import make
+    from precision_lab.cli.config import spec_of
+    from precision_lab.cli.progress import showing
+    from precision_lab.cli.search_config import prepared
+    from precision_lab.cli.searched import draw_search
+    from precision_lab.lab import scan_plan
+    from precision_lab.lab.trials import Trials
+
+    ready = prepared(config, settings, command, settings.strategy == "knapsack")
+    budget.sizes(_menu(ready, None))  # what no scan can change
+    if budget.latency and ready.scan is not None and not ready.scan.rounds:
+        raise InputError("budget.latency needs measured times, run the scan with scan.rounds=5")
+    if ready.scanned is not None:
+        budget.check_times(_menu(ready, ready.scanned))
+    planned = None if ready.scan is None else scan_plan.plan(ready.scan)
+    console = open_console()
+    with showing(console) as progress:
+        whole = _Whole(progress, _generated(ready, settings, budget))
+        trials = Trials(ready.spec, whole, make, partial(spec_of, kind=search_schema.Search))
+        with trials.opened():
+            whole.start(0)
+            scan = ready.scanned if planned is None else _scanned(planned, settings.confirm, whole)
+            _search(ready, settings, budget, trials, scan, whole)
+    draw_search(ready.spec.out, console)
+    return 0
+
+
+def _search(
+    ready: Prepared,
+    settings: search_schema.Search,
+    budget: Budget,
+    trials: Trials,
+    scan: Scan | None,
+    progress: Progress,
+) -> None:
+    """Runs the strategies and leaves tables, recipes and findings."""
+    from precision_lab.analysis.search.budgets import smallest_drift
+    from precision_lab.cli.searched import leave
+    from precision_lab.cli.searching import Search
+
+    menu = _menu(ready, scan)
+    limits = budget.sizes(menu)
+    seconds = _seconds(ready, budget, menu, trials)
+    given = settings.trials
+    search = Search(trials, ready, menu, given.evaluations, progress.advance, seconds, _sampler(ready, settings, menu))
+    by_predictions = settings.strategy == "knapsack"
+    search.compare(given.sizes if by_predictions else 0)
+    start = None
+    if budget.drift is not None:
+        start = search.smallest_within(budget.drift)
+        if start is not None and not limits:
+            name, limit = f"{budget.drift:g}drift", menu.nbytes(start.choice)
+            limits = {name: limit}
+            search.within(name, limit, start)
+    elif budget.latency is not None and not limits:
+        limits = {f"{budget.latency:g}latency": menu.nbytes(menu.stored)}
+    for name, limit in limits.items():
+        if by_predictions and name not in search.found:
+            search.within(name, limit, smallest_drift(menu, limit, seconds))
+        if search.families is not None:
+            search.sampled(name, limit, is_result=not by_predictions)
+    if budget.drift is not None:
+        search.judge(budget.drift, start)
+    leave(ready, search, limits, settings)
+
+
+def _menu(ready: Prepared, scan: Scan | None) -> Menu:
+    """The menu of a scan; without one, that of the bytes alone."""
+    import pandas as pd
+
+    from precision_lab.analysis.search.menu import menu_of
+
+    recipes = ready.recipes
+    if scan is None:
+        return menu_of(recipes.rows(), pd.DataFrame(), recipes.stored(), recipes.weights, recipes.fixed)
+    names = {candidate.name for candidate in recipes.candidates}
+    rows = scan.sensitivity[scan.sensitivity["candidate"].isin(names)]
+    return menu_of(rows, scan.noise, scan.groups, recipes.weights, recipes.fixed)
+
+
+def _scanned(planned: ScanPlan, confirm: int, progress: Progress) -> Scan:
+    """The scan in the folder of the search, made or continued, with its page."""
+    from precision_lab.cli.sensitivity import carry_out
+    from precision_lab.record.manifest import Manifest
+    from precision_lab.record.scan import Scan, holds_scan
+    from precision_lab.report import scan as report
+
+    folder = planned.spec.run.out
+    if not (holds_scan(folder) and Manifest.read(folder).status == "complete"):
+        carry_out(planned, confirm, progress)
+        report.write(Scan.open(folder))
+    return Scan.open(folder)
+
+
+def _sampler(ready: Prepared, settings: search_schema.Search, menu: Menu) -> Callable[[str, int], Families] | None:
+    """Makes the sampler of a budget; None where Optuna is not to be used."""
+    from precision_lab.analysis.search.families import Families, is_installed
+
+    own, baseline = settings.optuna, settings.optuna.baseline
+    if settings.strategy != "optuna" and (baseline is False or (baseline == "auto" and not is_installed())):
+        return None
+    folder = ready.spec.out / "optuna"
+
+    def sampler(budget: str, limit: int) -> Families:
+        evaluations = settings.trials.evaluations
+        return Families(menu, limit, evaluations, own.ranges, own.seed, folder / f"{budget}.log")
+
+    return sampler
+
+
+def _seconds(ready: Prepared, budget: Budget, menu: Menu, trials: Trials) -> float | None:
+    """The limit of `Menu.seconds` by the time of the plain model's step, which is measured once for a folder."""
+    from precision_lab.record.files import read_json, write_json
+
+    if budget.latency is None:
+        return None
+    path = ready.spec.out / _STEP
+    if not path.exists():
+        plain = next(variant for variant in ready.spec.variants if variant.name == ready.spec.baseline)
+        samples = [trials.bench.time_step(plain).seconds for _ in range(_STEPS_TIMED + 1)][1:]
+        write_json(path, {"seconds": sorted(samples)[_STEPS_TIMED // 2]})
+    branches = max(1, len(ready.spec.source.layout.branches))
+    return budget.seconds(menu, read_json(path)["seconds"] / branches)
+
+
+def _generated(ready: Prepared, settings: search_schema.Search, budget: Budget) -> float:
+    """About how many steps the trials compute, for the progress."""
+    given, sizes = settings.trials, max(1, len(budget.gb) + len(budget.bits))
+    common = 1 + len(ready.recipes.candidates) + len(ready.included) + given.sizes
+    of_each = 2 * given.evaluations + 2 + 1 + len(ready.noise)
+    final = common + 4 * sizes
+    cases = (common + of_each * sizes) * len(ready.cases) + final * len(ready.held_out) + len(ready.spec.cases)
+    return float(cases * ready.spec.source.steps(ready.cases[0]))
+
+
+def _listed(value: float | Sequence[float] | None) -> tuple[float, ...]:
+    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+class _Whole:
+    """The progress of the scan and of the trials after it together, in passes of the model."""
+
+    def __init__(self, progress: Progress, rest: float):
+        self._progress, self._rest = progress, rest
+
+    def start(self, total: float) -> None:
+        self._progress.start(total + self._rest)
+
+    def advance(self, amount: float, label: str) -> None:
+        self._progress.advance(amount, label)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
