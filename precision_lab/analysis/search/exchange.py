@@ -22,6 +22,9 @@ from precision_lab.analysis.search.menu import Choice, Menu, Option
 BATCH = 4
 """How many choices are asked for at once, whatever the number of workers, so that this decides nothing."""
 
+LEAST_GAIN = 0.01
+"""The least relative gain of a swap that is kept: a smaller one in a few cases says little of others."""
+
 _CONSIDERED = 12
 """The clusters to raise, and those to lower, of which all pairs are built."""
 
@@ -53,10 +56,10 @@ class Exchange:
     included. noise: relative change of the drift that means nothing. seconds: a limit of `Menu.seconds`, or None.
     `best` is the last choice kept, and `drifts` its drift in each case.
 
-    A swap is kept if it lowers the drift in every case, and its geometric mean over cases beyond the noise: what helps
-    one prompt and harms another would not last. Swaps are tried in the order of what they are predicted to cost, and
-    every cluster once before any twice. What the trials of a cluster showed beyond the prediction counts in the order
-    of the later ones.
+    A swap is kept if it lowers the drift in every case, and its geometric mean over cases beyond the noise and
+    `LEAST_GAIN`: what helps one prompt and harms another would not last. Swaps are tried in the order of what they are
+    predicted to cost, and every cluster once before any twice. What the trials of a cluster showed beyond the
+    prediction counts in the order of the later ones.
     """
 
     menu: Menu
@@ -108,7 +111,7 @@ class Exchange:
         before, unit = self.drifts, self._unit()
         ratios = [mean_ratio(own, before) for own in drifts]
         better = [
-            ratio < 1 - self.noise and all(new < old for new, old in zip(own, before, strict=True))
+            ratio < 1 - max(self.noise, LEAST_GAIN) and all(new < old for new, old in zip(own, before, strict=True))
             for ratio, own in zip(ratios, drifts, strict=True)
         ]
         for move, ratio in zip(asked, ratios, strict=True):

@@ -68,6 +68,15 @@ def test_a_swap_that_harms_one_case_is_not_kept():
     assert exchange.best == start
 
 
+def test_a_gain_of_less_than_a_hundredth_is_not_kept():
+    menu = equal_menu()
+    start = least_error(menu, middle(menu)).choice
+    for gain, is_kept in ((0.005, False), (0.02, True)):
+        exchange = Exchange(menu, start, middle(menu), 8, noise=0.0)
+        searched(exchange, lambda choice, gain=gain: 1.0 if choice == start else 1.0 - gain)
+        assert (exchange.best != start) == is_kept
+
+
 def test_a_choice_that_is_not_finite_is_never_kept():
     menu = equal_menu()
     start = least_error(menu, middle(menu)).choice
