@@ -70,10 +70,15 @@ def mflux(shape: Shape, model: nn.Module) -> Opener:
 def over_arrays_of(shape: Shape, model: nn.Module) -> Any:
     """mflux's transformer over our arrays: each of its parameters is one of ours, and all of ours are used."""
     peer: Peer = shape.module("mflux_peer")
-    ours = [(_renamed(name, peer.RENAMED), array) for name, array in tree_flatten(model.parameters())]
-    module = _imported_with_precision(peer.MODULE, model.proj_out.weight.dtype)
-    twin = peer.built(module, shape.config)
-    twin.load_weights(ours, strict=True)
+    module = imported_with_precision(peer.MODULE, model.proj_out.weight.dtype)
+    return over_arrays(peer.built(module, shape.config), model, peer.RENAMED)
+
+
+def over_arrays(twin: Any, model: nn.Module, renamed: Sequence[tuple[str, str]]) -> Any:
+    """`twin` with the arrays of `model`, under names that are `renamed`."""
+    twin.load_weights(
+        [(_renamed(name, renamed), array) for name, array in tree_flatten(model.parameters())], strict=True
+    )
     return twin
 
 
@@ -90,7 +95,7 @@ def _renamed(name: str, renamed: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def _imported_with_precision(name: str, dtype: mx.Dtype) -> ModuleType:
+def imported_with_precision(name: str, dtype: mx.Dtype) -> ModuleType:
     """mflux's module `name`. `dtype` is that of the modulations; mflux's own default is bfloat16."""
     if _CONFIG_PACKAGE not in sys.modules:
         package, module = ModuleType(_CONFIG_PACKAGE), ModuleType(f"{_CONFIG_PACKAGE}.config")
