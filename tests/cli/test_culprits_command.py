@@ -240,11 +240,12 @@ def test_mistakes_leave_nothing(culprits, tmp_path, capsys, overrides, message):
 
 @pytest.mark.slow
 def test_planted_culprits_are_found_exactly_within_the_bound(tmp_path):
+    """The cases of `experiments.culprits`, of which one has another minimal set."""
     from experiments.culprits.plants import healthy
 
     checkpoint = healthy(tmp_path / "healthy")
     drift = budget(checkpoint, tmp_path)
-    found = [searched(checkpoint, tmp_path, kind, seed, drift) for seed in range(100, 110) for kind in KINDS]
+    found = [searched(checkpoint, tmp_path, kind, seed, drift) for seed in range(10) for kind in KINDS]
     missed = [case for case in found if not case["exact"] or case["runs"] > case["bound"]]
     assert len(found) == 30
     assert len(missed) <= 1, missed
