@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.lab.values import one_of
+from precision_lab.record.files import read_json, write_json
 
 if TYPE_CHECKING:
     from precision_lab.analysis.search.budgets import Budget
@@ -61,17 +63,20 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     budget.sizes(_menu(ready, None))  # what no scan can change
     if budget.latency and ready.scan is not None and not ready.scan.rounds:
         raise InputError("budget.latency needs measured times, run the scan with scan.rounds=5")
-    if ready.scanned is not None:
-        budget.check_times(_menu(ready, ready.scanned))
     planned = None if ready.scan is None else scan_plan.plan(ready.scan)
     console = open_console()
     with showing(console) as progress:
         whole = _Whole(progress, _generated(ready, settings, budget))
         trials = Trials(ready.spec, whole, make, partial(spec_of, kind=search_schema.Search))
+        step = math.nan if budget.latency is None else _step_seconds(ready, trials)
+        if ready.scanned is not None:
+            budget.seconds(_menu(ready, ready.scanned), step)
         with trials.opened():
+            if budget.latency is not None:
+                write_json(ready.spec.out / _STEP, {"seconds": step})
             whole.start(0)
             scan = ready.scanned if planned is None else _scanned(planned, settings.confirm, whole)
-            _search(ready, settings, budget, trials, scan, whole)
+            _search(ready, settings, budget, step, trials, scan, whole)
     draw_search(ready.spec.out, console)
     return 0
 
@@ -80,6 +85,7 @@ def _search(
     ready: Prepared,
     settings: search_schema.Search,
     budget: Budget,
+    step: float,
     trials: Trials,
     scan: Scan | None,
     progress: Progress,
@@ -91,7 +97,7 @@ def _search(
 
     menu = _menu(ready, scan)
     limits = budget.sizes(menu)
-    seconds = _seconds(ready, budget, menu, trials)
+    seconds = budget.seconds(menu, step)
     given = settings.trials
     search = Search(trials, ready, menu, given.evaluations, progress.advance, seconds, _sampler(ready, settings, menu))
     by_predictions = settings.strategy == "knapsack"
@@ -159,19 +165,14 @@ def _sampler(ready: Prepared, settings: search_schema.Search, menu: Menu) -> Cal
     return sampler
 
 
-def _seconds(ready: Prepared, budget: Budget, menu: Menu, trials: Trials) -> float | None:
-    """The limit of `Menu.seconds` by the time of the plain model's step, which is measured once for a folder."""
-    from precision_lab.record.files import read_json, write_json
-
-    if budget.latency is None:
-        return None
+def _step_seconds(ready: Prepared, trials: Trials) -> float:
+    """The median time of one branch of the plain model's step; a folder that is resumed has it already."""
     path = ready.spec.out / _STEP
-    if not path.exists():
-        plain = next(variant for variant in ready.spec.variants if variant.name == ready.spec.baseline)
-        samples = [trials.bench.time_step(plain).seconds for _ in range(_STEPS_TIMED + 1)][1:]
-        write_json(path, {"seconds": sorted(samples)[_STEPS_TIMED // 2]})
-    branches = max(1, len(ready.spec.source.layout.branches))
-    return budget.seconds(menu, read_json(path)["seconds"] / branches)
+    if path.exists():
+        return float(read_json(path)["seconds"])
+    plain = next(variant for variant in ready.spec.variants if variant.name == ready.spec.baseline)
+    samples = [trials.bench.time_step(plain).seconds for _ in range(_STEPS_TIMED + 1)][1:]
+    return sorted(samples)[_STEPS_TIMED // 2] / max(1, len(ready.spec.source.layout.branches))
 
 
 def _generated(ready: Prepared, settings: search_schema.Search, budget: Budget) -> float:

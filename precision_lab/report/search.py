@@ -109,7 +109,7 @@ def sentences(search: Search) -> list[str]:
                 + "."
             )
         elif findings.strategy == "knapsack":
-            said.append(f"{budget}: exchange found no swap that lowers the drift beyond the noise.")
+            said.append(f"{budget}: exchange kept no swap; none lowers the drift of every case, and the mean by 1 %.")
         said += [f"{each.words}." for each in comparisons(search.recipes, name, findings.noise_floor)]
     if any(each.predicted > 0 for each in found):
         said.append(additivity_of(found).words)

@@ -209,6 +209,7 @@ def test_the_report_is_made_again_from_the_tables(finished, tmp_path):
         (("budget.bits=[]",), "The budget is empty"),
         (("budget.bits=2",), r"budget\.bits=2 cannot be met: .* the smallest is bits=4\.\d+"),
         (("budget.gb=1e-6",), r"budget\.gb=1e-06 cannot be met: .* the smallest is gb=0\.000"),
+        (("budget.bits=16",), "leaves nothing to search"),
         (("budget.gb=1", "budget.bits=5"), "both limit the size; expected one"),
         (("budget.bits=-1",), "expected a number above 0"),
         (("budget.size=5",), r"Unknown setting 'budget\.size'"),
@@ -262,6 +263,19 @@ def test_sensitivities_without_times_meet_no_latency(again, tmp_path, capsys):
     assert again(tmp_path / "out", "budget.latency=0.9") == 2
     assert "scan.rounds=5" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_time(search, tmp_path, capsys):
+    """Times are measured, so that only a limit far from any of them has a known result."""
+    out, quick = tmp_path / "out", ("scan.rounds=1", "trials.sizes=0", "trials.evaluations=1", "of=[proj_out,img_in]")
+    assert search(out, "budget.latency=100", *quick) == 0
+    found = Search.open(out)
+    assert list(found.findings.found) == ["100latency"]
+    capsys.readouterr()
+    never = ("budget.latency=1e-9", f"sensitivity={out / 'sensitivity'}", *quick)
+    assert search(tmp_path / "never", *never) == 2
+    assert "the fastest choice is predicted to take" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_candidate_that_the_scan_did_not_measure_is_refused(again, tmp_path, capsys):

@@ -49,14 +49,20 @@ class Budget:
     def sizes(self, menu: Menu) -> dict[str, int]:
         """The limits of bytes by their names, such as `5bits`; those of an unlimited size are empty.
 
-        Raises InputError for a size that no choice is within, with the smallest one.
+        Raises InputError for a size that no choice is within, with the smallest one, and for one that the weights have
+        as they are stored.
         """
         limits = {_name(gb, "gb"): math.floor(gb * GIGA) for gb in self.gb}
         limits |= {_name(bits, "bits"): math.floor(bits * menu.weights / 8) for bits in self.bits}
-        least = menu.nbytes(menu.smallest)
+        least, most = menu.nbytes(menu.smallest), menu.nbytes(menu.stored)
         for given, limit in zip((*self.gb, *self.bits), limits.values(), strict=True):
+            kind = "gb" if self.gb else "bits"
+            if limit >= most:
+                stored = most / GIGA if self.gb else menu.bits(most)
+                raise InputError(
+                    f"budget.{kind}={given:g} leaves nothing to search: the weights have {stored:.4g} as stored"
+                )
             if limit < least:
-                kind = "gb" if self.gb else "bits"
                 nearest = _above(least / GIGA if self.gb else menu.bits(least))
                 raise InputError(
                     f"budget.{kind}={given:g} cannot be met: with {', '.join(menu.candidates)} the smallest is "

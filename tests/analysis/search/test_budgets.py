@@ -40,11 +40,17 @@ def test_a_size_that_nothing_meets_names_the_smallest_which_can_be_given(kind):
     assert least <= limit <= least * 1.002
 
 
+@pytest.mark.parametrize(("given", "said"), [({"bits": [16.0]}, "have 16 as"), ({"gb": [1.0]}, "have 2.56e-06 as")])
+def test_a_size_that_the_stored_weights_have_leaves_nothing_to_search(given, said):
+    with pytest.raises(InputError, match=f"leaves nothing to search: the weights {said} stored"):
+        Budget(**given).sizes(equal_menu())
+
+
 def test_sizes_are_bytes_by_name():
     menu = equal_menu()
     assert Budget(bits=[8, 6.5]).sizes(menu) == {"8bits": menu.weights, "6.5bits": int(menu.weights * 6.5 / 8)}
-    assert Budget(gb=[0.25]).sizes(menu) == {"0.25gb": 250_000_000}
-    assert list(Budget(gb=[0.0106123457, 0.0106123458]).sizes(menu)) == ["0.0106123457gb", "0.0106123458gb"]
+    assert Budget(gb=[2e-6]).sizes(menu) == {"2e-06gb": 2000}
+    assert list(Budget(gb=[2.06123457e-6, 2.06123458e-6]).sizes(menu)) == ["2.06123457e-06gb", "2.06123458e-06gb"]
     assert Budget(drift=0.1).sizes(menu) == {}
 
 
