@@ -14,7 +14,7 @@ from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Float8, Format, Losses, Recipe, Target
 from precision_lab.techniques.base import Technique, applied
-from precision_lab.techniques.float8_weights import Float8Weights
+from precision_lab.techniques.float8_weights import Float8Linear, Float8Weights
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 
@@ -37,26 +37,34 @@ def target_of(components: Components, model: str, naming: Naming) -> Target:
 def stated(components: Components, techniques: Mapping[str, Technique]) -> Stated:
     """The recipe of `techniques`. The weights are not evaluated.
 
-    Raises InputError where a run would: for a pattern that matches nothing, or two techniques at one site.
+    What a technique leaves at a site decides, whatever its class. Raises InputError where a run would: for a pattern
+    that matches nothing, or two techniques at one site.
     """
     losses, found = Losses(), dict[Site, Format]()
-    sites = walk(components)
+    plain = {site: site.module for site in walk(components)}
+    sites = list(plain)
     with applied(components, techniques):
-        packed = {site: site.module for site in walk(components) if isinstance(site.module, nn.QuantizedLinear)}
-    for site, module in packed.items():
-        found[site] = packing_of(module)
+        left = {site: site.module for site in walk(components)}
+    for site, module in left.items():
+        kind = _format(module)
+        if kind is not None:
+            found[site] = kind
     for name, technique in techniques.items():
-        if isinstance(technique, Float8Weights):
-            found |= {
-                site: Float8(technique.scale, technique.quantize_input) for site in select(technique.sites, sites)
-            }
-        elif not isinstance(technique, QuantizedWeights):
+        chosen = select(technique.sites, sites)
+        if any(left.get(site) is not plain[site] and site not in found for site in chosen):
             losses.add(f"left out: technique {name}, {type(technique).__name__}: no program takes it from a recipe")
     default = components.layout.default
     elsewhere = sorted({site.component for site in found if site.component != default})
     if elsewhere:
         losses.add(f"left out: the formats of {', '.join(elsewhere)}: a recipe for another program is about {default}")
     return Stated({site.path: found[site] for site in sites if site in found and site.component == default}, losses)
+
+
+def _format(module: nn.Module) -> Format | None:
+    """The format of a linear that is packed or in float8; None for any other module."""
+    if isinstance(module, nn.QuantizedLinear):
+        return packing_of(module)
+    return Float8(*module.kind) if isinstance(module, Float8Linear) else None
 
 
 def nodes(recipe: Recipe, target: Target, name: str) -> dict[str, Any]:

@@ -36,7 +36,12 @@ class Float8Linear(nn.Module):
         self.weight = mx.to_fp8(weight / self.scale)
         if "bias" in linear:
             self.bias = linear.bias
-        self._quantize_input = quantize_input
+        self._scale_of, self._quantize_input = scale, quantize_input
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What shares a scale, one of SCALES, and whether inputs are quantised."""
+        return self._scale_of, self._quantize_input
 
     def __call__(self, x: mx.array) -> mx.array:
         wide = x.astype(mx.float32)

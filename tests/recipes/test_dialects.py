@@ -20,6 +20,7 @@ from precision_lab.recipes.documents import Document
 from precision_lab.recipes.recipe import SCALES, Float8
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from precision_lab.techniques.restricted import Restricted
 from tests.recipes.targets import MODELS, PAIRS, built, components, target
 from tests.techniques.configured import named
 
@@ -156,6 +157,16 @@ def test_the_program_itself_would_read_the_same(dialect, seed):
     assert theirs.keys() == written.recipe.keys()
     if dialect == "mflux":
         assert theirs == written.recipe
+
+
+def test_what_a_technique_leaves_at_a_site_decides():
+    """A search may restrict a technique to some sites; one that computes differently is said to be left out."""
+    whole, some = named("affine4")["affine4"], "transformer_blocks.{0,3}.attn.to_q"
+    recipe, losses = stated(components("micro"), {"found": Restricted(whole, [some]), **named("fp32_norms")})
+    assert recipe == {f"transformer_blocks.{block}.attn.to_q": PACKED[0] for block in (0, 3)}
+    assert [loss.reason for loss in losses.all()] == [
+        "left out: technique fp32_norms, Float32: no program takes it from a recipe"
+    ]
 
 
 def test_mlx_lm_itself_quantises_what_the_recipe_says():
