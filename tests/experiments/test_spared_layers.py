@@ -1,0 +1,38 @@
+"""Searched sets beside those that published files spare: the experiment builds, and each has a rival of its size."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose
+
+from experiments.spared_layers.figure import FORMATS, SETS
+from precision_lab.cli.config import build_spec
+from tests.composing import configurations
+
+CONF = Path(__file__).parents[2] / "experiments" / "spared_layers" / "conf"
+
+
+@pytest.fixture(scope="module")
+def spec():
+    with configurations():
+        overrides = ["+exp=spared_layers_searched", f"hydra.searchpath=[file://{CONF}]"]
+        return build_spec(compose("config", overrides=overrides), [])
+
+
+def test_every_set_is_a_variant_in_every_format_where_it_is_one_of_its_own(spec):
+    names = {variant.name for variant in spec.variants}
+    wanted = {f"{form}_{name}" for form in FORMATS for name in SETS}
+    assert wanted - names == {"affine4_nunchaku", "fp8_mflux"}
+
+
+def test_each_published_set_is_judged_against_every_linear_and_against_a_searched_set(spec):
+    names = {variant.name for variant in spec.variants}
+    published = {f"{form}_{name}" for form in FORMATS for name in SETS} & names
+    for prefix in ("SL", "SS"):
+        own = {claim["subject"]: claim for claim in spec.claims if claim["id"].startswith(f"{prefix}_")}
+        assert published <= own.keys(), prefix
+    rivals = {claim["subject"]: claim["against"] for claim in spec.claims if claim["id"].startswith("SS_")}
+    for name in published:
+        form = name.partition("_")[0]
+        assert rivals[name].startswith(f"{form}_searched_")
+        assert rivals[name] in names
