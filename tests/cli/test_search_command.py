@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from precision_lab.cli import main, searching
+from precision_lab.cli import main, searched, searching
 from precision_lab.record.search import Search
 from precision_lab.record.search_tables import OF_A_SEARCH
 
@@ -114,19 +114,25 @@ def again(search, finished):
     return call
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No page of a search: its figures take longer than the trials of these tests."""
+    monkeypatch.setattr(searched, "draw_search", lambda folder, console: None)
+
+
 def same(one, other):
     for name, frame in tables(one).items():
         pd.testing.assert_frame_equal(frame, tables(other)[name])
     assert recipe(one) == recipe(other)
 
 
-def test_the_result_does_not_depend_on_the_workers(again, finished, tmp_path):
+def test_the_result_does_not_depend_on_the_workers(again, finished, tmp_path, undrawn):
     out = tmp_path / "out"
     assert again(out, BUDGET, "workers=2") == 0
     same(out, finished)
 
 
-def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_path, monkeypatch):
+def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_path, monkeypatch, undrawn):
     out, original, count = tmp_path / "out", searching.Search._outcomes, 0
 
     def killed(self, pairs, cases):
@@ -145,7 +151,7 @@ def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_pa
     same(out, finished)
 
 
-def test_a_search_killed_in_its_scan_continues(search, finished, tmp_path, monkeypatch):
+def test_a_search_killed_in_its_scan_continues(search, finished, tmp_path, monkeypatch, undrawn):
     from precision_lab.lab import scan
 
     out = tmp_path / "out"
@@ -160,7 +166,7 @@ def test_a_search_killed_in_its_scan_continues(search, finished, tmp_path, monke
     same(out, finished)
 
 
-def test_a_budget_of_drift_has_the_smallest_recipe_that_is_found_within_it(again, tmp_path, capsys):
+def test_a_budget_of_drift_has_the_smallest_recipe_that_is_found_within_it(again, tmp_path, undrawn):
     out = tmp_path / "out"
     assert again(out, "budget.drift=0.02") == 0
     found = Search.open(out)
@@ -178,7 +184,7 @@ def test_a_size_and_a_drift_that_exclude_each_other_are_a_stated_result(again, t
     )
 
 
-def test_families_of_rules_need_no_scan(search, tmp_path):
+def test_families_of_rules_need_no_scan(search, tmp_path, undrawn):
     pytest.importorskip("optuna")
     out = tmp_path / "out"
     assert search(out, BUDGET, "strategy=optuna") == 0
@@ -265,7 +271,7 @@ def test_sensitivities_without_times_meet_no_latency(again, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_of_time(search, tmp_path, capsys):
+def test_a_budget_of_time(search, tmp_path, capsys, undrawn):
     """Times are measured, so that only a limit far from any of them has a known result."""
     out, quick = tmp_path / "out", ("scan.rounds=1", "trials.sizes=0", "trials.evaluations=1", "of=[proj_out,img_in]")
     assert search(out, "budget.latency=100", *quick) == 0
