@@ -1,6 +1,7 @@
 """`python -m experiments.spared_layers.figure SUMMARY DIR`: drift against bits a weight, of all sets in three formats.
 
-SUMMARY: summary.json of a run of +exp=spared_layers_searched. Writes DIR/pareto.png and .svg.
+SUMMARY: summary.json of a run of +exp=spared_layers_searched. Writes DIR/pareto.png and .svg, and DIR/sets.json: for
+each published set and format its bits, its drift, and the ratio to the drift of the searched set of its size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from precision_lab.record.files import write_json
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Drawing
 
@@ -36,6 +38,7 @@ SETS = {
     "img_mlp_out": "img_mlp.net.2 alone",
     "txt_mlp_out": "txt_mlp.net.2 alone",
 }
+_WORDS = {"refuted": "dominated", "supported": "tie", "inconclusive": "undecided"}
 PUBLISHED, SEARCHED = style.PALETTE[1], style.PALETTE[0]
 
 
@@ -76,11 +79,40 @@ def _panel(axes: Axes, form: str, variants: Mapping[str, Any]) -> None:
     axes.grid(axis="x")
 
 
-def main(summary: Path, out: Path) -> None:
-    """Draws the figure of one summary."""
+def judged(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By set and format. ratio, lo, hi: of drifts, published to searched, with the 95 % interval over prompts.
+
+    word: dominated if the whole interval is above the margin of the claim, better if it is below 1, tie if it is within
+    the margin, undecided otherwise. All are null where the format has no such set.
+    """
+    claims = {claim["subject"]: claim for claim in summary["claims"] if claim["id"].startswith("SS_")}
+    return {
+        name: {form: _judged(summary["variants"], claims.get(f"{form}_{name}")) for form in FORMATS} for name in SETS
+    }
+
+
+def _judged(variants: Mapping[str, Any], claim: Mapping[str, Any] | None) -> dict[str, Any]:
+    if claim is None:
+        return dict.fromkeys(("bits", "drift", "searched", "ratio", "lo", "hi", "word"))
+    (lo, hi), own = claim["ci95"], variants[claim["subject"]]
+    return {
+        "bits": own["bits_per_weight"],
+        "drift": own["latent_rel_l2"],
+        "searched": variants[claim["against"]]["latent_rel_l2"],
+        "ratio": claim["effect"],
+        "lo": lo,
+        "hi": hi,
+        "word": "better" if hi < 1 else _WORDS[claim["verdict"]],
+    }
+
+
+def main(path: Path, out: Path) -> None:
+    """Draws the figure of one summary, and writes its numbers."""
     out.mkdir(parents=True, exist_ok=True)
+    summary = json.loads(path.read_text())
+    write_json(out / "sets.json", judged(summary))
     with style.theme():
-        style.save(draw(json.loads(summary.read_text())["variants"]), out)
+        style.save(draw(summary["variants"]), out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
-from experiments.spared_layers.figure import FORMATS, SETS
+from experiments.spared_layers.figure import FORMATS, SETS, judged
 from precision_lab.cli.config import build_spec
 from tests.composing import configurations
 
@@ -36,3 +36,21 @@ def test_each_published_set_is_judged_against_every_linear_and_against_a_searche
         form = name.partition("_")[0]
         assert rivals[name].startswith(f"{form}_searched_")
         assert rivals[name] in names
+
+
+@pytest.mark.parametrize(
+    ("verdict", "interval", "word"),
+    [
+        ("refuted", (1.2, 1.4), "dominated"),
+        ("supported", (0.7, 0.9), "better"),
+        ("supported", (0.9, 1.01), "tie"),
+        ("inconclusive", (0.8, 1.4), "undecided"),
+        ("inconclusive", (1.01, 1.4), "undecided"),
+    ],
+)
+def test_a_set_is_dominated_only_if_its_claim_is_refuted(verdict, interval, word):
+    variant = {"bits_per_weight": 5.0, "latent_rel_l2": 0.2}
+    claim = {"id": "SS_x", "subject": "fp8_nf4", "against": "a", "ci95": interval, "verdict": verdict, "effect": 1.0}
+    found = judged({"variants": {"fp8_nf4": variant, "a": variant}, "claims": [claim]})
+    assert found["nf4"]["fp8"]["word"] == word
+    assert found["nf4"]["nvfp4"]["word"] is None
