@@ -33,7 +33,7 @@ class _Measured(Wrapper):
 
     def __init__(self, inner: nn.Linear, quantization: Quantization, error: _Error):
         super().__init__(inner)
-        self._quantized = (QuantizedLinear.from_linear(inner, **quantization._asdict()),)  # a tuple holds no module
+        self._quantized = (QuantizedLinear.packed(inner, quantization),)  # a tuple holds no module
         self._error = error
 
     def __call__(self, x: mx.array) -> mx.array:

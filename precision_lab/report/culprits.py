@@ -18,7 +18,6 @@ from precision_lab.report.rendering import embed, render, weights_text
 from precision_lab.report.wording import number
 
 PAGE = "report.html"
-_OF_THE_MODEL = ("model=", "model.weights_dtype=", "model.stream=", "model.inflate=", "model.revision=")
 HEADINGS = ("found", "group", "sites", "without it")
 
 
@@ -118,7 +117,8 @@ def _minimality(found: Culprits) -> str:
 def command(folder: Path, found: Culprits) -> str:
     """The command that runs what was found as a variant, with the model of the search."""
     manifest = Manifest.read(folder)
-    chosen = [word for word in manifest.command if word.startswith(_OF_THE_MODEL)]
+    of_model = (word for word in manifest.command if word.startswith(("model=", "model.")))
+    chosen = [word for word in of_model if not word.startswith("model.path=")]
     words = ["--config-dir", str(folder), *chosen, f"model.path={manifest.checkpoint.path}", f"dtype={found.dtype}"]
     return " ".join(("python -m precision_lab", *map(shlex.quote, words), f"technique={TECHNIQUE}"))
 

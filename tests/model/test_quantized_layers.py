@@ -133,4 +133,4 @@ def test_a_quantisation_that_mlx_does_not_support(arguments, message):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_defaults_are_those_of_mlx(mode):
     layer = nn.QuantizedLinear(CHANNELS, ROWS, mode=mode)
-    assert Quantization.checked("", mode) == (layer.group_size, layer.bits, layer.mode)
+    assert Quantization.checked("", mode) == Quantization(layer.group_size, layer.bits, layer.mode)
