@@ -187,6 +187,7 @@ def test_the_command_for_several_gpus(small):
     assert {worker.name for worker in small(command).workers} >= {"this machine", "worker 2 of this machine"}
 
 
+@pytest.mark.slow
 def test_the_commands_for_two_macs(small, tmp_path):
     scheduler, worker, far, run = shell_of("machines.md", "Two Macs over SSH")
     assert far[:2] == ["ssh", "other-mac"]
@@ -219,6 +220,7 @@ def wait_for_workers(address, count):
     return client
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask-jobqueue leaves pipes open
 def test_the_command_for_slurm(small, tmp_path, monkeypatch):
     """With the batch system of dask-jobqueue that runs its jobs on this machine."""

@@ -154,6 +154,7 @@ def test_a_search_without_an_answer_says_so(culprits, tmp_path, capsys, override
     assert not (tmp_path / "out" / "technique").exists()
 
 
+@pytest.mark.slow
 def test_between_two_variants(culprits, fragile, tmp_path):
     sites = fragile[1]
     conf = tmp_path / "conf" / "exp"

@@ -71,6 +71,7 @@ def lab(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_planted_weights_get_the_scale_that_they_need(lab, small_checkpoint, tmp_path):
     folder = tmp_path / "planted"
     shutil.copytree(small_checkpoint, folder)

@@ -80,6 +80,7 @@ def of_recipe(about, by):
     return [row for row in about["failures"] if (row["variant"], row["by"]) == ("scales", by)]
 
 
+@pytest.mark.slow
 def test_a_massive_activation_that_the_coverage_set_lacks_is_named(lab, planted, tmp_path):
     sets = prompts("coverage", *COVERED), prompts("holdout", SEEN, RARE)
     code, out, err = lab(planted, "only=[baseline]", *sets, "out=one")
@@ -97,6 +98,7 @@ def test_a_massive_activation_that_the_coverage_set_lacks_is_named(lab, planted,
     assert "synthetic" in page
 
 
+@pytest.mark.slow
 def test_with_the_case_in_the_coverage_set_the_recipe_holds_and_runs_by_its_name(lab, planted, tmp_path):
     sets = prompts("coverage", *COVERED, RARE), prompts("holdout", SEEN, RARE)
     given = (*sets, "margin.bits=2", "only=[baseline,fp32_residual,ggml_scales]", "out=one")

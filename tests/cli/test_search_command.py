@@ -126,12 +126,14 @@ def same(one, other):
     assert recipe(one) == recipe(other)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_workers(again, finished, tmp_path, undrawn):
     out = tmp_path / "out"
     assert again(out, BUDGET, "workers=2") == 0
     same(out, finished)
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_path, monkeypatch, undrawn):
     out, original, count = tmp_path / "out", searching.Search._outcomes, 0
 
@@ -166,6 +168,7 @@ def test_a_search_killed_in_its_scan_continues(search, finished, tmp_path, monke
     same(out, finished)
 
 
+@pytest.mark.slow
 def test_a_budget_of_drift_has_the_smallest_recipe_that_is_found_within_it(again, tmp_path, undrawn):
     out = tmp_path / "out"
     assert again(out, "budget.drift=0.02") == 0
@@ -177,6 +180,7 @@ def test_a_budget_of_drift_has_the_smallest_recipe_that_is_found_within_it(again
     assert own["bytes"].iloc[0] < 0.8 * plain
 
 
+@pytest.mark.slow
 def test_a_size_and_a_drift_that_exclude_each_other_are_a_stated_result(again, tmp_path, capsys):
     assert again(tmp_path / "out", "budget.bits=5", "budget.drift=1e-4") == 0
     assert (
@@ -184,6 +188,7 @@ def test_a_size_and_a_drift_that_exclude_each_other_are_a_stated_result(again, t
     )
 
 
+@pytest.mark.slow
 def test_families_of_rules_need_no_scan(search, tmp_path, undrawn):
     pytest.importorskip("optuna")
     out = tmp_path / "out"
@@ -271,6 +276,7 @@ def test_sensitivities_without_times_meet_no_latency(again, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_of_time(search, tmp_path, capsys, undrawn):
     """Times are measured, so that only a limit far from any of them has a known result."""
     out, quick = tmp_path / "out", ("scan.rounds=1", "trials.sizes=0", "trials.evaluations=1", "of=[proj_out,img_in]")
@@ -295,6 +301,7 @@ def test_a_candidate_that_was_another_when_it_was_scanned_is_refused(again, tmp_
     assert "is not what" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plain_model_that_drifts_more_than_allowed_is_a_stated_result(search, tmp_path, capsys):
     assert search(tmp_path / "out", "budget.drift=1e-6", "dtype=bfloat16") == 0
     assert "cannot be met: the plain model itself drifts" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Streamed and quantised checkpoints of Qwen-Image-2.1 give the bits of resident weights and of the technique."""
 
+import gc
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -103,8 +104,8 @@ def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint_21):
 
 
 def test_memory_does_not_grow_with_depth(tmp_path):
-    """Besides what a prefix keeps, which the caller holds, at most two blocks are in memory."""
-    micro, peaks = PRESETS["micro_21"], {}
+    """Besides what a resident model needs beyond its weights, two stored blocks are held, and one that is released."""
+    micro, peaks, block = PRESETS["micro_21"], {}, 0
     for layers in (4, 12):
         config = replace(micro.transformer, num_layers=layers, num_attention_heads=8)
         make(replace(micro, transformer=config), tmp_path / str(layers))
@@ -113,18 +114,20 @@ def test_memory_does_not_grow_with_depth(tmp_path):
         for stream in (False, True):
             model = Checkpoint(tmp_path / str(layers), stream=stream).transformer(mx.float32)
             mx.eval(model.parameters())
+            if not stream:
+                block = sum(array.nbytes for _, array in tree_flatten(model.transformer_blocks[0].parameters()))
+            gc.collect()  # else the model before this one, or another test's, may be freed during the pass
             before = mx.get_active_memory()
             for prefill in (True, False):
                 mx.reset_peak_memory()
                 prefix = model.prefill(text) if prefill else None
                 mx.eval(model(latents, mx.array([0.5]), text, Grid(2, 2), prefix=prefix))
-                peaks[layers, stream, prefill] = mx.get_peak_memory() - (before if stream else 0)
+                peaks[layers, stream, prefill] = mx.get_peak_memory() - before
                 del prefix
-    block = (peaks[12, False, False] - peaks[4, False, False]) / 8
     assert block > 1e6
     for prefill in (True, False):
         assert peaks[12, True, prefill] - peaks[4, True, prefill] < 0.2 * block
-        assert peaks[12, True, prefill] < 4 * block
+        assert peaks[12, True, prefill] < peaks[12, False, prefill] + 3 * block
 
 
 @pytest.mark.parametrize(
