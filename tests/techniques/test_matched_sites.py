@@ -62,6 +62,8 @@ MATCHED = {
     "fp8_unscaled": (840, "a12380cc74987f1f"),
     "fused_attention": (60, "174505e124a30988"),
     "ggml_scales": (540, "6a69a56612570082"),
+    "int8": (840, "a12380cc74987f1f"),
+    "int8_inputs": (840, "a12380cc74987f1f"),
     "mflux_21_q4_all": (846, "d8b3d7fd2c8f8476"),
     "mflux_21_q4_spared": (846, "d8b3d7fd2c8f8476"),
     "mflux_21_q8_all": (846, "d8b3d7fd2c8f8476"),

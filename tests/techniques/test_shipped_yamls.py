@@ -11,7 +11,14 @@ from tests.techniques.configured import NAMES, named
 
 MODULES = (
     *("fused_attention", "unfused_attention", "chunked_attention", "smoothed_keys", "narrow_attention_sums"),
-    *("sage_attention", "narrow_accumulators", "quantized_weights", "float8_weights", "stochastic_residual"),
+    *(
+        "sage_attention",
+        "narrow_accumulators",
+        "quantized_weights",
+        "float8_weights",
+        "coded_weights",
+        "stochastic_residual",
+    ),
     *("compensated_residual", "batch_layout", "compiled_blocks"),
 )
 SHIPPED = {
@@ -51,6 +58,8 @@ BITS = {
     "nvfp4_scaled": 4.5,
     "fp8": 8.0,
     "fp8_channel": 8.45,
+    "int8": 8.45,
+    "int8_inputs": 8.45,
 }
 """Mean bits a weight over all linears of the transformer, group scales included."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Wrapper, walk
+from precision_lab.model.coded import CodedLinear
 from precision_lab.techniques.float8_weights import Float8Linear
 
 _QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
@@ -42,6 +44,9 @@ def storage(module: nn.Module) -> WeightStorage:
     if isinstance(module, nn.QuantizedLinear):
         arrays = [module[name] for name in _OF_PACKED if module.get(name) is not None]
         return WeightStorage(_packed(module), sum(8 * a.nbytes for a in arrays))
+    if isinstance(module, CodedLinear):
+        outputs, channels = module.shape
+        return WeightStorage(outputs * channels, sum(8 * array.nbytes for array in module.arrays.values()))
     if isinstance(module, Float8Linear):
         return WeightStorage(module.weight.size, 8 * (module.weight.nbytes + module.scale.nbytes))
     if isinstance(module, nn.Linear):
@@ -63,6 +68,8 @@ def parameter_storage(module: nn.Module) -> WeightStorage:
         number = array.size
         if isinstance(module, _QUANTIZED) and name in _OF_PACKED:
             number = _packed(module) if name == "weight" else 0
+        if isinstance(module, CodedLinear) and name != "bias":
+            number = math.prod(module.shape) if name == "weight" else 0
         if isinstance(module, Float8Linear) and name == "scale":
             number = 0
         total = total.plus(WeightStorage(number, 8 * array.nbytes))

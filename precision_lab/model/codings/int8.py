@@ -1,0 +1,51 @@
+"""Signed 8-bit codes: a weight with one scale for each output channel, inputs with one for each token.
+
+The codes are round(value / scale), ties to even, with the scale largest magnitude / 127; -128 is not used. This is what
+ComfyUI's int8 files store for each row, and what W8A8 products take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from precision_lab.model.codings.base import Arrays, Coding, Inputs
+
+LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Int8(Coding):
+    """`weight` (outputs, channels), int8, and `scale` (outputs, 1), fp32."""
+
+    name = "int8"
+
+    def encode(self, weight: mx.array) -> dict[str, mx.array]:
+        scale = row_scale(weight)
+        return {"weight": codes(weight, scale).astype(mx.int8), "scale": scale}
+
+    def decode(self, arrays: Arrays) -> mx.array:
+        return arrays["weight"].astype(mx.float32) * arrays["scale"].astype(mx.float32)
+
+
+@dataclass(frozen=True)
+class Int8Inputs(Inputs):
+    """One scale for each token."""
+
+    name = "int8"
+
+    def rounded(self, x: mx.array) -> mx.array:
+        scale = row_scale(x)
+        return codes(x, scale) * scale
+
+
+def row_scale(x: mx.array) -> mx.array:
+    """The largest magnitude of each row / 127, (..., 1), and 1 where a row is zero; not finite where x is not."""
+    scale = mx.abs(x).max(axis=-1, keepdims=True) / LARGEST
+    return mx.where(scale == 0, 1, scale)
+
+
+def codes(x: mx.array, scale: mx.array) -> mx.array:
+    """The codes of x, as floating-point numbers."""
+    return mx.clip(mx.round(x / scale), -LARGEST, LARGEST)
