@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from precision_lab.device.environment import numeric_switches
 from precision_lab.lab import pinned
@@ -48,7 +49,9 @@ def manifest_of(
         reference=Reference(REFERENCE, spec.reference.dtype, list(spec.reference.techniques)),
         baseline=spec.baseline,
         variants={
-            v.name: variant_entry(v, plan.linears.get(v.name, {}), plan.weights.get(v.name, {}))
+            v.name: variant_entry(
+                v, plan.linears.get(v.name, {}), plan.weights.get(v.name, {}), plan.choices.get(v.name, {})
+            )
             for v in spec.all_variants
         },
         sites=plan.coverage,
@@ -71,9 +74,12 @@ def now() -> str:
 
 
 def variant_entry(
-    variant: Variant, linears: Mapping[str, WeightStorage], weights: Mapping[str, WeightStorage]
+    variant: Variant,
+    linears: Mapping[str, WeightStorage],
+    weights: Mapping[str, WeightStorage],
+    choices: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> VariantEntry:
-    """A variant, and by component how its linear weights, and all its parameters, are stored."""
+    """A variant, by component how its linear weights and all its parameters are stored, and its techniques' choices."""
     return VariantEntry(
         dtype=variant.dtype,
         techniques=list(variant.techniques),
@@ -84,6 +90,7 @@ def variant_entry(
         reference=variant.reference,
         linear_weights=_stored(linears),
         weights=_stored(weights),
+        choices={name: dict(chosen) for name, chosen in choices.items()},
     )
 
 

@@ -20,6 +20,7 @@ from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, Ru
 from precision_lab.lab.subject import least_memory, remarks
 from precision_lab.lab.values import one_of
 from precision_lab.record.manifest import Coverage
+from precision_lab.techniques.base import chosen
 from precision_lab.techniques.parts.weight_storage import WeightStorage, model_storage, weight_storage
 
 
@@ -29,7 +30,7 @@ class Plan:
 
     - steps: number of steps of all generations together, those of pinned cases apart.
     - coverage: by variant, the modules that its techniques rewrite. linears, weights: by variant and component, the
-      storage of its linears, and of all its parameters.
+      storage of its linears, and of all its parameters. choices: by variant and technique, what it measured and chose.
     - remarks: of the source, on the settings of the cases.
     - errors: by variant, what its techniques raised when they were applied; such a variant is not run.
     - workers: slots on this machine. weight_bytes: of one copy of the weights. memory: bytes that a task needs at
@@ -46,6 +47,7 @@ class Plan:
     coverage: Mapping[str, Mapping[str, Coverage]] = field(default_factory=dict)
     linears: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
     weights: Mapping[str, Mapping[str, WeightStorage]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     errors: Mapping[str, Failure] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
@@ -82,11 +84,13 @@ def plan(spec: RunSpec) -> Plan:
     coverage: dict[str, Mapping[str, Coverage]] = {}
     linears: dict[str, Mapping[str, WeightStorage]] = {}
     weights: dict[str, Mapping[str, WeightStorage]] = {}
+    choices: dict[str, Mapping[str, Mapping[str, int]]] = {}
     errors: dict[str, Failure] = {}
     for variant in spec.all_variants:
         try:
             with bench.variant(variant) as (_, held, coverage[variant.name]):
                 linears[variant.name], weights[variant.name] = weight_storage(held), model_storage(held)
+                choices[variant.name] = chosen(variant.techniques)
         except InputError:
             raise
         except (Exception, SystemExit) as error:
@@ -104,6 +108,7 @@ def plan(spec: RunSpec) -> Plan:
         coverage=coverage,
         linears=linears,
         weights=weights,
+        choices=choices,
         errors=errors,
         remarks=_remarks(spec),
     )

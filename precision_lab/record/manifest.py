@@ -101,7 +101,8 @@ class VariantEntry:
 
     switches: the numeric switches of its process. settings: those of the cases that it overrides. reference: the name
     of the variant that each of its steps is compared with, its own for a reference. linear_weights, weights: by
-    component, those of its linears, and all its parameters; runs of earlier versions have the former alone.
+    component, those of its linears, and all its parameters; runs of earlier versions have the former alone. choices: by
+    technique, what it chose by measurement on the device of the worker that planned the run.
     """
 
     dtype: str
@@ -113,6 +114,7 @@ class VariantEntry:
     weights: Mapping[str, Storage] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     reference: str = "reference"
+    choices: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def stored(self, component: str) -> Storage | None:
         """What the weights of a component take: all its parameters, or the linears alone where no more is known."""

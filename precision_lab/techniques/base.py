@@ -60,6 +60,15 @@ class Dividing(Protocol):
 
 
 @runtime_checkable
+class Choosing(Protocol):
+    """A technique that chooses by measurement on the device at hand when it is applied; the manifest records it."""
+
+    @property
+    def choices(self) -> Mapping[str, int]:
+        """What it chose, by what the choice is about."""
+
+
+@runtime_checkable
 class Widening(Protocol):
     """A technique that keeps results in fp32 which the plain model stores in the dtype of the computation."""
 
@@ -93,6 +102,12 @@ class ByPlace(ABC):
 def first_naming(patterns: Iterable[str], site: Site) -> str | None:
     """The first of `patterns` that names `site`, or None."""
     return next((pattern for pattern in patterns if site.named_by(pattern)), None)
+
+
+def chosen(techniques: Mapping[str, Technique]) -> dict[str, Mapping[str, int]]:
+    """What each technique chose by measurement when it was applied; those that chose nothing are left out."""
+    choices = {name: t.choices for name, t in techniques.items() if isinstance(t, Choosing)}
+    return {name: dict(made) for name, made in choices.items() if made}
 
 
 def _rewritten(name: str, technique: Technique, site: Site) -> nn.Module:

@@ -18,7 +18,12 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Wrapper, walk
-from precision_lab.model.layers import on_cpu
+from precision_lab.model.coded import CodedLinear
+from precision_lab.model.layers import Linear, on_cpu
+from precision_lab.model.quantized import QuantizedLinear
+
+_STORED = (QuantizedLinear, CodedLinear)
+"""What may take the place of a plain linear."""
 
 IN_FLIGHT = 2
 """Number of blocks that wait for the device while the next is built."""
@@ -58,10 +63,11 @@ class FusedBlock(Wrapper):
         self._parts = _parts(inner)
         plain = _plain_classes(self.smallest)
         for path, kind in _classes(inner).items():
-            if kind is not plain.get(path):
+            expected = plain.get(path)
+            if kind is not expected and not (expected is Linear and kind in _STORED):
                 raise InputError(
                     f"fast: {address}.{path} is {kind.__name__}, expected the plain model's module: "
-                    "fast does not combine with techniques or probes inside a block"
+                    "fast does not combine with techniques or probes inside a block, except stored weights"
                 )
 
     @staticmethod
@@ -107,7 +113,7 @@ def compiled(function: Callable[..., Any], *constants: Hashable) -> Callable[...
     return call if on_cpu() else mx.compile(call)
 
 
-def packed(linears: Sequence[nn.Linear], name: str) -> mx.array:
+def packed(linears: Sequence[nn.Module], name: str) -> mx.array:
     """Concatenates the linears' parameters of that name, and turns their own into views of the result.
 
     Values and memory stay the same; copies would add 6.8 GB in 1.x and 9.7 GB in 2.1, beside models of 41 and 14 GB.

@@ -262,7 +262,7 @@ class FastCPU:
 
     sites: Sequence[str] = ("**",)
     preserves_function: ClassVar[bool] = True
-    composes: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
         fast = replacement(site.module)

@@ -7,7 +7,7 @@ the kernels choose the row of the modulation by the position of a token.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,39 +17,46 @@ from precision_lab.model.qwen_image_21.block import FLOAT16_MAX, Modulation, Tra
 from precision_lab.model.qwen_image_21.prefix import KeysValues, Output
 from precision_lab.model.qwen_image_21.segments import Segment, Segments
 from precision_lab.techniques.fast import kernels as fused
-from precision_lab.techniques.fast.block import FusedBlock, Pace, compiled, packed
+from precision_lab.techniques.fast.block import FusedBlock, Pace, compiled
 from precision_lab.techniques.fast.kernels import Kept, Projected, SharedChunk
+from precision_lab.techniques.fast.matrices import Arrays, Route, Stored, matrix
 from precision_lab.techniques.fast.remembered import Recent
 
 
-class _Weights(NamedTuple):
-    """The weights of a block; matrices are (in, out)."""
+class _Kinds(NamedTuple):
+    """How the matrices of a block are stored."""
 
-    qkv: mx.array
+    qkv: Stored
+    out: Stored
+    gate_up: Stored
+    down: Stored
+
+
+class _Weights(NamedTuple):
+    """The weights of a block."""
+
+    qkv: Arrays
     q_norm: mx.array
     k_norm: mx.array
-    out: mx.array
-    gate_up: mx.array
-    down: mx.array
+    out: Arrays
+    gate_up: Arrays
+    down: Arrays
 
-    @classmethod
-    def of(cls, block: TransformerBlock) -> _Weights:
-        attn, mlp = block.attn, block.img_mlp
-        arrays = cls(
-            qkv=packed((attn.to_q, attn.to_k, attn.to_v), "weight").T,
-            q_norm=attn.norm_q.weight,
-            k_norm=attn.norm_k.weight,
-            out=attn.to_out[0].weight.T,
-            gate_up=packed((mlp.gate_layer, mlp.proj), "weight").T,
-            down=mlp.out.weight.T,
-        )
-        mx.eval(arrays)
-        return arrays
+
+def _parts(block: TransformerBlock, route: Route) -> tuple[_Kinds, _Weights]:
+    attn, mlp = block.attn, block.img_mlp
+    linears = (attn.to_q, attn.to_k, attn.to_v), (attn.to_out[0],), (mlp.gate_layer, mlp.proj), (mlp.out,)
+    matrices = [matrix(each, route) for each in linears]
+    qkv, out, gate_up, down = (each.arrays for each in matrices)
+    weights = _Weights(qkv, attn.norm_q.weight, attn.norm_k.weight, out, gate_up, down)
+    mx.eval(weights)
+    return _Kinds(*(each.stored for each in matrices)), weights
 
 
 class _Constants(NamedTuple):
     """The constants to which a compiled block is specialised."""
 
+    kinds: _Kinds
     head_dim: int
     norm1_eps: float
     norm2_eps: float
@@ -79,11 +86,11 @@ def _prepared(modulation: Modulation) -> mx.array:
 class OneStream(FusedBlock):
     """Replaces the plain block, of whose modules it calls none."""
 
-    def __init__(self, inner: TransformerBlock, address: str, pace: Pace, modulations: SharedModulations):
+    def __init__(self, inner: TransformerBlock, address: str, pace: Pace, route: Route, modulations: SharedModulations):
         super().__init__(inner, address, pace)
         eps = inner.img_norm1.eps, inner.img_norm2.eps, inner.attn.norm_q.eps
-        self._constants = _Constants(inner.attn.norm_q.weight.size, *eps)
-        self._weights = _Weights.of(inner)
+        kinds, self._weights = _parts(inner, route)
+        self._constants = _Constants(kinds, inner.attn.norm_q.weight.size, *eps)
         self._modulations = modulations
 
     @staticmethod
@@ -135,22 +142,22 @@ def _block(
     x: mx.array,
     mods: mx.array,
     rotation: mx.array,
-    weights: tuple[mx.array, ...],
+    weights: tuple[Any, ...],
     masks: tuple[mx.array | None, ...],
     prefix: mx.array | None,
     kept: tuple[mx.array, ...],
 ) -> tuple[mx.array, ...]:
     """x: (B, N, D), with the modulations and rotations of its tokens. Returns it, and keys and values to keep."""
-    w = _Weights(*weights)
+    w, kinds = _Weights(*weights), constants.kinds
     if segments.target is None:
         mods = mx.broadcast_to(mods, (x.shape[0], mods.shape[1]))
     y = fused.norm_modulate(x, mods, None, SharedChunk.SCALE_1, constants.norm1_eps, prefix)
-    projected = Projected(y @ w.qkv, None, w.q_norm, w.k_norm, rotation)
+    projected = Projected(kinds.qkv.product(y, w.qkv), None, w.q_norm, w.k_norm, rotation)
     q, k, v = fused.qkv(projected, constants.head_dim, constants.qk_eps, Kept(*kept) if kept else None)
-    product = _attended(q, k, v, segments, masks) @ w.out
+    product = kinds.out.product(_attended(q, k, v, segments, masks), w.out)
     chunks = SharedChunk.GATE_1, None, SharedChunk.SCALE_2
     residual, y = fused.gated_add_norm_modulate(x, product, None, mods, *chunks, constants.norm2_eps, prefix)
-    product = fused.swiglu(y @ w.gate_up) @ w.down
+    product = kinds.down.product(fused.swiglu(kinds.gate_up.product(y, w.gate_up)), w.down)
     limit = FLOAT16_MAX if x.dtype == mx.float16 else 0
     x = fused.gated_add(residual, product, None, mods, SharedChunk.GATE_2, prefix, limit)
     return (x, k, v) if segments.target is None else (x,)

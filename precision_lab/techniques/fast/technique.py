@@ -23,24 +23,29 @@ from precision_lab.model.qwen_image.transformer import TimeTextEmbedding
 from precision_lab.model.qwen_image_21.block import TransformerBlock as TransformerBlock21
 from precision_lab.model.qwen_image_21.transformer import SplitModulation
 from precision_lab.model.qwen_image_21.transformer import TimeTextEmbedding as TimeTextEmbedding21
-from precision_lab.techniques.base import ByPlace, Places, Technique
+from precision_lab.techniques.base import ByPlace, Places
 from precision_lab.techniques.fast.block import Pace
 from precision_lab.techniques.fast.cpu import FastCPU
 from precision_lab.techniques.fast.one_stream import OneStream, SharedModulations
 from precision_lab.techniques.fast.remembered import RememberedEmbedding, RememberedFunction
+from precision_lab.techniques.fast.routes import Routes
 from precision_lab.techniques.fast.two_streams import TwoStreams
 
 
 @dataclass(frozen=True)
 class Fast:
-    """`FusedBlocks` where the default device is a GPU, `FastCPU` where it is the CPU."""
+    """`FusedBlocks` where the default device is a GPU, `FastCPU` where it is the CPU.
 
+    decode_from: see `FusedBlocks`.
+    """
+
+    decode_from: int | None = None
     preserves_function: ClassVar[bool] = True
-    composes: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
 
     @cached_property
-    def _here(self) -> Technique:
-        return FastCPU() if on_cpu() else FusedBlocks()
+    def _here(self) -> FusedBlocks | FastCPU:
+        return FastCPU() if on_cpu() else FusedBlocks(self.decode_from)
 
     @property
     def sites(self) -> Sequence[str]:
@@ -50,13 +55,38 @@ class Fast:
     def rewrite(self, site: Site) -> nn.Module:
         return self._here.rewrite(site)
 
+    @property
+    def choices(self) -> Mapping[str, int]:
+        """From how many rows on weights are decoded, where that was measured."""
+        return {} if isinstance(self._here, FastCPU) else self._here.choices
+
 
 @dataclass(frozen=True)
 class FusedBlocks(ByPlace):
-    """Transformer blocks as fused operations, which call no module inside: none can be observed or rewritten."""
+    """Transformer blocks as fused operations, which call no module inside: none can be observed or rewritten.
 
+    The weights of linears inside may be stored in fewer bits by a technique that is listed before, or by the
+    checkpoint. decode_from: the number of rows from which packed weights are decoded before a product; None measures
+    it for every shape and packing. State it where the bits of two processes have to agree.
+    """
+
+    decode_from: int | None = None
     preserves_function: ClassVar[bool] = True
-    composes: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        rows = self.decode_from
+        if rows is not None and (isinstance(rows, bool) or rows < 0):
+            raise InputError(f"fast.decode_from is {rows!r}, expected a number of rows, or null to measure it")
+
+    @property
+    def choices(self) -> Mapping[str, int]:
+        """From how many rows on weights are decoded, by shape and packing, where that was measured."""
+        return self._routes.chosen
+
+    @cached_property
+    def _routes(self) -> Routes:
+        return Routes(self.decode_from)
 
     @cached_property
     def _pace(self) -> Pace:
@@ -81,8 +111,8 @@ class FusedBlocks(ByPlace):
     def _block(self, site: Site) -> nn.Module:
         kind = _expect_plain(site, TransformerBlock, TransformerBlock21)
         if kind is TransformerBlock:
-            return TwoStreams(site.module, str(site), self._pace)
-        return OneStream(site.module, str(site), self._pace, self._modulations)
+            return TwoStreams(site.module, str(site), self._pace, self._routes)
+        return OneStream(site.module, str(site), self._pace, self._routes, self._modulations)
 
 
 _OF_TIMESTEP: Mapping[type[nn.Module], type[Wrapper]] = {
