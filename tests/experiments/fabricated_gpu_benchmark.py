@@ -18,6 +18,7 @@ EXPONENT = 1.2
 BLOCK_MS = {"ours fast": (0.76, 2.08), "ours plain": (1.68, 4.3), "ours compiled blocks": (1.1, 3.1)}
 ARRAYS = {"none": 0, "off": 0, "blocks": 120, "every operation": 3600}
 GUIDANCE = {"one by one": 1.0, "batched": 0.8, "batched, padded": 0.9}
+STORED = {"affine4": 1.1, "affine8": 1.2, "nvfp4": 1.4}
 PROBES = {"off": 1.0, "blocks": 1.02, "every operation": 1.1}
 
 
@@ -79,6 +80,19 @@ def record(rounds=12, noise=0.01):
         for arm in ("ours plain", "ours fast")
         for way, ratio in GUIDANCE.items()
         for row in times(0.1 * ratio, arm=arm, way=way, side=512)
+    ]
+    parts["stored.0"] = [
+        row
+        for stored, ratio in STORED.items()
+        for side in FULL.forward_sides
+        for way in ("forward", "both branches in a batch")
+        for format_, route, factor in (("bfloat16", "dense", 1.0), (stored, "measured", ratio), (stored, "packed", 4.0))
+        for row in times(0.1 * factor, format=format_, route=route, beside=stored, way=way, side=side)
+    ]
+    parts["stored.0"] += [
+        {"kind": "memory", "format": name, "side": side, "packed_gb": packed, "beyond_gb": packed + 1.5 + more}
+        for name, packed, more in (("bfloat16", 0.0, 0.0), ("affine4", 11.5, 0.5), ("affine8", 21.7, 0.5))
+        for side in FULL.forward_sides
     ]
     environment = {"shape": "full", "device": "made", "commit": "0123456789abcdef", "mlx": "0.32.4"}
     return {"parts": {n: {"environment": environment, "complete": True, "rows": rows} for n, rows in parts.items()}}

@@ -33,6 +33,7 @@ from experiments.benchmarks.gpu.summary import (
     power_law,
     probe_results,
     setup_results,
+    stored_results,
     unpaired,
 )
 from experiments.benchmarks.gpu.tables import markdown
@@ -45,6 +46,7 @@ from tests.experiments.fabricated_gpu_benchmark import (
     MILLISECONDS,
     PEAK,
     PROBES,
+    STORED,
     record,
     record_21,
 )
@@ -150,6 +152,28 @@ def test_batches_are_compared_with_one_branch_after_the_other(made):
     ]
     for result in results:
         assert result.ratio.estimate == pytest.approx(GUIDANCE[result.way], rel=0.02)
+
+
+def test_weights_in_fewer_bits_are_compared_with_bfloat16_in_the_same_rounds(made):
+    results = stored_results(made)
+    assert {(r.format, r.route) for r in results} == {
+        (name, route) for name in STORED for route in ("measured", "packed")
+    }
+    for result in results:
+        expected = STORED[result.format] if result.route == "measured" else 4.0
+        assert result.ratio.estimate == pytest.approx(expected, rel=0.02)
+    assert {r.packed_gb for r in results if r.format == "affine4"} == {11.5, None}
+
+
+def test_memory_of_stored_weights_is_judged_without_these_weights_and_what_bfloat16_needs(made):
+    found = {t.subject: t for t in judged(made) if "memory of affine" in t.subject}
+    assert len(found) == 4
+    assert all(target.measured == pytest.approx(0.5) and target.met for target in found.values())
+    more = json.loads(json.dumps(made))
+    for row in more["parts"]["stored.0"]["rows"]:
+        if row["kind"] == "memory" and row["format"] == "affine8":
+            row["beyond_gb"] += 2
+    assert {t.subject for t in judged(more) if not t.met} == {s for s in found if "affine8" in s}
 
 
 def test_pieces_and_rest_add_up_to_the_block_as_it_runs(made):
@@ -353,6 +377,8 @@ PIECES = ["pieces", "block"]
         ("tiny", "depth", ["depth"]),
         ("tiny", "probes", ["probes"]),
         ("tiny", "guidance", ["guidance"]),
+        ("tiny", "stored", ["stored"]),
+        ("tiny_21", "stored", ["stored"]),
         ("tiny_21", "forward", FORWARD),
         ("tiny_21", "pieces,tokens,depth,probes,guidance", [*PIECES, "tokens", "depth", "probes", "guidance"]),
     ],
@@ -367,4 +393,4 @@ def test_the_tiny_shapes_run_to_their_end(shape, sections, parts, tmp_path):
     assert all(row["arm"] == "mflux" for row in errors), errors  # an own install, where there is one
     for row in store.rows({"parts": measured}, "same_function_torch", "same_function"):
         assert row["rel_l2"] < (1e-5 if row["dtype"] == "float32" else 2e-2)
-    assert list(tmp_path.glob("*.png")) or sections == "guidance"
+    assert list(tmp_path.glob("*.png")) or sections in ("guidance", "stored")

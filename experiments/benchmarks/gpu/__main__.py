@@ -1,6 +1,6 @@
 """The GPU benchmark: the transformer's forward pass compared with other libraries, and a breakdown of its time.
 
-    python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes,guidance] [--seconds N]
+    python -m experiments.benchmarks.gpu --to DIR [--only forward,pieces,tokens,depth,probes,guidance,stored]
     python -m experiments.benchmarks.gpu --to DIR --shape full_21   Qwen-Image-2.1 instead of 1.x
     python -m experiments.benchmarks.gpu --to DIR --shape tiny      a smoke test, on a CPU too; so is tiny_21
     python -m experiments.benchmarks.gpu --to DIR --report          tables and figures of what is there
@@ -58,6 +58,7 @@ SECTIONS = {
     "depth": Section(40, (Part("depth", 0, 1),)),
     "probes": Section(75, (Part("probes", 0, 1),)),
     "guidance": Section(40, (Part("guidance", 0, 1),)),
+    "stored": Section(120, (Part("stored", 0, 1),)),
 }
 
 GRACE_SECONDS = 240

@@ -54,6 +54,8 @@ class Ours(Protocol):
     """What a generation computes once for a text, by name."""
     REORDERED: Sequence[str]
     """Patterns of linears whose sums may be reordered to measure the noise floor."""
+    LINEARS: Sequence[str]
+    """Patterns of all linears of the blocks."""
 
 
 Techniques = Mapping[str, Technique]

@@ -28,6 +28,7 @@ MODULES = {
     "depth": "depth",
     "probes": "probes",
     "guidance": "guidance",
+    "stored": "stored",
 }
 """The module of each part. Modules that end in torch do not import MLX; the others do not import torch."""
 

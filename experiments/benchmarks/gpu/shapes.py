@@ -32,6 +32,10 @@ class Targets:
     """Peak memory of `fast`, in GB."""
     probes: Mapping[str, float] = field(default_factory=dict)
     """Time with the range catalogue, relative to the same model without it, by what is observed."""
+    stored: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """Time of `fast` with weights in a format, relative to bfloat16, by format and side."""
+    stored_beyond_gb: float | None = None
+    """Peak memory of `fast` with weights in fewer bits beyond these weights and what bfloat16 needs, in GB."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,13 @@ FULL = Shape(
     big_matmul=8192,
     copy_elements=1 << 28,
     min_rounds=10,
-    targets=Targets(best_peer={512: 0.5, 1024: 1.0}, peak_gb={1024: 44}, probes=PROBE_TARGETS),
+    targets=Targets(
+        best_peer={512: 0.5, 1024: 1.0},
+        peak_gb={1024: 44},
+        probes=PROBE_TARGETS,
+        stored={("affine4", 512): 1.7, ("affine8", 512): 2.0, ("affine4", 1024): 1.25, ("affine8", 1024): 1.25},
+        stored_beyond_gb=2,
+    ),
 )
 
 # two heads of 128 channels, because mflux hard-codes the channels per head

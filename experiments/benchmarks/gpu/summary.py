@@ -243,3 +243,47 @@ def guidance_results(record: Mapping[str, Any]) -> list[GuidanceResult]:
             seconds = float(np.median([row["seconds"] for row in own]))
             results.append(GuidanceResult(arm, side, way, seconds, paired_by_round(own, apart)))
     return results
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """`fast` with weights in a format: seconds, and the ratio to bfloat16 in the same rounds.
+
+    packed_gb: of the weights; beyond_gb: peak memory beyond the weights in bfloat16 that other arms hold. None where
+    they were not measured, as for the arms with a stated route.
+    """
+
+    format: str
+    route: str
+    way: str
+    side: int
+    seconds: float
+    ratio: Ratio
+    packed_gb: float | None
+    beyond_gb: float | None
+
+
+def stored_results(record: Mapping[str, Any]) -> list[StoredResult]:
+    samples, memory = (list(rows(record, "stored", kind)) for kind in ("time", "memory"))
+    results = []
+    for stored, route, way, side in dict.fromkeys(
+        (row["format"], row["route"], row["way"], row["side"]) for row in samples if row["route"] != "dense"
+    ):
+        own = chosen(samples, format=stored, route=route, way=way, side=side)
+        dense = chosen(samples, route="dense", beside=stored, way=way, side=side)
+        peaks = chosen(memory, format=stored, side=side) if route == "measured" else []
+        if dense:
+            results.append(
+                StoredResult(
+                    *(stored, route, way, side, float(np.median([row["seconds"] for row in own]))),
+                    paired_by_round(own, dense),
+                    *(max((row[key] for row in peaks), default=None) for key in ("packed_gb", "beyond_gb")),
+                )
+            )
+    return results
+
+
+def dense_memory(record: Mapping[str, Any], side: int) -> float | None:
+    """The peak memory of `fast` in bfloat16 beyond its weights, in GB."""
+    found = chosen(rows(record, "stored", "memory"), format="bfloat16", side=side)
+    return max((row["beyond_gb"] for row in found), default=None)

@@ -22,6 +22,7 @@ from experiments.benchmarks.gpu.summary import (
     power_law,
     probe_results,
     setup_results,
+    stored_results,
 )
 from experiments.benchmarks.gpu.targets import judged
 from precision_lab.numerics.intervals import Ratio, mad
@@ -29,7 +30,7 @@ from precision_lab.numerics.intervals import Ratio, mad
 
 def markdown(record: Mapping[str, Any]) -> str:
     measured = (_forward, _setups, _drift, _same_function, _ceilings, _pieces, _blocks, _tokens, _depth, _probes)
-    sections = (_head, _targets, *measured, _guidance, _errors)
+    sections = (_head, _targets, *measured, _guidance, _stored, _errors)
     return "\n".join(text for section in sections for text in section(record)) + "\n"
 
 
@@ -239,6 +240,24 @@ def _guidance(record: Mapping[str, Any]) -> Iterator[str]:
         yield from _table(
             ("model", "side", "branches", "ms a step", "ratio to one by one"),
             [(r.arm, str(r.side), r.way, f"{1e3 * r.seconds:.1f}", _interval(r.ratio)) for r in results],
+        )
+
+
+def _stored(record: Mapping[str, Any]) -> Iterator[str]:
+    results = stored_results(record)
+    if results:
+        yield "## Weights in fewer bits\n"
+        yield "`fast`, relative to `fast` in bfloat16 in the same rounds. Routes: decoded before a product,"
+        yield "multiplied packed, or the faster of both by the number of rows, as measured at the start.\n"
+        yield from _table(
+            ("format", "route", "side", "what", "ms", "ratio to bfloat16", "packed GB", "peak beyond bfloat16's GB"),
+            [
+                (
+                    *(r.format, r.route, str(r.side), r.way, f"{1e3 * r.seconds:.1f}", _interval(r.ratio)),
+                    *(_number(value, ".1f") for value in (r.packed_gb, r.beyond_gb)),
+                )
+                for r in sorted(results, key=lambda r: (r.side, r.way, r.format, r.route))
+            ],
         )
 
 

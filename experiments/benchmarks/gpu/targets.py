@@ -8,7 +8,15 @@ from typing import Any
 
 from experiments.benchmarks.gpu.composition import own_operations
 from experiments.benchmarks.gpu.shapes import SHAPES, Targets
-from experiments.benchmarks.gpu.summary import FAST, PLAIN, best_peer, forward_results, probe_results
+from experiments.benchmarks.gpu.summary import (
+    FAST,
+    PLAIN,
+    best_peer,
+    dense_memory,
+    forward_results,
+    probe_results,
+    stored_results,
+)
 from precision_lab.numerics.intervals import Ratio
 
 
@@ -32,7 +40,7 @@ def judged(record: Mapping[str, Any]) -> list[Judged]:
     if len(shapes) != 1:
         return []
     targets = SHAPES[shapes.pop()].targets
-    return [*_forward(record, targets), *_probes(record, targets)]
+    return [*_forward(record, targets), *_probes(record, targets), *_stored(record, targets)]
 
 
 def _forward(record: Mapping[str, Any], targets: Targets) -> Iterator[Judged]:
@@ -58,3 +66,17 @@ def _probes(record: Mapping[str, Any], targets: Targets) -> Iterator[Judged]:
         if result.probes in targets.probes and result.arm in (FAST, PLAIN):
             subject = f"range catalogue, {result.arm}, {result.probes}, {result.side} x {result.side}"
             yield Judged(subject, result.ratio.estimate, result.ratio, targets.probes[result.probes])
+
+
+def _stored(record: Mapping[str, Any], targets: Targets) -> Iterator[Judged]:
+    for result in stored_results(record):
+        what = f"{result.format}, {result.side} x {result.side}"
+        if result.route != "measured" or result.way != "forward":
+            continue
+        if (result.format, result.side) in targets.stored:
+            limit = targets.stored[result.format, result.side]
+            yield Judged(f"{FAST} with {what} / bfloat16", result.ratio.estimate, result.ratio, limit)
+        dense, limit_gb = dense_memory(record, result.side), targets.stored_beyond_gb
+        if limit_gb is not None and result.beyond_gb is not None and result.packed_gb is not None and dense is not None:
+            beyond = result.beyond_gb - result.packed_gb - dense
+            yield Judged(f"memory of {what} beyond its weights and what bfloat16 needs, GB", beyond, None, limit_gb)

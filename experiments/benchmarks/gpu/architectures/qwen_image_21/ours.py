@@ -9,7 +9,7 @@ from experiments.benchmarks.gpu.mlx_model import Forward, Inputs, joint, times
 from precision_lab.model.qwen_image_21.prefix import Prefix
 from precision_lab.model.qwen_image_21.transformer import Transformer
 
-__all__ = ["PASSES", "REORDERED", "SETUPS", "Transformer", "prefill", "step"]
+__all__ = ["LINEARS", "PASSES", "REORDERED", "SETUPS", "Transformer", "prefill", "step"]
 
 
 def step(model: Transformer) -> Forward:
@@ -40,3 +40,4 @@ def prefill(model: Transformer) -> Forward:
 PASSES = {"": step, ", joint": joint}
 SETUPS = {"prefill": prefill}
 REORDERED = ("transformer_blocks.*.{attn.{to_q,to_k,to_v},img_mlp.out}",)
+LINEARS = ("transformer_blocks.*.{img_mlp.{proj,gate_layer,out},attn.{to_q,to_k,to_v,to_out.0}}",)

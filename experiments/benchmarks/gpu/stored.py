@@ -1,0 +1,107 @@
+"""`fast` with weights stored in fewer bits, one format at a time beside `fast` in bfloat16, in the same rounds.
+
+Every linear of the blocks is packed. Both branches of a guided step are measured as two forwards and as one batch, in
+which one decoding of a weight serves both. `packed` multiplies packed weights at all sizes, `decoded` decodes them at
+all sizes, and `measured` chooses as a run does.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import mlx.core as mx
+
+from experiments.benchmarks.gpu import mlx_model
+from experiments.benchmarks.gpu.guidance import batch
+from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs, Opener, Techniques, step_of
+from experiments.benchmarks.gpu.part import Job
+from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
+from experiments.benchmarks.gpu.shapes import Shape
+from precision_lab.techniques.fast import Fast
+from precision_lab.techniques.fast.routes import NEVER
+from precision_lab.techniques.quantized_weights import QuantizedWeights
+
+BFLOAT16 = "bfloat16"
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "affine4": {"bits": 4},
+    "affine8": {"bits": 8},
+    "mxfp8": {"mode": "mxfp8"},
+    "mxfp4": {"mode": "mxfp4"},
+    "nvfp4": {"mode": "nvfp4"},
+}
+ROUTES = {"measured": None, "decoded": 0, "packed": NEVER}
+"""`decode_from` of `fast`, by the name of the route."""
+FORWARD, BATCHED = "forward", "both branches in a batch"
+
+
+def run(job: Job) -> None:
+    model = mlx_model.made_transformer(job.shape, mx.bfloat16)
+    inputs = [mlx_model.made_inputs(job.shape, side, mx.bfloat16) for side in job.shape.forward_sides]
+    start, seconds = perf_counter(), job.deadline - perf_counter()
+    for number, name in enumerate(FORMATS, 1):
+        openers = {
+            (stored, route): mlx_model.ours(model, techniques, step_of(job.shape))
+            for stored, route, techniques in _ways(name, job.shape)
+        }
+        _memory(job, openers, inputs)
+        with ExitStack() as stack:
+            arms = []
+            for (stored, route), opener in openers.items():
+                try:
+                    forward = stack.enter_context(opener())
+                except Exception as error:
+                    record_error(job.writer, {"format": stored, "route": route}, error)
+                    continue
+                tags = {"format": stored, "route": route, "beside": name}
+                arms += [arm for one in inputs for arm in _arms(tags, forward, one)]
+            until = start + seconds * number / len(FORMATS)
+            measure(job.writer, arms, until, job.shape.min_rounds, seed=number)
+        gc.collect()
+        mx.clear_cache()
+
+
+def _ways(name: str, shape: Shape) -> Iterator[tuple[str, str, Any]]:
+    """The stored format, the route and the techniques of every arm; that in bfloat16 is first, because it packs."""
+    yield BFLOAT16, "dense", mlx_model.fast
+    for route, decode_from in ROUTES.items():
+        yield name, route, partial(_techniques, name, shape, decode_from)
+
+
+def _techniques(name: str, shape: Shape, decode_from: int | None) -> Techniques:
+    rules = [{"sites": list(shape.module("ours").LINEARS), **FORMATS[name]}]
+    return {name: QuantizedWeights(rules), "fast": Fast(decode_from)}
+
+
+def _arms(tags: Mapping[str, Any], forward: Forward, inputs: Inputs) -> list[Arm]:
+    ways = {FORWARD: inputs, BATCHED: batch(inputs, 0)}
+    return [
+        Arm({**tags, "way": way, "side": inputs.side}, partial(_sample, forward, given)) for way, given in ways.items()
+    ]
+
+
+def _sample(forward: Forward, inputs: Inputs) -> dict[str, float]:
+    return {"seconds": mlx_model.seconds_of(forward, inputs, SEEN_TIMESTEP)}
+
+
+def _memory(job: Job, openers: Mapping[tuple[str, str], Opener], inputs: list[Inputs]) -> None:
+    """The peak memory of each format beyond the weights in bfloat16, which stay in memory; and the packed weights."""
+    for (stored, route), opener in openers.items():
+        if route not in ("dense", "measured"):
+            continue
+        before = mx.get_active_memory()
+        for one in inputs:
+            tags = {"format": stored, "side": one.side}
+            try:
+                with opener() as forward:
+                    own = mx.get_active_memory() - before
+                    peak = mlx_model.peak_gigabytes(forward, one) - before / 1e9
+            except Exception as error:
+                record_error(job.writer, {**tags, "what": "memory"}, error)
+                continue
+            job.writer.add("memory", **tags, beyond_gb=peak, packed_gb=own / 1e9)
+        job.writer.save()
