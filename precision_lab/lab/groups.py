@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest, shown
 from precision_lab.instrument.sites import Site, select, walk
+from precision_lab.model.coded import LINEARS
 
 T = TypeVar("T")
 
@@ -58,9 +59,8 @@ def groups_of(
 
 
 def linears(sites: Iterable[Site]) -> list[Site]:
-    """The linears of the default component, whether they are quantised or not."""
-    kinds = nn.Linear, nn.QuantizedLinear
-    return [site for site in sites if site.component == site.layout.default and isinstance(site.module, kinds)]
+    """The linears of the default component, however their weights are stored."""
+    return [site for site in sites if site.component == site.layout.default and isinstance(site.module, LINEARS)]
 
 
 def check_keys(by: Sequence[str]) -> None:

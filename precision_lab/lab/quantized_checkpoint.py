@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, walk
+from precision_lab.model.coded import CodedLinear
 from precision_lab.model.quantized import Quantization, packing_of
 from precision_lab.record.files import read_json, replacing, write_json
 from precision_lab.record.layout import Layout
@@ -128,6 +129,12 @@ def _quantised(
     found = {}
     with applied(Components({name: part.module for name, part in parts.items()}, layout), techniques):
         for name, part in parts.items():
+            coded = next((site for site in walk({name: part.module}) if isinstance(site.module, CodedLinear)), None)
+            if coded is not None:
+                raise InputError(
+                    f"technique: {coded} is stored as {coded.module.coding.name}, which this layout of files cannot "
+                    "state; expected linears that are plain or quantised by MLX"
+                )
             packed = {
                 part.prefix + site.path: packing_of(site.module)
                 for site in walk({name: part.module})

@@ -9,12 +9,13 @@ import mlx.nn as nn
 
 from precision_lab.instrument.sites import Components, Site, select, walk
 from precision_lab.lab.groups import linears
+from precision_lab.model.coded import linear_shape
 from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Float8, Format, Losses, Recipe, Target
 from precision_lab.techniques.base import Technique, applied
-from precision_lab.techniques.float8_weights import Float8Linear, Float8Weights
+from precision_lab.techniques.float8_weights import Float8Weights, float8_settings
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 
@@ -28,7 +29,7 @@ class Stated(NamedTuple):
 def target_of(components: Components, model: str, naming: Naming) -> Target:
     """The default component of a subject; `model` is its name in messages."""
     sites = [site for site in walk(components) if site.component == components.layout.default]
-    channels = {site.path: _channels(site.module) for site in linears(sites)}
+    channels = {site.path: linear_shape(site.module)[1] for site in linears(sites)}
     embeddings = [site.path for site in sites if isinstance(site.module, nn.Embedding | nn.QuantizedEmbedding)]
     others = [site.path for site in sites if site.path not in channels and site.path not in embeddings]
     return Target(model, channels, naming, embeddings, others)
@@ -64,7 +65,8 @@ def _format(module: nn.Module) -> Format | None:
     """The format of a linear that is packed or in float8; None for any other module."""
     if isinstance(module, nn.QuantizedLinear):
         return packing_of(module)
-    return Float8(*module.kind) if isinstance(module, Float8Linear) else None
+    settings = float8_settings(module)
+    return None if settings is None else Float8(*settings)
 
 
 def nodes(recipe: Recipe, target: Target, name: str) -> dict[str, Any]:
@@ -97,9 +99,3 @@ def _rule(kind: Quantization) -> dict[str, Any]:
 
 def _named(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _channels(module: nn.Module) -> int:
-    """The input channels of a linear."""
-    width = int(module.weight.shape[1])
-    return width * 32 // int(module.bits) if isinstance(module, nn.QuantizedLinear) else width

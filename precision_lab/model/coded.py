@@ -81,12 +81,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return outputs, width * 32 // module.bits if isinstance(module, nn.QuantizedLinear) else width
 
 
-def linear_weight(module: nn.Module) -> mx.array:
-    """The weight (outputs, channels) in fp32 by which a linear of LINEARS multiplies an fp32 input."""
+def linear_weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The weight (outputs, channels) in fp32 by which a linear of LINEARS multiplies an input of `dtype`."""
     if isinstance(module, CodedLinear):
         return module.coding.decode(module.arrays)
     if isinstance(module, nn.QuantizedLinear):
-        return decoded_weight(module, mx.float32)
+        return decoded_weight(module, dtype)
     weight: mx.array = module.weight.astype(mx.float32)
     return weight
 

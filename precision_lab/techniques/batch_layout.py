@@ -17,6 +17,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.attention import Attend
+from precision_lab.model.coded import LINEARS
 from precision_lab.techniques.parts.kinds import expect_kind
 
 
@@ -46,5 +47,5 @@ class BatchLayout:
             raise InputError(f"batch_layout.copies is {self.copies!r}, expected a whole number of at least 1")
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("batch_layout", site, nn.Linear, nn.QuantizedLinear, Attend)
+        expect_kind("batch_layout", site, *LINEARS, Attend)
         return _Repeated(site.module, self.copies)

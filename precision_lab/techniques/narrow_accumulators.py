@@ -17,8 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.quantized import decoded_weight
-from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.model.coded import linear_weight
+from precision_lab.techniques.parts.kinds import expect_exact_inputs
 from precision_lab.techniques.parts.narrow_sums import check_block, dtype_named, narrow_matmul
 
 
@@ -29,7 +29,7 @@ class _NarrowSums(Wrapper):
 
     def __call__(self, x: mx.array) -> mx.array:
         linear = self.inner
-        weight = decoded_weight(linear, x.dtype) if isinstance(linear, nn.QuantizedLinear) else linear.weight
+        weight = linear_weight(linear, x.dtype)
         y = narrow_matmul(x, weight.T, self._block, self._accumulator, self._block_sums)
         return (y + linear.bias.astype(mx.float32) if "bias" in linear else y).astype(x.dtype)
 
@@ -60,6 +60,6 @@ class NarrowAccumulators:
         return replace(self, accumulator="float32", block_sums="float32")
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("narrow_accumulators", site, nn.Linear, nn.QuantizedLinear)
+        expect_exact_inputs("narrow_accumulators", site)
         accumulator = dtype_named("accumulator", self.accumulator)
         return _NarrowSums(site.module, self.block, accumulator, dtype_named("block_sums", self.block_sums))

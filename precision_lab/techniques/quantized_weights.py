@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
+from precision_lab.model.coded import CodedLinear
 from precision_lab.model.quantized import MODES as MODES
 from precision_lab.model.quantized import Quantization, QuantizedLinear
 from precision_lab.techniques.base import first_naming
@@ -95,7 +96,7 @@ class QuantizedWeights:
         quantization = rule.quantization
         if quantization is None:
             return site.module
-        if isinstance(site.module, nn.QuantizedLinear):
+        if isinstance(site.module, nn.QuantizedLinear | CodedLinear):
             raise InputError(f"quantized_weights: {site} is quantised already, expected Linear; keep it")
         expect_kind("quantized_weights", site, nn.Linear)
         channels = site.module.weight.shape[1]

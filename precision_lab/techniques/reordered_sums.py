@@ -18,8 +18,9 @@ import mlx.nn as nn
 import numpy as np
 
 from precision_lab.instrument.sites import Site, Wrapper
-from precision_lab.model.quantized import decoded_weight, product
-from precision_lab.techniques.parts.kinds import expect_kind
+from precision_lab.model.coded import linear_shape, linear_weight
+from precision_lab.model.quantized import product
+from precision_lab.techniques.parts.kinds import expect_exact_inputs
 
 
 class _Reordered(Wrapper):
@@ -33,13 +34,13 @@ class _Reordered(Wrapper):
         return self._linear(x[..., self._order])
 
 
-class _ReorderedQuantized(Wrapper):
+class _ReorderedDecoded(Wrapper):
     def __init__(self, inner: nn.Module, order: mx.array):
         super().__init__(inner)
         self._order = order
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = decoded_weight(self.inner, x.dtype)[:, self._order]
+        weight = linear_weight(self.inner, x.dtype)[:, self._order]
         return product(x[..., self._order], weight, self.inner.get("bias"))
 
 
@@ -53,9 +54,7 @@ class ReorderedSums:
     composes: ClassVar[bool] = False
 
     def rewrite(self, site: Site) -> nn.Module:
-        expect_kind("reordered_sums", site, nn.Linear, nn.QuantizedLinear)
+        expect_exact_inputs("reordered_sums", site)
         linear = site.module
-        quantised = isinstance(linear, nn.QuantizedLinear)
-        channels = linear.weight.shape[1] * 32 // linear.bits if quantised else linear.weight.shape[1]
-        order = mx.array(np.random.default_rng(self.seed).permutation(channels))
-        return _ReorderedQuantized(linear, order) if quantised else _Reordered(linear, order)
+        order = mx.array(np.random.default_rng(self.seed).permutation(linear_shape(linear)[1]))
+        return _Reordered(linear, order) if isinstance(linear, nn.Linear) else _ReorderedDecoded(linear, order)

@@ -107,7 +107,7 @@ def test_a_compiled_block_is_observed_from_outside_only():
 @pytest.mark.parametrize(
     ("technique", "expected"),
     [
-        (BatchLayout(sites=("norm_out",)), "Linear, QuantizedLinear or Attend"),
+        (BatchLayout(sites=("norm_out",)), "Linear, QuantizedLinear, CodedLinear or Attend"),
         (CompiledBlocks(sites=("norm_out",)), "TransformerBlock"),
     ],
 )

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.coded import LINEARS
 from precision_lab.numerics.scales import PerBlock, scale_at
 
 
@@ -26,8 +27,8 @@ def at_block(table: PerBlock, site: Site) -> float:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear with its own bias, or a plain or quantised one without."""
-    return "bias" in module or isinstance(module, nn.Linear | nn.QuantizedLinear)
+    """Whether the module is a linear with its own bias, or one of LINEARS without."""
+    return "bias" in module or isinstance(module, LINEARS)
 
 
 class ScaledLinear(Wrapper):

@@ -11,7 +11,6 @@ import mlx.nn as nn
 
 from precision_lab.instrument.sites import Wrapper, walk
 from precision_lab.model.coded import CodedLinear
-from precision_lab.techniques.float8_weights import Float8Linear
 
 _QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 _OF_PACKED = ("weight", "scales", "biases", "tensor_scale")
@@ -47,8 +46,6 @@ def storage(module: nn.Module) -> WeightStorage:
     if isinstance(module, CodedLinear):
         outputs, channels = module.shape
         return WeightStorage(outputs * channels, sum(8 * array.nbytes for array in module.arrays.values()))
-    if isinstance(module, Float8Linear):
-        return WeightStorage(module.weight.size, 8 * (module.weight.nbytes + module.scale.nbytes))
     if isinstance(module, nn.Linear):
         return WeightStorage(module.weight.size, 8 * module.weight.nbytes)
     return _NONE
@@ -70,8 +67,6 @@ def parameter_storage(module: nn.Module) -> WeightStorage:
             number = _packed(module) if name == "weight" else 0
         if isinstance(module, CodedLinear) and name != "bias":
             number = math.prod(module.shape) if name == "weight" else 0
-        if isinstance(module, Float8Linear) and name == "scale":
-            number = 0
         total = total.plus(WeightStorage(number, 8 * array.nbytes))
     return total
 
