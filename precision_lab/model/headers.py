@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ from precision_lab.errors import InputError
 from precision_lab.model import foreign
 from precision_lab.record.safetensors import NotSafetensorsError, is_entry, read_header
 
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
-_PACKED_TYPES = {"U32": ".weight", "U8": ".scales"}
-"""Types of quantised weights, with the suffix that their names must have."""
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1, "I64": 8, "I32": 4}
+_INTEGERS = {"U32": ".weight", "U8": ".scales", "I64": ".alpha", "I32": ".alpha"}
+"""Types of quantised weights, and of the alpha of an adapter, with the suffix that their names must have."""
 
 
 class Header(NamedTuple):
@@ -24,12 +24,12 @@ class Header(NamedTuple):
     data: int
 
 
-def check_header(file: Path) -> Header:
+def check_header(file: Path, refuse_names: Callable[[Iterable[str], Path], None] = foreign.refuse_names) -> Header:
     """Checks a safetensors file and returns its header.
 
-    Supported dtypes are F32, F16 and BF16, and for quantised weights U32 (`.weight`) and U8 (`.scales`). Raises
-    InputError if the file is truncated, is not a safetensors file, has a tensor of another dtype or of another program,
-    or if shapes and offsets contradict each other.
+    Supported dtypes are F32, F16 and BF16, for quantised weights U32 (`.weight`) and U8 (`.scales`), and for an adapter
+    I64 and I32 (`.alpha`). Raises InputError if the file is truncated, is not a safetensors file, has a tensor of
+    another dtype or a name that `refuse_names` refuses, or if shapes and offsets contradict each other.
     """
     header, data = _read(file)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -40,7 +40,7 @@ def check_header(file: Path) -> Header:
     size = file.stat().st_size
     if end > size:
         raise InputError(f"{file}: truncated: {size} bytes, expected {end}")
-    foreign.refuse_names(tensors, file)
+    refuse_names(tensors, file)
     wrong = sorted(name for name, entry in tensors.items() if not _readable(name, entry["dtype"]))
     if wrong:
         raise InputError(
@@ -69,7 +69,7 @@ def _check_extents(file: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def _readable(name: str, dtype: str) -> bool:
-    return dtype in _BYTES and name.endswith(_PACKED_TYPES.get(dtype, ""))
+    return dtype in _BYTES and name.endswith(_INTEGERS.get(dtype, ""))
 
 
 def _read(file: Path) -> tuple[dict[str, Any], int]:

@@ -6,12 +6,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import mlx.nn as nn
 
 from precision_lab.errors import InputError, shown
-from precision_lab.instrument.sites import Site, select, walk
+from precision_lab.instrument.sites import Site, Wrapper, select, walk
 from precision_lab.instrument.swap import swapped
 from precision_lab.numerics.scales import Division
 from precision_lab.record.manifest import Coverage
@@ -77,6 +78,31 @@ class Widening(Protocol):
         """Patterns of the modules whose results are in fp32, wherever they are stored."""
 
 
+@runtime_checkable
+class FitToModel(Protocol):
+    """A technique whose settings, such as a file, fit some models only."""
+
+    def check_model(self, sites: Sequence[Site]) -> None:
+        """Raises InputError if the technique does not fit the model that has these sites."""
+
+
+@runtime_checkable
+class OfLinears(Protocol):
+    """A technique that rewrites linears themselves. Where an adapter is beside a linear, it gets the linear alone."""
+
+    @property
+    def of_linears(self) -> bool:
+        """True."""
+
+
+class Beside(Wrapper, ABC):
+    """A wrapper that adds to the result of a linear. The linear inside stays open to `OfLinears`."""
+
+    @abstractmethod
+    def around(self, inner: nn.Module) -> Beside:
+        """The same wrapper around another form of the linear."""
+
+
 class ByPlace(ABC):
     """Base class of a technique that rewrites different places differently; a subclass defines `places`."""
 
@@ -111,6 +137,10 @@ def chosen(techniques: Mapping[str, Technique]) -> dict[str, Mapping[str, int]]:
 
 
 def _rewritten(name: str, technique: Technique, site: Site) -> nn.Module:
+    if isinstance(site.module, Beside) and getattr(technique, "of_linears", False):
+        inner = site.module.inner
+        changed = _rewritten(name, technique, replace(site, module=inner))
+        return site.module if changed is inner else site.module.around(changed)
     module: object = technique.rewrite(site)
     if not isinstance(module, nn.Module):
         raise InputError(
@@ -131,12 +161,13 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
     with ExitStack() as stack:
         for name, technique in techniques.items():
             sites = walk(components)
+            if isinstance(technique, FitToModel):
+                technique.check_model(sites)
             selected = select(technique.sites, sites)
-            for site in selected:
-                owner = owners.get(site)
-                if owner and not (technique.composes or techniques[owner].composes):
+            for site in () if technique.composes else selected:
+                owner = owners.setdefault(site, name)
+                if owner != name:
                     raise InputError(f"Techniques {owner} and {name} both rewrite {site}, and neither composes")
-                owners[site] = name
             rewritten = {site: _rewritten(name, technique, site) for site in selected}
             changed = {site: module for site, module in rewritten.items() if module is not site.module}
             stack.enter_context(swapped(components, changed))

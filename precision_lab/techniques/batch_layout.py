@@ -41,6 +41,7 @@ class BatchLayout:
     copies: int = 2
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
+    of_linears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.copies, int) or self.copies < 1:

@@ -33,6 +33,7 @@ class CodedWeights:
     unfit: str = "refuse"
     preserves_function: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.unfit not in ("refuse", "keep"):

@@ -31,6 +31,7 @@ class Float8Weights:
     quantize_input: bool = False
     preserves_function: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_scale("float8_weights.scale", self.scale)

@@ -48,6 +48,7 @@ class NarrowAccumulators:
     block_sums: str = "float32"
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         dtype_named("narrow_accumulators.accumulator", self.accumulator)

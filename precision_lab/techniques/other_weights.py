@@ -38,6 +38,7 @@ class OtherWeights:
     dtype: str = "float32"
     preserves_function: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
         found = modules_of(self.model, self.dtype).get((site.component, site.path))

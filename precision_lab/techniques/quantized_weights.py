@@ -69,6 +69,7 @@ class QuantizedWeights:
     rules: Sequence[Mapping[str, Any]]
     preserves_function: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self._rules:

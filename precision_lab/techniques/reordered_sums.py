@@ -52,6 +52,7 @@ class ReorderedSums:
     seed: int = 0
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = False
+    of_linears: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
         expect_exact_inputs("reordered_sums", site)

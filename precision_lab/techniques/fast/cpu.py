@@ -263,6 +263,7 @@ class FastCPU:
     sites: Sequence[str] = ("**",)
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
+    of_linears: ClassVar[bool] = True
 
     def rewrite(self, site: Site) -> nn.Module:
         fast = replacement(site.module)

@@ -42,6 +42,7 @@ class Fast:
     decode_from: int | None = None
     preserves_function: ClassVar[bool] = True
     composes: ClassVar[bool] = True
+    of_linears: ClassVar[bool] = True
 
     @cached_property
     def _here(self) -> FusedBlocks | FastCPU:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from precision_lab.instrument.sites import Wrapper, walk
 from precision_lab.model.coded import CodedLinear
+from precision_lab.techniques.base import Beside
 
 _QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 _OF_PACKED = ("weight", "scales", "biases", "tensor_scale")
@@ -37,7 +38,13 @@ _NONE = WeightStorage(0, 0)
 
 
 def storage(module: nn.Module) -> WeightStorage:
-    """The storage of the weight of one linear, without its bias and its children; other modules have none."""
+    """The storage of the weight of one linear, without its bias and its children; other modules have none.
+
+    The arrays of adapters beside it add bits, but are no weights.
+    """
+    if isinstance(module, Beside):
+        beside = WeightStorage(0, sum(8 * array.nbytes for _, array in _parameters(module)))
+        return storage(module.inner).plus(beside)
     while isinstance(module, Wrapper):
         module = module.inner
     if isinstance(module, nn.QuantizedLinear):
