@@ -11,6 +11,7 @@ from precision_lab.synthetic.shape import Shape
 PRESETS: MappingProxyType[str, Shape] = MappingProxyType(
     {
         "micro": qwen_image.MICRO,
+        "blocks": qwen_image.BLOCKS,
         "transformer": qwen_image.TRANSFORMER,
         "full": qwen_image.QwenImageShape(),
         "micro_21": qwen_image_21.MICRO,
@@ -22,5 +23,6 @@ PRESETS: MappingProxyType[str, Shape] = MappingProxyType(
 
 `full`, `full_21`: the published sizes, 57.7 and 32.4 GB. `transformer`, `transformer_21`: their transformer and VAE,
 and a text encoder of the same width with 2 layers, 41.4 and 15.3 GB, for one GPU. `micro`, `micro_21`: all blocks, at
-width 64, 20 and 5 MB.
+width 64, 20 and 5 MB. `blocks`: two blocks of the published width between a text encoder and a VAE like those of
+`micro`, 1.4 GB, for formats that a width of 64 does not fit.
 """

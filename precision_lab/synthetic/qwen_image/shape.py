@@ -135,3 +135,10 @@ TRANSFORMER = QwenImageShape(
     text_encoder=TextEncoderConfig(vocab_size=SMALL_VOCABULARY, intermediate_size=3584, num_hidden_layers=2),
     vision=_NO_VISION,
 )
+
+BLOCKS = QwenImageShape(
+    transformer=TransformerConfig(num_layers=2, joint_attention_dim=64),
+    text_encoder=MICRO.text_encoder,
+    vision=_NO_VISION,
+    vae=MICRO.vae,
+)
