@@ -9,12 +9,38 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 
 Arrays = Mapping[str, mx.array]
 """The arrays of a coded weight by name: `weight`, the codes, then scales and whatever else the format stores."""
+
+
+class Neighbours(NamedTuple):
+    """The codes of a weight, and the distances to the values of the next codes, all (outputs, channels).
+
+    codes: integers. below, above: to the next smaller and the next larger value of the same scale, fp32, at least 0;
+    infinite at the ends of the scale. rising: 1 where a larger code is a larger value, else -1; it may be a number for
+    all. Where the values of a format are those of another basis (see `Coding.to_basis`), so are these.
+    """
+
+    codes: mx.array
+    below: mx.array
+    above: mx.array
+    rising: mx.array | int = 1
+
+
+def evenly_spaced(codes: mx.array, scale: mx.array, least: int, largest: int) -> Neighbours:
+    """The neighbours of integer codes from `least` to `largest`, whose values are scale * code and maybe an offset.
+
+    scale: fp32, broadcast to the shape of `codes`; it may be negative.
+    """
+    step = mx.broadcast_to(mx.abs(scale), codes.shape)
+    falling = scale < 0
+    lowest, highest = mx.where(falling, largest, least), mx.where(falling, least, largest)
+    below, above = (mx.where(codes == end, mx.inf, step) for end in (lowest, highest))
+    return Neighbours(codes, below, above, mx.where(falling, -1, 1))
 
 
 class Inputs(ABC):
@@ -53,3 +79,15 @@ class Coding(ABC):
         A format that multiplies in another basis rounds the inputs there.
         """
         return (x if inputs is None else inputs.rounded(x)) @ self.decode(arrays).T
+
+    def neighbours(self, arrays: Arrays) -> Neighbours | None:
+        """The codes in `arrays` and what lies next to them, or None for a format whose codes nothing asks for yet."""
+        return None
+
+    def to_basis(self, weight: mx.array) -> mx.array:
+        """A linear map of (outputs, channels), fp32, into the basis whose values the codes stand for."""
+        return weight
+
+    def from_basis(self, values: mx.array) -> mx.array:
+        """The inverse of `to_basis`."""
+        return values

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from precision_lab.model.codings.base import Arrays, Coding, Inputs
+from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, evenly_spaced
 
 LARGEST = 127
 
@@ -27,6 +27,9 @@ class Int8(Coding):
 
     def decode(self, arrays: Arrays) -> mx.array:
         return arrays["weight"].astype(mx.float32) * arrays["scale"].astype(mx.float32)
+
+    def neighbours(self, arrays: Arrays) -> Neighbours:
+        return evenly_spaced(arrays["weight"].astype(mx.int32), arrays["scale"].astype(mx.float32), -LARGEST, LARGEST)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""The codes of stored weights, the values next to them, and stochastic rounding to these.
+
+Whatever a linear stores its weight in, every value that its format can hold at the same scale has a next smaller and a
+next larger one. The distance between them is the step of the format at that weight: it is the same at all weights of a
+group of integers, and follows the magnitude of the weight in floating point.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import ml_dtypes
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from precision_lab.model.coded import CodedLinear, linear_weight
+from precision_lab.model.codings.base import Neighbours, evenly_spaced
+
+_BITS = {mx.bfloat16: (mx.uint16, 0x7FFF), mx.float16: (mx.uint16, 0x7FFF), mx.float32: (mx.uint32, 0x7FFFFFFF)}
+_ELEMENTS = {4: ml_dtypes.float4_e2m1fn, 8: ml_dtypes.float8_e4m3fn}
+
+
+def neighbours(module: nn.Module) -> Neighbours | None:
+    """The codes of a linear of `model.coded.LINEARS` and what lies next to them; None where its format states none.
+
+    The code of a floating-point number counts the numbers of its format from zero, so that both zeros are 0.
+    """
+    if isinstance(module, CodedLinear):
+        return module.coding.neighbours(module.arrays)
+    if isinstance(module, nn.QuantizedLinear):
+        return _of_packed(module)
+    return _of_floats(module.weight)
+
+
+def stochastic(module: nn.Module, weight: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array] | None:
+    """`weight` rounded up or down at random to the values of a linear that stores it rounded to nearest.
+
+    A weight between two values becomes the larger one with the probability that makes the mean of what is stored equal
+    to the weight; beyond the ends of a scale it becomes the end. `uniform`: numbers in [0, 1), (outputs, channels): the
+    larger value is taken where they are below that probability. Scales are those that rounding to nearest has.
+
+    Returns the decoded weight, fp32, and its codes, both (outputs, channels). None where the format states no codes.
+    """
+    found = neighbours(module)
+    if found is None:
+        return None
+    decoded = linear_weight(module)
+    error = weight.astype(mx.float32) - decoded
+    coding = module.coding if isinstance(module, CodedLinear) else None
+    if coding is not None:
+        error = coding.to_basis(error)
+    rises = (error > 0) & (uniform * found.above < error)
+    falls = (error < 0) & ((1 - uniform) * found.below <= -error)
+    move = mx.where(rises, found.above, mx.where(falls, -found.below, 0))
+    codes = found.codes + mx.where(rises, found.rising, mx.where(falls, -found.rising, 0))
+    return decoded + (move if coding is None else coding.from_basis(move)), codes
+
+
+def step(found: Neighbours) -> mx.array:
+    """The mean distance to the neighbouring values, (outputs, channels), fp32.
+
+    At an end of a scale it is the distance to the only neighbour, and NaN where there is none.
+    """
+    below, above = found.below, found.above
+    low, high = mx.isfinite(below), mx.isfinite(above)
+    total = mx.where(low, below, 0) + mx.where(high, above, 0)
+    count = low.astype(mx.float32) + high.astype(mx.float32)
+    return mx.where(count > 0, total / mx.maximum(count, 1), mx.nan)
+
+
+def unpacked(words: mx.array, bits: int) -> mx.array:
+    """The codes (outputs, channels), int32, of MLX's packed words (outputs, channels * bits / 32), uint32.
+
+    The codes of a row are a stream of bits, the lowest of each code first (little-endian).
+    """
+    row = mx.contiguous(words).view(mx.uint8).reshape(words.shape[0], -1, bits).astype(mx.uint16)
+    after = mx.concatenate([row[..., 1:], mx.zeros_like(row[..., :1])], axis=-1)
+    pairs = row | (after << 8)  # a code of at most 8 bits lies in two bytes
+    codes = [(pairs[..., k * bits // 8] >> (k * bits % 8)) & ((1 << bits) - 1) for k in range(8)]
+    return mx.stack(codes, axis=-1).reshape(words.shape[0], -1).astype(mx.int32)
+
+
+def floating(raw: mx.array, scale: mx.array, bits: int) -> Neighbours:
+    """The neighbours of e2m1 (4 bits) or e4m3 (8 bits) numbers `raw` as integers, times a positive scale."""
+    sign = 1 << (bits - 1)
+    magnitude = raw & (sign - 1)
+    values = _ladder(bits)
+    size = values[magnitude]
+    up = values[mx.minimum(magnitude + 1, sign - 1)] - size
+    up = mx.where(magnitude == _top(bits), mx.inf, up * scale)
+    down = mx.where(magnitude == 0, values[1], size - values[mx.maximum(magnitude - 1, 0)]) * scale
+    negative = raw >= sign
+    return _signed(magnitude.astype(mx.int32), negative, up, down)
+
+
+def _signed(magnitude: mx.array, negative: mx.array, up: mx.array, down: mx.array) -> Neighbours:
+    """up, down: distances to the next larger and smaller magnitude."""
+    codes = mx.where(negative, -magnitude, magnitude)
+    return Neighbours(codes, mx.where(negative & (magnitude > 0), up, down), mx.where(negative, down, up))
+
+
+def _of_floats(weight: mx.array) -> Neighbours:
+    kind, mask = _BITS[weight.dtype]
+    bits = weight.view(kind)
+    magnitude = (bits & mask).astype(kind)
+
+    def value(pattern: mx.array) -> mx.array:
+        return pattern.astype(kind).view(weight.dtype).astype(mx.float32)
+
+    size = value(magnitude)
+    up = value(magnitude + 1) - size
+    down = mx.where(magnitude == 0, up, size - value(mx.maximum(magnitude, 1) - 1))
+    return _signed(magnitude.astype(mx.int32), bits > mask, up, down)
+
+
+def _of_packed(layer: nn.QuantizedLinear) -> Neighbours:
+    raw = unpacked(layer.weight, layer.bits)
+    scales = layer.scales
+    if layer.mode == "affine":
+        scale = mx.repeat(scales.astype(mx.float32), layer.group_size, axis=-1)
+        found = evenly_spaced(raw, scale, 0, (1 << layer.bits) - 1)
+    else:
+        size = mx.from_fp8(scales, mx.float32) if layer.mode == "nvfp4" else _power_of_two(scales)
+        found = floating(raw, mx.repeat(size, layer.group_size, axis=-1), layer.bits)
+    if "tensor_scale" in layer:
+        found = found._replace(below=found.below * layer.tensor_scale, above=found.above * layer.tensor_scale)
+    return found
+
+
+def _power_of_two(codes: mx.array) -> mx.array:
+    """The scales, fp32, of e8m0 codes: 2^(code - 127)."""
+    whole = (codes.astype(mx.uint32) << 23).view(mx.float32)
+    return mx.where(codes == 0, mx.array(2.0**-127), whole)
+
+
+@lru_cache
+def _values(bits: int) -> tuple[float, ...]:
+    patterns = np.arange(1 << (bits - 1), dtype=np.uint8).view(_ELEMENTS[bits])
+    return tuple(patterns.astype(np.float32).tolist())
+
+
+def _ladder(bits: int) -> mx.array:
+    """The magnitudes of a format in ascending order; that of e4m3 ends with NaN."""
+    return mx.array(_values(bits), dtype=mx.float32)
+
+
+def _top(bits: int) -> int:
+    """The code of the largest magnitude."""
+    return 126 if bits == 8 else 7
