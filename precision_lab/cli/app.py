@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from precision_lab.cli.composing import check_files, described_failure, parsed
 from precision_lab.cli.ending import guarded
+from precision_lab.cli.folders import with_folder
 from precision_lab.cli.paths import conf_dir
 from precision_lab.errors import InputError, VariantError
 
@@ -41,7 +42,7 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
                 return run_sweep(hydra, name, task, command, overrides, args.overrides)
 
             def job(config: DictConfig) -> int:
-                return guarded(lambda: task(config, command))
+                return guarded(lambda: _run(task, config, command))
 
             return int(hydra.run(name, job, args.overrides, with_log_configuration=False).return_value)
 
@@ -49,6 +50,11 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
         return guarded(compose_and_run)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _run(task: Task, config: DictConfig, command: Sequence[str]) -> int:
+    with with_folder(config) as config:
+        return task(config, command)
 
 
 def _hydra(config_dir: str | None) -> Hydra:

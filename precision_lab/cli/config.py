@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from precision_lab.cli import schema
 from precision_lab.cli.building import build
+from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.compute import Compute
@@ -55,7 +54,7 @@ def build_spec(
         teacher=settings.drift.teacher,
         pinned=_pinned(settings.pinned, resolved),
         latency=settings.latency,
-        out=Path(out).expanduser() if out else default_out(settings.experiment),
+        out=Path(out).expanduser() if out else stamped(settings.experiment),
         resume=settings.resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],
@@ -204,18 +203,3 @@ def plain(config: Any) -> dict[str, Any]:
     """A mapping of a resolved configuration by text, with the values as they were given."""
     values: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     return {str(key): value for key, value in values.items()}
-
-
-def default_out(experiment: str) -> Path:
-    """results/runs/<experiment>/<UTC time>, with a number if that second is taken; of a sweep, a folder in its own."""
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        if not OmegaConf.is_missing(hydra.job, "num"):  # jobs of a sweep have a number; their `hydra.mode` is RUN
-            return Path(hydra.sweep.dir) / str(hydra.job.num)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    base = Path("results") / "runs" / experiment / stamp
-    out, number = base, 1
-    while out.exists():
-        number += 1
-        out = base.with_name(f"{stamp}-{number}")
-    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
+from precision_lab.cli.folders import claimed, stamped
 from precision_lab.cli.literal import literal
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
@@ -39,10 +41,15 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
     config = literal(config)
     settings = schema.read(schema.Device, config)
-    out = _prepare(settings.out)
+    given = None if settings.out is None else _checked(settings.out)
     claims: Any = OmegaConf.to_container(config.claims)
     stated(claims)
-    _switch(settings.tf32)
+    with claimed(stamped("device")) if given is None else nullcontext(given) as out:
+        return _measure(out, settings.tf32, claims, command)
+
+
+def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: Sequence[str]) -> int:
+    _switch(tf32)
     from precision_lab.device.behaviour.finding import Finding
     from precision_lab.device.behaviour.suite import PARTS, measure
     from precision_lab.device.behaviour.verdict import judge
@@ -94,10 +101,8 @@ def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) ->
     return [to_json(claim_entry(claim, judge_operations(claim, verdicts))) for claim in stated(claims)]
 
 
-def _prepare(folder: str | None) -> Path:
+def _checked(folder: str) -> Path:
     """The folder to write. Raises InputError if it is no path or holds another record."""
-    if folder is None:
-        return Path("results") / "runs" / "device" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if not folder:
         raise InputError("out is '', expected a folder")
     out = Path(folder).expanduser()

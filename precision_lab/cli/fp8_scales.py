@@ -15,7 +15,8 @@ from precision_lab.analysis.scales.drift import compared, drifts
 from precision_lab.analysis.scales.evidence import case_sets, names_of, number, strict
 from precision_lab.analysis.scales.weights import KINDS, chosen
 from precision_lab.cli import schema
-from precision_lab.cli.config import default_out, plain
+from precision_lab.cli.config import plain
+from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
 from precision_lab.cli.report import judge_and_draw
 from precision_lab.cli.scale_cases import carried_out, check_resumed, check_variants, sets_of, spec_for, write_config
@@ -45,7 +46,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = schema.read(schema.Fp8Scales, config)
     goal = Goal(FORMATS["float8_e4m3fn"], settings.margin.bits)
     check_variants(settings, RECIPE)
-    out = Path(settings.out).expanduser() if settings.out else default_out(settings.experiment)
+    out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)
     check_resumed(settings, out)
     prompts = settings.prompts if settings.holdout.prompts is None else settings.holdout.prompts
     cases = sets_of("holdout", settings.holdout, prompts, config)

@@ -85,6 +85,7 @@ def _run(
     """
     from precision_lab.cli.config import build_spec, spec_of
     from precision_lab.device.environment import environment, set_numeric_switches
+    from precision_lab.lab.folder import FolderError
     from precision_lab.lab.spec import LOCAL
     from precision_lab.record.manifest import Environment, Reference
 
@@ -109,7 +110,7 @@ def _run(
     try:
         with showing(console) as progress:
             run(spec, progress, spec_of)
-    except OSError:
+    except (FolderError, OSError):  # what the folder holds is another run's
         raise
     except Exception as error:
         if settings.update or _manifest_text(spec.out) == before:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from precision_lab.analysis.scales.choice import Goal, Parameter, choose
 from precision_lab.analysis.scales.ranges import at_places, ranges_of, stored_in
 from precision_lab.cli import schema
-from precision_lab.cli.config import default_out, plain
+from precision_lab.cli.config import plain
+from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
 from precision_lab.cli.scale_cases import (
     RECIPE,
@@ -65,7 +66,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     offered = Offered.of(config)
     check_variants(settings, RECIPE)
     variants = {str(name): plain(node or {}) for name, node in config.variants.items()}
-    out = Path(settings.out).expanduser() if settings.out else default_out(settings.experiment)
+    out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)
     check_resumed(settings, out)
     covering, trying = coverage_of(settings, config), heldout_of(settings, config)
     own = {"dtype": plain(config)["dtype"], "technique": {}}

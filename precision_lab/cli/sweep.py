@@ -8,8 +8,8 @@ import shutil
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,9 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from precision_lab.cli.ending import Ending, ending_of
+from precision_lab.cli.folders import claimed, leaves_a_run, writing_to
 from precision_lab.cli.sweep_index import collect_sweep
 from precision_lab.device import startup
 from precision_lab.errors import InputError, VariantError, first_line
@@ -45,11 +46,25 @@ def run_sweep(
     config = hydra.compose_config(name, first, RunMode.MULTIRUN, with_log_configuration=False)
     if any(override.startswith("out=") and "${" not in override for override in first):
         raise InputError("out=DIR would be the folder of every job. Give out=DIR/${hydra:job.num}")
+    with _claimed(config) as folder:
+        return _run_jobs(hydra, name, task, command, given, folder)
+
+
+@contextmanager
+def _claimed(config: DictConfig) -> Iterator[Path]:
+    """Creates the folder of a sweep. Raises InputError if it exists and its name holds no time."""
     folder = Path(config.hydra.sweep.dir)
-    if folder.exists():
-        raise InputError(f"hydra.sweep.dir={folder} exists already, expected a new folder for the sweep")
+    given: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    names_time = "${now:" in str(given["dir"])
+    with claimed(folder) as own:
+        if own != folder and not names_time:
+            raise InputError(f"hydra.sweep.dir={folder} exists already, expected a new folder for the sweep")
+        yield own
+
+
+def _run_jobs(hydra: Hydra, name: str, task: Task, command: Sequence[str], given: Sequence[str], folder: Path) -> int:
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    # the folder's name holds the time, and this one was looked at; jobs read the mode
+    # the folder's name holds the time, and this one is claimed; jobs read the mode
     fixed = [*given, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"]
     job = Job(task, [word for word in command if word not in (*given, *_MULTIRUN)])
     try:
@@ -103,11 +118,11 @@ class Job:
         hydra = HydraConfig.get()
         if _this_process() == self.launching_process:
             self.was_called = True
-            ending = ending_of(lambda: self.task(config, self._command(config)))
+            ending = ending_of(lambda: self._run(config))
             ending.tell(f"job {hydra.job.num}")
         else:
             ending = ending_of(lambda: self._run_in_worker(config, f"job {hydra.job.num}: "))
-        if ending.message and _leaves_a_run(config):
+        if ending.message and leaves_a_run(config):
             error = JobError(ending.code, ending.message, list(hydra.overrides.task))
             with suppress(InputError):  # a full disk; the message is printed
                 error.write(_folder_of_job())
@@ -124,12 +139,16 @@ class Job:
                 os.environ.pop(_BLAS_THREADS, None)
             startup.prepare()
         with redirect_stdout(_Prefixed(sys.stdout, prefix)):
-            return self.task(config, self._command(config))
+            return self._run(config)
+
+    def _run(self, config: DictConfig) -> int:
+        writes = leaves_a_run(config) and config.out is None
+        return self.task(writing_to(_folder_of_job(), config) if writes else config, self._command(config))
 
     def _command(self, config: DictConfig) -> list[str]:
         """The command line that runs this job alone, and continues it with resume=true."""
         own = [str(override) for override in HydraConfig.get().overrides.task]
-        if not _leaves_a_run(config):
+        if not leaves_a_run(config):
             return [*self.options, *own]
         out = config.get("out") or _folder_of_job()
         return [*self.options, *(override for override in own if "out" not in by_name([override])), f"out={out}"]
@@ -164,11 +183,6 @@ def _launcher_in(error: Exception) -> str | None:
 
 def _this_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
-
-
-def _leaves_a_run(config: DictConfig) -> bool:
-    """Whether the command of a configuration writes a run folder."""
-    return "variants" in config
 
 
 def _folder_of_job() -> Path:

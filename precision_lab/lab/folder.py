@@ -23,6 +23,10 @@ _UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of characters in no name of a folder: control characters, bytes that are not UTF-8, line breaks."""
 
 
+class FolderError(InputError):
+    """A run cannot have its folder, and has not begun."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """The properties that must not change when a run is resumed."""
@@ -36,15 +40,15 @@ class Identity:
 def occupied(lock: FolderLock, resume: bool, resolved: str, identity: Identity) -> Iterator[None]:
     """Context manager in which this process is the only one to write into the run folder of `lock`; creates the folder.
 
-    Raises InputError if the folder already holds a run, another process writes into it, or it cannot be written. With
+    Raises FolderError if the folder already holds a run, another process writes into it, or it cannot be written. With
     `resume`, it must hold an unfinished run with the same configuration and identity. A folder that is still empty at
     the end is removed, with those created above it.
     """
     out = lock.folder
-    _check_name(out)
+    check_name(out)
     created: list[Path] = []
     try:
-        with _writable(out):
+        with _of_folder(), writable(out):
             check_free(out)
             _check(out, resume, resolved, identity)  # before anything is created
             for folder in reversed([folder for folder in (out, *out.parents) if not folder.exists()]):
@@ -64,14 +68,24 @@ def occupied(lock: FolderLock, resume: bool, resolved: str, identity: Identity) 
 
 
 @contextmanager
-def _writable(out: Path) -> Iterator[None]:
+def _of_folder() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise FolderError(str(error)) from error
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """Context manager that raises InputError for a folder that cannot be written."""
     try:
         yield
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
-def _check_name(out: Path) -> None:
+def check_name(out: Path) -> None:
+    """Raises InputError for a name that holds control characters or bytes that are not UTF-8."""
     name = str(out)
     if any(unicodedata.category(character) in _UNFIT for character in name):
         raise InputError(f"out={name!r} holds control characters or bytes that are not UTF-8, expected a plain name")
