@@ -45,6 +45,7 @@ MATCHED = {
     "fp16_accumulators": (840, "a12380cc74987f1f"),
     "fp16_accumulators_promoted": (840, "a12380cc74987f1f"),
     "fp16_attention_sums": (60, "174505e124a30988"),
+    "fp16_minimal": (1872, "253d2f467af574e0"),
     "fp32_euler_step": (1, "2bf5e0ea631001a6"),
     "fp32_gates": (240, "7f17451206ef7479"),
     "fp32_guidance": (1, "910ade9d9f6eb7c4"),
