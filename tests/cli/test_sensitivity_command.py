@@ -193,8 +193,8 @@ def test_a_foreign_model(tmp_path):
     ("overrides", "message"),
     [
         (("candidate=[afine4]",), "Unknown candidate 'afine4'. Did you mean affine4"),
-        (("candidate=[nf4]",), "candidate nf4: this format cannot be measured yet. The nearest that can is nvfp4"),
-        (("candidate=[q4_k_m]",), "The nearest that can is affine4"),
+        (("candidate=[gptq]",), "candidate gptq: this format cannot be measured yet. The nearest that can is affine4"),
+        (("candidate=[q4_k_m]",), "The nearest that can is q4_k"),
         (("candidate=[svdquant]",), "The nearest that can is nvfp4"),
         (("candidate=[]",), "candidate is empty, expected names"),
         (("of=[transformer_blocks.*.attn.to_qq]",), "matches nothing. Did you mean"),

@@ -17,6 +17,8 @@ from tests.techniques.small_model import components, forward, small_model
 NAMES = sorted(file.stem for file in (CONF / "candidate").glob("*.yaml"))
 UNTOUCHED = ("as_stored",)
 WITHOUT_CHANGE = (*UNTOUCHED, "float32")
+WIDE = ("q4_k", "q5_k", "q6_k")
+"""Those that keep a linear whose channels 256 does not divide, of the three below `to_q`."""
 
 
 def candidate(name):
@@ -40,7 +42,7 @@ def test_each_shipped_candidate_changes_exactly_the_sites_that_it_is_filled_with
     technique = build(OmegaConf.create(node), Technique, name)
     assert list(technique.sites) == patterns
     with applied(components(model), {name: technique}) as coverage:
-        assert coverage[name].matched == (0 if name in UNTOUCHED else 3)
+        assert coverage[name].matched == (0 if name in UNTOUCHED else 2 if name in WIDE else 3)
         changed = forward(model)
     assert np.isfinite(changed).all()
     assert (changed == plain).all() == (name in WITHOUT_CHANGE)
@@ -85,7 +87,8 @@ def test_mistakes(node, message):
 def test_formats_to_come_are_refused_with_one_that_exists():
     assert {*TO_COME.values()} <= {*NAMES}
     assert not {*TO_COME} & {*NAMES}
-    assert "nearest that can is nvfp4" in refused("nf4")
-    assert "affine4" in refused("Q4_K_M")
+    assert "nearest that can is nf4" in refused("fp4")
+    assert refused("Q4_K_M").endswith(" is q4_k")
     assert refused("svdquant-r32")
     assert refused("affine4") is None
+    assert refused("q4_k") is None

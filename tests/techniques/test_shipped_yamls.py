@@ -59,6 +59,9 @@ BITS = {
     "fp8": 8.0,
     "fp8_channel": 8.45,
     "int8": 8.45,
+    "nf4": 4.6,
+    "q4_0": 4.6,
+    "q8_0": 8.55,
     "int8_inputs": 8.45,
 }
 """Mean bits a weight over all linears of the transformer, group scales included."""
