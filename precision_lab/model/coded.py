@@ -35,14 +35,24 @@ class CodedLinear(nn.Module):
 
     @classmethod
     def encoded(
-        cls, coding: Coding, weight: mx.array, bias: mx.array | None = None, inputs: Inputs | None = None
+        cls,
+        coding: Coding,
+        weight: mx.array,
+        bias: mx.array | None = None,
+        inputs: Inputs | None = None,
+        key: mx.array | None = None,
     ) -> CodedLinear:
-        """Encodes `weight` (outputs, channels). Raises InputError if its shape does not fit the format."""
+        """Encodes `weight` (outputs, channels), to nearest, or stochastically with `key`.
+
+        Raises InputError if its shape does not fit the format, or for a key where the format has no such rounding.
+        """
         outputs, channels = weight.shape
         unfit = coding.unfit((outputs, channels))
         if unfit is not None:
             raise InputError(f"{coding.name}: a weight of {outputs} x {channels}: {unfit}")
-        return cls(coding, coding.encode(weight.astype(mx.float32)), (outputs, channels), bias, inputs)
+        wide = weight.astype(mx.float32)
+        arrays = coding.encode(wide) if key is None else coding.encode_stochastically(wide, key)
+        return cls(coding, arrays, (outputs, channels), bias, inputs)
 
     @property
     def coding(self) -> Coding:
@@ -91,11 +101,17 @@ def linear_weight(module: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
     return weight
 
 
-def with_weight(module: nn.Module, weight: mx.array) -> nn.Module:
-    """A copy of a linear of LINEARS with another weight of the same shape, in the same storage; the bias is shared."""
+def with_weight(module: nn.Module, weight: mx.array, key: mx.array | None = None) -> nn.Module:
+    """A copy of a linear of LINEARS with another weight of the same shape, in the same storage; the bias is shared.
+
+    Values are rounded to nearest; with `key`, codes are rounded stochastically. Raises InputError for a packing or a
+    coding without stochastic rounding.
+    """
     if isinstance(module, CodedLinear):
-        return CodedLinear.encoded(module.coding, weight, module.get("bias"), module.inputs)
+        return CodedLinear.encoded(module.coding, weight, module.get("bias"), module.inputs, key)
     if isinstance(module, nn.QuantizedLinear):
+        if key is not None:
+            raise InputError(f"{module.mode} weights have no stochastic rounding, expected rounding: nearest")
         outputs, channels = weight.shape
         plain = nn.Linear(channels, outputs, bias=False)
         plain.weight = weight.astype(module.scales.dtype) if module.mode == "affine" else weight

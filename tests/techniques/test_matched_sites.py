@@ -66,6 +66,7 @@ MATCHED = {
     "int8": (840, "a12380cc74987f1f"),
     "int8_inputs": (840, "a12380cc74987f1f"),
     "lora": (3136, "0cd8618d967e12fa"),
+    "lora_fused": (3136, "0cd8618d967e12fa"),
     "mflux_21_q4_all": (846, "d8b3d7fd2c8f8476"),
     "mflux_21_q4_spared": (846, "d8b3d7fd2c8f8476"),
     "mflux_21_q8_all": (846, "d8b3d7fd2c8f8476"),

@@ -13,6 +13,8 @@ from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 
+from precision_lab.errors import InputError
+
 Arrays = Mapping[str, mx.array]
 """The arrays of a coded weight by name: `weight`, the codes, then scales and whatever else the format stores."""
 
@@ -68,6 +70,13 @@ class Coding(ABC):
     @abstractmethod
     def encode(self, weight: mx.array) -> dict[str, mx.array]:
         """The arrays that store `weight`, (outputs, channels) in fp32, whose shape is fit."""
+
+    def encode_stochastically(self, weight: mx.array, key: mx.array) -> dict[str, mx.array]:
+        """As `encode`, with each code rounded up or down at random, the nearer one with the higher odds.
+
+        Raises InputError for a format without such a rounding.
+        """
+        raise InputError(f"{self.name} has no stochastic rounding, expected rounding: nearest")
 
     @abstractmethod
     def decode(self, arrays: Arrays) -> mx.array:

@@ -21,6 +21,9 @@ SCALES = ("none", "tensor", "channel")
 
 LARGEST = FORMATS["float8_e4m3fn"].max
 
+_BIAS = 7
+"""The bias of the exponent."""
+
 _AXES = {"tensor": (0, 1), "channel": (1,)}
 
 
@@ -45,8 +48,16 @@ class Float8(Coding):
         check_scale("float8.scale", self.scale)
 
     def encode(self, weight: mx.array) -> dict[str, mx.array]:
-        scale = largest_scale(weight, _AXES[self.scale]) if self.scale in _AXES else mx.ones((1, 1))
+        scale = self._scale(weight)
         return {"weight": mx.to_fp8(weight / scale), "scale": scale}
+
+    def encode_stochastically(self, weight: mx.array, key: mx.array) -> dict[str, mx.array]:
+        scale = self._scale(weight)
+        random = mx.random.randint(0, 256, weight.shape, dtype=mx.uint8, key=key)
+        return {"weight": stochastic_codes(weight / scale, random), "scale": scale}
+
+    def _scale(self, weight: mx.array) -> mx.array:
+        return largest_scale(weight, _AXES[self.scale]) if self.scale in _AXES else mx.ones((1, 1))
 
     def decode(self, arrays: Arrays) -> mx.array:
         return mx.from_fp8(arrays["weight"], mx.float32) * arrays["scale"]
@@ -87,3 +98,20 @@ def largest_scale(x: mx.array, axes: Sequence[int] | None) -> mx.array:
     """
     scale = mx.abs(x).max(axis=axes, keepdims=True) / LARGEST
     return mx.where(scale == 0, 1, scale)
+
+
+def stochastic_codes(x: mx.array, random: mx.array) -> mx.array:
+    """The e4m3 codes of x rounded down or, with odds of the remainder, up; x fp32, random uint8 of the same shape.
+
+    As ComfyUI does where it adds a LoRA to float8 weights (comfy-kitchen, stochastic_rounding_fp8): in float16, so that
+    beyond 2^-9 of a step nothing is distinguished, with saturation. What is not finite becomes NaN.
+    """
+    half = x.astype(mx.float16)
+    size = mx.abs(half)
+    exponent = mx.clip(mx.floor(mx.log2(size.astype(mx.float32)).astype(mx.float16)) + _BIAS, 0, 15)
+    power = mx.power(2.0, mx.maximum(exponent, 1).astype(mx.float32) - _BIAS).astype(mx.float16)
+    steps = mx.where(exponent == 0, size / (power / 8), (size / power - 1) * 8)
+    steps = mx.floor(steps + random.astype(mx.float16) / 256) / 8
+    rounded = mx.where(exponent == 0, power * steps, power * (1 + steps)) * mx.sign(half)
+    codes = mx.to_fp8(mx.clip(rounded.astype(mx.float32), -LARGEST, LARGEST))
+    return mx.where(mx.isfinite(x), codes, mx.array(0x7F, mx.uint8))

@@ -25,6 +25,12 @@ class Int8(Coding):
         scale = row_scale(weight)
         return {"weight": codes(weight, scale).astype(mx.int8), "scale": scale}
 
+    def encode_stochastically(self, weight: mx.array, key: mx.array) -> dict[str, mx.array]:
+        """As comfy-kitchen's quantize_int8_rowwise with a seed: the code below the value plus a number in [0, 1)."""
+        scale = row_scale(weight)
+        raised = mx.floor(weight / scale + mx.random.uniform(shape=weight.shape, key=key))
+        return {"weight": mx.clip(raised, -LARGEST, LARGEST).astype(mx.int8), "scale": scale}
+
     def decode(self, arrays: Arrays) -> mx.array:
         return arrays["weight"].astype(mx.float32) * arrays["scale"].astype(mx.float32)
 
