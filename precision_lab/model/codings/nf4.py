@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.errors import InputError
-from precision_lab.model.codings.base import Arrays, Coding
+from precision_lab.model.codings.base import Arrays, Coding, Neighbours
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -75,6 +75,18 @@ class Nf4(Coding):
         packed = arrays["weight"]
         numbers = _pairs()[packed].view(mx.float32).reshape(-1, self.block)
         return (numbers * self._absmax(arrays).reshape(-1, 1)).reshape(packed.shape[0], -1)
+
+    def neighbours(self, arrays: Arrays) -> Neighbours:
+        packed = arrays["weight"]
+        codes = mx.stack([packed >> 4, packed & 15], axis=-1).reshape(-1, self.block).astype(mx.int32)
+        scale = self._absmax(arrays).reshape(-1, 1)
+        gaps = mx.array(np.concatenate([[np.inf], np.diff(NUMBERS), [np.inf]]).astype(np.float32))
+        down, up = gaps[codes] * mx.abs(scale), gaps[codes + 1] * mx.abs(scale)
+        falling = scale < 0  # magnitudes in 8 bits can decode to less than zero
+        shape = packed.shape[0], -1
+        below, above = mx.where(falling, up, down).reshape(shape), mx.where(falling, down, up).reshape(shape)
+        rising = mx.broadcast_to(mx.where(falling, -1, 1), codes.shape).reshape(shape)
+        return Neighbours(codes.reshape(shape), below, above, rising)
 
     def _absmax(self, arrays: Arrays) -> mx.array:
         """The magnitudes of all blocks, fp32."""

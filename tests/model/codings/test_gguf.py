@@ -12,6 +12,7 @@ from precision_lab.model.codings.gguf.small import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from precision_lab.model.codings.gguf.super_blocks import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from tests.model.codings.adversarial import weights
 from tests.model.codings.ggml_reference import FILE, TYPES
+from tests.model.codings.next_codes import check_neighbours
 
 SMALL = [Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q8_0()]
 SUPER = [Q2_K(), Q3_K(), Q4_K(), Q5_K(), Q6_K()]
@@ -107,3 +108,11 @@ def test_a_linear_keeps_its_packed_rows_and_refuses_other_widths(coding):
     assert linear.weight.dtype == mx.uint8
     with pytest.raises(InputError, match=rf"{coding.name}: .* 48 channels, expected a multiple of {coding.values}"):
         CodedLinear.encoded(coding, mx.ones((2, 48)))
+
+
+@FORMATS
+def test_neighbours_are_the_values_of_the_next_codes(coding):
+    rng = np.random.default_rng(coding.size)
+    weight = rng.standard_normal((40, 1024), np.float32) * np.ldexp(np.float32(1), rng.integers(-6, 6, (40, 1)))
+    arrays = coding.encode(mx.array(weight.reshape(40, 1024)))
+    check_neighbours(coding, arrays, *coding.limits)

@@ -9,6 +9,7 @@ from precision_lab.errors import InputError
 from precision_lab.model.coded import CodedLinear
 from precision_lab.model.codings.nf4 import NUMBERS, Nf4, dynamic_map
 from tests.model.codings.adversarial import weights
+from tests.model.codings.next_codes import check_neighbours
 
 functional = pytest.importorskip("bitsandbytes.functional")
 WEIGHTS = {name: weight for name, weight in weights().items() if name != "squares above fp32"}
@@ -90,3 +91,13 @@ def test_bits_and_shapes():
         CodedLinear.encoded(Nf4(), mx.ones((8, 96)))
     with pytest.raises(InputError, match=r"nf4\.block is 100, expected one of 32, 64"):
         Nf4(block=100)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_neighbours_are_the_values_of_the_next_codes(nested):
+    coding = Nf4(nested=nested)
+    weight = np.random.default_rng(4).standard_normal((32, 512), np.float32)
+    check_neighbours(coding, coding.encode(mx.array(weight)), 0, 15)
+    arrays = coding.encode(mx.array(weight))
+    if nested:  # an offset below zero turns the order of codes round
+        check_neighbours(coding, arrays | {"nested_offset": mx.array(-3.0)}, 0, 15)

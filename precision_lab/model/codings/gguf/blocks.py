@@ -9,13 +9,13 @@ products before the last operation are exact in fp32.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from precision_lab.model.codings.base import Arrays, Coding
+from precision_lab.model.codings.base import Arrays, Coding, Neighbours, evenly_spaced
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -25,15 +25,28 @@ CHUNK = 1 << 16
 _MAGIC = np.float32(1.5 * 2**23)
 
 
+class Groups(NamedTuple):
+    """The weights of some blocks, scale * code + offset.
+
+    codes (blocks, groups of a block, weights of a group), integers in fp32; scale and offset (blocks, groups, 1), fp32.
+    """
+
+    codes: mx.array
+    scale: mx.array
+    offset: mx.array | None = None
+
+
 class BlockFormat(Coding):
     """`weight` (outputs, bytes of a row), uint8, as the file has it.
 
     number: the type's number in a GGUF file. values: weights in a block, consecutive channels. size: bytes in a block.
+    limits: the least and the largest code.
     """
 
     number: ClassVar[int]
     values: ClassVar[int]
     size: ClassVar[int]
+    limits: ClassVar[tuple[int, int]]
 
     def unfit(self, shape: tuple[int, ...]) -> str | None:
         if shape[-1] % self.values:
@@ -48,16 +61,23 @@ class BlockFormat(Coding):
         return {"weight": mx.array(np.concatenate(parts).reshape(len(weight), -1))}
 
     def decode(self, arrays: Arrays) -> mx.array:
-        packed = arrays["weight"]
-        return self.decoded(packed.reshape(-1, self.size)).reshape(packed.shape[0], -1)
+        codes, scale, offset = self.groups(arrays["weight"].reshape(-1, self.size))
+        values = scale * codes if offset is None else scale * codes + offset
+        return values.reshape(arrays["weight"].shape[0], -1)
+
+    def neighbours(self, arrays: Arrays) -> Neighbours:
+        codes, scale, _ = self.groups(arrays["weight"].reshape(-1, self.size))
+        rows = arrays["weight"].shape[0]
+        scales = mx.broadcast_to(scale, codes.shape).reshape(rows, -1)
+        return evenly_spaced(codes.astype(mx.int32).reshape(rows, -1), scales, *self.limits)
 
     @abstractmethod
     def encoded(self, blocks: Floats) -> Bytes:
         """The bytes (blocks, size) of weights (blocks, values). A block with a value that is not finite decodes so."""
 
     @abstractmethod
-    def decoded(self, blocks: mx.array) -> mx.array:
-        """The weights (blocks, values), fp32, of the bytes (blocks, size)."""
+    def groups(self, blocks: mx.array) -> Groups:
+        """What the bytes (blocks, size) stand for."""
 
 
 def half(blocks: mx.array, offset: int) -> mx.array:

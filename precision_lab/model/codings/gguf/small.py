@@ -12,6 +12,7 @@ from precision_lab.model.codings.gguf.blocks import (
     BlockFormat,
     Bytes,
     Floats,
+    Groups,
     fields,
     half,
     half_bytes,
@@ -50,9 +51,9 @@ class _Symmetric(_Small):
         codes = truncated(blocks * reciprocal(scale) + np.float32(middle + 0.5), 2 * middle - 1)
         return np.concatenate([half_bytes(scale), *self._packed(codes)], axis=-1)
 
-    def decoded(self, blocks: mx.array) -> mx.array:
-        codes = self._codes(blocks[:, 2:]).astype(mx.float32)
-        return half(blocks, 0) * (codes - (1 << (self.bits - 1)))
+    def groups(self, blocks: mx.array) -> Groups:
+        codes = self._codes(blocks[:, 2:]).astype(mx.float32) - (1 << (self.bits - 1))
+        return Groups(codes[:, None], half(blocks, 0)[:, None])
 
 
 class _Affine(_Small):
@@ -65,43 +66,44 @@ class _Affine(_Small):
         codes = truncated((blocks - low) * reciprocal(scale) + np.float32(0.5), largest)
         return np.concatenate([half_bytes(scale), half_bytes(low), *self._packed(codes)], axis=-1)
 
-    def decoded(self, blocks: mx.array) -> mx.array:
-        return half(blocks, 0) * self._codes(blocks[:, 4:]).astype(mx.float32) + half(blocks, 2)
+    def groups(self, blocks: mx.array) -> Groups:
+        codes = self._codes(blocks[:, 4:]).astype(mx.float32)
+        return Groups(codes[:, None], half(blocks, 0)[:, None], half(blocks, 2)[:, None])
 
 
 @dataclass(frozen=True)
 class Q4_0(_Symmetric):
     """4.5 bits a weight."""
 
-    name, number, size, bits = "q4_0", 2, 18, 4
+    name, number, size, bits, limits = "q4_0", 2, 18, 4, (-8, 7)
 
 
 @dataclass(frozen=True)
 class Q4_1(_Affine):
     """5 bits a weight."""
 
-    name, number, size, bits = "q4_1", 3, 20, 4
+    name, number, size, bits, limits = "q4_1", 3, 20, 4, (0, 15)
 
 
 @dataclass(frozen=True)
 class Q5_0(_Symmetric):
     """5.5 bits a weight."""
 
-    name, number, size, bits = "q5_0", 6, 22, 5
+    name, number, size, bits, limits = "q5_0", 6, 22, 5, (-16, 15)
 
 
 @dataclass(frozen=True)
 class Q5_1(_Affine):
     """6 bits a weight."""
 
-    name, number, size, bits = "q5_1", 7, 24, 5
+    name, number, size, bits, limits = "q5_1", 7, 24, 5, (0, 31)
 
 
 @dataclass(frozen=True)
 class Q8_0(BlockFormat):
     """8.5 bits a weight: scale * code, with signed codes to 127."""
 
-    name, number, values, size = "q8_0", 8, 32, 34
+    name, number, values, size, limits = "q8_0", 8, 32, 34, (-127, 127)
 
     def encoded(self, blocks: Floats) -> Bytes:
         scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
@@ -110,5 +112,6 @@ class Q8_0(BlockFormat):
         codes = np.copysign(np.trunc(size) + np.trunc(2 * (size - np.trunc(size))), scaled)  # ties away from zero
         return np.concatenate([half_bytes(scale), codes.astype(np.int8).view(np.uint8)], axis=-1)
 
-    def decoded(self, blocks: mx.array) -> mx.array:
-        return mx.contiguous(blocks[:, 2:]).view(mx.int8).astype(mx.float32) * half(blocks, 0)
+    def groups(self, blocks: mx.array) -> Groups:
+        codes = mx.contiguous(blocks[:, 2:]).view(mx.int8).astype(mx.float32)
+        return Groups(codes[:, None], half(blocks, 0)[:, None])

@@ -18,15 +18,13 @@ from precision_lab.model.codings.gguf.blocks import (
     BlockFormat,
     Bytes,
     Floats,
+    Groups,
     fields,
     half,
     half_bytes,
     nearest,
     packed_fields,
 )
-
-Limits = tuple[int, int]
-"""The least and the largest integer."""
 
 
 class _SuperBlock(BlockFormat):
@@ -49,12 +47,12 @@ class _SuperBlock(BlockFormat):
         """The codes (blocks, groups of a block, weights of a group) of codes (weights of a group, groups)."""
         return np.ascontiguousarray(codes.T).astype(np.uint8).reshape(-1, self.values // self.group, self.group)
 
-    def _recoded(self, blocks: Floats, scale: Floats, offset: Floats | float, limits: Limits, codes: Bytes) -> Bytes:
-        """The integers nearest to (weight + offset) / scale, less the lower limit; `codes` where a scale is zero.
+    def _recoded(self, blocks: Floats, scale: Floats, offset: Floats | float, codes: Bytes) -> Bytes:
+        """The codes nearest to (weight + offset) / scale, less the least one; `codes` where a scale is zero.
 
         scale, offset: (blocks, groups, 1), from the numbers that are stored.
         """
-        low, high = limits
+        low, high = self.limits
         new = np.clip(nearest((blocks.reshape(codes.shape) + offset) / scale), low, high) - low
         return np.where(scale == 0, codes, new.astype(np.uint8))
 
@@ -69,14 +67,13 @@ class _Affine(_SuperBlock):
 
     def _encoded(self, blocks: Floats, taint: Floats) -> Bytes:
         x = self._columns(blocks)
-        largest = (1 << self.bits) - 1
-        found = search.affine(x, self._weights(x), largest, self.first, self.steps, absolute=self.bits == 2)
+        found = search.affine(x, self._weights(x), self.limits[1], self.first, self.steps, absolute=self.bits == 2)
         groups = self.values // self.group
         scale, scales = self._scales(found.scale.reshape(-1, groups))
         offset, offsets = self._scales(found.offset.reshape(-1, groups))
         kept, kept_offset = (a.astype(np.float16).astype(np.float32) for a in (scale, offset))
         own = (kept * scales)[..., None], (kept_offset * offsets)[..., None]
-        codes = self._recoded(blocks, *own, (0, largest), self._rows(found.codes))
+        codes = self._recoded(blocks, *own, self._rows(found.codes))
         return self._joined(half_bytes(scale + taint), half_bytes(offset + taint), scales, offsets, codes)
 
     def _weights(self, x: Floats) -> Floats:
@@ -108,7 +105,7 @@ class _Affine6(_Affine):
         high = [packed_fields(codes >> 4, 1)] if self.bits == 5 else []
         return np.concatenate([scale, offset, *packed, *high, low], axis=-1)
 
-    def decoded(self, blocks: mx.array) -> mx.array:
+    def groups(self, blocks: mx.array) -> Groups:
         first, second, third = (blocks[:, i : i + 4] for i in (4, 8, 12))
         scales = mx.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=-1)
         offsets = mx.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=-1)
@@ -116,28 +113,29 @@ class _Affine6(_Affine):
         if self.bits == 5:
             codes = codes | (fields(blocks[:, 16:48], 1, 8) << 4)
         scale, offset = half(blocks, 0) * scales.astype(mx.float32), half(blocks, 2) * offsets.astype(mx.float32)
-        return (scale[..., None] * codes.astype(mx.float32) - offset[..., None]).reshape(-1, self.values)
+        return Groups(codes.astype(mx.float32), scale[..., None], -offset[..., None])
 
 
 @dataclass(frozen=True)
 class Q4_K(_Affine6):
     """4.5 bits a weight."""
 
-    name, number, size, bits, steps, first = "q4_k", 12, 144, 4, 20, -1.0
+    name, number, size, bits, limits, steps, first = "q4_k", 12, 144, 4, (0, 15), 20, -1.0
 
 
 @dataclass(frozen=True)
 class Q5_K(_Affine6):
     """5.5 bits a weight."""
 
-    name, number, size, bits, steps, first = "q5_k", 13, 176, 5, 15, -0.5
+    name, number, size, bits, limits, steps, first = "q5_k", 13, 176, 5, (0, 31), 15, -0.5
 
 
 @dataclass(frozen=True)
 class Q2_K(_Affine):
     """2.625 bits a weight: sixteen groups of 16, scales and offsets of 4 bits."""
 
-    name, number, size, bits, steps, first, group, largest_scale = "q2_k", 10, 84, 2, 15, -0.5, 16, 15
+    name, number, size, bits, limits, steps, first = "q2_k", 10, 84, 2, (0, 3), 15, -0.5
+    group, largest_scale = 16, 15
 
     def _weights(self, x: Floats) -> Floats:
         return np.abs(x)
@@ -145,18 +143,18 @@ class Q2_K(_Affine):
     def _joined(self, scale: Bytes, offset: Bytes, scales: Bytes, offsets: Bytes, codes: Bytes) -> Bytes:
         return np.concatenate([scales | offsets << 4, _two_bits(codes), scale, offset], axis=-1)
 
-    def decoded(self, blocks: mx.array) -> mx.array:
+    def groups(self, blocks: mx.array) -> Groups:
         scale = half(blocks, 80) * (blocks[:, :16] & 15).astype(mx.float32)
         offset = half(blocks, 82) * (blocks[:, :16] >> 4).astype(mx.float32)
         codes = fields(blocks[:, 16:80].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16)
-        return (scale[..., None] * codes.astype(mx.float32) - offset[..., None]).reshape(-1, self.values)
+        return Groups(codes.astype(mx.float32), scale[..., None], -offset[..., None])
 
 
 @dataclass(frozen=True)
 class Q3_K(_SuperBlock):
     """3.4375 bits a weight: sixteen groups of 16 with signed scales of 6 bits; (scale * group's scale) * code."""
 
-    name, number, size, group = "q3_k", 11, 110, 16
+    name, number, size, limits, group = "q3_k", 11, 110, (-4, 3), 16
 
     def _encoded(self, blocks: Floats, taint: Floats) -> Bytes:
         found = search.refined(self._columns(blocks), 4)
@@ -166,7 +164,7 @@ class Q3_K(_SuperBlock):
         scales = np.clip(nearest(factor * values).astype(np.int8), -32, 31).astype(np.int32) + 32
         scale = np.where(peak == 0, np.float32(0), np.float32(1) / factor)
         own = scale.astype(np.float16).astype(np.float32) * (scales - 32).astype(np.float32)
-        codes = self._recoded(blocks, own[..., None], 0.0, (-4, 3), self._rows(found.codes + 4))
+        codes = self._recoded(blocks, own[..., None], 0.0, self._rows(found.codes + 4))
         stored = np.where(peak == 0, 0, scales).astype(np.uint8)
         return np.concatenate(
             [
@@ -179,19 +177,19 @@ class Q3_K(_SuperBlock):
             axis=-1,
         )
 
-    def decoded(self, blocks: mx.array) -> mx.array:
+    def groups(self, blocks: mx.array) -> Groups:
         low, high = fields(blocks[:, 96:104], 4, 2).reshape(-1, 16), fields(blocks[:, 104:108], 2, 4).reshape(-1, 16)
         scale = half(blocks, 108) * ((low | (high << 4)).astype(mx.float32) - 32)
         codes = fields(blocks[:, 32:96].reshape(-1, 2, 32), 2, 4).reshape(-1, 8, 32)
         codes = codes | (fields(blocks[:, :32], 1, 8) << 2)
-        return (scale[..., None] * (codes.reshape(-1, 16, 16).astype(mx.float32) - 4)).reshape(-1, self.values)
+        return Groups(codes.reshape(-1, 16, 16).astype(mx.float32) - 4, scale[..., None])
 
 
 @dataclass(frozen=True)
 class Q6_K(_SuperBlock):
     """6.5625 bits a weight: sixteen groups of 16 with signed scales of 8 bits; (scale * group's scale) * code."""
 
-    name, number, size, group = "q6_k", 14, 210, 16
+    name, number, size, limits, group = "q6_k", 14, 210, (-32, 31), 16
 
     def _encoded(self, blocks: Floats, taint: Floats) -> Bytes:
         found = search.symmetric(self._columns(blocks), 32)
@@ -202,7 +200,7 @@ class Q6_K(_SuperBlock):
         scale = np.where(zero, np.float32(0), np.float32(1) / factor)
         scales = np.minimum(nearest(factor * values), 127).astype(np.int8)
         own = scale.astype(np.float16).astype(np.float32) * scales.astype(np.float32)
-        codes = self._recoded(blocks, own[..., None], 0.0, (-32, 31), self._rows(found.codes + 32))
+        codes = self._recoded(blocks, own[..., None], 0.0, self._rows(found.codes + 32))
         codes = np.where(zero[..., None], np.uint8(0), codes).reshape(-1, 2, 4, 32)
         return np.concatenate(
             [
@@ -214,11 +212,11 @@ class Q6_K(_SuperBlock):
             axis=-1,
         )
 
-    def decoded(self, blocks: mx.array) -> mx.array:
+    def groups(self, blocks: mx.array) -> Groups:
         low = fields(blocks[:, :128].reshape(-1, 2, 64), 4, 2).reshape(-1, 8, 32)
         codes = low | (fields(blocks[:, 128:192].reshape(-1, 2, 32), 2, 4).reshape(-1, 8, 32) << 4)
         scale = half(blocks, 208) * mx.contiguous(blocks[:, 192:208]).view(mx.int8).astype(mx.float32)
-        return (scale[..., None] * (codes.reshape(-1, 16, 16).astype(mx.float32) - 32)).reshape(-1, self.values)
+        return Groups(codes.reshape(-1, 16, 16).astype(mx.float32) - 32, scale[..., None])
 
 
 def _largest(values: Floats) -> Floats:
