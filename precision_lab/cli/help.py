@@ -27,6 +27,7 @@ Experiments: {exp}
 Techniques:  {technique}
 Candidates:  {candidate}
 Models:      {model}
+Samplers:    {sampler}
 
 Overrides (Hydra's grammar; defaults in conf/config.yaml):
   model=NAME  model.path=DIR_OR_HUB_ID  model.weights_dtype=DTYPE  dtype=bfloat16|float16|float32
@@ -45,5 +46,5 @@ PRECISION_LAB_DEBUG=1 shows tracebacks."""
 
 def text() -> str:
     """The help page, with the names of the options in the configuration folder."""
-    names = {group: ", ".join(options(group)) for group in ("exp", "technique", "candidate", "model")}
+    names = {group: ", ".join(options(group)) for group in ("exp", "technique", "candidate", "model", "sampler")}
     return _TEXT.format(version=__version__, **names)

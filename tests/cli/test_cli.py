@@ -374,7 +374,7 @@ def test_cfg_shows_the_configuration(lab):
 def test_help_names_every_experiment_and_technique(lab):
     code, out, _ = lab("--help", quick=False)
     assert code == 0
-    for group in ("exp", "technique", "model"):
+    for group in ("exp", "technique", "model", "sampler"):
         for file in (conf_dir() / group).glob("[!_]*.yaml"):
             assert file.stem in out
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+from omegaconf import OmegaConf
 
 from precision_lab.errors import InputError
+from precision_lab.model.qwen_image.settings import Settings
 from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, SchedulerConfig, changed, explicit, sigmas
+from precision_lab.settings import checked
+from tests.composing import CONF
 
 PUBLISHED = asdict(QWEN_IMAGE)
 LIGHTNING = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
@@ -92,6 +96,21 @@ def test_random_configurations_equal_diffusers(seed):
                 sigmas(config_of(values), steps, tokens)
             continue
         np.testing.assert_allclose(sigmas(config_of(values), steps, tokens), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("base", ["published", "defaults of the class", "static_stretched", "karras"])
+def test_lightning_samplers_are_its_own_scheduler_on_every_checkpoint(base, steps):
+    """The keys that they leave to the checkpoint do not matter, and neither does the size of the picture."""
+    stated = OmegaConf.to_container(OmegaConf.load(CONF / "sampler" / f"lightning{steps}.yaml"))
+    settings = checked(Settings, stated)
+    assert not settings.guided
+    ours = {**asdict(QWEN_IMAGE), **LIGHTNING}
+    for tokens in (64, 256, 1024, 4096, 9216):
+        levels = settings.levels(config_of(CONFIGS[base]), tokens)
+        np.testing.assert_allclose(levels, diffusers_sigmas(ours, steps, tokens), rtol=1e-6, atol=0)
+        asked = np.linspace(1, 1 / steps, steps)
+        np.testing.assert_allclose(levels[:-1], 3 * asked / (1 + 2 * asked), rtol=1e-6)
 
 
 def test_missing_keys_take_the_defaults_of_the_class():
