@@ -14,8 +14,10 @@ from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Float8, Format, Losses, Recipe, Target
-from precision_lab.techniques.base import Technique, applied
+from precision_lab.techniques.base import Technique, applied, without_adapters
 from precision_lab.techniques.float8_weights import Float8Weights, float8_settings
+from precision_lab.techniques.lora import LoRA
+from precision_lab.techniques.lora_fused import FusedLoRA
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 
 
@@ -45,14 +47,15 @@ def stated(components: Components, techniques: Mapping[str, Technique]) -> State
     plain = {site: site.module for site in walk(components)}
     sites = list(plain)
     with applied(components, techniques):
-        left = {site: site.module for site in walk(components)}
+        left = {site: without_adapters(site.module) for site in walk(components)}
     for site, module in left.items():
         kind = _format(module)
         if kind is not None:
             found[site] = kind
     for name, technique in techniques.items():
         chosen = select(technique.sites, sites)
-        if any(left.get(site) is not plain[site] and site not in found for site in chosen):
+        is_adapter = isinstance(technique, LoRA | FusedLoRA)
+        if is_adapter or any(left.get(site) is not plain[site] and site not in found for site in chosen):
             losses.add(f"left out: technique {name}, {type(technique).__name__}: no program takes it from a recipe")
     default = components.layout.default
     elsewhere = sorted({site.component for site in found if site.component != default})

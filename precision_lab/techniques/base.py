@@ -103,6 +103,13 @@ class Beside(Wrapper, ABC):
         """The same wrapper around another form of the linear."""
 
 
+def without_adapters(module: nn.Module) -> nn.Module:
+    """The linear inside the wrappers that only add to its result."""
+    while isinstance(module, Beside):
+        module = module.inner
+    return module
+
+
 class ByPlace(ABC):
     """Base class of a technique that rewrites different places differently; a subclass defines `places`."""
 

@@ -13,7 +13,6 @@ streams are fp32. Without, it is added in fp32 and the sum is rounded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,9 +24,9 @@ from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.attention import Attend
 from precision_lab.model.layers import scaled_dot_product_attention
 from precision_lab.numerics.scales import Division
-from precision_lab.techniques.base import ByPlace, Places
+from precision_lab.techniques.base import ByPlace, Places, without_adapters
 from precision_lab.techniques.parts.kinds import expect_kind
-from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd, is_linear
+from precision_lab.techniques.parts.scaled_parts import ScaledGatedAdd, is_linear, with_bias
 
 
 class _Product(Wrapper):
@@ -38,8 +37,8 @@ class _Product(Wrapper):
         if not is_linear(site.module):
             raise InputError(f"ggml_scales: {site} is {type(site.module).__name__}, expected a linear")
         self.scale = scale
-        self._linear = copy(site.module)
-        self._bias = self._linear.pop("bias", None)
+        self._linear = with_bias(site.module, lambda _: None)
+        self._bias = without_adapters(site.module).get("bias")
 
     def __call__(self, x: mx.array) -> mx.array:
         product = self._linear(x * self.scale).astype(mx.float32)

@@ -8,6 +8,7 @@ from itertools import product
 import mlx.nn as nn
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from precision_lab.errors import InputError
 from precision_lab.lab.recipe import nodes, stated
@@ -19,6 +20,8 @@ from precision_lab.recipes.dialects import DIALECTS
 from precision_lab.recipes.documents import Document
 from precision_lab.recipes.recipe import SCALES, Float8
 from precision_lab.techniques.float8_weights import Float8Weights
+from precision_lab.techniques.lora import LoRA
+from precision_lab.techniques.lora_fused import FusedLoRA
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.restricted import Restricted
 from tests.recipes.targets import MODELS, PAIRS, built, components, target
@@ -166,6 +169,20 @@ def test_what_a_technique_leaves_at_a_site_decides():
     assert recipe == {f"transformer_blocks.{block}.attn.to_q": PACKED[0] for block in (0, 3)}
     assert [loss.reason for loss in losses.all()] == [
         "left out: technique fp32_norms, Float32: no program takes it from a recipe"
+    ]
+
+
+def test_an_adapter_is_left_out_and_the_formats_beside_it_stay(tmp_path):
+    path = "transformer_blocks.0.attn.to_q"
+    rows = {"lora_A": np.ones((2, 64), np.float32), "lora_B": np.ones((64, 2), np.float32)}
+    save_file({f"{path}.{part}.weight": factor for part, factor in rows.items()}, tmp_path / "lora.safetensors")
+    adapters = {"live": LoRA(str(tmp_path)), "fused": FusedLoRA(str(tmp_path))}
+    expected, _ = stated(components("micro"), named("affine4"))
+    recipe, losses = stated(components("micro"), adapters | named("affine4"))
+    assert recipe == expected
+    assert [loss.reason.partition(",")[0] for loss in losses.all()] == [
+        "left out: technique live",
+        "left out: technique fused",
     ]
 
 

@@ -108,6 +108,28 @@ def test_it_is_inside_what_wraps_a_linear(tmp_path):
         rewritten(model, NarrowAccumulators([QUERY]), LoRA(path))
 
 
+@pytest.mark.parametrize("name", ["draw_things_qwen_image", "draw_things_2512", "ggml_scales", "fast"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_exact_scales_of_float16_reach_the_adapter_too(name, dtype, tmp_path):
+    model = small_model()
+    targets = [
+        f"transformer_blocks.1.{path}"
+        for path in (
+            "attn.to_q",
+            "attn.to_out.0",
+            "attn.to_add_out",
+            "img_mlp.net.0.proj",
+            "img_mlp.net.2",
+            "img_mod.1",
+        )
+    ]
+    path, changes = adapter(model, tmp_path, targets=targets)
+    expected = with_changes(model, (changes, 1))
+    model.set_dtype(dtype)
+    result = rewritten(model, LoRA(path), *named(name).values(), dtype=dtype)
+    assert rel_l2(result, expected) < (1e-5 if dtype == mx.float32 else 1e-2)
+
+
 def test_other_weights_replace_the_linear_and_keep_the_adapter(tmp_path):
     model, other = small_model(), small_model(seed=12)
     path, _ = adapter(model, tmp_path)

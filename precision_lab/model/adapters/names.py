@@ -71,8 +71,8 @@ class Layer:
 
     @property
     def first(self) -> str:
-        """The name of a tensor of this layer, for messages."""
-        return next(iter(self.tensors.values()))
+        """The name of a tensor of this layer, for messages: a factor, if there is one."""
+        return next((name for part, name in self.tensors.items() if part != "alpha"), next(iter(self.tensors.values())))
 
 
 def key_of(path: str) -> str:

@@ -9,6 +9,7 @@ in bfloat16).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -19,6 +20,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
 from precision_lab.model.coded import LINEARS
 from precision_lab.numerics.scales import PerBlock, scale_at
+from precision_lab.techniques.base import Beside, without_adapters
 
 
 def at_block(table: PerBlock, site: Site) -> float:
@@ -27,8 +29,23 @@ def at_block(table: PerBlock, site: Site) -> float:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear with its own bias, or one of LINEARS without."""
+    """Whether the module is a linear with its own bias, or one of LINEARS without; adapters may be beside it."""
+    module = without_adapters(module)
     return "bias" in module or isinstance(module, LINEARS)
+
+
+def with_bias(linear: nn.Module, change: Callable[[mx.array], mx.array | None]) -> nn.Module:
+    """A copy of a linear, with the adapters beside it, whose bias, if any, is changed; None removes it."""
+    if isinstance(linear, Beside):
+        return linear.around(with_bias(linear.inner, change))
+    changed = copy(linear)
+    if "bias" in linear:
+        bias = change(linear.bias)
+        if bias is None:
+            changed.pop("bias")
+        else:
+            changed.bias = bias
+    return changed
 
 
 class ScaledLinear(Wrapper):
@@ -45,10 +62,7 @@ class ScaledLinear(Wrapper):
                 "list techniques that replace linears after those that scale them"
             )
         self.input_scale = input_scale
-        self._linear = copy(site.module)
-        if "bias" in site.module:
-            bias = site.module.bias
-            self._linear.bias = (bias.astype(mx.float32) / bias_scale).astype(bias.dtype)
+        self._linear = with_bias(site.module, lambda bias: (bias.astype(mx.float32) / bias_scale).astype(bias.dtype))
 
     def __call__(self, x: mx.array) -> Any:
         return self._linear(x if self.input_scale == 1 else x / self.input_scale)
