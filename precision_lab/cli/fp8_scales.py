@@ -14,7 +14,7 @@ from precision_lab.analysis.scales.choice import Goal
 from precision_lab.analysis.scales.drift import compared, drifts
 from precision_lab.analysis.scales.evidence import case_sets, names_of, number, strict
 from precision_lab.analysis.scales.weights import KINDS, chosen
-from precision_lab.cli import schema
+from precision_lab.cli import scales_schema, schema
 from precision_lab.cli.config import plain
 from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
@@ -43,7 +43,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     """Reads the weights, chooses their scales and tries them; prints the drift beside others and the paths it left."""
     set_numeric_switches()
     config = settled(config)
-    settings = schema.read(schema.Fp8Scales, config)
+    settings = schema.read(scales_schema.Fp8Scales, config)
     goal = Goal(FORMATS["float8_e4m3fn"], settings.margin.bits)
     check_variants(settings, RECIPE)
     out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from precision_lab.cli import schema
+from precision_lab.cli import scales_schema
 from precision_lab.cli.config import build_spec, plain, spec_of
 from precision_lab.cli.literal import literally
 from precision_lab.cli.progress import showing
@@ -42,13 +42,13 @@ class Cases:
         return {(prompt, seed, _text(self.settings)) for prompt in self.prompts for seed in self.seeds}
 
 
-def coverage_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
+def coverage_of(settings: scales_schema.Scales, config: DictConfig) -> list[Cases]:
     """The sets to choose from; none where ranges of finished runs are used."""
     prompts = settings.prompts if settings.coverage.prompts is None else settings.coverage.prompts
     return [] if settings.coverage.runs else sets_of("coverage", settings.coverage, prompts, config)
 
 
-def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
+def heldout_of(settings: scales_schema.Scales, config: DictConfig) -> list[Cases]:
     """The sets to try on. Raises InputError where there are none, or a case is in the coverage set too."""
     covered = coverage_of(settings, config)
     prompts = settings.holdout.prompts
@@ -71,7 +71,7 @@ def heldout_of(settings: schema.Scales, config: DictConfig) -> list[Cases]:
     return found
 
 
-def sets_of(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: DictConfig) -> list[Cases]:
+def sets_of(kind: str, chosen: scales_schema.CaseSets, prompts: Sequence[str], config: DictConfig) -> list[Cases]:
     """The sets of cases that a section of the configuration describes, one for each of its settings."""
     if not prompts or not chosen.seeds or not chosen.settings:
         raise InputError(f"{kind} has no cases, expected at least one entry in its prompts, seeds and settings")
@@ -87,7 +87,7 @@ def sets_of(kind: str, chosen: schema.CaseSets, prompts: Sequence[str], config: 
     return found
 
 
-def check_variants(settings: schema.Scales | schema.Fp8Scales, recipe: str) -> None:
+def check_variants(settings: scales_schema.Scales | scales_schema.Fp8Scales, recipe: str) -> None:
     """Raises InputError for techniques that belong to no variant, a variant called `recipe`, and an unknown `noise`."""
     if settings.technique or settings.factorial.factors:
         raise InputError(
@@ -131,7 +131,7 @@ def spec_for(
     return replace(spec, resume=spec.resume and (spec.out / FILE).exists())
 
 
-def check_resumed(settings: schema.Scales | schema.Fp8Scales, out: Path) -> None:
+def check_resumed(settings: scales_schema.Scales | scales_schema.Fp8Scales, out: Path) -> None:
     """Raises InputError if there is nothing to resume in the folder of the command."""
     if settings.resume and not any(out.glob(f"*/{FILE}")):
         raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted command")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from precision_lab.analysis.scales.choice import Goal, Parameter, choose
 from precision_lab.analysis.scales.ranges import at_places, ranges_of, stored_in
-from precision_lab.cli import schema
+from precision_lab.cli import scales_schema, schema
 from precision_lab.cli.config import plain
 from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
@@ -49,7 +49,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     """
     set_numeric_switches()
     config = settled(config)
-    settings = schema.read(schema.Scales, config)
+    settings = schema.read(scales_schema.Scales, config)
     # after the mistakes that a configuration shows: these imports take longer than to find them
     from precision_lab.cli.scale_results import Trial, conclude
     from precision_lab.lab.plan import plan

@@ -172,44 +172,6 @@ class Sensitivity(Experiment):
     confirm: Annotated[int, Field(ge=0), "a whole number of at least 0"]
 
 
-class ScaleMargin(Closed):
-    bits: Annotated[float, "a number of bits"]
-
-
-class CaseSets(Closed):
-    """Cases of the strategy `scales`."""
-
-    prompts: Sequence[str] | None
-    seeds: Sequence[Seed]
-    settings: Annotated[Sequence[Mapping[str, Any]], "a list of settings of a case, like [{}, {steps: 12}]"]
-
-
-class Covering(CaseSets):
-    runs: Annotated[Sequence[Folder], "a list of folders of runs"]
-
-
-class Scales(Experiment):
-    """conf/scales.yaml."""
-
-    strategy: str
-    margin: ScaleMargin
-    coverage: Covering
-    holdout: CaseSets
-    scalings: Techniques
-    wide: Techniques
-    noise: str | None
-
-
-class Fp8Scales(Experiment):
-    """conf/fp8_scales.yaml."""
-
-    strategy: str
-    of: Annotated[str | Sequence[str], "a pattern of sites, or a list of patterns"]
-    margin: ScaleMargin
-    holdout: CaseSets
-    noise: str | None
-
-
 class CriterionSettings(Closed):
     drift: Margin | None
     metric: str | None

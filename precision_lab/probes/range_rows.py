@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.numerics.formats import Format
-from precision_lab.numerics.statistics import magnitude_limits
+from precision_lab.numerics.magnitudes import magnitude_limits
 
 _DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

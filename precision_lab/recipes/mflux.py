@@ -19,7 +19,8 @@ from precision_lab.errors import InputError
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.dialect import Dialect, Spelled, UnspeakableError
 from precision_lab.recipes.documents import Document
-from precision_lab.recipes.expressions import Rules, expression
+from precision_lab.recipes.expressions import Rules
+from precision_lab.recipes.globs import expression
 from precision_lab.recipes.recipe import Float8, Format, Losses, Target
 from precision_lab.record.patterns import patterns_of
 from precision_lab.record.safetensors import Entry

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from precision_lab.numerics.packing import Quantization
-from precision_lab.recipes.expressions import wildcards
+from precision_lab.recipes.globs import wildcards
 from precision_lab.recipes.ignore_lists import IgnoreList
 from precision_lab.recipes.recipe import Float8, Format
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from precision_lab.recipes.expressions import escaped
+from precision_lab.recipes.globs import escaped
 from precision_lab.recipes.ignore_lists import IgnoreList
 from precision_lab.recipes.recipe import Float8, Format
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from precision_lab.numerics.packing import Quantization
-from precision_lab.recipes.expressions import expression, wildcards
+from precision_lab.recipes.globs import expression, wildcards
 from precision_lab.recipes.ignore_lists import IgnoreList
 from precision_lab.recipes.recipe import Float8, Format, Target
 from precision_lab.record.patterns import patterns_of

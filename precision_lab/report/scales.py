@@ -40,7 +40,8 @@ def write(evidence: Evidence, folder: Path) -> Path:
         "scales.html",
         about=about,
         title=title(evidence),
-        badge=(about["checkpoint"]["weights"], weights_text(Checkpoint(**about["checkpoint"]))),
+        manifest={**about, "started": None},  # of several runs
+        weights_text=weights_text(Checkpoint(**about["checkpoint"])),
         headings=HEADINGS,
         rows=rows(evidence),
         remarks=remarks(evidence),

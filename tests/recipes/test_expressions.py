@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.recipes.expressions import Rules, expression, wildcards
+from precision_lab.recipes.expressions import Rules
+from precision_lab.recipes.globs import expression, wildcards
 from precision_lab.record.glob import compile_glob
 
 ATOMS = ("a", "b", ".", "[ab]", "[^a]", r"\.", r"\d", "[0-3x]", "c", r"\w")
