@@ -28,6 +28,14 @@ _COUNTED = ("nonzero", "zero")
 RELATIONS = (*TABLE, *_COUNTED)
 _OPERATIONS = "narrow_operations"
 _COUNTS = ("basin_left", "nonfinite", _OPERATIONS)
+SURVIVAL = {
+    "unchanged_codes": "changed_codes",
+    "survived_correlation": "correlation",
+    "changed_correlation": "correlation_changed",
+    "survived_gain": "gain",
+    "step_over_delta": "step_over_delta",
+}
+"""Metrics of what arrives of a change of weights, and the columns of survival.parquet that they are read from."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,9 @@ class Claim:
     - basin_left: generations that ended in another composition than the reference's; basin_step: the step at which they
       left, from 1; one more than there are steps for one that did not (`precision_lab.numerics.basin`);
     - weight_bytes, bits_per_weight: of the default component, all parameters with their scales; known without error;
-    - narrow_operations: of a device, those that compute in less than fp32.
+    - narrow_operations: of a device, those that compute in less than fp32;
+    - unchanged_codes, survived_correlation, changed_correlation, survived_gain, step_over_delta: of what arrives of a
+      change of weights in a format, the median over linears (`precision_lab.analysis.survival`).
 
     relation: that of `subject` to `against`, or to `bound`. noise: variants that should equal `against`, or the subject
     where there is a bound; the largest difference of one of them is the floor. margin: the smallest difference that
@@ -94,7 +104,7 @@ class Claim:
                 raise InputError(f"{what}: {key} is {value!r}, expected a number {least}")
         if not isinstance(raw.get("gate", False), bool):
             raise InputError(f"{what}: gate is {raw['gate']!r}, expected true or false")
-        for key, choices in (("metric", (*METRICS, _OPERATIONS)), ("relation", RELATIONS)):
+        for key, choices in (("metric", (*METRICS, _OPERATIONS, *SURVIVAL)), ("relation", RELATIONS)):
             if raw[key] not in choices:
                 raise InputError(f"{what}: {key} is {raw[key]!r}. {nearest(raw[key], choices)}")
         named = {key: _names(raw, key) for key in ("sites", "noise")}
@@ -169,7 +179,7 @@ def judge(claim: Claim, run: Run) -> Verdict:
     if unsound:
         return _unjudged(unsound.text)
     metric = METRICS.get(claim.metric)
-    if metric is None:  # of a device, not of a run
+    if metric is None:  # of a device or of weights, not of a run
         return _unmeasured(claim.subject)
     values = {name: metric.measure(run, name, claim.sites, claim.stream) for name in claim.variants}
     unmeasured = [name for name in claim.variants if values[name].empty]

@@ -28,6 +28,7 @@ COMMANDS = {
     "recipe": ("precision_lab.cli.recipe", "recipe"),
     "search": ("precision_lab.cli.search", "search"),
     "culprits": ("precision_lab.cli.culprits", "culprits"),
+    "survival": ("precision_lab.cli.survival", "survival"),
 }
 
 # strategies of `search` with a module and a root configuration of their own

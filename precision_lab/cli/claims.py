@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from precision_lab.analysis.claims import Claim
+from precision_lab.analysis.claims import SURVIVAL, Claim
 from precision_lab.analysis.measures import METRICS
 from precision_lab.errors import InputError, nearest
 from precision_lab.lab.spec import REFERENCE, Evidence
@@ -27,8 +27,9 @@ def build_claims(
         claim = Claim.from_dict(entry)
         _check_variants(claim, [*variants, REFERENCE])
         if claim.metric not in METRICS:
+            owner = "the command survival" if claim.metric in SURVIVAL else "a device"
             raise InputError(
-                f"Claim {claim.id}: metric {claim.metric} is that of a device. {nearest(claim.metric, METRICS)}"
+                f"Claim {claim.id}: metric {claim.metric} is that of {owner}. {nearest(claim.metric, METRICS)}"
             )
         metric = METRICS[claim.metric]
         if not metric.is_installed:

@@ -17,6 +17,7 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
   python -m precision_lab sensitivity candidate=[a,b]     what each candidate does at each group of sites alone
   python -m precision_lab culprits criterion=finite       the smallest set of sites that must be spared, and why
+  python -m precision_lab survival adapter=PATH           what arrives of a LoRA in each format; other=DIR  rms=0.1
   python -m precision_lab search budget.bits=5            the recipe of least drift within a budget, with its evidence
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one

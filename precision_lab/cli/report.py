@@ -1,5 +1,5 @@
-"""`report run=DIR` judges a run again and draws its report, or draws that of a scan or of a search; `report sweep=DIR`
-draws the index of a sweep, and `report history=FILE` a gate's history."""
+"""`report run=DIR` judges a run again and draws its report, or draws that of a scan, of a search or of `survival`;
+`report sweep=DIR` draws the index of a sweep, and `report history=FILE` a gate's history."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _report_run(folder: Path) -> int:
     from precision_lab.record.run import Run
     from precision_lab.record.scan import holds_scan
     from precision_lab.record.search import holds_search
+    from precision_lab.record.survival import holds_survival
 
     if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
         raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
@@ -61,6 +62,11 @@ def _report_run(folder: Path) -> int:
         from precision_lab.cli.culprits import draw
 
         draw(folder, open_console())
+        return 0
+    if holds_survival(folder):
+        from precision_lab.cli.survival import draw as draw_survival
+
+        draw_survival(folder, open_console())
         return 0
     if holds_search(folder):
         from precision_lab.cli.searched import draw_search

@@ -7,18 +7,14 @@ group of integers, and follows the magnitude of the weight in floating point.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import ml_dtypes
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from precision_lab.model.coded import CodedLinear, linear_weight
 from precision_lab.model.codings.base import Neighbours, evenly_spaced
+from precision_lab.model.codings.floats import floating, signed
 
 _BITS = {mx.bfloat16: (mx.uint16, 0x7FFF), mx.float16: (mx.uint16, 0x7FFF), mx.float32: (mx.uint32, 0x7FFFFFFF)}
-_ELEMENTS = {4: ml_dtypes.float4_e2m1fn, 8: ml_dtypes.float8_e4m3fn}
 
 
 def neighbours(module: nn.Module) -> Neighbours | None:
@@ -81,25 +77,6 @@ def unpacked(words: mx.array, bits: int) -> mx.array:
     return mx.stack(codes, axis=-1).reshape(words.shape[0], -1).astype(mx.int32)
 
 
-def floating(raw: mx.array, scale: mx.array, bits: int) -> Neighbours:
-    """The neighbours of e2m1 (4 bits) or e4m3 (8 bits) numbers `raw` as integers, times a positive scale."""
-    sign = 1 << (bits - 1)
-    magnitude = raw & (sign - 1)
-    values = _ladder(bits)
-    size = values[magnitude]
-    up = values[mx.minimum(magnitude + 1, sign - 1)] - size
-    up = mx.where(magnitude == _top(bits), mx.inf, up * scale)
-    down = mx.where(magnitude == 0, values[1], size - values[mx.maximum(magnitude - 1, 0)]) * scale
-    negative = raw >= sign
-    return _signed(magnitude.astype(mx.int32), negative, up, down)
-
-
-def _signed(magnitude: mx.array, negative: mx.array, up: mx.array, down: mx.array) -> Neighbours:
-    """up, down: distances to the next larger and smaller magnitude."""
-    codes = mx.where(negative, -magnitude, magnitude)
-    return Neighbours(codes, mx.where(negative & (magnitude > 0), up, down), mx.where(negative, down, up))
-
-
 def _of_floats(weight: mx.array) -> Neighbours:
     kind, mask = _BITS[weight.dtype]
     bits = weight.view(kind)
@@ -111,7 +88,7 @@ def _of_floats(weight: mx.array) -> Neighbours:
     size = value(magnitude)
     up = value(magnitude + 1) - size
     down = mx.where(magnitude == 0, up, size - value(mx.maximum(magnitude, 1) - 1))
-    return _signed(magnitude.astype(mx.int32), bits > mask, up, down)
+    return signed(magnitude.astype(mx.int32), bits > mask, up, down)
 
 
 def _of_packed(layer: nn.QuantizedLinear) -> Neighbours:
@@ -132,19 +109,3 @@ def _power_of_two(codes: mx.array) -> mx.array:
     """The scales, fp32, of e8m0 codes: 2^(code - 127)."""
     whole = (codes.astype(mx.uint32) << 23).view(mx.float32)
     return mx.where(codes == 0, mx.array(2.0**-127), whole)
-
-
-@lru_cache
-def _values(bits: int) -> tuple[float, ...]:
-    patterns = np.arange(1 << (bits - 1), dtype=np.uint8).view(_ELEMENTS[bits])
-    return tuple(patterns.astype(np.float32).tolist())
-
-
-def _ladder(bits: int) -> mx.array:
-    """The magnitudes of a format in ascending order; that of e4m3 ends with NaN."""
-    return mx.array(_values(bits), dtype=mx.float32)
-
-
-def _top(bits: int) -> int:
-    """The code of the largest magnitude."""
-    return 126 if bits == 8 else 7

@@ -34,6 +34,7 @@ def test_every_claim_of_the_repository_is_judged_somewhere():
     judged = {claim["id"] for path in (CONF / "exp").glob("*.yaml") for claim in composed(path.stem).claims}
     with configurations():
         judged |= set(compose("device").claims)
+        judged |= set(compose("survival", overrides=["claim@claims=[lora_survival]"]).claims)
     written = {name for path in (CONF / "claim").glob("*.yaml") for name in OmegaConf.load(path)}
     assert written == judged
 

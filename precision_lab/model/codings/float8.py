@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from precision_lab.errors import InputError, nearest
-from precision_lab.model.codings.base import Arrays, Coding, Inputs
+from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours
+from precision_lab.model.codings.floats import floating
 from precision_lab.numerics.formats import FORMATS
 
 SCALES = ("none", "tensor", "channel")
@@ -61,6 +62,10 @@ class Float8(Coding):
 
     def decode(self, arrays: Arrays) -> mx.array:
         return mx.from_fp8(arrays["weight"], mx.float32) * arrays["scale"]
+
+    def neighbours(self, arrays: Arrays) -> Neighbours:
+        codes = arrays["weight"]
+        return floating(codes, mx.broadcast_to(arrays["scale"].astype(mx.float32), codes.shape), 8)
 
     def product(self, arrays: Arrays, x: mx.array, inputs: Inputs | None = None) -> mx.array:
         """The products of the codes are summed in fp32; the sums are multiplied by the scale, as hardware does."""
