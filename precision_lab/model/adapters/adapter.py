@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Adapter:
     layers: Mapping[str, Layer]
     shapes: Mapping[str, tuple[int, ...]]
     scaling: Scaling | None
+    _unread: dict[str, mx.array] = field(default_factory=dict, repr=False)
 
     def deltas(self, linears: Shapes) -> dict[str, Delta]:
         """The change of every linear that the file names, by module path, in the order of `linears`.
@@ -70,6 +71,10 @@ class Adapter:
         self.check(linears)
         found = ((path, self.delta(path, shape)) for path, shape in linears.items())
         return {path: delta for path, delta in found if delta is not None}
+
+    def names(self, path: str) -> bool:
+        """Whether the file has a change for the linear at `path`."""
+        return self._place(path) is not None
 
     def check(self, linears: Shapes) -> None:
         """Raises InputError unless every layer of the file is a linear of the model and fits its shape.
@@ -101,40 +106,48 @@ class Adapter:
     def delta(self, path: str, shape: tuple[int, int]) -> Delta | None:
         """The change of the linear at `path`, of `shape` (outputs, channels); None if the file does not name it.
 
-        Raises InputError if it does not fit.
+        Its factors are not read yet, and the adapter does not keep them. Raises InputError if it does not fit.
         """
-        layer = self.layers.get(key_of(path))
-        delta = None if layer is None else self._delta(layer)
-        for fused, parts in _FUSED.items():
-            for index, part in enumerate(parts):
-                joined = (
-                    self.layers.get(key_of(f"{path.removesuffix(part)}{fused}")) if path.endswith(f".{part}") else None
-                )
-                if joined is not None:
-                    whole = self._delta(joined)
-                    if not isinstance(whole, LowRank):
-                        raise InputError(
-                            f"{self.file}: tensor {brief(joined.first)}: LoKr of the joined {fused} is not read"
-                        )
-                    delta = whole.rows(index * shape[0], (index + 1) * shape[0])
-        if delta is not None and delta.shape != shape:
+        place = self._place(path)
+        if place is None:
+            return None
+        layer, part = place
+        delta = self._delta(layer)
+        if part is not None:
+            if not isinstance(delta, LowRank):
+                raise InputError(f"{self.file}: tensor {brief(layer.first)}: LoKr of joined linears is not read")
+            delta = delta.rows(part * shape[0], (part + 1) * shape[0])
+        if delta.shape != shape:
             raise InputError(f"{self.file}: its change of {path} is {delta.shape}, expected {shape}")
         return delta
 
-    @cached_property
-    def _arrays(self) -> Mapping[str, mx.array]:
-        """The tensors of the file; each is read when it is evaluated."""
-        try:
-            loaded: Any = mx.load(str(self.file))
-        except RuntimeError as error:
-            raise InputError(f"{self.file}: not a safetensors file: {first_line(error)}") from error
-        return dict(loaded)
+    def _place(self, path: str) -> tuple[Layer, int | None] | None:
+        """The layer for the linear at `path`, and which of the linears that the layer joins it is."""
+        layer = self.layers.get(key_of(path))
+        if layer is not None:
+            return layer, None
+        head, _, last = path.rpartition(".")
+        for fused, parts in _FUSED.items():
+            joined = self.layers.get(key_of(f"{head}.{fused}")) if last in parts else None
+            if joined is not None:
+                return joined, parts.index(last)
+        return None
+
+    def _array(self, name: str) -> mx.array:
+        """A tensor of the file, which is read when it is evaluated; a new array at each call, held by the caller."""
+        if name not in self._unread:
+            try:
+                loaded: Any = mx.load(str(self.file))
+            except RuntimeError as error:
+                raise InputError(f"{self.file}: not a safetensors file: {first_line(error)}") from error
+            self._unread.update(loaded)
+        return self._unread.pop(name)
 
     @cached_property
     def _alphas(self) -> Mapping[str, float]:
         """The alpha tensors by layer, all read at once."""
         stored = {key: layer.tensors["alpha"] for key, layer in self.layers.items() if "alpha" in layer.tensors}
-        arrays = {key: self._arrays[name].astype(mx.float32) for key, name in stored.items()}
+        arrays = {key: self._array(name).astype(mx.float32) for key, name in stored.items()}
         mx.eval(arrays)
         values: dict[str, Any] = {key: array.item() for key, array in arrays.items()}
         for key, value in values.items():
@@ -143,7 +156,7 @@ class Adapter:
         return values
 
     def _delta(self, layer: Layer) -> Delta:
-        factors = {part: self._arrays[name] for part, name in layer.tensors.items() if part != "alpha"}
+        factors = {part: self._array(name) for part, name in layer.tensors.items() if part != "alpha"}
         kind = LowRank if "down" in factors else Kronecker
         return kind(factors, self._factor(layer))
 

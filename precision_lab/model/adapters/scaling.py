@@ -87,7 +87,7 @@ class Scaling:
     def from_config(cls, config: Mapping[str, Any], source: str) -> Scaling:
         """Reads a configuration of PEFT. Raises InputError for entries that are missing, malformed or not supported."""
         kind = config.get("peft_type", "LORA")
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise InputError(f"{source}: peft_type is {shown(kind)}, expected one of {', '.join(_KINDS)}")
         for name in _REFUSED:
             if config.get(name):
@@ -116,7 +116,8 @@ class Scaling:
 
 def _patterns(config: Mapping[str, Any], name: str, source: str) -> list[tuple[str, Any]]:
     """The entries of a mapping of patterns. A pattern is an expression, of which only names are read."""
-    entries = config.get(name) or {}
+    entries = config.get(name)
+    entries = {} if entries is None else entries
     if not isinstance(entries, dict):
         raise InputError(f"{source}: {name} is {shown(entries)}, expected a mapping")
     for key in entries:

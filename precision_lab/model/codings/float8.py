@@ -108,8 +108,8 @@ def largest_scale(x: mx.array, axes: Sequence[int] | None) -> mx.array:
 def stochastic_codes(x: mx.array, random: mx.array) -> mx.array:
     """The e4m3 codes of x rounded down or, with odds of the remainder, up; x fp32, random uint8 of the same shape.
 
-    As ComfyUI does where it adds a LoRA to float8 weights (comfy-kitchen, stochastic_rounding_fp8): in float16, so that
-    beyond 2^-9 of a step nothing is distinguished, with saturation. What is not finite becomes NaN.
+    As ComfyUI does where it adds a LoRA to float8 weights (comfy-kitchen, stochastic_rounding_fp8): in float16, which
+    rounds a value to 1/128 of a step first, with 8 random bits and saturation. What is not finite becomes NaN.
     """
     half = x.astype(mx.float16)
     size = mx.abs(half)

@@ -36,7 +36,8 @@ class Adapters:
         linears = {site.path: linear_shape(linear_of(site.module)) for site in sites if _is_open(site)}
         chosen = {site.path for site in select(patterns, sites)}
         for adapter, _ in self._adapters:
-            named = adapter.deltas(linears)
+            adapter.check(linears)
+            named = [path for path in linears if adapter.names(path)]
             if not chosen.intersection(named):
                 raise InputError(
                     f"{self._technique}.sites is {list(patterns)}, which names no linear of {adapter.file}"

@@ -39,7 +39,7 @@ def test_the_mean_of_many_draws_is_the_value(coding):
     error, step = draws.mean(axis=0) - weight, np.ptp(draws, axis=0)
     seen = step > 0
     assert np.mean(seen) > 0.9
-    # a binomial share of 600 draws, and odds in multiples of 1/256
+    # a binomial share of 600 draws, and values in multiples of 1/128 of a step, rounded to nearest
     assert np.sqrt(np.mean((error[seen] / step[seen]) ** 2)) < 0.5 / 600**0.5 + 1 / 256
     assert np.all(np.abs(error[~seen]) <= 0.01 * np.abs(weight[~seen]))
 
