@@ -65,6 +65,12 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
+def inline(name: str, length: int = 80) -> str:
+    """A name from a file, on one line: what cannot be printed as escapes, cut off after `length` characters."""
+    text = name if name.isprintable() else repr(name)[1:-1]
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def described(error: BaseException) -> str:
     """An exception in one line, with the file and the line of the code that raised it.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from precision_lab.errors import InputError, visible
+from precision_lab.errors import InputError, inline
 
 Value = int | float | bool | str | tuple["Value", ...]
 """A metadata value; of an array longer than `KEPT`, only the first ones are kept."""
@@ -129,7 +129,7 @@ class _Parser:
         for index in range(keys):
             self._where = f"metadata entry {index + 1} of {keys}"
             key = self._text(_NAME)
-            self._where = f"metadata {_short(key)}"
+            self._where = f"metadata {inline(key)}"
             if key in metadata:
                 raise self._malformed("it is there twice")
             metadata[key] = self._value(self._number("I"))
@@ -137,7 +137,7 @@ class _Parser:
         for index in range(tensors):
             self._where = f"tensor {index + 1} of {tensors}"
             name = self._text(_NAME)
-            self._where = f"tensor {_short(name)}"
+            self._where = f"tensor {inline(name)}"
             if name in entries:
                 raise self._malformed("it is there twice")
             entries[name] = self._tensor()
@@ -169,7 +169,7 @@ class _Parser:
     ) -> dict[str, Tensor]:
         before, owner = data, ""
         for name, (_, _, offset, size) in sorted(entries.items(), key=lambda item: item[1][2]):
-            self._where = f"tensor {_short(name)}"
+            self._where = f"tensor {inline(name)}"
             if offset % alignment:
                 raise self._malformed(f"its offset {offset} is not a multiple of {alignment}")
             begin = data + offset
@@ -178,7 +178,7 @@ class _Parser:
                     f"{self._file}: truncated: {self._size} bytes, but {self._where} ends at {begin + size}"
                 )
             if begin < before:
-                raise self._malformed(f"it overlaps tensor {_short(owner)}")
+                raise self._malformed(f"it overlaps tensor {inline(owner)}")
             before, owner = begin + size, name
         return {name: Tensor(kind, shape, data + at, size) for name, (kind, shape, at, size) in entries.items()}
 
@@ -244,7 +244,3 @@ class _Parser:
 
     def _malformed(self, why: str) -> InputError:
         return InputError(f"{self._file}: malformed GGUF header: {self._where}: {why}")
-
-
-def _short(name: str) -> str:
-    return visible(name if len(name) <= 80 else f"{name[:77]}...")

@@ -1,0 +1,80 @@
+"""The weights of a component as files store them, whatever their layout: the contract between readers and loading.
+
+A reader checks the headers of its files before it reads a tensor, and presents the tensors under the names of the
+published checkpoint. The weight of a linear may stay in the format of the file: `linears` then says which, and the
+tensors hold the arrays of that format.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from precision_lab.device.page_cache import Extent
+from precision_lab.model.codings.base import Coding
+from precision_lab.numerics.packing import Quantization
+
+
+class StoredLinear(NamedTuple):
+    """A linear whose weight stays in the format of its file.
+
+    storage: a coding, or a packing that MLX multiplies with. shape: (outputs, channels) of the decoded weight. arrays:
+    the names of the arrays that store it, without the bias; each is a tensor named after the path of the linear, like
+    `transformer_blocks.0.attn.to_q.weight`. For a packing these are `weight`, `scales` and maybe `tensor_scale`.
+
+    The reader has checked the shapes of the arrays against `shape`; whether `shape` fits the model is checked later.
+    """
+
+    storage: Coding | Quantization
+    shape: tuple[int, int]
+    arrays: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights(ABC):
+    """The weights of a component in one or more files, whose headers are checked. They can be read repeatedly.
+
+    source: the file or folder, for messages. config: the configuration of the component, empty without one. metadata:
+    that of the files. linears: the linears that stay in a format of the file, by published path. ignored: the names of
+    tensors that are left out. partial: whether tensors that the model does not have are left out too, not refused.
+    """
+
+    source: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    linears: Mapping[str, StoredLinear] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, whose contents the fingerprint covers."""
+
+    @abstractmethod
+    def read(self) -> MutableMapping[str, mx.array]:
+        """All tensors under their published names; each call returns new arrays.
+
+        A tensor is read when its array is evaluated, or when it is taken from the mapping.
+        """
+
+    def templates(self, paged: str) -> MutableMapping[str, mx.array]:
+        """As `read`; tensors whose names begin with `paged` may be unevaluated zeros of their shape and dtype.
+
+        The loader of a paged model asks for these, because it drops the tensors of the blocks unused. A reader whose
+        arrays are read when they are made overrides this.
+        """
+        return self.read()
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor under its published name; for a stored linear that of its decoded weight."""
+
+    @abstractmethod
+    def extents(self) -> dict[str, Extent]:
+        """The file, offset and size in bytes of the tensors, under their published names."""
