@@ -9,6 +9,9 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
 from precision_lab.techniques.base import Technique, applied
 from precision_lab.techniques.batch_layout import BatchLayout
+from precision_lab.techniques.coded_weights import CodedWeights
+from precision_lab.techniques.compiled_blocks import CompiledBlocks
+from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.lora import Adapted, LoRA
 from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
@@ -17,11 +20,17 @@ from precision_lab.techniques.parts.weight_storage import model_storage, weight_
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.restricted import Restricted
-from tests.techniques.configured import named
+from tests.techniques.configured import NAMES, named
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, site, small_model
 
 TARGETS = ("transformer_blocks.1.attn.to_q", "transformer_blocks.2.img_mlp.net.2", "transformer_blocks.0.img_mod.1")
 QUERY = TARGETS[0]
+OF_WEIGHTS = [
+    name
+    for name in NAMES
+    if any(isinstance(t, QuantizedWeights | Float8Weights | CodedWeights) for t in named(name).values())
+]
+"""The shipped techniques that store weights in fewer bits."""
 
 
 def adapter(model, folder, seed=0, rank=3, targets=TARGETS, spread=0.5):
@@ -74,21 +83,21 @@ def test_several_add_up_with_their_strengths_and_leave_the_weights_alone(tmp_pat
     np.testing.assert_array_equal(forward(model), plain)
 
 
-@pytest.mark.parametrize(
-    "name", ["affine4_modulation", "mxfp8", "nvfp4_scaled", "fp8", "fp8_unscaled", "int8", "int8_inputs"]
-)
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_it_is_the_same_before_and_after_a_technique_of_weights(name, tmp_path):
     model = small_model()
     path, changes = adapter(model, tmp_path)
-    weights = next(iter(named(name).values()))
-    after, before = rewritten(model, weights, LoRA(path)), rewritten(model, LoRA(path), weights)
-    np.testing.assert_array_equal(after, before)
-    assert rel_l2(after, rewritten(model, weights)) > 0.01
-    with applied(components(model), {"weights": weights, "lora": LoRA(path)}):
-        adapted = site(model, QUERY).module
-        x = mx.random.normal((2, 5, adapted.inner(mx.zeros((1, 1, 64))).shape[-1]), key=mx.random.key(0))
-        difference = np.array(adapted(x) - adapted.inner(x))
-    np.testing.assert_allclose(difference, np.array(x) @ changes[QUERY].T, atol=2e-5)
+    weights = Restricted(next(iter(named(name).values())), TARGETS)
+    for target in TARGETS:
+        x = mx.random.normal((2, 5, changes[target].shape[1]), key=mx.random.key(0))
+        results = []
+        for techniques in ((weights, LoRA(path)), (LoRA(path), weights)):
+            with applied(components(model), {f"t{i}": technique for i, technique in enumerate(techniques)}):
+                adapted = site(model, target).module
+                results.append((np.array(adapted(x)), np.array(adapted.inner(x))))
+        np.testing.assert_array_equal(*results)
+        difference = results[0][0] - results[0][1]
+        np.testing.assert_allclose(difference, np.array(x) @ changes[target].T, atol=3e-5)
 
 
 def test_it_is_inside_what_wraps_a_linear(tmp_path):
@@ -102,6 +111,7 @@ def test_it_is_inside_what_wraps_a_linear(tmp_path):
         Float32([QUERY]),
         Restricted(ReorderedSums([QUERY]), [QUERY]),
         next(iter(named("fast").values())),
+        CompiledBlocks(),
     ):
         assert rel_l2(rewritten(model, LoRA(path), wrapping), expected) < 1e-5
     with pytest.raises(InputError, match=rf"lora: {QUERY} is _NarrowSums.*list lora before"):

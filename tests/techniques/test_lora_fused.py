@@ -16,9 +16,10 @@ from precision_lab.techniques.lora import LoRA
 from precision_lab.techniques.lora_fused import FusedLoRA
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from precision_lab.techniques.restricted import Restricted
 from tests.techniques.configured import named
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, site, small_model
-from tests.techniques.test_lora import QUERY, TARGETS, adapter, with_changes
+from tests.techniques.test_lora import OF_WEIGHTS, QUERY, TARGETS, adapter, with_changes
 
 
 def weight_of(model, *techniques, path=QUERY):
@@ -56,29 +57,23 @@ def test_several_are_summed_in_fp32_and_rounded_once_to_the_dtype_of_the_weight(
     np.testing.assert_array_equal(weight, np.array(mx.array(exact.astype(np.float32)).astype(dtype).astype(mx.float32)))
 
 
-@pytest.mark.parametrize("name", ["affine4_modulation", "mxfp4", "nvfp4_scaled", "fp8_channel", "fp8_unscaled", "int8"])
+@pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_before_it_the_sum_is_quantised_and_after_it_the_decoded_weight_is_changed(name, tmp_path):
     model = small_model()
     path, changes = adapter(model, tmp_path)
-    weights = next(iter(named(name).values()))
-    where = TARGETS[2] if name == "affine4_modulation" else QUERY
-    base, change = np.array(site(model, where).module.weight), mx.array(changes[where])
-    coded, kind = weight_of(model, weights, path=where)
-    before, first = weight_of(model, FusedLoRA(path), weights, path=where)
-    after, second = weight_of(model, weights, FusedLoRA(path), path=where)
-    assert type(first) is type(second) is type(kind)
-
-    def quantised(weight):
-        linear = site(model, where).module
-        stored, linear.weight = linear.weight, mx.array(weight)
-        try:
-            return weight_of(model, weights, path=where)[0]
-        finally:
-            linear.weight = stored
-
-    np.testing.assert_allclose(before, quantised(base + np.array(change)), atol=1e-6)
-    np.testing.assert_allclose(after, quantised(coded + np.array(change)), atol=1e-6)
-    assert rel_l2(before, after) > 1e-4
+    weights = Restricted(next(iter(named(name).values())), TARGETS)
+    for target, change in changes.items():
+        linear = site(model, target).module
+        base = np.array(linear.weight)
+        coded, kind = weight_of(model, weights, path=target)
+        before, first = weight_of(model, FusedLoRA(path), weights, path=target)
+        after, second = weight_of(model, weights, FusedLoRA(path), path=target)
+        assert type(first) is type(second) is type(kind)
+        for result, start in ((before, base), (after, coded)):
+            linear.weight = mx.array(start) + mx.array(change)
+            np.testing.assert_allclose(result, weight_of(model, weights, path=target)[0], atol=1e-6)
+            linear.weight = mx.array(base)
+        assert rel_l2(after, coded) > 1e-2
 
 
 def test_the_storage_stays(tmp_path):
