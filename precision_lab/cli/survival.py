@@ -168,7 +168,7 @@ def _measure(
         command=["python", "-m", "precision_lab", *command],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 1),
-        claims=[{"id": name, **entries} for name, entries in planned.claims.items()],
+        stated=[{"id": name, **entries} for name, entries in planned.claims.items()],
     ).write(out)
     draw(out, console)
     if interrupt is not None:

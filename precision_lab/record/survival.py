@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ class Findings:
 
     - status: complete, or interrupted, when the table lacks linears. change: what was added, in words.
     - sites: linears that were measured. unchanged: those whose change is zero everywhere.
-    - claims: as the configuration states them. verdicts: what the table says of each. summary: the medians over linears
-      by format, order and rounding; their id is FORMAT:ORDER:ROUNDING, and null is an undefined number.
+    - stated: claims as the configuration has them. claims: with their verdicts, as summary.json of a run has them.
+    - summary: the medians over linears by format, order and rounding; null is an undefined number.
     """
 
     status: str
@@ -80,9 +80,9 @@ class Findings:
     command: Sequence[str] = ()
     created: str = ""
     seconds: float = 0.0
+    stated: Sequence[Mapping[str, Any]] = ()
     claims: Sequence[Mapping[str, Any]] = ()
-    verdicts: Sequence[Mapping[str, Any]] = ()
-    summary: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Writes survival.json, whole or not at all."""

@@ -60,8 +60,10 @@ def write(folder: Path) -> tuple[Path, View]:
     found, table = Findings.read(folder), read_table(folder)
     claims = [claim_entry(claim, judge(claim, table)) for claim in _claims(found, table)]
     rows = summarize(table)
-    summary = [{"id": f"{row.format}:{row.order}:{row.rounding}", **_strict(asdict(row))} for row in rows]
-    found = replace(found, verdicts=[to_json(claim) for claim in claims], summary=summary)
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        summary.setdefault(row.format, {}).setdefault(row.order, {})[row.rounding] = _strict(asdict(row))
+    found = replace(found, claims=[to_json(claim) for claim in claims], summary=summary)
     found.write(folder)
     view = View(found, table, rows, claims)
     figures_folder = folder / "figures"
@@ -90,7 +92,7 @@ def title(view: View) -> str:
     """What was measured."""
     found = view.found
     ended = "" if found.status == "complete" else ", interrupted"
-    where = f"{found.sites} linears of {found.checkpoint.name}"
+    where = f"{found.sites} linear{'s' * (found.sites != 1)} of {found.checkpoint.name}"
     return f"What arrives of a change: {found.change}; medians over {where}{ended}"
 
 
@@ -169,7 +171,7 @@ def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
 def _claims(found: Findings, table: pd.DataFrame) -> list[Claim]:
     subjects = sorted({":".join(key) for key in zip(table["format"], table["order"], table["rounding"], strict=True)})
     raw: dict[str, Mapping[str, object]] = {
-        str(claim["id"]): {key: value for key, value in claim.items() if key != "id"} for claim in found.claims
+        str(claim["id"]): {key: value for key, value in claim.items() if key != "id"} for claim in found.stated
     }
     return stated(raw, subjects)
 

@@ -80,7 +80,7 @@ def test_what_it_leaves(finished, capsys):
 
 def test_the_claims_are_judged_by_the_median_over_the_linears(finished):
     table = pd.read_parquet(finished / "survival.parquet")
-    verdicts = {claim["id"]: claim for claim in json.loads((finished / "survival.json").read_text())["verdicts"]}
+    verdicts = {claim["id"]: claim for claim in json.loads((finished / "survival.json").read_text())["claims"]}
     assert set(verdicts) == {"L_step", "L_unchanged", "L_correlation", "L_correlation_changed", "L_order"}
     own = table[(table["format"] == "affine4") & (table["order"] == "after") & (table["rounding"] == "nearest")]
     assert verdicts["L_unchanged"]["effect"] == pytest.approx((1 - own["changed_codes"]).median())
@@ -88,8 +88,8 @@ def test_the_claims_are_judged_by_the_median_over_the_linears(finished):
     before = table[(table["format"] == "affine4") & (table["order"] == "before") & (table["rounding"] == "nearest")]
     assert before["gain"].median() > 0.8
     assert verdicts["L_order"]["verdict"] == "refuted"
-    summary = {row["id"]: row for row in Findings.read(finished).summary}
-    assert summary["affine4:before:nearest"]["gain"] == pytest.approx(before["gain"].median())
+    summary = Findings.read(finished).summary
+    assert summary["affine4"]["before"]["nearest"]["gain"] == pytest.approx(before["gain"].median())
 
 
 def test_the_report_is_drawn_again(finished, capsys):
@@ -103,7 +103,7 @@ def test_the_report_is_drawn_again(finished, capsys):
 
 def test_a_second_time_with_streamed_weights_the_table_is_the_same(call, finished, tmp_path):
     assert call(tmp_path / "stream", OF, "rms=0.03", "candidate=[affine4,int8]", "model.stream=true") == 0
-    assert Findings.read(tmp_path / "stream").claims == []
+    assert Findings.read(tmp_path / "stream").stated == []
     streamed = pd.read_parquet(tmp_path / "stream" / "survival.parquet")
     pd.testing.assert_frame_equal(streamed, pd.read_parquet(finished / "survival.parquet"))
 
