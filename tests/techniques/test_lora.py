@@ -1,5 +1,7 @@
 """Adapters beside linears: with every storage of weights, in both orders, several at once, and what they refuse."""
 
+import pickle
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -178,6 +180,16 @@ def test_its_arrays_count_as_bits_but_not_as_weights(tmp_path):
     for before, after in zip(plain, adapted, strict=True):
         assert after.weights == before.weights
         assert after.bits == before.bits + bits
+
+
+def test_a_worker_reads_the_file_itself(tmp_path):
+    model = small_model()
+    path, _ = adapter(model, tmp_path)
+    technique = LoRA(path, 0.5)
+    expected = rewritten(model, technique)
+    sent = pickle.dumps(technique)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(rewritten(model, pickle.loads(sent)), expected)
 
 
 def test_sites_restrict_it(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 _CONFIG = "adapter_config.json"
 _USUAL = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _FUSED = {"gate_up": ("gate_layer", "proj")}
 """A linear of ComfyUI's files, and those of the published model that it joins, in the order of its outputs."""
 
@@ -232,7 +234,8 @@ def _located(path: str) -> Path:
     if os.path.isfile(given):
         return given
     if not os.path.isdir(given):
-        raise InputError(f"adapter {shown(path)}: no such file or folder, expected a safetensors file")
+        hub = ". Adapters are not fetched from the Hub: download the file" if _HUB_ID.fullmatch(path) else ""
+        raise InputError(f"adapter {shown(path)}: no such file or folder, expected a safetensors file{hub}")
     for name in _USUAL:
         if (given / name).is_file():
             return given / name

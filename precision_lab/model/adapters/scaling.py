@@ -20,7 +20,7 @@ METADATA_KEY = "lora_adapter_metadata"
 """Under which diffusers keeps the configuration of PEFT in a safetensors file, as JSON."""
 
 _COMPONENT = "transformer."
-_PATTERN = re.compile(r"\^?[\w.]+\$?")
+_PATTERN = re.compile(r"\^?(\w|\\?\.)+\$?")
 _KINDS = {"LORA": "lora_alpha", "LOKR": "alpha"}
 """The types of PEFT that are read, with the name that each has for alpha."""
 _HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "lycoris")
@@ -129,7 +129,7 @@ def _patterns(config: Mapping[str, Any], name: str, source: str) -> list[tuple[s
 def _of(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The entry of the first pattern that names `module`, as PEFT matches it: the whole path or the end of it."""
     for pattern, value in patterns.items():
-        name = pattern.removesuffix("$")
+        name = pattern.removesuffix("$").replace("\\.", ".")
         if module == name.removeprefix("^") or (not name.startswith("^") and module.endswith(f".{name}")):
             return value
     return default

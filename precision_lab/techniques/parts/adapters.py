@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.nn as nn
 
@@ -25,11 +26,15 @@ class Adapters:
     """
 
     def __init__(self, technique: str, path: str | Sequence[str] | None, strength: float | Sequence[float]):
-        self._technique = technique
+        self._technique, self._settings = technique, (technique, path, strength)
         paths, strengths = checked(technique, path, strength)
         self._adapters: list[tuple[Adapter, float]] = [
             (read_adapter(each), factor) for each, factor in zip(paths, strengths, strict=True)
         ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker reads the files itself."""
+        return type(self), self._settings
 
     def check_model(self, sites: Sequence[Site], patterns: Sequence[str]) -> None:
         """Raises InputError unless each adapter fits the model, and `patterns` name one of its linears."""

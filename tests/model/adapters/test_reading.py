@@ -69,6 +69,7 @@ def test_alpha_is_divided_by_the_rank(alpha, tmp_path):
         ({"r": 8, "lora_alpha": 6, "rank_pattern": {"to_q": 3}}, 2),
         ({"r": 8, "lora_alpha": 6, "rank_pattern": {"attn.to_q": 3}, "alpha_pattern": {"^" + Q: 9}}, 3),
         ({"r": 3, "lora_alpha": 6, "alpha_pattern": {"o_q": 9, "^to_q": 9}}, 2),
+        ({"r": 3, "lora_alpha": 6, "alpha_pattern": {r"^transformer_blocks\.0\.attn\.to_q$": 9}}, 3),
     ],
 )
 def test_the_configuration_of_peft_decides_the_scale(config, scale, tmp_path):
@@ -177,6 +178,7 @@ def test_an_alpha_that_contradicts_the_configuration_is_refused(tmp_path):
 
 def test_a_path_without_an_adapter_is_refused(tmp_path):
     refused(str(tmp_path / "none"), "none", "no such file")
+    refused("lightx2v/Qwen-Image-Lightning", "not fetched from the Hub")
     refused(str(tmp_path), "no safetensors file")
     saved(low_rank(np.random.default_rng(8), Q), tmp_path, prefix="base_model.model.")
     refused(str(tmp_path), "adapter_config.json")
