@@ -164,3 +164,37 @@ def test_two_weights_that_share_their_random_numbers_are_rounded_in_order():
     arrays = {"weight": codes(weight + more, low.scale).astype(mx.int8), "scale": low.scale}
     high = CodedLinear(Int8(), arrays, (6, 64))
     assert (stochastic(high, weight + more, numbers)[0] >= stochastic(low, weight, numbers)[0] - 1e-6).all().item()
+
+
+def test_a_coding_in_another_basis_is_rounded_stochastically_there():
+    """Its codes move to neighbours in that basis, and the mean of what is stored is the weight in its own."""
+    rng = np.random.default_rng(11)
+    basis = mx.array(np.linalg.qr(rng.standard_normal((64, 64)))[0].astype(np.float32))
+
+    class Rotated(Int8):
+        name = "rotated"
+
+        def encode(self, weight):
+            return super().encode(self.to_basis(weight))
+
+        def decode(self, arrays):
+            return self.from_basis(super().decode(arrays))
+
+        def to_basis(self, weight):
+            return weight @ basis
+
+        def from_basis(self, values):
+            return values @ basis.T
+
+    weight = plain(12, (6, 64)).weight
+    layer = CodedLinear.encoded(Rotated(), weight)
+    nearest, scale = np.array(linear_weight(layer)), np.array(layer.scale)
+    draws, total = 200, np.zeros((6, 64))
+    for _ in range(draws):
+        rounded, moved = stochastic(layer, weight, mx.array(rng.random((6, 64)).astype(np.float32)))
+        change = np.array((rounded - linear_weight(layer)) @ basis) / scale
+        np.testing.assert_allclose(change, np.array(moved) - np.array(layer.weight, dtype=np.int32), atol=1e-3)
+        total += np.array(rounded)
+    error = (total / draws - np.array(weight)) / scale
+    assert np.abs(error).max() < 5 * 0.5 / np.sqrt(draws)
+    assert np.abs((nearest - np.array(weight)) / scale).max() > 0.5 / np.sqrt(draws)
