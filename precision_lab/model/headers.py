@@ -44,7 +44,7 @@ def check_header(file: Path, refuse_names: Callable[[Iterable[str], Path], None]
     wrong = sorted(name for name, entry in tensors.items() if not _readable(name, entry["dtype"]))
     if wrong:
         raise InputError(
-            f"{file}: tensor {wrong[0]} is {tensors[wrong[0]]['dtype']}, expected F32, F16 or BF16 "
+            f"{file}: tensor {wrong[0]:.120} is {tensors[wrong[0]]['dtype']:.40}, expected F32, F16 or BF16 "
             f"({len(wrong)} such tensors)"
         )
     _check_extents(file, tensors)
@@ -60,10 +60,11 @@ def _check_extents(file: Path, tensors: Mapping[str, Any]) -> None:
         expected = math.prod(entry["shape"]) * _BYTES[entry["dtype"]]
         if end - begin != expected:
             raise InputError(
-                f"{file}: tensor {name} of shape {tuple(entry['shape'])} has {end - begin} bytes, expected {expected}"
+                f"{file}: tensor {name:.120} of shape {tuple(entry['shape'])} has {end - begin} bytes, "
+                f"expected {expected}"
             )
         if begin < before:
-            raise InputError(f"{file}: tensors {owner} and {name} overlap")
+            raise InputError(f"{file}: tensors {owner:.120} and {name:.120} overlap")
         if end > begin:
             before, owner = end, name
 

@@ -15,6 +15,9 @@ _MAX_HEADER = 100_000_000
 
 _MAX_RANK = 8
 
+_MAX_NUMBER = 1 << 63
+"""The format has 64 bits for a number. Python refuses to print one of more than 4,300 digits."""
+
 
 class NotSafetensorsError(InputError):
     """A file is not a safetensors file, or not a whole one."""
@@ -65,7 +68,7 @@ def is_entry(entry: Any) -> bool:
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > _MAX_RANK:
         return False
-    return all(type(n) is int and n >= 0 for n in (*shape, *offsets)) and offsets[0] <= offsets[1]
+    return all(type(n) is int and 0 <= n < _MAX_NUMBER for n in (*shape, *offsets)) and offsets[0] <= offsets[1]
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -190,6 +190,30 @@ def test_a_path_without_an_adapter_is_refused(tmp_path):
     refused(str(tmp_path / "lora.safetensors"), "no tensors")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"F32"', '"F' + "9" * 5000 + '"'),
+        ('"shape":[3,8]', '"shape":[' + "9" * 4000 + ",8]"),
+        ('"shape":[3,8]', '"shape":[' + "9" * 2500 + "," + "9" * 2500 + "]"),
+        ('"shape":[3,8]', '"shape":[3,8' + ",1" * 20 + "]"),
+        (f"{Q}.lora_A", "x" * 100_000 + ".lora_A"),
+        (f"{Q}.lora_A", "x" * 100_000),
+    ],
+)
+def test_a_message_stays_short_whatever_the_header_holds(old, new, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    saved(low_rank(np.random.default_rng(10), Q), tmp_path)
+    content = file.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + length].replace(old.encode(), new.encode())
+    assert header != content[8 : 8 + length]
+    file.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+    with pytest.raises(InputError) as error:
+        read_adapter(str(file)).deltas(LINEARS)
+    assert len(str(error.value)) < 700 + len(str(file))
+
+
 def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path):
     rng = np.random.default_rng(9)
     config = {"r": 3, "lora_alpha": 6, "rank_pattern": {"to_q": 3}}
