@@ -170,8 +170,8 @@ def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _claims(found: Findings, table: pd.DataFrame) -> list[Claim]:
     subjects = sorted({":".join(key) for key in zip(table["format"], table["order"], table["rounding"], strict=True)})
-    raw: dict[str, Mapping[str, object]] = {
-        str(claim["id"]): {key: value for key, value in claim.items() if key != "id"} for claim in found.stated
+    raw = {
+        str(claim.get("id", "?")): {key: value for key, value in claim.items() if key != "id"} for claim in found.stated
     }
     return stated(raw, subjects)
 

@@ -224,12 +224,15 @@ def test_a_folder_that_holds_a_result_is_refused(call, finished, capsys):
     assert "already holds survival.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["cut", "column", "share", "json"])
+@pytest.mark.parametrize("damage", ["cut", "column", "share", "json", "claim"])
 def test_a_damaged_folder_is_named(finished, tmp_path, capsys, damage):
     folder = shutil.copytree(finished, tmp_path / "copy")
     path = folder / "survival.parquet"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:100])
+    elif damage == "claim":
+        path = folder / "survival.json"
+        path.write_text(path.read_text().replace('"metric": "step_over_delta"', '"metric": "steps"', 1))
     elif damage == "json":
         path = folder / "survival.json"
         path.write_text(path.read_text().replace('"sites": 4', '"sites": "four"'))
@@ -239,5 +242,5 @@ def test_a_damaged_folder_is_named(finished, tmp_path, capsys, damage):
         table.to_parquet(path)
     assert main(["report", f"run={folder}"]) == 2
     error = capsys.readouterr().err
-    assert path.name in error
+    assert ("Claim L_step" if damage == "claim" else path.name) in error
     assert len(error.strip().splitlines()) == 1
