@@ -84,11 +84,28 @@ def test_the_shape_that_a_writer_flattened_is_restored(tmp_path, tensors):
             GgufFile.open(tmp_path / "b.gguf")
 
 
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+def test_a_prefix_that_all_names_have_is_left_out(tmp_path, tensors, prefix):
+    names = ["transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.attn.to_q.bias"]
+    write_gguf(tmp_path / "a.gguf", {prefix + name: tensors[name] for name in names})
+    opened = GgufFile.open(tmp_path / "a.gguf")
+    assert [*opened.read()] == [*opened.extents()] == names
+    assert [*opened.linears] == ["transformer_blocks.0.attn.to_q"]
+    write_gguf(tmp_path / "b.gguf", {prefix + names[0]: tensors[names[0]], names[1]: tensors[names[1]]})
+    with pytest.raises(InputError, match=r"b\.gguf: tensor transformer_blocks\.0\.attn\.to_q\.bias has no prefix"):
+        GgufFile.open(tmp_path / "b.gguf")
+
+
 def test_another_architecture_and_a_type_that_is_not_read_are_refused(tmp_path, tensors):
     one = {"a.weight": tensors["transformer_blocks.0.attn.to_q.weight"]}
     write_gguf(tmp_path / "a.gguf", one, architecture="flux")
     with pytest.raises(InputError, match=r"a\.gguf: general\.architecture is 'flux', expected 'qwen_image'"):
         GgufFile.open(tmp_path / "a.gguf")
+    write_gguf(tmp_path / "c.gguf", one, architecture="qwen_image_edit")
+    assert GgufFile.open(tmp_path / "c.gguf").metadata["general.architecture"] == "qwen_image_edit"
+    unnamed = (tmp_path / "c.gguf").read_bytes().replace(b"general.architecture", b"general.architectura")
+    (tmp_path / "d.gguf").write_bytes(unnamed)
+    assert [*GgufFile.open(tmp_path / "d.gguf").linears] == ["a"]
     write_gguf(tmp_path / "b.gguf", one, "MXFP4")
     with pytest.raises(InputError, match=r"b\.gguf: tensor a\.weight is MXFP4, which is not read, expected F32, F16"):
         GgufFile.open(tmp_path / "b.gguf")

@@ -22,7 +22,9 @@ from precision_lab.model.stored.base import StoredLinear, StoredWeights
 from precision_lab.record import gguf
 
 ARCHITECTURE = "qwen_image"
-"""`general.architecture` of Qwen-Image's transformers."""
+"""How `general.architecture` of Qwen-Image's transformers begins; stable-diffusion.cpp writes none."""
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""What all names of a file may begin with, as in ComfyUI's checkpoints."""
 FORMATS: Mapping[int, BlockFormat] = {
     form.number: form for form in (Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q8_0(), Q2_K(), Q3_K(), Q4_K(), Q5_K(), Q6_K())
 }
@@ -41,11 +43,12 @@ class GgufFile(StoredWeights):
     def open(cls, file: Path) -> GgufFile:
         """The transformer in `file`.
 
-        Raises InputError for a malformed file, another architecture, or a tensor of a type that is not read.
+        Raises InputError for a malformed file, another architecture, a tensor of a type that is not read, or names of
+        which only some have a prefix.
         """
         metadata, tensors = gguf.read_header(file)
-        found = metadata.get("general.architecture")
-        if found != ARCHITECTURE:
+        found = metadata.get("general.architecture", ARCHITECTURE)
+        if not isinstance(found, str) or not found.startswith(ARCHITECTURE):
             raise InputError(f"{file}: general.architecture is {found!r:.80}, expected {ARCHITECTURE!r}")
         version = metadata.get("general.quantization_version", 2)
         if version != 2:
@@ -57,13 +60,13 @@ class GgufFile(StoredWeights):
                     f"{file}: tensor {inline(name)} is {gguf.TYPES[tensor.kind][0]}, which is not read, expected "
                     f"{known}"
                 )
-        shapes = {name: _shape(file, name, tensor, metadata) for name, tensor in tensors.items()}
+        shaped = {name: tensor._replace(shape=_shape(file, name, tensor, metadata)) for name, tensor in tensors.items()}
+        tensors = _published(file, shaped)
         linears = {
             name.removesuffix(".weight"): StoredLinear(FORMATS[tensor.kind], (shape[0], shape[1]), ("weight",))
             for name, tensor in tensors.items()
-            if tensor.kind in FORMATS and name.endswith(".weight") and len(shape := shapes[name]) == 2
+            if tensor.kind in FORMATS and name.endswith(".weight") and len(shape := tensor.shape) == 2
         }
-        tensors = {name: tensor._replace(shape=shapes[name]) for name, tensor in tensors.items()}
         about = {key: str(value) for key, value in metadata.items()}
         return cls(source=file, metadata=about, linears=linears, _tensors=tensors)
 
@@ -146,6 +149,15 @@ class _Tensors(MutableMapping[str, mx.array]):
             return np.memmap(self._file, np.uint8, "r", tensor.begin, (tensor.size,))
         except (OSError, ValueError) as error:
             raise InputError(f"{self._file}: tensor {inline(name)} cannot be read: {error}") from error
+
+
+def _published(file: Path, tensors: Mapping[str, gguf.Tensor]) -> dict[str, gguf.Tensor]:
+    """The tensors without the prefix of their names. Raises InputError for a tensor that lacks the prefix of others."""
+    prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)), "")
+    for name in tensors:
+        if not name.startswith(prefix):
+            raise InputError(f"{file}: tensor {inline(name)} has no prefix {prefix!r}, as others have")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _shape(file: Path, name: str, tensor: gguf.Tensor, metadata: Mapping[str, gguf.Value]) -> tuple[int, ...]:
