@@ -45,9 +45,7 @@ def known_settings() -> list[str]:
     from omegaconf import OmegaConf
 
     names: set[str] = set()
-    commands = [
-        conf_dir() / f"{name}.yaml" for name in ("config", "gate", "prove", "sensitivity", "culprits", "survival")
-    ]
+    commands = [conf_dir() / f"{name}.yaml" for name in ("config", "gate", "prove", "sensitivity", "culprits")]
     for file in (*commands, *(path for folder in _folders() for path in (folder / "model").glob("*.yaml"))):
         try:
             content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
