@@ -29,10 +29,7 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
 
     Raises InputError if `source` is none of these, if a folder has no `marker`, or if the Hub cannot be reached.
     """
-    if source.startswith(EMBEDDED):
-        source = str(_CHECKPOINTS / source.removeprefix(EMBEDDED))
-    # os.path, because Path raises other exceptions for names that no file can have
-    folder = os.path.expanduser(source)
+    folder = local(source)
     if os.path.isdir(folder):
         if not os.path.isfile(os.path.join(folder, marker)):
             raise InputError(f"{source} is not a checkpoint: no {marker} in it{_instead(Path(folder))}")
@@ -42,6 +39,13 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
     if os.path.exists(folder) or not _HUB_ID.fullmatch(source):
         raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
     return _download(source, revision, needed)
+
+
+def local(source: str) -> str:
+    """The path on this machine that `source` means: that of package://NAME in this package, with ~ as the home."""
+    if source.startswith(EMBEDDED):
+        return str(_CHECKPOINTS / source.removeprefix(EMBEDDED))
+    return os.path.expanduser(source)  # os.path, because Path raises other exceptions for names that no file can have
 
 
 def origin_of(config: Mapping[str, Any], file: Path) -> str:

@@ -61,6 +61,7 @@ ELSEWHERE = {
     "fp32_euler_step": "unknown component",
     "fp32_guidance": "unknown component",
     "fp32_vae": "unknown component",
+    "micro_lightning": "is of no linear of this model",
 }
 """Techniques for a text stream of its own or for blocks of 1.x, or at components that are not loaded here."""
 

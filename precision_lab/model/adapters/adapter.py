@@ -17,6 +17,7 @@ from precision_lab.errors import InputError, first_line, nearest, shown
 from precision_lab.model.adapters.deltas import Delta, Kronecker, LowRank
 from precision_lab.model.adapters.names import Layer, brief, key_of, layers_of, writer_of
 from precision_lab.model.adapters.scaling import Scaling
+from precision_lab.model.folder import local
 from precision_lab.model.headers import check_header
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -31,6 +32,8 @@ _FUSED = {"gate_up": ("gate_layer", "proj")}
 
 def read_adapter(path: str) -> Adapter:
     """The adapter in a safetensors file, or in a folder as PEFT or diffusers save it. No factor is read yet.
+
+    path: package://NAME is an embedded one.
 
     Raises InputError for a path without an adapter, a damaged file, a kind of adapter that is not read, unknown or
     missing tensors, factors whose shapes contradict each other, and scales that contradict each other.
@@ -230,7 +233,7 @@ def _check_factors(
 
 def _located(path: str) -> Path:
     """The safetensors file at `path`, or the one of a folder. Raises InputError if there is none, or several."""
-    given = Path(os.path.expanduser(path))
+    given = Path(local(path))
     if os.path.isfile(given):
         return given
     if not os.path.isdir(given):
