@@ -6,7 +6,7 @@ are the last axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -94,7 +94,7 @@ class Autoencoder(nn.Module):
         return mx.clip(self.decoder(self.post_quant_conv(latents)), -1, 1)
 
     @staticmethod
-    def sanitize(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], list[str]]:
+    def sanitize(weights: MutableMapping[str, mx.array]) -> tuple[MutableMapping[str, mx.array], list[str]]:
         """Converts the weights of a published checkpoint to the layout used here.
 
         Also returns the sorted names that it left out: the temporal convolutions of the resamplers, which do not run

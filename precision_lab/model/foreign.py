@@ -15,15 +15,16 @@ from typing import Any
 from precision_lab.errors import InputError
 
 SAFETENSORS = "a single safetensors file"
+GGUF = "a GGUF file"
 
 _SUFFIXES = {
-    ".gguf": "a GGUF file",
+    ".gguf": GGUF,
     **dict.fromkeys(
         (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"), "a pickle, which can run code when it is read"
     ),
 }
 _ADVICE = {
-    "a GGUF file": "GGUF is not read. Give the checkpoint that it was made from",
+    GGUF: "A folder cannot hold GGUF beside other weights: give the file itself as model.path",
     "a pickle, which can run code when it is read": "Save its tensors as safetensors",
     SAFETENSORS: "Give a folder in the layout of Qwen/Qwen-Image, which the Hub has beside such files",
 }
@@ -50,7 +51,7 @@ def kind_of(file: Path) -> str | None:
     except OSError:
         start = b""
     if start.startswith(b"GGUF"):
-        return "a GGUF file"
+        return GGUF
     if file.suffix == ".safetensors" and start[8:9] == b"{":
         return SAFETENSORS
     if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":

@@ -7,7 +7,7 @@ B batch, L tokens, D width, H query heads, K key-value heads, C channels a head.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -172,7 +172,9 @@ class LanguageBody(nn.Module):
         return self.norm(x) if "norm" in self else x
 
 
-def sanitize(weights: dict[str, mx.array], unused: Collection[str] = ()) -> tuple[dict[str, mx.array], list[str]]:
+def sanitize(
+    weights: MutableMapping[str, mx.array], unused: Collection[str] = ()
+) -> tuple[MutableMapping[str, mx.array], list[str]]:
     """Renames the weights of a published checkpoint; also returns the sorted names that it left out.
 
     It leaves out the vision tower and the output head, which text-to-image does not need, and the renamed weights in

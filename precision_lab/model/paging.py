@@ -14,7 +14,7 @@ that a technique creates are resident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -25,8 +25,14 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 
-Read = Callable[[], Mapping[str, mx.array]]
-"""Returns all tensors of a component by parameter name; each call returns new arrays, not yet evaluated."""
+Read = Callable[[], MutableMapping[str, mx.array]]
+"""Returns all tensors of a component by parameter name; each call returns new arrays.
+
+They are not yet evaluated, or are read when they are taken from the mapping.
+"""
+
+Fit = Callable[[str, mx.array], mx.array]
+"""Converts the stored tensor of a name to the parameter."""
 
 
 def check(inflate: float) -> None:
@@ -39,14 +45,14 @@ def page(
     model: nn.Module,
     blocks: str,
     read: Read,
-    fit: Callable[[mx.array], mx.array],
+    fit: Fit,
     used: Callable[[Iterable[str]], None] | None = None,
 ) -> None:
     """Pages the list of modules `model[blocks]`: each block reads its parameters with `read` when it is called.
 
-    fit: converts a stored tensor to the parameter, as `weights.cast` does. used: called with the names of the
-    parameters that a block has used, after the block. The parameters that the modules hold, loaded and checked, are
-    released. `model.parameters()` then lists only what stays in memory.
+    fit: casts as `casting.cast` does. used: called with the names of the parameters that a block has used, after the
+    block. The parameters that the modules hold, loaded and checked, are released. `model.parameters()` then lists only
+    what stays in memory.
     """
     reader = TensorReader(read, fit, used)
     paths = [f"{blocks}.{index}." for index in range(len(model[blocks]))]
@@ -66,11 +72,9 @@ def page(
 class TensorReader:
     """Reads the tensors of a component from disk and holds those of the current block and the next in memory."""
 
-    def __init__(
-        self, read: Read, fit: Callable[[mx.array], mx.array], used: Callable[[Iterable[str]], None] | None = None
-    ):
+    def __init__(self, read: Read, fit: Fit, used: Callable[[Iterable[str]], None] | None = None):
         self._read, self._fit, self._used = read, fit, used
-        self._unread: dict[str, mx.array] = {}
+        self._unread: MutableMapping[str, mx.array] = {}
         """Arrays from the last call of `read`; each is removed when it is used, so that nothing else holds it."""
         self._names: frozenset[str] = frozenset()
         self._requested: dict[str, mx.array] = {}
@@ -93,7 +97,8 @@ class TensorReader:
             self._requested.clear()
             self._block = block
         if name not in self._requested:
-            self._requested[name] = self._fit(self._ahead.pop(name) if name in self._ahead else self._take(name))
+            stored = self._ahead.pop(name) if name in self._ahead else self._take(name)
+            self._requested[name] = self._fit(name, stored)
         return self._requested[name]
 
     @contextmanager
@@ -137,7 +142,7 @@ class TensorReader:
     def _take(self, name: str) -> mx.array:
         if name not in self._unread:
             with mx.stream(_reading_queue()):
-                self._unread = dict(self._read())
+                self._unread = self._read()
             self._names = frozenset(self._unread)
         return self._unread.pop(name)
 

@@ -7,7 +7,7 @@ raises a one-line error instead of a crash in the middle of a run. Tensors stay 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, nearest
 from precision_lab.model import foreign, mflux
 from precision_lab.model.headers import Header, check_header
+from precision_lab.model.stored.base import StoredWeights
+from precision_lab.model.stored.linears import stored_linears
 from precision_lab.model.stored_quantization import quantized_modules
 
-Sanitize = Callable[[dict[str, mx.array]], tuple[dict[str, mx.array], list[str]]]
+Sanitize = Callable[[MutableMapping[str, mx.array]], tuple[MutableMapping[str, mx.array], list[str]]]
 """Maps stored tensors, by name, to those that the module expects; also returns the names that were left out."""
 
 
@@ -65,19 +67,19 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class WeightFiles:
-    """The safetensors files of a component. Headers are parsed and checked once; tensors can be read repeatedly.
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles(StoredWeights):
+    """The safetensors files in the folder of a component, in the published layout or those of mlx-lm and mflux.
 
-    names: the published name of each stored tensor; tensors that no published checkpoint has are left out. config: the
-    configuration of the component, empty without a file.
+    names: the published name of each stored tensor; tensors that no published checkpoint has are left out.
     """
 
-    folder: Path
-    config: Mapping[str, Any]
     names: Mapping[str, str]
-    metadata: Mapping[str, str]
-    _headers: Mapping[Path, Header]
+    headers: Mapping[Path, Header]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.headers)
 
     @classmethod
     def open(cls, folder: Path) -> WeightFiles:
@@ -100,12 +102,13 @@ class WeightFiles:
             stored |= {name: name for name in header.tensors}
         metadata = _metadata(folder, headers)
         published = mflux.published_names(stored) if mflux.wrote(metadata) else stored
-        return cls(folder, config, {name: new for new, name in published.items()}, metadata, headers)
+        names = {name: new for new, name in published.items()}
+        return cls(source=folder, config=config, metadata=metadata, names=names, headers=headers)
 
     def read(self) -> dict[str, mx.array]:
         """All tensors under their published names, lazily loaded; each call returns new arrays."""
         tensors: dict[str, mx.array] = {}
-        for file in self._headers:
+        for file in self.headers:
             try:
                 loaded: Any = mx.load(str(file))
             except RuntimeError as error:
@@ -113,10 +116,18 @@ class WeightFiles:
             tensors |= {self.names[name]: tensor for name, tensor in loaded.items() if name in self.names}
         return tensors
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            self.names[name]: tuple(entry["shape"])
+            for header in self.headers.values()
+            for name, entry in header.tensors.items()
+            if name in self.names
+        }
+
     def extents(self) -> dict[str, Extent]:
         """The file, offset and size in bytes of every tensor, under its published name."""
         places = {}
-        for file, header in self._headers.items():
+        for file, header in self.headers.items():
             for name, entry in header.tensors.items():
                 if name in self.names:
                     begin, end = entry["data_offsets"]
@@ -160,16 +171,19 @@ def load(model: nn.Module, folder: Path, sanitize: Sanitize | None = None) -> li
     return load_files(model, WeightFiles.open(folder), sanitize)
 
 
-def load_files(model: nn.Module, files: WeightFiles, sanitize: Sanitize | None = None) -> list[str]:
-    """Loads exactly the tensors of `files` into `model`; returns the names that `sanitize` left out.
+def load_files(
+    model: nn.Module, files: StoredWeights, sanitize: Sanitize | None = None, paged: str | None = None
+) -> list[str]:
+    """Loads exactly the tensors of `files` into `model`; returns the names that were left out.
 
     A linear or an embedding that the files store quantised is replaced in `model` by its quantised form (see
-    `stored_quantization`).
+    `stored_quantization` and `stored.base`). paged: the list of blocks that will be paged, whose tensors need not be
+    read.
 
     Raises InputError that names the first tensor that is missing, unknown, of another shape, or packed differently from
     what their folder declares. `model` is unchanged in that case.
     """
-    tensors, modules, ignored = _fitting(model, files, sanitize)
+    tensors, modules, ignored = _fitting(model, files, sanitize, paged)
     for path, module in modules.items():
         _put(model, path, module)
     model.load_weights(list(tensors.items()), strict=True)
@@ -177,31 +191,40 @@ def load_files(model: nn.Module, files: WeightFiles, sanitize: Sanitize | None =
 
 
 def _fitting(
-    model: nn.Module, files: WeightFiles, sanitize: Sanitize | None
-) -> tuple[dict[str, mx.array], dict[str, nn.Module], list[str]]:
-    """The tensors for the model, the quantised modules that must replace its own, by path, and the names left out."""
+    model: nn.Module, files: StoredWeights, sanitize: Sanitize | None, paged: str | None
+) -> tuple[Mapping[str, mx.array], dict[str, nn.Module], list[str]]:
+    """The tensors for the model, the modules that must replace its own, by path, and the names left out."""
+    stored = files.read() if paged is None or sanitize is not None else files.templates(f"{paged}.")
     sanitize = sanitize or (lambda stored: (stored, []))
-    folder = files.folder
-    tensors, ignored = sanitize(files.read())
+    tensors, ignored = sanitize(stored)
+    ignored = [*files.ignored, *ignored]
 
     def rename(path: str) -> str | None:
         return next((name.removesuffix(".weight") for name in sanitize({f"{path}.weight": mx.array(0.0)})[0]), None)
 
+    linears = {path: linear for old, linear in files.linears.items() if (path := rename(old)) is not None}
+    others = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in linears}
     try:
-        modules = quantized_modules(model, files.config, files.metadata, tensors, rename)
+        modules = stored_linears(model, linears, tensors)
+        modules |= quantized_modules(model, files.config, files.metadata, others, rename)
     except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+        raise InputError(f"{files.source}: {error}") from error
     expected = {name: parameter.shape for name, parameter in tree_flatten(model.parameters())}
     for path, module in modules.items():
         del expected[f"{path}.weight"]
         expected |= {f"{path}.{name}": parameter.shape for name, parameter in tree_flatten(module.parameters())}
-    _check_names(folder, tensors, expected)
+    if files.partial:
+        ignored += sorted(tensors.keys() - expected.keys())
+        tensors = {name: tensor for name, tensor in tensors.items() if name in expected}
+    _check_names(files.source, tensors, expected)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             module = modules.get(name.rpartition(".")[0])
-            packing = f" ({module.bits} bits in groups of {module.group_size})" if module is not None else ""
+            quantized = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
+            packing = f" ({module.bits} bits in groups of {module.group_size})" if module and quantized else ""
             raise InputError(
-                f"{folder}: tensor {name} has shape {tensors[name].shape}, expected {shape} by config.json{packing}"
+                f"{files.source}: tensor {name} has shape {tensors[name].shape}, expected {shape} "
+                f"by config.json{packing}"
             )
     return tensors, modules, ignored
 
@@ -230,24 +253,6 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
         parent[int(name)] = module
     else:
         parent[name] = module
-
-
-def cast(model: nn.Module, weights: mx.Dtype | None, compute: mx.Dtype) -> None:
-    """Rounds the weights to the storage dtype `weights` (None: as stored), then casts them for the dtype `compute`.
-
-    With fp32 computation they stay narrow, because an fp32 copy of 20 B weights would not fit one GPU; MLX upcasts them
-    exactly where they are used. With 16-bit computation they are cast, because MLX would otherwise promote the product.
-    Packed weights and integer scales are unchanged.
-    """
-    model.apply(lambda parameter: cast_array(parameter, weights, compute))
-
-
-def cast_array(parameter: mx.array, weights: mx.Dtype | None, compute: mx.Dtype) -> mx.array:
-    """One parameter, cast as `cast` does."""
-    if mx.issubdtype(parameter.dtype, mx.floating):
-        for dtype in (weights, None if compute == mx.float32 else compute):
-            parameter = parameter if dtype is None else parameter.astype(dtype)
-    return parameter
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,12 +18,9 @@ class Generated(Source):
         if self.name is None and self.path is not None and self.path.startswith(SCHEME):
             self.name = f"{self.path.removeprefix(SCHEME)}_synthetic"
 
-    def folder(self) -> Path:
-        """The folder of the checkpoint, downloaded from the Hub or generated if necessary."""
-        assert self.path is not None
-        if self.path.startswith(SCHEME):
-            return on_demand(self.path.removeprefix(SCHEME))
-        return super().folder()
+    def find(self, source: str) -> Path:
+        """The folder of a whole checkpoint, downloaded from the Hub or generated if necessary."""
+        return on_demand(source.removeprefix(SCHEME)) if source.startswith(SCHEME) else super().find(source)
 
 
 class QwenImage(Generated, subject.QwenImage):

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site, Wrapper
+from precision_lab.model.casting import is_fixed
 from precision_lab.techniques.parts.casting import cast, float_dtypes
 from precision_lab.techniques.parts.narrow_sums import dtype_named
 
@@ -30,7 +31,7 @@ class _Narrow(Wrapper):
         self._narrow = copy(inner)
         for name in inner:  # not items(), which lists only parameters in memory
             value = inner[name]
-            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
+            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating) and not is_fixed(inner, name):
                 self._narrow[name] = value.astype(dtype)
 
     def __call__(self, *args: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
-from precision_lab.model import weights
+from precision_lab.model import casting
 from precision_lab.model.quantized import MODES, Quantization, QuantizedEmbedding, QuantizedLinear
 
 AFFINE = [(bits, group_size) for bits in MODES["affine"].bits for group_size in MODES["affine"].groups]
@@ -99,7 +99,7 @@ def test_an_embedding_decodes_its_rows_in_fp32(mode):
 def test_casting_leaves_packed_weights_alone(mode, stored, compute):
     model = nn.Sequential(QuantizedLinear.from_linear(original(), mode=mode))
     before = dict(tree_flatten(model.parameters()))
-    weights.cast(model, stored, compute)
+    casting.cast(model, stored, compute)
     expected = compute if compute != mx.float32 else stored or mx.bfloat16
     for name, parameter in tree_flatten(model.parameters()):
         if mx.issubdtype(before[name].dtype, mx.floating):

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
 from precision_lab.errors import InputError
-from precision_lab.model import weights
+from precision_lab.model import casting, weights
 
 WIDTH = 6
 FILE = "model.safetensors"
@@ -364,7 +364,7 @@ def test_narrow_weights_stay_narrow_for_fp32_and_lose_nothing(tmp_path, tensors)
     narrow, wide = Model(), Model()
     for model in (narrow, wide):
         weights.load(model, tmp_path)
-    weights.cast(narrow, None, mx.float32)
+    casting.cast(narrow, None, mx.float32)
     wide.set_dtype(mx.float32)
     assert {p.dtype for p in flat(narrow).values()} == {mx.bfloat16}
     x = inputs(mx.float32)
@@ -380,7 +380,7 @@ def test_16_bit_computation_has_weights_of_its_dtype(tmp_path, tensors, stored, 
     save_file(tensors, tmp_path / FILE)
     model = Model()
     weights.load(model, tmp_path)
-    weights.cast(model, stored, compute)
+    casting.cast(model, stored, compute)
     assert model(inputs(compute)).dtype == compute
     for name, parameter in flat(model).items():
         expected = mx.array(tensors[name])
@@ -394,6 +394,6 @@ def test_storage_in_float16_rounds_and_overflows(tmp_path, tensors):
     save_file(tensors, tmp_path / FILE)
     model = Model()
     weights.load(model, tmp_path)
-    weights.cast(model, mx.float16, mx.float32)
+    casting.cast(model, mx.float16, mx.float32)
     assert {p.dtype for p in flat(model).values()} == {mx.float16}
     np.testing.assert_array_equal(model.first.bias[:4], np.float16([np.inf, -np.inf, 1, 0]))

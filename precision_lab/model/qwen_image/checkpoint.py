@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from precision_lab.model import paging, weights
+from precision_lab.model import paging
+from precision_lab.model.casting import cast
 from precision_lab.model.qwen_image.config import TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
 from precision_lab.model.qwen_image.kinds import KINDS
@@ -51,9 +52,9 @@ class Checkpoint(checkpoint.Checkpoint):
         Raises InputError if the inflated weights do not fit the dtype they are stored in, or `dtype`.
         """
         model = Transformer(self.transformer_config())
-        self.load(model, "transformer", mx.float32)  # keeps the stored dtype
+        self.load(model, "transformer", mx.float32, paged="transformer_blocks")  # keeps the stored dtype
         inflate_streams(model, self.inflate, dtype)
-        weights.cast(model, None, dtype)
+        cast(model, None, dtype)
         self.page(model, "transformer_blocks", "transformer", dtype)
         return model
 

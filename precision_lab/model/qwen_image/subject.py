@@ -45,7 +45,7 @@ class QwenImage(Source):
 
     @cached_property
     def opened(self) -> Checkpoint:
-        return Checkpoint(self.folder(), self._rounded(), self.stream, inflate=self.inflate)
+        return Checkpoint(self.folder(), self._rounded(), self.stream, given=self.given, inflate=self.inflate)
 
     @property
     def checkpoint(self) -> manifest.Checkpoint:

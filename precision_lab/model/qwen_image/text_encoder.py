@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import mlx.core as mx
 
 from precision_lab.model import language_body
@@ -14,6 +16,6 @@ class TextEncoder(language_body.LanguageBody):
     config: TextEncoderConfig
 
     @staticmethod
-    def sanitize(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], list[str]]:
+    def sanitize(weights: MutableMapping[str, mx.array]) -> tuple[MutableMapping[str, mx.array], list[str]]:
         """Renames the weights of a published checkpoint, see `language_body.sanitize`."""
         return language_body.sanitize(weights)

@@ -15,7 +15,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError, nearest
+from precision_lab.model.casting import fixed_names
 from precision_lab.model.folder import is_published, named
+from precision_lab.model.stored.locating import lone_weights
 from precision_lab.model.text_to_image.checkpoint import Checkpoint, locate
 from precision_lab.model.text_to_image.pipeline import Dtypes
 from precision_lab.model.text_to_image.settings import Settings
@@ -51,7 +53,9 @@ class Source:
     """Loads a checkpoint of one model.
 
     name: the name of the configuration; None: that of the path. path: a folder, a Hub id, or package://NAME for an
-    embedded checkpoint. revision: that of the Hub repository. weights_dtype: the dtype to which stored weights are
+    embedded checkpoint; or the weights of the transformer alone, in a single file or a folder. base: the checkpoint
+    that such weights belong to, whose other components are used; not read otherwise. revision: that of the Hub
+    repository. weights_dtype: the dtype to which stored weights are
     rounded (None: as stored). stream: whether blocks are read from disk at each call (paging), for a model larger than
     memory.
 
@@ -75,6 +79,7 @@ class Source:
 
     name: str | None = None
     path: str | None = None
+    base: str | None = None
     revision: str | None = None
     weights_dtype: str | None = None
     stream: bool = False
@@ -97,14 +102,36 @@ class Source:
             raise InputError(f"model.stream is {self.stream!r}, expected true or false")
 
     def folder(self) -> Path:
-        """The folder of the checkpoint, downloaded from the Hub if necessary."""
+        """The folder of the checkpoint or, of weights alone, that of their base; downloaded if necessary.
+
+        Raises InputError if neither exists, or if weights alone have no base.
+        """
         assert self.path is not None
-        return locate(self.path, self.revision, self.kind.tokenizer_folder)
+        if not self.given:
+            return self.find(self.path)
+        if not self.base:
+            raise InputError(
+                f"model.path {self.path!r} holds the weights of the {' and the '.join(self.given)} alone. Give the "
+                f"checkpoint that has the other components as model.base=DIR_OR_HUB_ID, like {self.publisher}"
+            )
+        if lone_weights(self.base):
+            raise InputError(f"model.base {self.base!r} holds weights alone, expected a whole checkpoint")
+        return self.find(self.base)
+
+    @cached_property
+    def given(self) -> Mapping[str, Path]:
+        """The weights that are not in `folder`, by component; empty if `path` is a whole checkpoint."""
+        assert self.path is not None
+        return lone_weights(self.path)
+
+    def find(self, source: str) -> Path:
+        """The folder of the whole checkpoint that `source` names."""
+        return locate(source, self.revision, self.kind.tokenizer_folder)
 
     @cached_property
     def opened(self) -> Any:
         """The checkpoint, of class `kind`."""
-        return self.kind(self.folder(), self._rounded(), self.stream)
+        return self.kind(self.folder(), self._rounded(), self.stream, given=self.given)
 
     def _rounded(self) -> mx.Dtype | None:
         return None if self.weights_dtype is None else getattr(mx, self.weights_dtype)
@@ -219,5 +246,7 @@ class Source:
 
 
 def _dtypes(module: nn.Module) -> set[mx.Dtype]:
-    arrays = [array for _, array in tree_flatten(module.parameters())]
-    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}  # packed weights are integers
+    """The dtypes of the parameters that a cast changes; packed weights are integers."""
+    fixed = fixed_names(module)
+    arrays = [array for name, array in tree_flatten(module.parameters()) if name not in fixed]
+    return {array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)}

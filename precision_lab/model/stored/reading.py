@@ -1,0 +1,30 @@
+"""Chooses the reader for a file or a folder of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from precision_lab.errors import InputError
+from precision_lab.model import foreign
+from precision_lab.model.stored import bitsandbytes
+from precision_lab.model.stored.base import StoredWeights
+from precision_lab.model.stored.bitsandbytes import BitsandbytesFolder
+from precision_lab.model.stored.gguf import GgufFile
+from precision_lab.model.weights import WeightFiles, read_json, shards
+
+
+def open_weights(source: Path) -> StoredWeights:
+    """The weights in `source`, a folder of a component or a GGUF file, with their headers checked.
+
+    Raises InputError for files that are damaged or that no reader reads.
+    """
+    if source.is_file():
+        if foreign.kind_of(source) != foreign.GGUF:
+            foreign.refuse_file(f"model.path {str(source)!r}", source)
+            raise InputError(f"model.path {str(source)!r} is of no known kind, expected a GGUF file or a folder")
+        return GgufFile.open(source)
+    file = source / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    if bitsandbytes.wrote(config):
+        return BitsandbytesFolder.open(source, config, shards(source))
+    return WeightFiles.open(source)
