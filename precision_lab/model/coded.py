@@ -15,6 +15,15 @@ from precision_lab.model.codings.base import Arrays, Coding, Inputs
 from precision_lab.model.quantized import QuantizedLinear, decoded_weight, packing_of
 
 
+def unfit(coding: Coding, shape: tuple[int, ...], inputs: Inputs | None = None) -> str | None:
+    """Why a weight of shape (outputs, channels) cannot be stored, or its inputs not be rounded; None if both can."""
+    why = coding.unfit(shape)
+    if why is not None or inputs is None:
+        return why
+    why = inputs.unfit(shape[1])
+    return None if why is None else f"inputs in {inputs.name}: {why}"
+
+
 class CodedLinear(nn.Module):
     """`x @ decoded.T + bias`, where `coding` decodes the module's arrays, and `inputs` rounds x first."""
 
@@ -47,11 +56,13 @@ class CodedLinear(nn.Module):
         Raises InputError if its shape does not fit the format, or for a key where the format has no such rounding.
         """
         outputs, channels = weight.shape
-        unfit = coding.unfit((outputs, channels))
-        if unfit is not None:
-            raise InputError(f"{coding.name}: a weight of {outputs} x {channels}: {unfit}")
-        wide = weight.astype(mx.float32)
-        arrays = coding.encode(wide) if key is None else coding.encode_stochastically(wide, key)
+        why = unfit(coding, (outputs, channels), inputs)
+        if why is not None:
+            raise InputError(f"{coding.name}: a weight of {outputs} x {channels}: {why}")
+        if key is None:
+            arrays = coding.encode_stored(weight)
+        else:
+            arrays = coding.encode_stochastically(weight.astype(mx.float32), key)
         return cls(coding, arrays, (outputs, channels), bias, inputs)
 
     @property
@@ -108,6 +119,8 @@ def with_weight(module: nn.Module, weight: mx.array, key: mx.array | None = None
     coding without stochastic rounding.
     """
     if isinstance(module, CodedLinear):
+        if mx.issubdtype(module.weight.dtype, mx.floating):
+            weight = weight.astype(module.weight.dtype)
         return CodedLinear.encoded(module.coding, weight, module.get("bias"), module.inputs, key)
     if isinstance(module, nn.QuantizedLinear):
         if key is not None:

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
-from precision_lab.model.coded import CodedLinear
+from precision_lab.model.coded import CodedLinear, unfit
 from precision_lab.model.codings.base import Coding, Inputs
 from precision_lab.techniques.parts.kinds import expect_kind
 
@@ -42,7 +42,7 @@ class CodedWeights:
     def rewrite(self, site: Site) -> nn.Module:
         expect_kind("coded_weights", site, nn.Linear)
         linear = site.module
-        why = self.coding.unfit(linear.weight.shape)
+        why = unfit(self.coding, linear.weight.shape, self.inputs)
         if why is None:
             return CodedLinear.encoded(self.coding, linear.weight, linear.get("bias"), self.inputs)
         if self.unfit == "keep":

@@ -62,7 +62,15 @@ BITS = {
     "nf4": 4.6,
     "q4_0": 4.6,
     "q8_0": 8.55,
+    "int4_convrot": 4.46,
+    "int4_convrot_inputs": 4.46,
+    "int8_convrot": 8.45,
+    "int8_convrot_inputs": 8.45,
     "int8_inputs": 8.45,
+    "only_inputs_fp8": 16.0,
+    "only_inputs_int4_convrot": 16.0,
+    "only_inputs_int8": 16.0,
+    "only_inputs_int8_convrot": 16.0,
 }
 """Mean bits a weight over all linears of the transformer, group scales included."""
 

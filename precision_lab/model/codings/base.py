@@ -50,9 +50,21 @@ class Inputs(ABC):
 
     name: ClassVar[str]
 
+    def unfit(self, channels: int) -> str | None:
+        """Why inputs of so many channels cannot be rounded, such as "48 channels, expected a multiple of 64".
+
+        None if they can.
+        """
+        return None
+
     @abstractmethod
     def rounded(self, x: mx.array) -> mx.array:
         """The values (..., channels), fp32, that remain of x (..., channels), fp32. What is not finite stays so."""
+
+
+def not_a_multiple(channels: int, of: int) -> str | None:
+    """Why `channels` do not divide into groups of `of`, as `unfit` says it; None if they do."""
+    return f"{channels} channels, expected a multiple of {of}" if channels % of else None
 
 
 class Coding(ABC):
@@ -77,6 +89,10 @@ class Coding(ABC):
         Raises InputError for a format without such a rounding.
         """
         raise InputError(f"{self.name} has no stochastic rounding, expected rounding: nearest")
+
+    def encode_stored(self, weight: mx.array) -> dict[str, mx.array]:
+        """The same for a weight in the dtype of its checkpoint."""
+        return self.encode(weight.astype(mx.float32))
 
     @abstractmethod
     def decode(self, arrays: Arrays) -> mx.array:

@@ -1,7 +1,8 @@
 """Signed 8-bit codes: a weight with one scale for each output channel, inputs with one for each token.
 
-The codes are round(value / scale), ties to even, with the scale largest magnitude / 127; -128 is not used. This is what
-ComfyUI's int8 files store for each row, and what W8A8 products take.
+The codes are round(value / scale), ties to even, with the scale largest magnitude / 127, at least 1e-30; -128 is not
+used. This is what ComfyUI's int8 files store for each row, and what W8A8 products take (comfy-kitchen 0.2,
+`quantize_int8_rowwise`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import mlx.core as mx
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, evenly_spaced
 
 LARGEST = 127
+SMALLEST_SCALE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,8 @@ class Int8Inputs(Inputs):
 
 
 def row_scale(x: mx.array) -> mx.array:
-    """The largest magnitude of each row / 127, (..., 1), and 1 where a row is zero; not finite where x is not."""
-    scale = mx.abs(x).max(axis=-1, keepdims=True) / LARGEST
-    return mx.where(scale == 0, 1, scale)
+    """The largest magnitude of each row / 127, (..., 1), at least SMALLEST_SCALE; not finite where x is not."""
+    return mx.maximum(mx.abs(x).max(axis=-1, keepdims=True) / LARGEST, SMALLEST_SCALE)
 
 
 def codes(x: mx.array, scale: mx.array) -> mx.array:

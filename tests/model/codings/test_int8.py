@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from precision_lab.model.codings.int8 import Int8, Int8Inputs
+from tests.model.codings.kitchen import adversarial, eager, in_torch
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (5, 64), (33, 130)])
@@ -33,3 +34,16 @@ def test_the_product_rounds_its_inputs_where_told():
     arrays = Int8().encode(weight)
     expected = np.array(Int8Inputs().rounded(x)).astype(np.float64) @ np.array(Int8().decode(arrays)).T
     np.testing.assert_allclose(np.array(Int8().product(arrays, x, Int8Inputs())), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", sorted(adversarial(np.random.default_rng(0))))
+def test_codes_and_values_are_those_of_comfy_kitchen(case):
+    kernels = eager("quantization")
+    weight = adversarial(np.random.default_rng(1))[case]
+    codes, scales = kernels.quantize_int8_rowwise(in_torch(weight))
+    decoded = kernels.dequantize_int8_simple(codes, scales).numpy()
+    arrays = Int8().encode(mx.array(weight))
+    np.testing.assert_array_equal(np.array(arrays["weight"]), codes.numpy())
+    np.testing.assert_array_equal(np.array(arrays["scale"]), scales.numpy())
+    np.testing.assert_array_equal(np.array(Int8().decode(arrays)), decoded)
+    np.testing.assert_array_equal(np.array(Int8Inputs().rounded(mx.array(weight))), decoded)
