@@ -19,7 +19,7 @@ _PARTS = ("transformer", "text_encoder")
 def lone_weights(source: str) -> Mapping[str, Path]:
     """The files or folders of weights that `source` names, by component; empty unless it holds weights alone.
 
-    A GGUF file is the transformer; so is a folder with weights in it. A folder with a folder
+    A GGUF or safetensors file is the transformer; so is a folder with weights in it. A folder with a folder
     `transformer`, but without model_index.json, holds what mflux saves.
     """
     path = os.path.expanduser(source)
@@ -43,4 +43,4 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _is_weights(file: Path) -> bool:
-    return foreign.kind_of(file) == foreign.GGUF
+    return file.suffix == _READ or foreign.kind_of(file) == foreign.GGUF

@@ -9,19 +9,25 @@ from precision_lab.model import foreign
 from precision_lab.model.stored import bitsandbytes
 from precision_lab.model.stored.base import StoredWeights
 from precision_lab.model.stored.bitsandbytes import BitsandbytesFolder
+from precision_lab.model.stored.comfyui import ComfyFile
 from precision_lab.model.stored.gguf import GgufFile
 from precision_lab.model.weights import WeightFiles, read_json, shards
 
 
 def open_weights(source: Path) -> StoredWeights:
-    """The weights in `source`, a folder of a component or a GGUF file, with their headers checked.
+    """The weights in `source`, a folder of a component or a single file, with their headers checked.
 
     Raises InputError for files that are damaged or that no reader reads.
     """
     if source.is_file():
-        if foreign.kind_of(source) != foreign.GGUF:
+        kind = foreign.kind_of(source)
+        if kind == foreign.SAFETENSORS or source.suffix == ".safetensors":
+            return ComfyFile.open(source)
+        if kind != foreign.GGUF:
             foreign.refuse_file(f"model.path {str(source)!r}", source)
-            raise InputError(f"model.path {str(source)!r} is of no known kind, expected a GGUF file or a folder")
+            raise InputError(
+                f"model.path {str(source)!r} is no file of weights, expected safetensors, GGUF or a folder"
+            )
         return GgufFile.open(source)
     file = source / "config.json"
     config = read_json(file) if file.is_file() else {}
