@@ -52,8 +52,12 @@ class Int8Inputs(Inputs):
 
 
 def row_scale(x: mx.array) -> mx.array:
-    """The largest magnitude of each row / 127, (..., 1), at least SMALLEST_SCALE; not finite where x is not."""
-    return mx.maximum(mx.abs(x).max(axis=-1, keepdims=True) / LARGEST, SMALLEST_SCALE)
+    """The largest magnitude of each row / 127, (..., 1), at least SMALLEST_SCALE; not finite where x is not.
+
+    It is 1 where a row is zero, for which comfy-kitchen stores SMALLEST_SCALE; the values are the same.
+    """
+    magnitude = mx.abs(x).max(axis=-1, keepdims=True)
+    return mx.where(magnitude == 0, 1, mx.maximum(magnitude / LARGEST, SMALLEST_SCALE))
 
 
 def codes(x: mx.array, scale: mx.array) -> mx.array:
