@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from precision_lab.cli.literal import literally
-from precision_lab.lab.folder import check_name, writable
+from precision_lab.record.folders import check_name, writable
 
 RUNS = Path("results") / "runs"
 _ATTEMPTS = 20

@@ -206,8 +206,8 @@ def _nothing(planned: _Plan, unchanged: Sequence[str], unfit: Mapping[str, Seque
 
 def _checked(out: Path) -> Path:
     """Raises InputError for a folder that already holds a result, or for no folder."""
-    from precision_lab.lab.folder import check_name
     from precision_lab.record import manifest
+    from precision_lab.record.folders import check_name
     from precision_lab.record.survival import FILE
 
     check_name(out)

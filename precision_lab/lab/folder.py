@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ import numpy as np
 from precision_lab.errors import InputError
 from precision_lab.record import manifest
 from precision_lab.record.files import RESTORE, File, advising, read_text
+from precision_lab.record.folders import check_name, writable
 from precision_lab.record.images import NUM_NONFINITE
 from precision_lab.record.lock import FolderLock, check_free
 from precision_lab.record.manifest import Manifest
 from precision_lab.record.run import CONFIG
-
-_UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Categories of characters in no name of a folder: control characters, bytes that are not UTF-8, line breaks."""
 
 
 class FolderError(InputError):
@@ -73,22 +70,6 @@ def _of_folder() -> Iterator[None]:
         yield
     except InputError as error:
         raise FolderError(str(error)) from error
-
-
-@contextmanager
-def writable(out: Path) -> Iterator[None]:
-    """Context manager that raises InputError for a folder that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror or error}") from error
-
-
-def check_name(out: Path) -> None:
-    """Raises InputError for a name that holds control characters or bytes that are not UTF-8."""
-    name = str(out)
-    if any(unicodedata.category(character) in _UNFIT for character in name):
-        raise InputError(f"out={name!r} holds control characters or bytes that are not UTF-8, expected a plain name")
 
 
 def _check(out: Path, resume: bool, resolved: str, identity: Identity) -> None:
