@@ -1,4 +1,6 @@
-"""`python -m experiments.culprits OUT [CASES]`: random planted culprits of every kind, and what the search finds.
+"""`python -m experiments.culprits OUT [CASES [FIRST]]`: random planted culprits of each kind, and what the search finds.
+
+CASES: of each kind, 10 by default. FIRST: the seed of the first.
 
 Writes OUT/culprits.json, with one entry for each case. Checkpoints and searches are made in a temporary folder.
 """
@@ -18,13 +20,13 @@ from precision_lab.device.environment import environment
 from precision_lab.record.files import write_json
 
 
-def main(out: Path, cases: int) -> None:
+def main(out: Path, cases: int, first: int) -> None:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         checkpoint = healthy(root / "healthy")
         drift = budget(checkpoint, root)
         found: list[dict[str, Any]] = []
-        for seed in range(cases):
+        for seed in range(first, first + cases):
             for kind in KINDS:
                 found.append(searched(checkpoint, root, kind, seed, drift))
                 print(json.dumps(found[-1]), flush=True)
@@ -67,4 +69,5 @@ def _is_met(case: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10)
+    cases, first = [*map(int, sys.argv[2:]), *(10, 0)[len(sys.argv) - 2 :]]
+    main(Path(sys.argv[1]), cases, first)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from precision_lab.cli import schema
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.literal import settled
+from precision_lab.cli.probes import without_settings_of_absent
 from precision_lab.errors import InputError
 from precision_lab.lab.measures import LatencySpec, PinnedSpec, TeacherSpec
 from precision_lab.lab.spec import RunSpec, Variant
@@ -39,7 +40,7 @@ def prepare(config: DictConfig, command: Sequence[str]) -> Prepared:
     """Raises InputError for values that fit none; nothing is written."""
     from precision_lab.cli.sparing import compares_checkpoints
 
-    config = settled(config)
+    config = without_settings_of_absent(settled(config))
     settings = schema.read(schema.Culprits, config)
     if compares_checkpoints(settings, config):
         config.model.path = (settings.between or ())[0]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from precision_lab.cli import schema, search_schema
 from precision_lab.cli.literal import settled
+from precision_lab.cli.probes import without_settings_of_absent
 from precision_lab.cli.terminal import open_console
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
@@ -36,7 +37,7 @@ _STEPS_TIMED = 5
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Scans, chooses, tries and checks on held-out cases; prints the recipes and the path of the page."""
     set_numeric_switches()
-    config = settled(config)
+    config = without_settings_of_absent(settled(config))
     settings = schema.read(search_schema.Search, config)
     one_of("strategy", settings.strategy, STRATEGIES)
     from precision_lab.analysis.search.budgets import Budget

@@ -305,3 +305,11 @@ def test_a_candidate_that_was_another_when_it_was_scanned_is_refused(again, tmp_
 def test_a_plain_model_that_drifts_more_than_allowed_is_a_stated_result(search, tmp_path, capsys):
     assert search(tmp_path / "out", "budget.drift=1e-6", "dtype=bfloat16") == 0
     assert "cannot be met: the plain model itself drifts" in capsys.readouterr().out
+
+
+def test_an_experiment_may_narrow_the_ranges_that_search_does_not_record(search, tmp_path):
+    (tmp_path / "conf" / "exp").mkdir(parents=True)
+    own = "# @package _global_\nprobe: {range: {sites: [proj_out]}}\n"
+    (tmp_path / "conf" / "exp" / "own.yaml").write_text(own)
+    assert search(tmp_path / "out", BUDGET, "--config-dir", str(tmp_path / "conf"), "+exp=own") == 0
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["probe"] == {}

@@ -7,7 +7,12 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from precision_lab.analysis.factorial import designs
+from precision_lab.cli import schema
 from precision_lab.cli.config import build_spec
+from precision_lab.cli.literal import settled
+from precision_lab.cli.probes import without_settings_of_absent
+from precision_lab.cli.search_schema import Search
+from precision_lab.errors import InputError
 from tests.composing import configurations
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,6 +28,25 @@ def test_it_builds_and_its_claims_name_its_variants(name):
         noise = claim.get("noise") or []
         named = {claim["subject"], claim.get("against"), *([noise] if isinstance(noise, str) else noise)} - {None}
         assert named <= variants
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
+@pytest.mark.parametrize(("command", "kind"), [("search", Search), ("culprits", schema.Culprits)])
+def test_commands_that_record_no_ranges_take_it(name, command, kind):
+    """An experiment may narrow the sites of a probe that the command does not compose."""
+    with configurations():
+        config = settled(compose(command, overrides=[f"+exp={name}"]))
+    spec = build_spec(without_settings_of_absent(config), [], kind)
+    assert "range" not in spec.probes
+    assert len(spec.variants) >= 1
+
+
+def test_a_probe_that_is_unknown_or_no_probe_is_refused_where_none_is_composed():
+    for override in ("+probe.rnge.sites=[proj_out]", "+probe.range=3"):
+        with configurations():
+            config = settled(compose("culprits", overrides=[override]))
+        with pytest.raises(InputError, match="expected a mapping with a _target_"):
+            build_spec(without_settings_of_absent(config), [], schema.Culprits)
 
 
 def composed(name):
