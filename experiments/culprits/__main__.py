@@ -1,4 +1,4 @@
-"""`python -m experiments.culprits OUT [CASES [FIRST]]`: random planted culprits of each kind, and what the search finds.
+"""`python -m experiments.culprits OUT [CASES [FIRST]]`: random planted culprits, and what the search finds.
 
 CASES: of each kind, 10 by default. FIRST: the seed of the first.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from precision_lab.record.culprits import Culprits
 from precision_lab.report.figures import style
@@ -36,9 +36,18 @@ def draw(trials: pd.DataFrame, found: Culprits) -> Drawing:
     if found.checks:
         axes.axvline(found.runs + 0.5, color=style.MUTED, linewidth=0.8, linestyle="--")
     axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(found.groups)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(-0.6, 1.25 * max(found.groups, 1) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("run")
     axes.set_ylabel("spared groups")
-    axes.legend(loc="upper right", ncols=2)
+    figure.legend(loc="outside upper left", ncols=2)  # points may be anywhere
     return Drawing("culprits", "The search", figure, CAPTION)
+
+
+def _ticks(groups: int) -> list[int]:
+    """1, 2 and 5 times powers of ten, and 0; on the linear part only 0, 5 and 10."""
+    tens = [10**power * digit for power in range(1, len(str(groups))) for digit in (1, 2, 5)]
+    return [0, 5, *(tick for tick in tens if tick <= groups)]
