@@ -137,6 +137,7 @@ def test_the_page_on_public_names_lists_all_of_them():
         assert getattr(precision_lab, name) is not None
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_section_on_sweeps(small_checkpoint, tmp_path, monkeypatch, capsys):
     section = (GUIDE / "experiments.md").read_text().partition("## Sweeps")[2].partition("\n## ")[0]
     (shell,) = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)

@@ -134,6 +134,7 @@ def test_the_result_does_not_depend_on_the_workers(again, finished, tmp_path, un
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_path, monkeypatch, undrawn):
     out, original, count = tmp_path / "out", searching.Search._outcomes, 0
 

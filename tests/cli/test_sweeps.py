@@ -212,7 +212,10 @@ def test_runs_outside_the_folder_of_the_sweep_are_linked(call, tmp_path):
 
 @pytest.mark.parametrize(
     ("launcher", "settings"),
-    [("joblib", ("hydra.launcher.n_jobs=2",)), ("submitit_local", ("hydra.launcher.timeout_min=10",))],
+    [
+        ("joblib", ("hydra.launcher.n_jobs=2",)),
+        pytest.param("submitit_local", ("hydra.launcher.timeout_min=10",), marks=pytest.mark.slow),
+    ],
 )
 def test_a_launcher_gives_the_same_tables_and_messages(call, swept, tmp_path, launcher, settings):
     sweep = ("dtype=bfloat16,bf17,float16", *TIMED, "hydra.sweep.dir=swept")

@@ -98,6 +98,7 @@ def test_the_tables_are_those_of_one_process(call, cluster, alone, tmp_path, num
     assert all(worker["name"].startswith("tcp://") and worker["mlx"] and worker["device"] for worker in made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_so_are_those_of_several_processes_of_this_machine(call, alone, tmp_path, number):
     code, _, err = call("run", f"workers={number}")
@@ -112,6 +113,7 @@ def test_references_are_made_again_where_the_run_folder_is_not_seen(call, cluste
     assert_same(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_steps_are_timed_by_one_worker(call, cluster, tmp_path):
     rounds = ("latency.min_rounds=2", "latency.max_rounds=2", "latency.warmup_rounds=0")
     code, _, err = call("run", f"engine={cluster.scheduler_address}", *rounds)
@@ -237,7 +239,8 @@ def test_workers_of_one_host_are_pinned_to_a_gpu_each():
         slots.devices([made, made, made])
 
 
-@pytest.mark.parametrize("victim", ["task", pytest.param("worker", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["task", "worker"])
 def test_a_killed_process_is_replaced(small_checkpoint, alone, tmp_path, victim):
     with start(2) as started:
         run = tmp_path / "run"

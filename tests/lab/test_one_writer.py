@@ -95,7 +95,7 @@ def is_running(pid):
     return bool(state.strip()) and not state.startswith("Z")
 
 
-@pytest.mark.parametrize("kind", ["process", "crew"])
+@pytest.mark.parametrize("kind", ["process", pytest.param("crew", marks=pytest.mark.slow)])
 def test_a_killed_run_takes_its_children_along_and_can_be_continued(lab, tmp_path, kind):
     start, call, more = lab
     (tmp_path / "conf" / "exp" / "theirs.yaml").write_text(

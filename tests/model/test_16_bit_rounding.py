@@ -20,6 +20,7 @@ from tests.model.rounding import DTYPES, Draw, committed, name_of
 DRAWS = 3
 SUMS = {
     "layers.Linear": "test_transformer.test_a_16_bit_linear_is_rounded_once",
+    "coded.CodedLinear": "test_coded.test_a_16_bit_result_is_rounded_once",
     "quantized.QuantizedLinear": "test_quantized_layers",
     "quantized.QuantizedEmbedding": "test_quantized_layers",
     "attention.Attend": "test_transformer.test_16_bit_attention_is_rounded_once_on_the_cpu",

@@ -74,6 +74,22 @@ def test_a_shape_that_does_not_fit_is_refused_with_the_reason():
         CodedLinear.encoded(Even(), mx.ones((4, 3)))
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_a_16_bit_result_is_rounded_once(dtype):
+    """Product and bias are those in float64, rounded once: a half of a unit in the last place, and fp32's sums."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x = mx.array(rng.standard_normal((5, 64)).astype(np.float32)).astype(dtype)
+        weight, bias = (mx.array(rng.standard_normal(s).astype(np.float32)).astype(dtype) for s in ((48, 64), (48,)))
+        coded = CodedLinear.encoded(Int8(), weight, bias)
+        wide = [np.array(a.astype(mx.float32)).astype(np.float64) for a in (x, linear_weight(coded), bias)]
+        exact = wide[0] @ wide[1].T + wide[2]
+        result = np.array(coded(x).astype(mx.float32))
+        rounding = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11}[dtype]
+        magnitude = np.abs(wide[0]) @ np.abs(wide[1]).T
+        assert (np.abs(result - exact) <= rounding * np.abs(exact) + 1e-5 * magnitude).all()
+
+
 def test_inputs_are_rounded():
     rng = np.random.default_rng(4)
     weight, x = (mx.array(rng.standard_normal(s).astype(np.float32)) for s in ((5, 32), (3, 32)))

@@ -228,6 +228,7 @@ def conf(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_techniques_probes_claims_gate_and_report(tmp_path_factory, tmp_path, conf, capsys):
     folder = write(tmp_path_factory.mktemp("lm") / "plain")
     model = ("--config-dir", str(conf), "model=mlx_lm", f"model.path={folder}", "+exp=four_bits")

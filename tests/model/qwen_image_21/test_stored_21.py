@@ -130,6 +130,7 @@ def test_memory_does_not_grow_with_depth(tmp_path):
         assert peaks[12, True, prefill] < peaks[12, False, prefill] + 3 * block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "name"),
     [
