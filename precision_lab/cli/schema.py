@@ -233,13 +233,10 @@ class Device(Closed):
     out: Folder | None
 
 
-class OfAModel(Closed):
-    """What a command that only needs a model composes with it: the settings of its cases are unused."""
+class BesideAModel(Closed):
+    """What a model composes for its cases, unused by a command that needs the model alone."""
 
     model: Mapping[str, Any]
-    technique: Techniques
-    from_: Annotated[str, "a text"] | None = Field(alias="from")
-    to: Annotated[str, "a text"] | None
     sampler: Mapping[str, Any] = Field(default_factory=dict)
     image: Mapping[str, Any] = Field(default_factory=dict)
     prompts: Sequence[Any] = ()
@@ -248,6 +245,14 @@ class OfAModel(Closed):
     drift: Mapping[str, Any] = Field(default_factory=dict)
     pinned: Mapping[str, Any] = Field(default_factory=dict)
     sites: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class OfAModel(BesideAModel):
+    """A command that takes techniques from one place to another."""
+
+    technique: Techniques
+    from_: Annotated[str, "a text"] | None = Field(alias="from")
+    to: Annotated[str, "a text"] | None
 
 
 class Models(OfAModel):

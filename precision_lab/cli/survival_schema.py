@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
-
-from precision_lab.cli.schema import Closed, Count, Folder, Seed
+from precision_lab.cli.schema import BesideAModel, Count, Folder, Seed
 from precision_lab.errors import InputError
 from precision_lab.lab.values import one_of
 
 
-class Survival(Closed):
-    """conf/survival.yaml. A model sets the settings of its cases beside it, which are unused."""
+class Survival(BesideAModel):
+    """conf/survival.yaml."""
 
-    model: Mapping[str, Any]
     adapter: Annotated[str, "the path of an adapter"] | None
     other: Annotated[str, "a folder or a Hub id"] | None
     strength: Annotated[float, "a number"]
@@ -28,14 +25,6 @@ class Survival(Closed):
     roundings: Annotated[Sequence[str], "some of nearest and stochastic"]
     claims: Mapping[str, Mapping[str, Any]]
     out: Folder | None
-    sampler: Mapping[str, Any] = Field(default_factory=dict)
-    image: Mapping[str, Any] = Field(default_factory=dict)
-    prompts: Sequence[Any] = ()
-    seeds: Sequence[Any] = ()
-    learning: Mapping[str, Any] = Field(default_factory=dict)
-    drift: Mapping[str, Any] = Field(default_factory=dict)
-    pinned: Mapping[str, Any] = Field(default_factory=dict)
-    sites: Mapping[str, Any] = Field(default_factory=dict)
 
     def check(self) -> None:
         """Raises InputError for values that fit none, or contradict each other."""

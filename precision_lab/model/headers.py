@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from precision_lab.errors import InputError
 from precision_lab.model import foreign
-from precision_lab.record.safetensors import NotSafetensorsError, is_entry, read_header
+from precision_lab.record.safetensors import NotSafetensorsError, check_extents, entry_of, is_entry, read_header
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1, "I64": 8, "I32": 4}
 _INTEGERS = {"U32": ".weight", "U8": ".scales", "I64": ".alpha", "I32": ".alpha"}
@@ -47,26 +46,9 @@ def check_header(file: Path, refuse_names: Callable[[Iterable[str], Path], None]
             f"{file}: tensor {wrong[0]:.120} is {tensors[wrong[0]]['dtype']:.40}, expected F32, F16 or BF16 "
             f"({len(wrong)} such tensors)"
         )
-    _check_extents(file, tensors)
+    check_extents(file, {name: entry_of(file, entry, data) for name, entry in tensors.items()}, _BYTES)
     metadata = header.get("__metadata__")
     return Header(tensors, metadata if isinstance(metadata, dict) else {}, data)
-
-
-def _check_extents(file: Path, tensors: Mapping[str, Any]) -> None:
-    """Raises InputError for a tensor whose extent is not that of its shape, and for two that overlap."""
-    before, owner = 0, ""
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        begin, end = entry["data_offsets"]
-        expected = math.prod(entry["shape"]) * _BYTES[entry["dtype"]]
-        if end - begin != expected:
-            raise InputError(
-                f"{file}: tensor {name:.120} of shape {tuple(entry['shape'])} has {end - begin} bytes, "
-                f"expected {expected}"
-            )
-        if begin < before:
-            raise InputError(f"{file}: tensors {owner:.120} and {name:.120} overlap")
-        if end > begin:
-            before, owner = end, name
 
 
 def _readable(name: str, dtype: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, inline
 
 _MAX_HEADER = 100_000_000
 """The limit of the safetensors format."""
@@ -56,9 +57,35 @@ def read_entries(file: Path) -> tuple[dict[str, Entry], Mapping[str, str]]:
     for name, entry in header.items():
         if not is_entry(entry):
             raise InputError(f"{file}: not a safetensors file: the header entry of tensor {name!r:.80} is malformed")
-        begin, end = entry["data_offsets"]
-        entries[name] = Entry(entry["dtype"], tuple(entry["shape"]), file, data + begin, end - begin)
+        entries[name] = entry_of(file, entry, data)
     return entries, metadata
+
+
+def entry_of(file: Path, entry: Mapping[str, Any], data: int) -> Entry:
+    """A well-formed entry of the header of `file`, whose data begin at the offset `data`."""
+    begin, end = entry["data_offsets"]
+    return Entry(entry["dtype"], tuple(entry["shape"]), file, data + begin, end - begin)
+
+
+def check_extents(file: Path, entries: Mapping[str, Entry], widths: Mapping[str, int]) -> None:
+    """Checks where a file says that its tensors are. widths: bytes an element, by dtype, for all dtypes that occur.
+
+    Raises InputError for a tensor whose extent is not that of its shape, that overlaps another, or that the file cuts
+    off.
+    """
+    size, before, owner = file.stat().st_size, 0, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].size)):
+        expected, end = math.prod(entry.shape) * widths[entry.dtype], entry.begin + entry.size
+        if entry.size != expected:
+            raise InputError(
+                f"{file}: tensor {inline(name, 120)} of shape {entry.shape} has {entry.size} bytes, expected {expected}"
+            )
+        if entry.begin < before:
+            raise InputError(f"{file}: tensors {inline(owner, 120)} and {inline(name, 120)} overlap")
+        if end > size:
+            raise InputError(f"{file}: truncated: {size} bytes, expected {end}")
+        if entry.size:
+            before, owner = end, name
 
 
 def is_entry(entry: Any) -> bool:

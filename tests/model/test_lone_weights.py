@@ -4,15 +4,17 @@ import shutil
 
 import gguf
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import walk
+from precision_lab.model.casting import cast
 from precision_lab.model.coded import CodedLinear
+from precision_lab.model.codings.int8 import Int8
 from precision_lab.model.stored.locating import lone_weights
 from precision_lab.record.origin import UNKNOWN
 from precision_lab.synthetic.source import QwenImage, QwenImage21
@@ -77,11 +79,17 @@ def test_a_gguf_file_stays_packed_and_streams_with_the_same_bits(small_checkpoin
     assert mx.isfinite(expected).all()
 
 
-def test_casts_leave_the_arrays_of_coded_weights(small_checkpoint, tmp_path):
-    source = QwenImage(path=str(q8_file(small_checkpoint, tmp_path / "q8.gguf")), base=str(small_checkpoint))
-    linear = source.load(mx.float16).pipeline.transformer.transformer_blocks[0].attn.to_q
-    assert linear.bias.dtype == mx.float16
-    assert all(not mx.issubdtype(a.dtype, mx.floating) for name, a in tree_flatten(linear.arrays) if name == "weight")
+def test_casts_leave_the_arrays_of_coded_weights():
+    """Codes and fp32 scales keep their dtype, and the bias does not."""
+    holder = nn.Module()
+    holder.linear = CodedLinear.encoded(Int8(), mx.random.normal((4, 32)), mx.zeros((4,)))
+    before = holder.linear.arrays
+    cast(holder, mx.bfloat16, mx.float16)
+    assert holder.linear.bias.dtype == mx.float16
+    for name, array in holder.linear.arrays.items():
+        assert array.dtype == before[name].dtype
+        assert mx.array_equal(array, before[name])
+    assert {array.dtype for array in before.values()} == {mx.int8, mx.float32}
 
 
 def test_weights_alone_need_a_base_of_their_model(small_checkpoint, small_checkpoint_21, tmp_path):

@@ -21,7 +21,7 @@ from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, inline, shown
 from precision_lab.model.codings.float8 import Float8
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
-from precision_lab.record.safetensors import Entry, read_entries
+from precision_lab.record.safetensors import Entry, check_extents, read_entries
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 """What the names of a transformer may begin with."""
@@ -152,8 +152,7 @@ def _prefix(file: Path, names: Mapping[str, Entry]) -> str:
 
 
 def _check(file: Path, entries: Mapping[str, Entry]) -> None:
-    """Raises InputError for a dtype that is not read, and for extents that contradict shapes or the file."""
-    size = file.stat().st_size
+    """Raises InputError for a tensor of another dtype or model, or that is not where its shape says."""
     for name, entry in entries.items():
         if name.endswith("__index_timestep_zero__"):
             raise InputError(f"{file}: tensor {inline(name)} marks Qwen-Image-Edit-2511, expected text to image")
@@ -161,18 +160,7 @@ def _check(file: Path, entries: Mapping[str, Entry]) -> None:
             raise InputError(
                 f"{file}: tensor {inline(name)} is {shown(entry.dtype)}, expected F32, F16, BF16 or F8_E4M3"
             )
-        expected = math.prod(entry.shape) * _BYTES[entry.dtype]
-        if entry.size != expected:
-            raise InputError(
-                f"{file}: tensor {inline(name)} of shape {entry.shape} has {entry.size} bytes, expected {expected}"
-            )
-        if entry.begin + entry.size > size:
-            raise InputError(f"{file}: truncated: tensor {inline(name)} ends beyond the {size} bytes of the file")
-    last, end = "", 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].size)):
-        if entry.size and entry.begin < end:
-            raise InputError(f"{file}: tensors {inline(last)} and {inline(name)} overlap")
-        last, end = (name, entry.begin + entry.size) if entry.size else (last, end)
+    check_extents(file, entries, _BYTES)
 
 
 def _declared(file: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str], prefix: str) -> frozenset[str]:
