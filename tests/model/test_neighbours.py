@@ -9,6 +9,8 @@ import pytest
 
 from precision_lab.model.coded import CodedLinear, linear_weight
 from precision_lab.model.codings.base import Coding
+from precision_lab.model.codings.convrot import ConvRot, rotated
+from precision_lab.model.codings.int4 import Int4
 from precision_lab.model.codings.int8 import Int8, codes
 from precision_lab.model.layers import Linear
 from precision_lab.model.neighbours import neighbours, step, stochastic
@@ -102,6 +104,39 @@ def test_int8_has_the_scale_of_its_row():
     np.testing.assert_array_equal(np.array(found.above), np.where(codes == 127, np.inf, scale))
     np.testing.assert_array_equal(np.array(found.below), np.where(codes == -127, np.inf, scale))
     np.testing.assert_array_equal(np.array(step(found)), np.broadcast_to(scale, codes.shape))
+
+
+@pytest.mark.parametrize("group", [64, None])
+def test_int4_has_the_scale_of_its_group(group):
+    layer = CodedLinear.encoded(Int4(group), plain(4).weight)
+    found, width = neighbours(layer), group or 128
+    scale = np.repeat(np.array(layer.scale), width, axis=1)
+    codes = np.rint(np.array(linear_weight(layer)) / scale)
+    assert {codes.min(), codes.max()} == {-7, 7}
+    np.testing.assert_array_equal(np.array(found.codes), codes)
+    np.testing.assert_array_equal(np.array(found.above), np.where(codes == 7, np.inf, scale))
+    np.testing.assert_array_equal(np.array(found.below), np.where(codes == -7, np.inf, scale))
+
+
+@pytest.mark.parametrize("inner", [Int8(), Int4(64), Int4(None)], ids=str)
+def test_a_rotated_coding_has_the_codes_of_the_rotated_weight(inner):
+    weight = plain(4).weight
+    found = neighbours(CodedLinear.encoded(ConvRot(inner), weight))
+    expected = neighbours(CodedLinear.encoded(inner, rotated(weight, 256)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.array(one), np.array(other))
+
+
+@pytest.mark.parametrize("inner", [Int8(), Int4(64)], ids=str)
+def test_the_mean_of_a_rotated_coding_rounded_stochastically_is_the_weight(inner):
+    rng, draws = np.random.default_rng(12), 200
+    weight = mx.array(rng.standard_normal((6, 64)).astype(np.float32))
+    layer = CodedLinear.encoded(ConvRot(inner), weight)
+    gap, total = float(mx.max(layer.scale).item()), np.zeros((6, 64))
+    for _ in range(draws):
+        total += np.array(stochastic(layer, weight, mx.array(rng.random((6, 64)).astype(np.float32)))[0])
+    # a value beyond the last code stays there; the largest magnitude itself is a code
+    assert np.abs(total / draws - np.array(weight)).max() < 5 * gap / 2 / np.sqrt(draws)
 
 
 def test_a_coding_that_states_no_codes_has_no_neighbours():

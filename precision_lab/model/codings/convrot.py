@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from precision_lab.errors import InputError
-from precision_lab.model.codings.base import Arrays, Coding, Inputs, not_a_multiple
+from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, not_a_multiple
 from precision_lab.model.codings.int8 import Int8, Int8Inputs
 
 GROUPS = (256, 64, 16)
@@ -52,6 +52,15 @@ class ConvRot(Coding):
 
     def product(self, arrays: Arrays, x: mx.array, inputs: Inputs | None = None) -> mx.array:
         return self.coding.product(arrays, rotated(x, self.group), inputs)
+
+    def neighbours(self, arrays: Arrays) -> Neighbours | None:
+        return self.coding.neighbours(arrays)
+
+    def to_basis(self, weight: mx.array) -> mx.array:
+        return rotated(weight, self.group)
+
+    def from_basis(self, values: mx.array) -> mx.array:
+        return rotated(values, self.group)
 
 
 @dataclass(frozen=True)

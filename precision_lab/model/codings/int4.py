@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from precision_lab.errors import InputError
-from precision_lab.model.codings.base import Arrays, Coding, Inputs, not_a_multiple
+from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, evenly_spaced, not_a_multiple
 
 LARGEST = 7
 SMALLEST_MAGNITUDE = 1e-10
@@ -47,6 +47,10 @@ class Int4(Coding):
 
     def decode(self, arrays: Arrays) -> mx.array:
         return scaled(unpacked(arrays["weight"]).astype(mx.float32), arrays["scale"].astype(mx.float32))
+
+    def neighbours(self, arrays: Arrays) -> Neighbours:
+        codes_, scale = unpacked(arrays["weight"]).astype(mx.int32), arrays["scale"].astype(mx.float32)
+        return evenly_spaced(codes_, mx.repeat(scale, codes_.shape[1] // scale.shape[1], axis=1), -LARGEST, LARGEST)
 
 
 @dataclass(frozen=True)
