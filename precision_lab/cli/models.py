@@ -1,4 +1,4 @@
-"""The command `models`: lists the models, and writes synthetic checkpoints and quantised copies of checkpoints."""
+"""The command `models`: lists models, inspects weights, and writes synthetic checkpoints and quantised copies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from precision_lab.cli import inspecting
 from precision_lab.cli.building import build
 from precision_lab.cli.config import build_source
 from precision_lab.cli.literal import literal
@@ -17,11 +18,14 @@ from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.errors import InputError, nearest
 
-USED = ("model", "make", "from", "technique", "to", "seed")
+USED = ("model", "inspect", "make", "from", "technique", "to", "seed")
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Lists the models, or writes the preset `make`, or `from` with `technique` applied, to the folder `to`."""
+    """Lists the models, inspects weights, or writes to the folder `to`.
+
+    What is written is the preset `make`, or `from` with `technique` applied.
+    """
     from precision_lab.cli import schema
 
     config = literal(config)
@@ -30,6 +34,10 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if not config["from"]:
         check_used(command, [name for name in USED if name != "model"], ["model"], " without from=")
     console = open_console()
+    if config.inspect is not None:
+        check_used(command, ["inspect"], [name for name in USED if name != "inspect"], " with inspect=")
+        inspecting.show(config.inspect, console)
+        return 0
     if config.make is not None and (config.technique or config["from"]):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
     if config.make is not None:

@@ -258,6 +258,7 @@ class OfAModel(BesideAModel):
 class Models(OfAModel):
     """conf/models.yaml."""
 
+    inspect: Annotated[str, "a file or a folder of weights"] | None
     make: str | None
     from_: Annotated[str, "a folder or a Hub id"] | None = Field(alias="from")
     to: Folder | None

@@ -36,6 +36,8 @@ def located(source: str, revision: str | None, marker: str, needed: Sequence[str
         return Path(folder)
     if os.path.isfile(folder):
         foreign.refuse_file(f"model.path {source!r}", Path(folder))
+    if not os.path.exists(folder) and foreign.names_weights(source):
+        raise InputError(f"model.path {source!r}: no such file")
     if os.path.exists(folder) or not _HUB_ID.fullmatch(source):
         raise InputError(f"model.path {source!r} is neither a folder nor a Hub id like Qwen/Qwen-Image")
     return _download(source, revision, needed)

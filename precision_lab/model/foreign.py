@@ -1,8 +1,8 @@
-"""Recognises weights that other programs wrote and that are not read here, so that a refusal says what they are.
+"""Recognises weights that other programs wrote, so that a refusal says what they are.
 
-Single-file releases and community quantisations of Qwen-Image come as GGUF files, as pickles, and as safetensors with
-a common prefix before every name (ComfyUI), with marker tensors that select a variant of the model, or with packed
-weights beside their scales. None of them is read. Reading one as something else would measure another model.
+Single-file releases and community quantisations of Qwen-Image come as GGUF files, as pickles, as databases of Draw
+Things, and as safetensors with a common prefix before every name (ComfyUI), with marker tensors that select a variant
+of the model, or with packed weights beside their scales. Reading one as something else would measure another model.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ from precision_lab.errors import InputError
 
 SAFETENSORS = "a single safetensors file"
 GGUF = "a GGUF file"
+_PICKLE = "a pickle, which can run code when it is read"
+_ZIP = "a zip archive as torch.save writes it, with a pickle, which can run code when it is read"
+_SQLITE = "an SQLite database, in which Draw Things keeps models"
 
 _SUFFIXES = {
     ".gguf": GGUF,
-    **dict.fromkeys(
-        (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"), "a pickle, which can run code when it is read"
-    ),
+    **dict.fromkeys((".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"), _PICKLE),
 }
+_STARTS = {b"GGUF": GGUF, b"SQLite format 3\0": _SQLITE, b"PK\x03\x04": _ZIP}
 _ADVICE = {
     GGUF: "A folder cannot hold GGUF beside other weights: give the file itself as model.path",
-    "a pickle, which can run code when it is read": "Save its tensors as safetensors",
+    _PICKLE: "Save its tensors as safetensors",
+    _ZIP: "Save its tensors as safetensors",
+    _SQLITE: "Give the safetensors or GGUF file that it was made from",
     SAFETENSORS: "Give a folder in the layout of Qwen/Qwen-Image, which the Hub has beside such files",
 }
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.", "first_stage_model.")
-_MARKER = re.compile(r"(?:.*\.)?(__\w+__|scaled_fp8|comfy_quant)")
+MARKER = re.compile(r"(?:.*\.)?(__\w+__|scaled_fp8|comfy_quant)")
+"""Tensors that only say what the others are."""
 _MARKED = {
     "__index_timestep_zero__": "Qwen-Image-Edit-2511 as ComfyUI stores it",
     "scaled_fp8": "float8 weights with scales as ComfyUI stores them",
@@ -50,13 +55,19 @@ def kind_of(file: Path) -> str | None:
             start = opened.read(16)
     except OSError:
         start = b""
-    if start.startswith(b"GGUF"):
-        return GGUF
+    for magic, kind in _STARTS.items():
+        if start.startswith(magic):
+            return kind
     if file.suffix == ".safetensors" and start[8:9] == b"{":
         return SAFETENSORS
     if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
-        return _SUFFIXES[".pkl"]
+        return _PICKLE
     return _SUFFIXES.get(file.suffix.lower())
+
+
+def names_weights(path: str) -> bool:
+    """Whether a path ends like that of a file of weights, read or not."""
+    return path.lower().endswith((".safetensors", *_SUFFIXES))
 
 
 def refuse_file(what: str, file: Path) -> None:
@@ -89,7 +100,7 @@ def refuse_method(config: Mapping[str, Any], file: Path) -> None:
 def refuse_names(names: Iterable[str], file: Path) -> None:
     """Raises InputError for tensors that mark weights of another model, or weights packed by another program."""
     for name in names:
-        if marker := _MARKER.fullmatch(name):
+        if marker := MARKER.fullmatch(name):
             kind = _MARKED.get(marker[1], "a variant of the model that only its writer knows")
             raise InputError(
                 f"{file}: tensor {name} marks {kind}. Give a checkpoint of text to image in the published layout"

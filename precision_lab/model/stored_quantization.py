@@ -79,6 +79,21 @@ def quantized_modules(
     return quantized
 
 
+def channels_of(config: Mapping[str, Any], metadata: Mapping[str, str], path: str, words: int, groups: int) -> int:
+    """The input channels of a quantised module from the last sizes of its packed weight and its scales.
+
+    Without a model, the header of mflux leaves two readings: that with groups of 64 is taken, as mflux writes no other.
+    Raises InputError if config and metadata contradict each other or state no packing that exists.
+    """
+    declared = _declaration(config, metadata, lambda name: name)
+    if isinstance(declared, _Listed):
+        bits = (declared.paths.get(path) or declared.default).bits
+        return words * 32 // bits
+    level = declared.bits if isinstance(declared, _Level) else None
+    read = (words * 32 // bits for bits in (level, mflux.PROTECTED_BITS) if bits)
+    return next((channels for channels in read if channels == 64 * groups), words * 32 // mflux.PROTECTED_BITS)
+
+
 def _quantized(path: str, module: nn.Module, declared: _Declaration, tensors: Mapping[str, mx.array]) -> nn.Module:
     if not isinstance(module, nn.Linear | nn.Embedding):
         raise InputError(f"tensor {path}.scales: {path} is {type(module).__name__}, expected a linear or an embedding")

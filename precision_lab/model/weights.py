@@ -78,6 +78,13 @@ class WeightFiles(StoredWeights):
     headers: Mapping[Path, Header]
 
     @property
+    def layout(self) -> str:
+        if mflux.wrote(self.metadata):
+            return f"a folder of mflux, {mflux.level(self.metadata) or 'no'} bits"
+        packed = any(name.endswith(".scales") for name in self.names)
+        return "a folder of mlx-lm, quantised" if packed else "a folder in the published layout"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return tuple(self.headers)
 

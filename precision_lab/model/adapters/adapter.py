@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,12 +87,7 @@ class Adapter:
 
         The message names the file, the first tensor, and how many fit.
         """
-        names = {key_of(path): shape for path, shape in linears.items()}
-        for path, shape in linears.items():
-            for fused, parts in _FUSED.items():
-                head = path.removesuffix(parts[0])
-                if path.endswith(f".{parts[0]}"):
-                    names.setdefault(key_of(head + fused), (len(parts) * shape[0], shape[1]))
+        names = _by_key(linears)
         total = len(self.layers)
         unknown = [layer for key, layer in self.layers.items() if key not in names]
         if unknown:
@@ -107,6 +103,30 @@ class Adapter:
                 f"{self.file}: tensor {brief(unfit[0].first)} and its other factors change a weight of "
                 f"{found[0]} x {found[1]}, expected {expected[0]} x {expected[1]} ({total - len(unfit)} of {total} fit)"
             )
+
+    def fitting(self, linears: Shapes) -> int:
+        """How many layers of the file are linears of the model and fit their shapes."""
+        names = _by_key(linears)
+        return sum(names.get(key) == self._shape(layer) for key, layer in self.layers.items())
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """LoRA, LoKr or both."""
+        low = ["down" in layer.tensors for layer in self.layers.values()]
+        return (*(("LoRA",) if any(low) else ()), *(("LoKr",) if not all(low) else ()))
+
+    def ranks(self) -> Counter[int]:
+        """The ranks, each with the number of its layers; a layer of whole factors has none."""
+        return Counter(rank for layer in self.layers.values() if (rank := _rank(layer, self.shapes)) is not None)
+
+    def alphas(self) -> Counter[float]:
+        """The alphas that the file or a configuration states, each with the number of its layers.
+
+        Raises InputError for an alpha that is not finite.
+        """
+        if self.scaling is not None:
+            return Counter(self.scaling.alpha_of(layer.module) for layer in self.layers.values())
+        return Counter(self._alphas.values())
 
     def delta(self, path: str, shape: tuple[int, int]) -> Delta | None:
         """The change of the linear at `path`, of `shape` (outputs, channels); None if the file does not name it.
@@ -180,6 +200,17 @@ class Adapter:
 
     def _shape(self, layer: Layer) -> tuple[int, int]:
         return _changed_shape(layer, self.shapes)
+
+
+def _by_key(linears: Shapes) -> dict[str, tuple[int, int]]:
+    """The shapes of linears, and of those that files join, by their keys."""
+    names = {key_of(path): shape for path, shape in linears.items()}
+    for path, shape in linears.items():
+        for fused, parts in _FUSED.items():
+            head = path.removesuffix(parts[0])
+            if path.endswith(f".{parts[0]}"):
+                names.setdefault(key_of(head + fused), (len(parts) * shape[0], shape[1]))
+    return names
 
 
 def _changed_shape(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:

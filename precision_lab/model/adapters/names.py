@@ -133,6 +133,15 @@ def layers_of(names: Iterable[str], file: Path) -> tuple[str, list[Layer]]:
     return next(iter(prefixes)), layers
 
 
+def names_an_adapter(names: Iterable[str]) -> bool:
+    """Whether a tensor is named like a factor of an adapter, of a kind that is read or of one that is refused."""
+    refused = _REFUSED[:-1]  # changes without factors are parts of whole weights too
+    return any(
+        ((found := _PART.fullmatch(name)) and not found["alpha"]) or any(kind.fullmatch(name) for kind, _ in refused)
+        for name in names
+    )
+
+
 def writer_of(prefix: str) -> str:
     """Who writes names with this prefix."""
     return _PREFIXES[prefix]

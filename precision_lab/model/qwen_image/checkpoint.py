@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from precision_lab.model import paging
 from precision_lab.model.casting import cast
@@ -38,6 +39,7 @@ class Checkpoint(checkpoint.Checkpoint):
     """
 
     kinds: ClassVar[Kinds] = KINDS
+    transformer_class: ClassVar[type[nn.Module]] = Transformer
 
     inflate: float = 1.0
 

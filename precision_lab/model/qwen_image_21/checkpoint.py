@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image_21.config import TextEncoderConfig, TransformerConfig, VAEConfig
@@ -33,6 +34,7 @@ class Checkpoint(checkpoint.Checkpoint):
     """A folder in the layout of Qwen/Qwen-Image-2.1 (see `text_to_image.checkpoint.Checkpoint`)."""
 
     kinds: ClassVar[Kinds] = KINDS
+    transformer_class: ClassVar[type[nn.Module]] = Transformer
     tokenizer_folder: ClassVar[str] = "processor"
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:

@@ -52,6 +52,11 @@ class StoredWeights(ABC):
     partial: bool = False
 
     @property
+    def layout(self) -> str:
+        """How the files store the component, in words that complete "stored as"."""
+        return "safetensors"
+
+    @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The weight files, whose contents the fingerprint covers."""

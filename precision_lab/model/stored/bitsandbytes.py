@@ -93,6 +93,11 @@ class BitsandbytesFolder(StoredWeights):
         )
 
     @property
+    def layout(self) -> str:
+        nested = ", scales quantised too" if self._offsets else ""
+        return f"a folder of diffusers with linears in NF4 of bitsandbytes{nested}"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return tuple(sorted({entry.file for entry in self._entries.values()}))
 

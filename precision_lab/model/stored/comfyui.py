@@ -110,6 +110,13 @@ class ComfyFile(StoredWeights):
         )
 
     @property
+    def layout(self) -> str:
+        prefix = f", names begin with {self._prefix}" if self._prefix else ""
+        ends = {name.rpartition(".")[2] for name in self._scales.values() if name is not None}
+        scales = f" with {' and '.join(sorted(ends))}" if ends else " without scales"
+        return f"a single file of ComfyUI{', float8' + scales if self.linears else ''}{prefix}"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return (self.source,)
 

@@ -71,6 +71,10 @@ class GgufFile(StoredWeights):
         return cls(source=file, metadata=about, linears=linears, _tensors=tensors)
 
     @property
+    def layout(self) -> str:
+        return "GGUF"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return (self.source,)
 

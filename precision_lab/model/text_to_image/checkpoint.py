@@ -57,6 +57,8 @@ class Checkpoint:
 
     kinds: ClassVar[Kinds]
     """The classes that the subclass reads."""
+    transformer_class: ClassVar[type[nn.Module]]
+    """The module of the transformer, which takes its configuration."""
     tokenizer_folder: ClassVar[str] = "tokenizer"
 
     folder: Path

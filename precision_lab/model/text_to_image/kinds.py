@@ -13,7 +13,7 @@ from typing import Any
 
 from precision_lab.errors import InputError
 
-_READERS = {"QwenImagePipeline": "model=qwen_image", "QwenImage21Pipeline": "model=qwen_image_21"}
+READERS = {"QwenImagePipeline": "model=qwen_image", "QwenImage21Pipeline": "model=qwen_image_21"}
 """The option that reads the checkpoints of a pipeline."""
 
 
@@ -37,7 +37,7 @@ class Kinds:
         """
         pipeline = index.get("_class_name", self.pipeline)
         if pipeline != self.pipeline:
-            reader = _READERS.get(pipeline if isinstance(pipeline, str) else "")
+            reader = READERS.get(pipeline if isinstance(pipeline, str) else "")
             raise InputError(
                 f"a checkpoint of {_named(pipeline)}, expected {self.pipeline}: "
                 + (f"{reader} model.path=DIR reads it" if reader else f"only {self.supported} is supported")
