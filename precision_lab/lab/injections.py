@@ -12,6 +12,7 @@ from precision_lab.instrument.sites import Components, Site
 from precision_lab.lab.candidates import Candidate
 from precision_lab.lab.groups import Group
 from precision_lab.record.patterns import patterns_of
+from precision_lab.techniques.base import Keeping
 from precision_lab.techniques.parts.weight_storage import storage
 
 PLACES = 3
@@ -79,11 +80,17 @@ class Rewrites:
 
     def at(self, address: str) -> nn.Module | None:
         """The replacement of the module at an address, or None if the candidate does not fit it."""
+        site = self._sites[address]
         try:
-            return self._technique.rewrite(self._sites[address])
+            module = self._technique.rewrite(site)
         except InputError as error:
             self.reasons[address] = str(error)
             return None
+        kept = self._technique.kept(site) if isinstance(self._technique, Keeping) else None
+        if kept is not None:
+            self.reasons[address] = f"{site} with {kept}"
+            return None
+        return module
 
 
 def places_of_noise(groups: Iterable[Group]) -> list[Group]:

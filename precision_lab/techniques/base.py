@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -95,6 +96,17 @@ class OfLinears(Protocol):
         """True."""
 
 
+@runtime_checkable
+class Keeping(Protocol):
+    """A technique that leaves a module alone where it does not fit. One that fits none of its sites is refused."""
+
+    def kept(self, site: Site) -> str | None:
+        """Why `rewrite` leaves the site alone, such as "48 channels, expected a multiple of 256"; None if it does not.
+
+        The module at the site is of a class that the technique rewrites.
+        """
+
+
 class Beside(Wrapper, ABC):
     """A wrapper that adds to the result of a linear. The linear inside stays open to `OfLinears`."""
 
@@ -157,11 +169,20 @@ def _rewritten(name: str, technique: Technique, site: Site) -> nn.Module:
     return module
 
 
+def _check_not_all_kept(name: str, technique: Keeping, sites: Sequence[Site]) -> None:
+    alone = (replace(site, module=without_adapters(site.module)) for site in sites)
+    reasons = Counter(why for site in alone if (why := technique.kept(site)) is not None)
+    if reasons.total() == len(sites):
+        said = "; ".join(f"{number} with {why}" for why, number in reasons.most_common(3))
+        raise InputError(f"technique {name} leaves all {len(sites)} linears that it names as they are: {said}")
+
+
 @contextmanager
 def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Technique]) -> Iterator[dict[str, Coverage]]:
     """Applies the techniques in order for the length of the block; afterwards the model is plain again.
 
-    Raises InputError if a pattern matches nothing, or if two techniques rewrite one site and neither composes.
+    Raises InputError if a pattern matches nothing, if a technique of `Keeping` fits none of the sites that it names, or
+    if two techniques rewrite one site and neither composes.
     """
     owners: dict[Site, str] = {}
     coverage = {}
@@ -177,6 +198,8 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
                     raise InputError(f"Techniques {owner} and {name} both rewrite {site}, and neither composes")
             rewritten = {site: _rewritten(name, technique, site) for site in selected}
             changed = {site: module for site, module in rewritten.items() if module is not site.module}
+            if not changed and isinstance(technique, Keeping):
+                _check_not_all_kept(name, technique, selected)
             stack.enter_context(swapped(components, changed))
             named = {site.component for site in selected}
             coverage[name] = Coverage(len(changed), sum(site.component in named for site in sites))

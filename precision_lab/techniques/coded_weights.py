@@ -24,7 +24,7 @@ class CodedWeights:
     """Linears in `coding`, their inputs rounded by `inputs` unless that is null.
 
     unfit: "refuse" (default) raises InputError for a linear whose shape the format cannot store; "keep" leaves it
-    alone, and the coverage of the run says how many were rewritten.
+    alone, and the coverage of the run says how many were rewritten. A model of which it can store none is refused.
     """
 
     coding: Coding
@@ -42,9 +42,13 @@ class CodedWeights:
     def rewrite(self, site: Site) -> nn.Module:
         expect_kind("coded_weights", site, nn.Linear)
         linear = site.module
-        why = unfit(self.coding, linear.weight.shape, self.inputs)
-        if why is None:
-            return CodedLinear.encoded(self.coding, linear.weight, linear.get("bias"), self.inputs)
-        if self.unfit == "keep":
+        if self.kept(site) is not None:
             return linear
-        raise InputError(f"coded_weights: {site} in {self.coding.name}: {why}; leave it out, or use unfit: keep")
+        why = unfit(self.coding, linear.weight.shape, self.inputs)
+        if why is not None:
+            raise InputError(f"coded_weights: {site} in {self.coding.name}: {why}; leave it out, or use unfit: keep")
+        return CodedLinear.encoded(self.coding, linear.weight, linear.get("bias"), self.inputs)
+
+    def kept(self, site: Site) -> str | None:
+        """Why the format or the rounding of inputs does not fit a linear that is left alone; None if it is not."""
+        return unfit(self.coding, site.module.weight.shape, self.inputs) if self.unfit == "keep" else None

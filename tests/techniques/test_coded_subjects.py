@@ -7,16 +7,20 @@ import pytest
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components, walk
-from precision_lab.lab.groups import linears
+from precision_lab.lab.candidates import Candidate
+from precision_lab.lab.groups import groups_of, linears
+from precision_lab.lab.injections import injections_of
 from precision_lab.lab.quantized_checkpoint import write
 from precision_lab.lab.recipe import stated, target_of
 from precision_lab.model.coded import CodedLinear, linear_weight
 from precision_lab.model.codings.float8 import Float8, Float8Inputs
+from precision_lab.model.codings.gguf.super_blocks import Q4_K
+from precision_lab.model.codings.int4 import Int4Inputs
 from precision_lab.model.codings.int8 import Int8, Int8Inputs
 from precision_lab.model.qwen_image.layout import layout
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Float8 as Float8Format
-from precision_lab.techniques.base import applied
+from precision_lab.techniques.base import Beside, applied
 from precision_lab.techniques.batch_layout import BatchLayout
 from precision_lab.techniques.coded_weights import CodedWeights
 from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
@@ -77,6 +81,63 @@ def test_it_is_not_quantised_again():
     refusal = pytest.raises(InputError, match="linear is quantised already, expected Linear")
     with refusal, applied(subject(coded()), {"t": technique}):
         pass
+
+
+def two_widths():
+    """A subject with linears of 192 and 256 channels."""
+    holder = nn.Module()
+    holder.narrow, holder.wide = nn.Linear(192, 64), nn.Linear(256, 64)
+    return Components({"transformer": holder}, layout(1))
+
+
+def test_what_does_not_fit_is_kept_or_refused_as_told():
+    with applied(two_widths(), {"q4_k": CodedWeights(Q4_K(), ["*"], unfit="keep")}) as coverage:
+        assert coverage["q4_k"].matched == 1
+    refusal = pytest.raises(InputError, match="narrow in q4_k: 192 channels, expected a multiple of 256; leave it out")
+    with refusal, applied(two_widths(), {"q4_k": CodedWeights(Q4_K(), ["*"])}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("technique", "said"),
+    [
+        (CodedWeights(Q4_K(), ["narrow"], unfit="keep"), "1 with 192 channels, expected a multiple of 256"),
+        (
+            CodedWeights(Int8(), ["*"], Int4Inputs(group=100), "keep"),
+            "1 with inputs in int4: .* channels, expected a multiple of 100; 1 with inputs in int4",
+        ),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "below an adapter"])
+def test_a_technique_that_keeps_every_linear_says_so(technique, said, beside):
+    class Nothing(Beside):
+        def __call__(self, x):
+            return self.inner(x)
+
+        def around(self, inner):
+            return Nothing(inner)
+
+    components = two_widths()
+    if beside:
+        components["transformer"].narrow = Nothing(components["transformer"].narrow)
+    refusal = pytest.raises(InputError, match=rf"technique t leaves all \d linears that it names as they are: {said}")
+    with refusal, applied(components, {"t": technique}):
+        pass
+
+
+def test_a_scan_leaves_out_the_groups_that_a_candidate_keeps():
+    components = two_widths()
+    sites = {str(site): site for site in linears(walk(components))}
+    node = {"_target_": "?", "sites": "SITES"}
+    candidate = Candidate("q4_k", node, lambda name, node: CodedWeights(Q4_K(), node["sites"], unfit="keep"))
+    groups = groups_of(components)
+    found, unfit = injections_of(components, sites, groups, [candidate])
+    assert [injection.group.operation for injection in found] == ["wide"]
+    [narrow] = unfit
+    assert (narrow.group.operation, narrow.candidate) == ("narrow", "q4_k")
+    assert "narrow with 192 channels, expected a multiple of 256" in narrow.reason
+    with pytest.raises(InputError, match=r"candidate q4_k fits none of the 1 groups: .*narrow with 192 channels"):
+        injections_of(components, sites, [narrow.group], [candidate])
 
 
 def test_a_recipe_states_float8_with_the_inputs_it_knows():
