@@ -1,6 +1,6 @@
 """`python -m experiments.culprits OUT [CASES [FIRST]]`: random planted culprits, and what the search finds.
 
-CASES: of each kind, 10 by default. FIRST: the seed of the first.
+CASES: of each kind whose plant takes, 10 by default. FIRST: the seed of the first.
 
 Writes OUT/culprits.json, with one entry for each case. Checkpoints and searches are made in a temporary folder.
 """
@@ -15,26 +15,29 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experiments.culprits.plants import KINDS, budget, healthy, searched
+from experiments.culprits.cases import cases
+from experiments.culprits.plants import KINDS, budget, healthy
 from precision_lab.device.environment import environment
 from precision_lab.record.files import write_json
 
 
-def main(out: Path, cases: int, first: int) -> None:
+def main(out: Path, count: int, first: int) -> None:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         checkpoint = healthy(root / "healthy")
         drift = budget(checkpoint, root)
         found: list[dict[str, Any]] = []
-        for seed in range(first, first + cases):
-            for kind in KINDS:
-                found.append(searched(checkpoint, root, kind, seed, drift))
-                print(json.dumps(found[-1]), flush=True)
+        for kind in KINDS:
+            for case in cases(checkpoint, root, kind, first, count, drift):
+                found.append(case)
+                print(json.dumps(case), flush=True)
     write_json(out / "culprits.json", summary(found, drift))
 
 
-def summary(found: Sequence[Mapping[str, Any]], drift: float) -> dict[str, Any]:
+def summary(every: Sequence[Mapping[str, Any]], drift: float) -> dict[str, Any]:
     """All cases, and their numbers by kind. drift: the budget of the searches in 4 bits."""
+    found = [case for case in every if "rejected" not in case]
+    rejected = [case for case in every if "rejected" in case]
     kinds = []
     for kind in KINDS:
         own = [case for case in found if case["kind"] == kind.name]
@@ -44,6 +47,7 @@ def summary(found: Sequence[Mapping[str, Any]], drift: float) -> dict[str, Any]:
                 "cases": len(own),
                 "exact_within_bound": sum(_is_met(case) for case in own),
                 "planted": sum(len(case["planted"]) for case in own),
+                "rejected": sum(case["kind"] == kind.name for case in rejected),
                 "groups": own[0]["groups"],
                 "runs": median(case["runs"] for case in own),
                 "bound": median(case["bound"] for case in own),
@@ -54,13 +58,15 @@ def summary(found: Sequence[Mapping[str, Any]], drift: float) -> dict[str, Any]:
     return {
         "cases": len(found),
         "exact_within_bound": sum(map(_is_met, found)),
+        "rejected_plants": len(rejected),
         "largest_share_of_bound": max(case["runs"] / case["bound"] for case in found),
         "violations": sum(case["violations"] for case in found),
         "drift_budget": drift,
         "weights": "synthetic",
         "environment": {name: environment()[name] for name in ("device", "cores", "mlx", "commit")},
         "kinds": kinds,
-        "found": list(found),
+        "found": found,
+        "rejected": rejected,
     }
 
 
@@ -69,5 +75,5 @@ def _is_met(case: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    cases, first = [*map(int, sys.argv[2:]), *(10, 0)[len(sys.argv) - 2 :]]
-    main(Path(sys.argv[1]), cases, first)
+    count, first = [*map(int, sys.argv[2:]), *(10, 0)[len(sys.argv) - 2 :]]
+    main(Path(sys.argv[1]), count, first)

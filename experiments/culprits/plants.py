@@ -41,12 +41,19 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fragility. search: overrides of `culprits`. has_budget: whether the criterion is a budget of drift."""
+    """A kind of fragility.
+
+    search: overrides of `culprits`. has_budget: whether the criterion is a budget of drift. sites: the addresses of
+    all sites that can be narrow or wide, of a checkpoint. variant: that of a run in which some sites are narrow and
+    the others wide.
+    """
 
     name: str
     search: Sequence[str]
     has_budget: bool
     plant: Callable[[Weights, np.random.Generator, int], set[str]]
+    sites: Callable[[Path], set[str]]
+    variant: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
 
 
 class Weights:
@@ -64,6 +71,12 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
+
+    @property
+    def linears(self) -> set[str]:
+        """The addresses of the linears."""
+        matrices = (name for name, tensor in self._tensors.items() if tensor.ndim == 2)
+        return {name.removesuffix(".weight") for name in matrices if name.endswith(".weight")}
 
     @property
     def depth(self) -> int:
@@ -161,17 +174,42 @@ def _linears(
     return {f"{block}.{name}" for block, name in chosen}
 
 
-_MODULES = "transformer_blocks.*.{img_mlp,txt_mlp,attn.attend,attn.norm_q,attn.norm_k,img_norm1,img_norm2,txt_norm1}"
+_NAMES = ("img_mlp", "txt_mlp", "attn.attend", "attn.norm_q", "attn.norm_k", "img_norm1", "img_norm2", "txt_norm1")
+_MODULES = f"transformer_blocks.*.{{{','.join(_NAMES)}}}"
+
+
+def _modules(checkpoint: Path) -> set[str]:
+    return {f"transformer_blocks.{block}.{name}" for block in range(Weights(checkpoint).depth) for name in _NAMES}
+
+
+def _float16(narrow: Sequence[str], wide: Sequence[str]) -> dict[str, Any]:
+    cure = {"_target_": "precision_lab.techniques.float32.Float32", "sites": list(wide)}
+    return {"dtype": "float16", "technique": {"cure": cure}}
+
+
+def _four_bits(narrow: Sequence[str], wide: Sequence[str]) -> dict[str, Any]:
+    rules = [{"sites": list(narrow), "bits": 4}]
+    harm = {"_target_": "precision_lab.techniques.quantized_weights.QuantizedWeights", "rules": rules}
+    return {"dtype": "float32", "technique": {"harm": harm}}
+
+
+def _all_linears(checkpoint: Path) -> set[str]:
+    return Weights(checkpoint).linears
+
+
+_CURE = ("dtype=float16", "candidate=[float32]", "at=found", f"of=['{_MODULES}']")
+_HARM = ("candidate=[affine4]",)
 KINDS = (
-    Kind("overflow", ("dtype=float16", "candidate=[float32]", "at=found", f"of=['{_MODULES}']"), False, _overflow),
-    Kind("outliers", ("candidate=[affine4]",), True, _outliers),
-    Kind("channel", ("candidate=[affine4]",), True, _channel),
+    Kind("overflow", _CURE, False, _overflow, _modules, _float16),
+    Kind("outliers", _HARM, True, _outliers, _all_linears, _four_bits),
+    Kind("channel", _HARM, True, _channel, _all_linears, _four_bits),
 )
 
-CASE = (
-    *("image.height=32", "image.width=48", "sampler.steps=2", "sampler.guidance_scale=1.0"),
-    *("prompts=[two red circles,a blue square]", "by=[site]", "workers=1"),
-)
+CASES = ("image.height=32", "image.width=48", "sampler.steps=2", "sampler.guidance_scale=1.0", "workers=1")
+CRITERION_PROMPT = "two red circles"
+"""The prompt of a search; another one is for its validation."""
+
+CASE = (*CASES, f"prompts=[{CRITERION_PROMPT},a blue square]", "by=[site]")
 """The cases of a search and of its validation, and its groups."""
 
 
@@ -191,20 +229,17 @@ def budget(checkpoint: Path, folder: Path) -> float:
     return 1.5 * float(found["nothing_spared"]["value"])
 
 
-def searched(checkpoint: Path, folder: Path, kind: Kind, seed: int, drift: float) -> dict[str, Any]:
-    """One case: what was planted, and what the search finds."""
-    name = f"{kind.name}{seed}"
-    fragile = planted(checkpoint, folder / name, kind, seed)
+def searched(model: Path, out: Path, kind: Kind, fragile: set[str], drift: float) -> dict[str, Any]:
+    """What the search finds in a checkpoint with fragile sites, and whether it is exactly those."""
     criterion = f"criterion.drift={drift}" if kind.has_budget else "criterion=finite"
-    found = search(folder / name, folder / f"{name}_search", *kind.search, criterion)
+    found = search(model, out, *kind.search, criterion)
     groups = [culprit["group"] for culprit in found["culprits"]]
-    shutil.rmtree(folder / name)
     return {
-        "kind": kind.name,
-        "seed": seed,
-        "planted": sorted(fragile),
         "found": groups,
         "exact": set(groups) == fragile,
-        **{key: found[key] for key in ("groups", "runs", "bound", "checks", "violations", "is_minimal", "is_only")},
+        **{key: found[key] for key in _KEYS},
         "validated": found["validation"]["holds"] if found["validation"] else None,
     }
+
+
+_KEYS = ("groups", "runs", "bound", "checks", "violations", "fallback", "left_out", "is_minimal", "is_only")

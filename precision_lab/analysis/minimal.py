@@ -5,12 +5,18 @@ and conquers the halves. For k names out of n and a monotone criterion, one that
 needs about 2k log2(n/k) + 2k runs; `most_runs` bounds them with those that show that each name is needed. Delta
 debugging (Zeller and Hildebrandt 2002, Simplifying and isolating failure-inducing input, IEEE TSE 28) needs up to
 n^2 + 3n, but it needs no monotone criterion: its result is 1-minimal, so that no single name can be left out. It is the
-fallback.
+fallback, and starts at the smallest set that was seen to hold.
 
 Whether a criterion is monotone cannot be known from a few runs, but it can be refuted. Any pair of sets that were run,
 of which the smaller holds and the larger does not, is a violation. After the search, `checks` random sets that contain
 the result and as many random subsets of it without one of its names are run for this purpose, and for each name of the
-result everything but that name: where none of those holds, the result is the only minimal set.
+result everything but that name: where none of those holds, the result is the only minimal set. Where one holds, that
+name can be left out if others stand in for it, and halving the others finds a single one, unless several together in
+the first half that will do hide it.
+
+Where the criterion is not monotone, a set without two of its names can hold although no set without one of them does.
+Then the subsets of the result are run too, the largest first, as far as `subsets` runs allow, which is all of them up
+to six names.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 Names = frozenset[str]
@@ -34,10 +41,12 @@ class Minimal:
 
     status: found; nothing, if the criterion holds for the empty set; impossible, if it does not hold for all names.
     names: in the order of all names; discovered: in the order in which they were found. runs: of the search, with those
-    that show that each name is needed. checks: further runs, which tested whether the criterion is monotone.
-    violations: pairs of sets of which the smaller holds and the larger does not. fallback: whether delta debugging
-    found the names. is_only: whether no minimal set without one of the names exists, if the criterion is monotone;
-    None if not checked.
+    that show that each name is needed. checks: further runs, which tested whether the criterion is monotone, whether
+    this is the only minimal set, and subsets of it. violations: pairs of sets of which the smaller holds and the larger
+    does not. fallback: whether delta debugging found the names. left_out: no subset holds that lacks up to this many of
+    the names; all of them were run. is_only: whether no minimal set without one of the names exists, if the criterion
+    is monotone; None if not checked. instead: for each name that can be left out when everything else is there, a name
+    that can replace it in the set, or None if no single one was found to do so.
     """
 
     status: Status
@@ -47,12 +56,15 @@ class Minimal:
     checks: int = 0
     violations: tuple[tuple[Names, Names], ...] = ()
     fallback: bool = False
+    left_out: int = 0
     is_only: bool | None = None
+    instead: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def is_minimal(self) -> bool:
         """Whether no proper subset will do, as far as the runs can tell; else no single name can be left out."""
-        return self.status == "found" and not self.violations and not self.fallback
+        is_shown = self.left_out >= len(self.names)
+        return self.status == "found" and (is_shown or (not self.violations and not self.fallback))
 
 
 def most_runs(number: int, found: int) -> int:
@@ -64,10 +76,12 @@ class MinimalSet:
     """Asks for the results of sets, one batch of independent ones at a time, until `result` is there.
 
     names: all, ordered so that neighbours are alike. checks: how many random sets test monotonicity from either side;
-    0 checks nothing beyond the pairs that the search runs anyway.
+    0 checks nothing beyond the pairs that the search runs anyway, nor whether the result is the only minimal set.
+    subsets: the most runs of subsets of the result where the criterion is not monotone, beside those that show that
+    each name of a smaller set found by them is needed.
     """
 
-    def __init__(self, names: Sequence[str], checks: int = 4, seed: int = 0):
+    def __init__(self, names: Sequence[str], checks: int = 4, subsets: int = 64, seed: int = 0):
         if len(set(names)) != len(names) or not names:
             raise ValueError(
                 f"{len(names)} names, of which {len(set(names))} differ; expected distinct ones, at least one"
@@ -76,7 +90,7 @@ class MinimalSet:
         self.holds: dict[Names, bool] = {}
         """The results so far by set, in the order in which they were told."""
         self.result: Minimal | None = None
-        self._checks, self._random = checks, random.Random(seed)
+        self._checks, self._subsets, self._random = checks, subsets, random.Random(seed)
         self._runs = 0
         self._searching = self._search()
         self._wanted: list[Names] = []
@@ -117,11 +131,13 @@ class MinimalSet:
         yield _without_each(found)
         fallback = not self.holds[Names(found)] or any(self.holds[names] for names in _without_each(found))
         if fallback:
-            holding = [names for names, holds in self.holds.items() if holds]
-            smallest = min(holding, key=lambda names: (len(names), self._ordered(names)))
-            found = yield from self._reduced(self._ordered(smallest))
+            found = yield from self._reduced(len(found) if self.holds[Names(found)] else 2)
         runs = len(self.holds)
-        is_only = yield from self._check(found)
+        yield from self._check(found)
+        left_out = 1
+        if fallback or self._violations():
+            found, left_out = yield from self._thinned(found)
+        instead = (yield from self._replaced(found)) if self._checks else {}
         return Minimal(
             "found",
             tuple(self._ordered(found)),
@@ -130,7 +146,9 @@ class MinimalSet:
             len(self.holds) - runs,
             self._violations(),
             fallback,
-            is_only,
+            left_out,
+            not instead if self._checks else None,
+            instead,
         )
 
     def _explained(self, background: list[str], added: list[str], candidates: list[str]) -> Asking:
@@ -147,37 +165,72 @@ class MinimalSet:
         of_first = yield from self._explained(background + of_second, of_second, first)
         return of_second + of_first
 
-    def _reduced(self, names: list[str]) -> Asking:
-        """1-minimal names for which the criterion holds, by delta debugging; it holds for those that are given."""
-        parts = 2
+    def _reduced(self, parts: int) -> Asking:
+        """1-minimal names for which the criterion holds, by delta debugging of the smallest set that was seen to hold.
+
+        parts: into how many pieces it is cut at first, of which one at a time is left out.
+        """
+        holding = [names for names, holds in self.holds.items() if holds]
+        names = min(map(self._ordered, holding), key=lambda names: (len(names), names))
         while len(names) > 1:
-            size = math.ceil(len(names) / parts)
-            pieces = [names[start : start + size] for start in range(0, len(names), size)]
-            rests = [[name for name in names if name not in piece] for piece in pieces]
-            smaller = None
-            for tried, left in [*((piece, 2) for piece in pieces), *((rest, max(parts - 1, 2)) for rest in rests)]:
-                yield [Names(tried)]
-                if self.holds[Names(tried)]:
-                    smaller = tried, left
+            size = math.ceil(len(names) / min(parts, len(names)))
+            for start in range(0, len(names), size):
+                rest = names[:start] + names[start + size :]
+                yield [Names(rest)]
+                if self.holds[Names(rest)]:
+                    names, parts = rest, max(parts - 1, 2)
                     break
-            if smaller is not None:
-                names, parts = smaller
-            elif size == 1:
-                break
             else:
-                parts = min(2 * parts, len(names))
+                if size == 1:
+                    break
+                parts = 2 * parts
         return names
 
-    def _check(self, found: Sequence[str]) -> Generator[Sequence[Names], None, bool | None]:
-        """Runs the checks of monotonicity; returns `Minimal.is_only`."""
+    def _check(self, found: Sequence[str]) -> Generator[Sequence[Names], None, None]:
+        """Runs the checks of monotonicity, and everything without each of the names that were found."""
         if not self._checks:
-            return None
+            return
         others = [name for name in self.names if name not in found]
         asked = [Names(found) | self._half(others) for _ in range(self._checks)]
         asked += [self._half(sorted(self._random.choice(_without_each(found)))) for _ in range(self._checks)]
-        without = [Names(self.names) - {name} for name in found]
-        yield asked + without
-        return not any(self.holds[names] for names in without)
+        yield asked + [Names(self.names) - {name} for name in found]
+
+    def _thinned(self, found: list[str]) -> Generator[Sequence[Names], None, tuple[list[str], int]]:
+        """The names without those that can be left out together, and how many were left out in all ways in vain."""
+        allowed, left_out = self._subsets, 1
+        while left_out < len(found):
+            subsets = [Names(kept) for kept in combinations(found, len(found) - left_out - 1)]
+            new = sum(subset not in self.holds for subset in subsets)
+            if new > allowed and left_out:
+                break
+            allowed -= new
+            yield subsets
+            smaller = next((subset for subset in subsets if self.holds[subset]), None)
+            if smaller is None:
+                left_out += 1
+            else:
+                found, left_out = [name for name in found if name in smaller], 0
+        return found, left_out
+
+    def _replaced(self, found: Sequence[str]) -> Generator[Sequence[Names], None, dict[str, str | None]]:
+        """`Minimal.instead`, with at most 2 ceil(log2 n) runs for each of its names."""
+        instead: dict[str, str | None] = {}
+        for name in found:
+            if not self.holds.get(Names(self.names) - {name}, False):
+                continue
+            base = Names(found) - {name}
+            others = [other for other in self.names if other not in found]
+            while len(others) > 1:
+                half = len(others) // 2
+                for part in (others[:half], others[half:]):
+                    yield [base | Names(part)]
+                    if self.holds[base | Names(part)]:
+                        others = part
+                        break
+                else:
+                    others = []
+            instead[name] = others[0] if others else None
+        return instead
 
     def _half(self, names: Sequence[str]) -> Names:
         return Names(name for name in names if self._random.random() < 0.5)

@@ -47,7 +47,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         trials = Trials(spec, progress, make, spec_of, stops=criterion.by_case)
         with trials.opened():
             search = Search(trials, sparing, criterion, others, progress)
-            found = search.run(prepared.search, settings.checks)
+            found = search.run(prepared.search, settings.checks, settings.subsets)
             validation = search.validate(found, prepared.validation) if found.status == "found" else None
             search.write(found, validation, altered, spared)
     draw(spec.out, console)
@@ -66,9 +66,9 @@ class Search:
         self._recipes: dict[Names, Mapping[str, Mapping[str, Any]]] = {}
         self._rows: list[pd.DataFrame] = []
 
-    def run(self, cases: Sequence[Case], checks: int) -> Minimal:
+    def run(self, cases: Sequence[Case], checks: int, subsets: int) -> Minimal:
         """Finds a minimal set of groups. Raises VariantError if a trial raises."""
-        strategy = MinimalSet(self._sparing.names, checks)
+        strategy = MinimalSet(self._sparing.names, checks, subsets)
         expected = most_runs(len(self._sparing.names), 1)
         while wanted := strategy.ask():
             ran = len(strategy.holds)
@@ -124,6 +124,7 @@ class Search:
             checks=found.checks,
             violations=len(found.violations),
             fallback=found.fallback,
+            left_out=found.left_out,
             is_minimal=found.is_minimal,
             is_only=found.is_only,
             validation=validation,
@@ -140,6 +141,8 @@ class Search:
                 block=groups[name].block,
                 operation=groups[name].operation,
                 without=self._judgements[Names(found.names) - {name}].outcome,
+                can_be_replaced=None if found.is_only is None else name in found.instead,
+                instead=found.instead.get(name),
             )
             for name in found.names
         ]

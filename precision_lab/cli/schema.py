@@ -200,6 +200,7 @@ class Culprits(Experiment):
     searched: Count | None
     validate_: ValidationSettings = Field(alias="validate")
     checks: Annotated[int, Field(ge=0), "a whole number of at least 0"]
+    subsets: Annotated[int, Field(ge=0), "a whole number of at least 0"]
 
 
 class Gate(Experiment):

@@ -36,6 +36,8 @@ class Culprit:
     """A group that must be spared. found: its place in the order of discovery, from 1. sites: patterns of its sites.
 
     without: the trial in which all groups of the set but this one are spared, which does not meet the criterion.
+    can_be_replaced: whether the criterion holds without it if everything else is spared; null if not checked. instead:
+    a group that will do in its place; null if no single one was found.
     """
 
     group: str
@@ -44,6 +46,8 @@ class Culprit:
     block: int | None
     operation: str | None
     without: Outcome
+    can_be_replaced: bool | None = None
+    instead: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Culprits:
     checks: int = 0
     violations: int = 0
     fallback: bool = False
+    left_out: int = 0
     is_minimal: bool = False
     is_only: bool | None = None
     validation: Validation | None = None

@@ -81,7 +81,8 @@ def statements(found: Culprits) -> list[str]:
     count = len(found.culprits)
     searched = (
         f"{count} of {found.groups} groups must be spared. {found.runs} runs found them (at most {found.bound} for as "
-        f"many under a monotone criterion), and {found.checks} further runs tested whether the criterion is monotone."
+        f"many under a monotone criterion), and {found.checks} further runs tested whether the "
+        "criterion is monotone and what else will do."
     )
     lines = [
         searched,
@@ -100,18 +101,41 @@ def statements(found: Culprits) -> list[str]:
 
 def _minimality(found: Culprits) -> str:
     each = "Without any one of them, with the others spared, it was run and does not hold."
-    if found.fallback:
-        method = "The criterion is not monotone, so that delta debugging found the set"
-        return f"{each} {method}: it is 1-minimal, and smaller sets may exist."
-    if found.violations:
-        pairs = f"{found.violations} pair{'s' * (found.violations != 1)} of sets"
-        return f"{each} The criterion is not monotone ({pairs} contradict it), so that smaller sets may exist."
-    only = {
-        True: " It is the only minimal set: nothing else can stand in for any of them.",
-        False: " It is not the only one: with everything else spared, one of them can be left out.",
-        None: "",
-    }
-    return f"{each} No run contradicts a monotone criterion, under which no proper subset will do.{only[found.is_only]}"
+    if found.fallback or found.violations:
+        method = ", so that delta debugging found the set" if found.fallback else ""
+        pairs = f"{found.violations} pair{'s' * (found.violations != 1)} of runs"
+        contradict = f"{pairs} contradict{'s' * (found.violations == 1)} it"
+        each = f"{each} The criterion is not monotone ({contradict}){method}: {_subsets(found)}"
+    else:
+        each = f"{each} No run contradicts a monotone criterion, under which no proper subset will do."
+        if found.is_only:
+            each = f"{each} It is the only minimal set: nothing else can stand in for any of them."
+    return " ".join((each, *_replacements(found)))
+
+
+def _subsets(found: Culprits) -> str:
+    """What the runs of subsets show where the criterion is not monotone."""
+    if found.left_out >= len(found.culprits):
+        return "every proper subset was run, and none holds, but other sets may be smaller."
+    if found.left_out > 1:
+        return f"no subset without up to {found.left_out} of them holds, but smaller ones were not run."
+    return "it is 1-minimal, and smaller sets may exist."
+
+
+def _replacements(found: Culprits) -> list[str]:
+    """Which groups of the set are not needed by every set that will do."""
+    replaceable = [each for each in found.culprits if each.can_be_replaced]
+    if not replaceable and found.is_only is False:  # of a search of an older version
+        return ["It is not the only one: with everything else spared, one of them can be left out."]
+    single = [f"{each.instead} will do in place of {each.group}" for each in replaceable if each.instead]
+    several = [each.group for each in replaceable if not each.instead]
+    lines = [f"It is not the only one: {'; '.join(single)}."] if single else []
+    if several:
+        names = ", ".join(several)
+        lines.append(
+            f"With everything else spared, {names} can be left out; no single group was found that replaces it."
+        )
+    return lines
 
 
 def command(folder: Path, found: Culprits) -> str:

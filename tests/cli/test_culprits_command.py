@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.culprits.plants import CASE, KINDS, budget, planted, searched
+from experiments.culprits.cases import cases, why_not
+from experiments.culprits.plants import CASE, KINDS, budget, healthy, planted
 from precision_lab.cli import main
 from precision_lab.lab import bench
 from precision_lab.record.culprits import Culprits
@@ -140,6 +141,17 @@ def test_a_technique_on_the_rest_spares_what_matters(small_checkpoint, culprits,
     assert (trials["weights_gb"].diff().dropna() != 0).any()
 
 
+@pytest.mark.slow
+def test_a_plant_takes_only_if_its_sites_are_the_culprits(fragile, tmp_path):
+    """By direct runs: a site that does no harm is no culprit, and those that are left narrow spoil the rest."""
+    model, sites = fragile
+    assert why_not(model, tmp_path / "exact", KIND["overflow"], sites, drift=0) is None
+    more = why_not(model, tmp_path / "more", KIND["overflow"], {*sites, "transformer_blocks.0.attn.attend"}, drift=0)
+    assert more == "with transformer_blocks.0.attn.attend alone narrow, the criterion holds"
+    less = why_not(model, tmp_path / "less", KIND["overflow"], {min(sites)}, drift=0)
+    assert less == "with all planted sites wide, the criterion fails"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -241,12 +253,11 @@ def test_mistakes_leave_nothing(culprits, tmp_path, capsys, overrides, message):
 
 @pytest.mark.slow
 def test_planted_culprits_are_found_exactly_within_the_bound(tmp_path):
-    """The cases of `experiments.culprits`, of which one has another minimal set."""
-    from experiments.culprits.plants import healthy
-
+    """The cases of `experiments.culprits`."""
     checkpoint = healthy(tmp_path / "healthy")
     drift = budget(checkpoint, tmp_path)
-    found = [searched(checkpoint, tmp_path, kind, seed, drift) for seed in range(10) for kind in KINDS]
+    every = [case for kind in KINDS for case in cases(checkpoint, tmp_path, kind, 0, 10, drift)]
+    found = [case for case in every if "rejected" not in case]
     missed = [case for case in found if not case["exact"] or case["runs"] > case["bound"]]
     assert len(found) == 30
     assert len(missed) <= 1, missed

@@ -12,7 +12,7 @@ from precision_lab.report.figures.style import Drawing
 CAPTION = (
     "Each point is a run: the number of groups that were spared in it, on a scale that is linear up to 10 and "
     "logarithmic above. Filled: the criterion holds; open: it does not. Runs right of the dashed line tested whether "
-    "the criterion is monotone."
+    "the criterion is monotone and what else will do."
 )
 
 
