@@ -12,7 +12,8 @@ import mlx.nn as nn
 
 from precision_lab.model.coded import CodedLinear, linear_weight
 from precision_lab.model.codings.base import Neighbours, evenly_spaced
-from precision_lab.model.codings.floats import floating, signed
+from precision_lab.model.codings.floats import microscaled, signed, unpacked
+from precision_lab.model.quantized import packing_of
 
 _BITS = {mx.bfloat16: (mx.uint16, 0x7FFF), mx.float16: (mx.uint16, 0x7FFF), mx.float32: (mx.uint32, 0x7FFFFFFF)}
 
@@ -65,18 +66,6 @@ def step(found: Neighbours) -> mx.array:
     return mx.where(count > 0, total / mx.maximum(count, 1), mx.nan)
 
 
-def unpacked(words: mx.array, bits: int) -> mx.array:
-    """The codes (outputs, channels), int32, of MLX's packed words (outputs, channels * bits / 32), uint32.
-
-    The codes of a row are a stream of bits, the lowest of each code first (little-endian).
-    """
-    row = mx.contiguous(words).view(mx.uint8).reshape(words.shape[0], -1, bits).astype(mx.uint16)
-    after = mx.concatenate([row[..., 1:], mx.zeros_like(row[..., :1])], axis=-1)
-    pairs = row | (after << 8)  # a code of at most 8 bits lies in two bytes
-    codes = [(pairs[..., k * bits // 8] >> (k * bits % 8)) & ((1 << bits) - 1) for k in range(8)]
-    return mx.stack(codes, axis=-1).reshape(words.shape[0], -1).astype(mx.int32)
-
-
 def _of_floats(weight: mx.array) -> Neighbours:
     kind, mask = _BITS[weight.dtype]
     bits = weight.view(kind)
@@ -92,20 +81,8 @@ def _of_floats(weight: mx.array) -> Neighbours:
 
 
 def _of_packed(layer: nn.QuantizedLinear) -> Neighbours:
-    raw = unpacked(layer.weight, layer.bits)
     scales = layer.scales
     if layer.mode == "affine":
         scale = mx.repeat(scales.astype(mx.float32), layer.group_size, axis=-1)
-        found = evenly_spaced(raw, scale, 0, (1 << layer.bits) - 1)
-    else:
-        size = mx.from_fp8(scales, mx.float32) if layer.mode == "nvfp4" else _power_of_two(scales)
-        found = floating(raw, mx.repeat(size, layer.group_size, axis=-1), layer.bits)
-    if "tensor_scale" in layer:
-        found = found._replace(below=found.below * layer.tensor_scale, above=found.above * layer.tensor_scale)
-    return found
-
-
-def _power_of_two(codes: mx.array) -> mx.array:
-    """The scales, fp32, of e8m0 codes: 2^(code - 127)."""
-    whole = (codes.astype(mx.uint32) << 23).view(mx.float32)
-    return mx.where(codes == 0, mx.array(2.0**-127), whole)
+        return evenly_spaced(unpacked(layer.weight, layer.bits), scale, 0, (1 << layer.bits) - 1)
+    return microscaled(layer.weight, scales, packing_of(layer), layer.get("tensor_scale"))

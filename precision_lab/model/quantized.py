@@ -32,14 +32,13 @@ class QuantizedLinear(nn.QuantizedLinear):
     def packed(cls, linear: nn.Linear, quantization: Quantization) -> QuantizedLinear:
         """Packs the weight of a linear; its bias is shared.
 
-        A tensor scale is the largest magnitude / (6 * 448), or 1 for a weight of zeros, as in NVIDIA ModelOpt.
+        The scale a tensor is that of `tensor_scale`.
         """
         if not quantization.tensor_scale:
             layer: QuantizedLinear = cls.from_linear(linear, **quantization.arguments)
             return layer
         wide = linear.weight.astype(mx.float32)
-        scale = mx.abs(wide).max() / LARGEST_NVFP4
-        scale = mx.where(scale == 0, 1, scale)
+        scale = tensor_scale(wide)
         scaled = copy(linear)
         scaled.weight = wide / scale
         layer = cls.from_linear(scaled, **quantization.arguments)
@@ -80,6 +79,12 @@ def decoded_weight(layer: nn.QuantizedLinear, dtype: mx.Dtype) -> mx.array:
     scales = layer.scales
     values = _decoded(layer, layer.weight, scales, layer.get("biases"), mx.result_type(dtype, scales.dtype))
     return values * layer.tensor_scale if "tensor_scale" in layer else values
+
+
+def tensor_scale(x: mx.array) -> mx.array:
+    """The scale (), fp32, of a tensor in nvfp4, as in NVIDIA ModelOpt: largest magnitude / (6 * 448); 1 for zeros."""
+    scale = mx.abs(x).max() / LARGEST_NVFP4
+    return mx.where(scale == 0, 1, scale)
 
 
 def packing_of(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Quantization:

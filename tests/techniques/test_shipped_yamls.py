@@ -55,7 +55,9 @@ BITS = {
     "mxfp4": 4.3,
     "mxfp8": 8.3,
     "nvfp4": 4.5,
+    "nvfp4_inputs": 4.5,
     "nvfp4_scaled": 4.5,
+    "nvfp4_scaled_inputs": 4.5,
     "fp8": 8.0,
     "fp8_channel": 8.45,
     "int8": 8.45,
@@ -68,9 +70,14 @@ BITS = {
     "int8_convrot_inputs": 8.45,
     "int8_inputs": 8.45,
     "only_inputs_fp8": 16.0,
+    "only_inputs_int4": 16.0,
     "only_inputs_int4_convrot": 16.0,
     "only_inputs_int8": 16.0,
     "only_inputs_int8_convrot": 16.0,
+    "only_inputs_mxfp4": 16.0,
+    "only_inputs_mxfp8": 16.0,
+    "only_inputs_nvfp4": 16.0,
+    "only_inputs_nvfp4_scaled": 16.0,
 }
 """Mean bits a weight over all linears of the transformer, group scales included."""
 

@@ -1,4 +1,4 @@
-"""The neighbours of weights in e2m1 or e4m3 with a scale, whatever shares the scale."""
+"""The neighbours of weights in e2m1 or e4m3 with a scale, whatever shares the scale; the words and scales of MLX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from precision_lab.model.codings.base import Neighbours
+from precision_lab.numerics.packing import Quantization
 
 _ELEMENTS = {4: ml_dtypes.float4_e2m1fn, 8: ml_dtypes.float8_e4m3fn}
 
@@ -30,6 +31,35 @@ def signed(magnitude: mx.array, negative: mx.array, up: mx.array, down: mx.array
     """Neighbours from those of the magnitude: up and down are the distances to the next larger and smaller one."""
     codes = mx.where(negative, -magnitude, magnitude)
     return Neighbours(codes, mx.where(negative & (magnitude > 0), up, down), mx.where(negative, down, up))
+
+
+def microscaled(
+    words: mx.array, scales: mx.array, packing: Quantization, tensor_scale: mx.array | None = None
+) -> Neighbours:
+    """The neighbours of weights that MLX packs as mxfp4, mxfp8 or nvfp4: words and scales as `mx.quantize` has them."""
+    size = mx.from_fp8(scales, mx.float32) if packing.mode == "nvfp4" else power_of_two(scales)
+    found = floating(unpacked(words, packing.bits), mx.repeat(size, packing.group_size, axis=-1), packing.bits)
+    if tensor_scale is None:
+        return found
+    return found._replace(below=found.below * tensor_scale, above=found.above * tensor_scale)
+
+
+def unpacked(words: mx.array, bits: int) -> mx.array:
+    """The codes (outputs, channels), int32, of MLX's packed words (outputs, channels * bits / 32), uint32.
+
+    The codes of a row are a stream of bits, the lowest of each code first (little-endian).
+    """
+    row = mx.contiguous(words).view(mx.uint8).reshape(words.shape[0], -1, bits).astype(mx.uint16)
+    after = mx.concatenate([row[..., 1:], mx.zeros_like(row[..., :1])], axis=-1)
+    pairs = row | (after << 8)  # a code of at most 8 bits lies in two bytes
+    codes = [(pairs[..., k * bits // 8] >> (k * bits % 8)) & ((1 << bits) - 1) for k in range(8)]
+    return mx.stack(codes, axis=-1).reshape(words.shape[0], -1).astype(mx.int32)
+
+
+def power_of_two(codes: mx.array) -> mx.array:
+    """The scales, fp32, of e8m0 codes: 2^(code - 127)."""
+    whole = (codes.astype(mx.uint32) << 23).view(mx.float32)
+    return mx.where(codes == 0, mx.array(2.0**-127), whole)
 
 
 @lru_cache
