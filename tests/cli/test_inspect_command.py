@@ -18,6 +18,7 @@ from precision_lab.model.stored.reading import open_weights
 from precision_lab.synthetic import PRESETS
 from tests.malformed.harness import call, dry
 from tests.model.stored_files import micro_tensors, write_gguf
+from tests.model.test_comfyui_formats import quantised
 
 __all__ = ["dry"]
 TINY = ("image.height=32", "image.width=32", "sampler.steps=1", "prompts=[a star]", "seeds=[0]", "pinned.cases=null")
@@ -65,6 +66,19 @@ def test_a_file_that_lacks_tensors_and_has_others(tmp_path, dry):
     assert "a=b" in text
     assert not said_to_run(text)
     assert call(["model=micro", f"model.path={file}", *TINY, "out=run"], tmp_path).code == 2
+
+
+def test_formats_of_comfyui(tmp_path):
+    """The scales count among the bits of a weight, and those of inputs are ignored."""
+    path = "transformer_blocks.0.attn.to_q"
+    tensors, _ = quantised(torch.ones(64, 64), "nvfp4", path)
+    save_file(micro_tensors() | tensors | {f"{path}.input_scale": torch.ones(())}, tmp_path / "a.safetensors")
+    text = inspected(tmp_path / "a.safetensors", tmp_path)
+    assert "a single file of ComfyUI, nvfp4" in text
+    assert f"Ignored: {path}.input_scale." in text
+    assert "Missing: nothing" in text
+    used = 64 * 32 + 128 * 4 + 4 + sum(t.nbytes for name, t in micro_tensors().items() if name != f"{path}.weight")
+    assert Contents.of(open_weights(tmp_path / "a.safetensors")).used == used
 
 
 def test_a_quantised_checkpoint(small_checkpoint, tmp_path):

@@ -10,10 +10,16 @@ from safetensors.torch import load_file, save_file
 
 from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Components
+from precision_lab.model.coded import CodedLinear
+from precision_lab.model.codings.float8 import Float8Inputs
+from precision_lab.model.codings.microscaled import Nvfp4Inputs
+from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.stored.comfyui import ComfyFile
 from precision_lab.synthetic.source import QwenImage
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.float8_weights import Float8Weights
+from tests.model.codings.kitchen import eager
+from tests.model.test_comfyui_formats import quantised
 from tests.model.test_lone_weights import velocity
 
 SITES = ["transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}", "transformer_blocks.*.attn.to_{q,k,v}"]
@@ -61,6 +67,56 @@ def test_scaled_float8_is_the_technique_bit_for_bit(small_checkpoint, tmp_path, 
     assert mx.array_equal(velocity(QwenImage(path=path, base=base, stream=True), dtype), expected)
 
 
+@pytest.mark.parametrize("inputs", [None, "stored"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "int8 of a row", "convrot 16", "int4 16"])
+def test_formats_stream_with_the_same_bits(small_checkpoint, tmp_path, name, inputs):
+    """Also with rounded inputs, for which a packed weight becomes a coded one."""
+    tensors = stored(small_checkpoint)
+    for key in [key for key in tensors if key.endswith(LINEARS)]:
+        tensors |= quantised(tensors.pop(key).float(), name, key.removesuffix(".weight"))[0]
+    save_file(tensors, tmp_path / "a.safetensors")
+    given = {"path": str(tmp_path / "a.safetensors"), "base": str(small_checkpoint), "inputs": inputs}
+    source = QwenImage(**given)
+    resident = velocity(source, mx.bfloat16)
+    linear = source.load(mx.bfloat16).pipeline.transformer.transformer_blocks[0].attn.to_q
+    assert isinstance(linear, QuantizedLinear if inputs is None and name in ("nvfp4", "mxfp8") else CodedLinear)
+    assert mx.isfinite(resident).all()
+    assert mx.array_equal(velocity(QwenImage(**given, stream=True), mx.bfloat16), resident)
+
+
+def test_scales_of_inputs(small_checkpoint, tmp_path):
+    """Float8 without one has 1, and under a marker of two elements inputs are left alone."""
+    tensors, _ = scaled(small_checkpoint, "marker")
+    path = next(name for name in tensors if name.endswith("to_q.weight")).removesuffix(".weight")
+    tensors[f"{path}.scale_input"] = torch.tensor(0.25)
+    save_file(tensors, tmp_path / "a.safetensors")
+    tensors["scaled_fp8"] = torch.empty(2, dtype=torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "wide.safetensors")
+    files = ComfyFile.open(tmp_path / "a.safetensors")
+    assert files.input_scales == (f"{path}.scale_input",)
+    assert {linear.inputs.scale for name, linear in files.linears.items() if name != path} == {1.0}
+    assert files.linears[path].inputs == Float8Inputs(0.25)
+    assert files.without_inputs().ignored == files.input_scales
+    wide = ComfyFile.open(tmp_path / "wide.safetensors")
+    assert {linear.inputs for linear in wide.linears.values()} == {None}
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0])
+def test_stated_scales_round_inputs_as_in_comfy_kitchen(scale):
+    """In nvfp4 the kernel rounds the product of the two scales and then its value, we the value alone."""
+    kernels, rng = eager("quantization"), np.random.default_rng(5)
+    x = (rng.standard_normal((40, 96)) * np.exp(rng.normal(0, 2, (40, 96)))).astype(np.float32)
+    x[3], x[5, :16] = 0, 0
+    given = torch.tensor(scale)
+    codes, scales = kernels.quantize_nvfp4(torch.tensor(x), given)
+    expected = kernels.dequantize_nvfp4(codes, given, scales, torch.float32).numpy()
+    np.testing.assert_allclose(np.array(Nvfp4Inputs(stated=scale).rounded(mx.array(x))), expected, rtol=2**-23)
+    expected = kernels.quantize_per_tensor_fp8(torch.tensor(x), given).float().numpy() * np.float32(scale)
+    ours = np.array(Float8Inputs(scale).rounded(mx.array(x)))
+    assert np.mean(ours != expected) < 0.01  # it multiplies by the reciprocal, which moves some ties
+    np.testing.assert_allclose(ours, expected, rtol=2**-3, atol=scale * 2**-9)
+
+
 def test_plain_files_are_the_folder_and_other_components_are_ignored(small_checkpoint, tmp_path):
     tensors = {"model.diffusion_model." + name: tensor for name, tensor in stored(small_checkpoint).items()}
     save_file(tensors | {"vae.x": torch.ones(2)}, tmp_path / "plain.safetensors")
@@ -79,6 +135,11 @@ def test_a_file_all_in_float8(small_checkpoint, tmp_path):
 
 def test_200_mutated_files_are_read_or_refused_in_one_line(small_checkpoint, tmp_path):
     tensors, _ = scaled(small_checkpoint, "comfy_quant")
+    for name, linear in (("nvfp4", "to_q"), ("mxfp8", "to_k"), ("convrot 16", "to_v")):
+        path = f"transformer_blocks.0.attn.{linear}"
+        weight = stored(small_checkpoint)[f"{path}.weight"].float()
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(path)}
+        tensors |= quantised(weight, name, path)[0]
     file = tmp_path / "mutated.safetensors"
     save_file(tensors, file)
     whole, rng = file.read_bytes(), np.random.default_rng(7)

@@ -1,8 +1,8 @@
-"""Signed 8-bit codes: a weight with one scale for each output channel, inputs with one for each token.
+"""Signed 8-bit codes: a weight with a scale for each output channel or for all, inputs with one for each token.
 
 The codes are round(value / scale), ties to even, with the scale largest magnitude / 127, at least 1e-30; -128 is not
-used. This is what ComfyUI's int8 files store for each row, and what W8A8 products take (comfy-kitchen 0.2,
-`quantize_int8_rowwise`).
+used. This is what ComfyUI's int8 files store, and what W8A8 products take (comfy-kitchen 0.2, `quantize_int8_rowwise`,
+`quantize_int8_tensorwise`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,39 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from precision_lab.errors import InputError
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, evenly_spaced
 
 LARGEST = 127
 SMALLEST_SCALE = 1e-30
+SCALES = ("channel", "tensor")
+"""What shares a scale of a weight, the default first."""
 
 
 @dataclass(frozen=True)
 class Int8(Coding):
-    """`weight` (outputs, channels), int8, and `scale` (outputs, 1), fp32."""
+    """`weight` (outputs, channels), int8, and `scale`, (outputs, 1) or (1, 1), fp32. scale: one of SCALES."""
+
+    scale: str = SCALES[0]
 
     name = "int8"
 
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise InputError(f"int8.scale is {self.scale!r}, expected {' or '.join(SCALES)}")
+
     def encode(self, weight: mx.array) -> dict[str, mx.array]:
-        scale = row_scale(weight)
+        scale = self._scale(weight)
         return {"weight": codes(weight, scale).astype(mx.int8), "scale": scale}
 
     def encode_stochastically(self, weight: mx.array, key: mx.array) -> dict[str, mx.array]:
         """As comfy-kitchen's quantize_int8_rowwise with a seed: the code below the value plus a number in [0, 1)."""
-        scale = row_scale(weight)
+        scale = self._scale(weight)
         raised = mx.floor(weight / scale + mx.random.uniform(shape=weight.shape, key=key))
         return {"weight": mx.clip(raised, -LARGEST, LARGEST).astype(mx.int8), "scale": scale}
+
+    def _scale(self, weight: mx.array) -> mx.array:
+        return row_scale(weight if self.scale == "channel" else weight.reshape(1, -1))
 
     def decode(self, arrays: Arrays) -> mx.array:
         return arrays["weight"].astype(mx.float32) * arrays["scale"].astype(mx.float32)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from precision_lab.errors import InputError
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, not_a_multiple
 from precision_lab.model.codings.floats import microscaled, power_of_two
 from precision_lab.model.quantized import tensor_scale
@@ -55,7 +56,8 @@ class _Packed(Coding):
         return {"weight": words, "scales": scales} | scale
 
     def decode(self, arrays: Arrays) -> mx.array:
-        values = mx.dequantize(arrays["weight"], arrays["scales"], **self.packing.arguments).astype(mx.float32)
+        arguments = self.packing.arguments | {"dtype": mx.float32}  # the subnormal numbers of bf16 are too coarse
+        values: mx.array = mx.dequantize(arrays["weight"], arrays["scales"], **arguments)
         return values * arrays["tensor_scale"] if self.packing.tensor_scale else values
 
     def neighbours(self, arrays: Arrays) -> Neighbours:
@@ -97,6 +99,16 @@ class Mxfp8(_Packed):
         return MXFP8
 
 
+def coding_of(packing: Quantization) -> Coding:
+    """The coding whose arrays are those of a packing. Raises InputError for affine ones."""
+    if packing.mode == "nvfp4":
+        return Nvfp4(packing.tensor_scale)
+    codings: dict[str, Coding] = {"mxfp4": Mxfp4(), "mxfp8": Mxfp8()}
+    if packing.mode not in codings:
+        raise InputError(f"{packing}: expected nvfp4, {' or '.join(codings)}")
+    return codings[packing.mode]
+
+
 class _Groups(Inputs):
     """Inputs whose channels share scales in groups."""
 
@@ -126,14 +138,20 @@ class _Groups(Inputs):
 
 @dataclass(frozen=True)
 class Nvfp4Inputs(_Groups):
-    """tensor_scale: whether the scales of groups are multiples of one for the whole input, chosen at each call.
+    """tensor_scale: whether the scales of groups are multiples of one for the whole input.
 
-    Nothing remains finite of an input with such a scale that is not finite somewhere.
+    stated: that one, a positive number that was chosen beforehand; None: it follows from the input at each call. Then
+    nothing remains finite of an input that is not finite somewhere.
     """
 
     tensor_scale: bool = True
+    stated: float | None = None
 
     name = "nvfp4"
+
+    def __post_init__(self) -> None:
+        if self.stated is not None and not (self.tensor_scale and 0 < self.stated < float("inf")):
+            raise InputError(f"nvfp4_inputs.stated is {self.stated!r}, expected a positive number with tensor_scale")
 
     @property
     def packing(self) -> Quantization:
@@ -142,7 +160,7 @@ class Nvfp4Inputs(_Groups):
     def scale(self, x: mx.array, wanted: mx.array) -> mx.array:
         if not self.tensor_scale:
             return _e4m3(wanted)
-        of_tensor = tensor_scale(x)
+        of_tensor = tensor_scale(x) if self.stated is None else mx.array(self.stated, mx.float32)
         return _e4m3(wanted / of_tensor) * of_tensor
 
 

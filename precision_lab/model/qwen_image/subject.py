@@ -45,10 +45,11 @@ class QwenImage(Source):
 
     @cached_property
     def opened(self) -> Checkpoint:
-        return Checkpoint(self.folder(), self._rounded(), self.stream, given=self.given, inflate=self.inflate)
+        return Checkpoint(self.folder(), self._rounded(), self.stream, inflate=self.inflate, **self._alone)
 
     @property
     def checkpoint(self) -> manifest.Checkpoint:
         scale = stream_scale(self.inflate)
         notes = [scale] if scale else []
-        return replace(super().checkpoint, settings={"inflate": self.inflate}, notes=notes)
+        common = super().checkpoint
+        return replace(common, settings={"inflate": self.inflate, **common.settings}, notes=notes)

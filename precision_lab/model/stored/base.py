@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 
 from precision_lab.device.page_cache import Extent
-from precision_lab.model.codings.base import Coding
+from precision_lab.model.codings.base import Coding, Inputs
 from precision_lab.numerics.packing import Quantization
 
 
@@ -27,12 +27,22 @@ class StoredLinear(NamedTuple):
     the names of the arrays that store it, without the bias; each is a tensor named after the path of the linear, like
     `transformer_blocks.0.attn.to_q.weight`. For a packing these are `weight`, `scales` and maybe `tensor_scale`.
 
+    inputs: the rounding of the inputs that the file states or its format has; None for none. multiple: rows and
+    channels that are no multiple of it may be padded with zeros to one.
+
     The reader has checked the shapes of the arrays against `shape`; whether `shape` fits the model is checked later.
     """
 
     storage: Coding | Quantization
     shape: tuple[int, int]
     arrays: tuple[str, ...]
+    inputs: Inputs | None = None
+    multiple: int = 1
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a linear of `shape` can have this weight, maybe without its padding."""
+        whole = tuple(-(-n // self.multiple) * self.multiple for n in shape)
+        return self.shape in (shape, whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +50,23 @@ class StoredWeights(ABC):
     """The weights of a component in one or more files, whose headers are checked. They can be read repeatedly.
 
     source: the file or folder, for messages. config: the configuration of the component, empty without one. metadata:
-    that of the files. linears: the linears that stay in a format of the file, by published path. ignored: the names of
-    tensors that are left out. partial: whether tensors that the model does not have are left out too, not refused.
+    that of the files. linears: the linears that stay in a format of the file, by published path. input_scales: the
+    names of the tensors that their `inputs` have. ignored: the names of tensors that are left out. partial: whether
+    tensors that the model does not have are left out too, not refused.
     """
 
     source: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, StoredLinear] = field(default_factory=dict)
+    input_scales: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     partial: bool = False
+
+    def without_inputs(self) -> Self:
+        """The same weights, without the rounding of inputs; its scales are left out."""
+        linears = {path: linear._replace(inputs=None) for path, linear in self.linears.items()}
+        return replace(self, linears=linears, input_scales=(), ignored=(*self.ignored, *self.input_scales))
 
     @property
     def layout(self) -> str:

@@ -1,15 +1,14 @@
 """A transformer in a single safetensors file, as ComfyUI reads it.
 
-Names may have a prefix. Weights are bf16, fp16 or fp32; float8 e4m3 without a scale; float8 with `P.scale_weight` and
-the marker `scaled_fp8`; or float8 with `P.weight_scale`, declared in `P.comfy_quant` or in `_quantization_metadata` of
-the header. Sources: ComfyUI's QUANTIZATION.md and comfy/ops.py, `_load_quantized_module`. Scales of inputs are left
-out, because ComfyUI uses them only in float8 products of its own.
+Names may have a prefix. Weights are bf16, fp16 or fp32, or float8 e4m3 without a scale; those of linears also float8
+with `P.scale_weight` and the marker `scaled_fp8`, or in a format (`stored.formats`) that `P.comfy_quant` declares, or
+`_quantization_metadata` of the header. Sources: ComfyUI's QUANTIZATION.md, comfy/ops.py (`_load_quantized_module`) and
+comfy/utils.py (`convert_old_quants`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import mlx.core as mx
 
 from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, inline, shown
-from precision_lab.model.codings.float8 import Float8
-from precision_lab.model.stored.base import StoredLinear, StoredWeights
+from precision_lab.model.stored.base import StoredWeights
+from precision_lab.model.stored.formats import FLOATS, Layer, Stored, described, no_scale, unscaled
 from precision_lab.record.safetensors import Entry, check_extents, read_entries
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -35,111 +34,131 @@ _ROOTS = (
     "proj_out.",
     "modulation.",
 )
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
-_FLOATS = ("F32", "F16", "BF16")
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}
+_PLAIN = ("F32", "F16", "BF16", "F8_E4M3")
 _MARKER, _LISTED = "scaled_fp8", "_quantization_metadata"
-_SCALES = (".scale_weight", ".weight_scale")
-_INPUTS = (".scale_input", ".input_scale")
-_QUANT = ".comfy_quant"
-_FORMAT = "float8_e4m3fn"
+_SCALES = ("scale_weight", "weight_scale", "weight_scale_2", "scale_input", "input_scale", "pre_quant_scale")
+"""The last parts of the names of tensors beside the weight of a linear."""
+_QUANT = "comfy_quant"
+_PREFERENCE = ".comfy_attention.config"
+"""The end of the name of a tensor that asks for another attention; it changes no weight."""
 _LARGEST = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComfyFile(StoredWeights):
-    """The tensors of the file by published name, float8 linears under the names of their coding."""
+    """The tensors of the file by published name, linears in a format under the names of its arrays."""
 
     _entries: Mapping[str, Entry]
+    """Those that are no part of a linear in a format."""
     _prefix: str
-    _scales: Mapping[str, str | None]
-    """By path of a float8 linear, the published name of its scale in the file; None without one."""
+    _stored: Mapping[str, Stored]
+    """The linears in a format, by path."""
+    _parts: Mapping[str, Entry]
+    """Their tensors by published name, with the last part that the file has."""
 
     @classmethod
     def open(cls, file: Path) -> ComfyFile:
         """The transformer in `file`.
 
         Raises InputError for a damaged file, for names of which only some have a prefix, for another format, and for a
-        float8 weight without its scale or a scale without its weight.
+        weight without its scales or scales without their weight.
         """
         found, metadata = read_entries(file)
         prefix = _prefix(file, found)
         entries = {name.removeprefix(prefix): entry for name, entry in found.items() if name.startswith(prefix)}
-        left_out = [name for name in found if not name.startswith(prefix)]
         _check(file, found)
+        left_out = [name for name in found if not name.startswith(prefix) or name.endswith(_PREFERENCE)]
         declared = _declared(file, entries, metadata, prefix)
-        scales = {name[: -len(end)]: name for name in entries for end in _SCALES if name.endswith(end)}
-        for path, name in scales.items():
-            weight = entries.get(f"{path}.weight")
-            if weight is None or weight.dtype not in ("F8_E4M3", "U8"):
-                raise InputError(f"{file}: tensor {inline(name)} has no float8 weight {inline(path)}.weight")
-        linears: dict[str, StoredLinear] = {}
-        used: dict[str, str | None] = {}
-        scaled = bool(scales) or bool(declared) or _MARKER in entries
-        for name, entry in entries.items():
-            path = name.removesuffix(".weight")
-            coded = entry.dtype == "F8_E4M3" or path in declared
-            if path == name or len(entry.shape) != 2 or not coded:
-                continue
-            outputs, channels = entry.shape
-            used[path] = scales.get(path)
-            form = "none"
-            if scaled:
-                if path not in scales:
-                    raise InputError(f"{file}: tensor {inline(path)}.weight_scale is missing")
-                scale = entries[scales[path]]
-                if scale.dtype not in _FLOATS or math.prod(scale.shape) not in (1, outputs):
-                    raise InputError(
-                        f"{file}: tensor {inline(scales[path])} is {scale.dtype} of shape {scale.shape}, expected "
-                        f"floating-point numbers, one or {outputs}"
-                    )
-                form = "tensor" if math.prod(scale.shape) == 1 else "channel"
-            linears[path] = StoredLinear(Float8(form), (outputs, channels), ("weight", "scale"))
-        missing = sorted(declared - linears.keys())
-        if missing:
-            raise InputError(f"{file}: tensor {inline(missing[0])}.weight is missing, declared as {_FORMAT}")
-        aside = {name for name in entries if name == _MARKER or name.endswith((*_SCALES, *_INPUTS, _QUANT))}
-        kept = {name: entry for name, entry in entries.items() if name not in aside}
-        bytes_left = sorted(
-            name for name, e in kept.items() if e.dtype == "U8" and name[: -len(".weight")] not in linears
-        )
-        if bytes_left:
-            raise InputError(f"{file}: tensor {inline(bytes_left[0])} is U8, expected F32, F16, BF16 or F8_E4M3")
-        ignored = (*left_out, *(prefix + name for name in entries if name.endswith(_INPUTS)))
+        beside = _beside(file, entries)
+        marked = _MARKER in entries
+        scaled = marked or bool(declared) or any(beside.values())
+        stored: dict[str, Stored] = {}
+        for path in {**beside, **declared}:
+            tensors = {name: entries[f"{path}.{name}"] for name in beside.get(path, ())}
+            if f"{path}.weight" not in entries:
+                raise InputError(f"{file}: tensor {inline(path)}.weight is missing, which has scales or a format")
+            tensors["weight"] = entries[f"{path}.weight"]
+            if path in declared or beside[path]:
+                # a marker of two elements asks ComfyUI to leave inputs alone
+                wide = marked and entries[_MARKER].shape == (2,)
+                about = declared.get(path, {"format": "float8_e4m3fn", "full_precision_matrix_mult": wide})
+                stored[path] = described(Layer(file, path, tensors, about))
+            elif scaled:
+                raise InputError(f"{file}: tensor {inline(path)}.weight_scale is missing")
+            else:
+                stored[path] = unscaled(tensors["weight"])
+        names = {f"{path}.{name}" for path in stored for name in ("weight", *_SCALES)}
+        parts = {name: entry for name, entry in entries.items() if name in names}
+        aside = (_MARKER, f".{_QUANT}", _PREFERENCE)
+        kept = {name: entry for name, entry in entries.items() if name not in names and not name.endswith(aside)}
+        for name, entry in kept.items():
+            if entry.dtype not in _PLAIN:
+                raise InputError(
+                    f"{file}: tensor {inline(name)} is {shown(entry.dtype)}, but no format is declared for it, "
+                    f"expected {', '.join(_PLAIN)}"
+                )
         return cls(
-            source=file, linears=linears, ignored=ignored, partial=True, _entries=kept, _prefix=prefix, _scales=used
+            source=file,
+            linears={path: each.linear for path, each in stored.items()},
+            input_scales=tuple(f"{prefix}{path}.{name}" for path, each in stored.items() for name in each.inputs),
+            ignored=tuple(left_out),
+            partial=True,
+            _entries=kept,
+            _prefix=prefix,
+            _stored=stored,
+            _parts=parts,
         )
 
     @property
     def layout(self) -> str:
         prefix = f", names begin with {self._prefix}" if self._prefix else ""
-        ends = {name.rpartition(".")[2] for name in self._scales.values() if name is not None}
-        scales = f" with {' and '.join(sorted(ends))}" if ends else " without scales"
-        return f"a single file of ComfyUI{', float8' + scales if self.linears else ''}{prefix}"
+        forms = "".join(f", {form}" for form in sorted({stored.form for stored in self._stored.values()}))
+        return f"a single file of ComfyUI{forms}{prefix}"
 
     @property
     def files(self) -> tuple[Path, ...]:
         return (self.source,)
 
     def read(self) -> MutableMapping[str, mx.array]:
-        stored: Any = mx.load(str(self.source), format="safetensors")
+        read: Any = mx.load(str(self.source), format="safetensors")
         tensors: dict[str, mx.array] = {}
         for name, entry in self._entries.items():
-            array = stored[self._prefix + name]
-            path = name.removesuffix(".weight")
-            if path in self.linears and path != name:
-                scale = self._scales[path]
-                wide = mx.ones((1, 1)) if scale is None else stored[self._prefix + scale].astype(mx.float32)
-                tensors[f"{path}.scale"] = wide.reshape(-1, 1)
-            elif entry.dtype == "F8_E4M3":
-                array = mx.from_fp8(array, mx.bfloat16)
-            tensors[name] = array
+            array = read[self._prefix + name]
+            tensors[name] = mx.from_fp8(array, mx.bfloat16) if entry.dtype == "F8_E4M3" else array
+        for path, stored in self._stored.items():
+            for name, (tensor, convert) in stored.arrays.items():
+                tensors[f"{path}.{name}"] = convert(read[f"{self._prefix}{path}.{tensor}"])
         return tensors
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self._entries.items()}
+        weights = {f"{path}.weight": linear.shape for path, linear in self.linears.items()}
+        return {name: entry.shape for name, entry in self._entries.items()} | weights
 
     def extents(self) -> dict[str, Extent]:
-        return {name: Extent(self.source, entry.begin, entry.size) for name, entry in self._entries.items()}
+        entries = dict(self._entries)
+        for path, stored in self._stored.items():
+            arrays = {made.tensor: name for name, made in stored.arrays.items() if made.convert is not no_scale}
+            entries |= {f"{path}.{name}": self._parts[f"{path}.{tensor}"] for tensor, name in arrays.items()}
+        return {name: Extent(self.source, entry.begin, entry.size) for name, entry in entries.items()}
+
+
+def _beside(file: Path, entries: Mapping[str, Entry]) -> dict[str, tuple[str, ...]]:
+    """The tensors beside the weights of linears that are packed or in float8, by path.
+
+    Raises InputError for a scale without such a weight.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, entry in entries.items():
+        path, _, last = name.rpartition(".")
+        if last == "weight" and entry.dtype not in FLOATS and len(entry.shape) == 2:
+            found.setdefault(path, ())
+        if last in _SCALES:
+            found[path] = (*found.get(path, ()), last)
+            weight = entries.get(f"{path}.weight")
+            if weight is None or weight.dtype in FLOATS:
+                raise InputError(f"{file}: tensor {inline(name)} has no quantised weight {inline(path)}.weight")
+    return found
 
 
 def _prefix(file: Path, names: Mapping[str, Entry]) -> str:
@@ -165,13 +184,15 @@ def _check(file: Path, entries: Mapping[str, Entry]) -> None:
             raise InputError(f"{file}: tensor {inline(name)} marks Qwen-Image-Edit-2511, expected text to image")
         if entry.dtype not in _BYTES:
             raise InputError(
-                f"{file}: tensor {inline(name)} is {shown(entry.dtype)}, expected F32, F16, BF16 or F8_E4M3"
+                f"{file}: tensor {inline(name)} is {shown(entry.dtype)}, expected one of {', '.join(_BYTES)}"
             )
     check_extents(file, entries, _BYTES)
 
 
-def _declared(file: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str], prefix: str) -> frozenset[str]:
-    """The paths of the linears that the file declares as float8. Raises InputError for another format."""
+def _declared(
+    file: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str], prefix: str
+) -> dict[str, Mapping[str, Any]]:
+    """What the file says of linears, by path. Raises InputError where it cannot be read."""
     layers: dict[str, Any] = {}
     if _LISTED in metadata:
         listed = _json(file, _LISTED, metadata[_LISTED].encode()).get("layers")
@@ -179,17 +200,12 @@ def _declared(file: Path, entries: Mapping[str, Entry], metadata: Mapping[str, s
             raise InputError(f"{file}: {_LISTED} has no layers, expected an object")
         layers |= {str(name).removeprefix(prefix): value for name, value in listed.items()}
     for name, entry in entries.items():
-        if name.endswith(_QUANT):
+        path, _, last = name.rpartition(".")
+        if last == _QUANT:
             if entry.size > _LARGEST:
                 raise InputError(f"{file}: tensor {inline(name)} has {entry.size} bytes, expected a short JSON object")
-            layers[name.removesuffix(_QUANT)] = _json(file, name, entry.content())
-    for path, value in layers.items():
-        form = value.get("format") if isinstance(value, dict) else value
-        if form != _FORMAT:
-            raise InputError(
-                f"{file}: {inline(path)} is stored as {shown(form)}, which is not read, expected {_FORMAT}"
-            )
-    return frozenset(layers)
+            layers[path] = _json(file, name, entry.content())
+    return {path: value if isinstance(value, Mapping) else {"format": value} for path, value in layers.items()}
 
 
 def _json(file: Path, name: str, content: bytes) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Contents:
 
     @classmethod
     def of(cls, files: StoredWeights) -> Contents:
-        """What `files` hold. No tensor is read."""
+        """What `files` hold. No tensor is read. Scales of inputs count as ignored, as they are unless asked for."""
+        files = files.without_inputs()
         headers = [header(file) for file in files.files]
         stored = [tensor for tensors, _ in headers for tensor in tensors]
         shapes = decoded_shapes(files)

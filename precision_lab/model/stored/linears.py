@@ -9,6 +9,8 @@ import mlx.nn as nn
 
 from precision_lab.errors import InputError
 from precision_lab.model.coded import CodedLinear
+from precision_lab.model.codings.microscaled import coding_of
+from precision_lab.model.codings.padded import Padded
 from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.stored.base import StoredLinear
 from precision_lab.numerics.packing import Quantization
@@ -29,7 +31,7 @@ def stored_linears(
         module = modules[path]
         if not isinstance(module, nn.Linear):
             raise InputError(f"tensor {path}.weight is coded, but {path} is {type(module).__name__}, expected a linear")
-        if module.weight.shape != linear.shape:
+        if not linear.fits(module.weight.shape):
             raise InputError(
                 f"tensor {path}.weight has shape {linear.shape}, expected {module.weight.shape} by config.json"
             )
@@ -38,10 +40,15 @@ def stored_linears(
 
 
 def _module(linear: StoredLinear, arrays: Mapping[str, mx.array], module: nn.Linear) -> nn.Module:
-    if not isinstance(linear.storage, Quantization):
-        return CodedLinear(linear.storage, arrays, linear.shape, module.get("bias"))
-    outputs, channels = linear.shape
-    packed = QuantizedLinear(channels, outputs, "bias" in module, **linear.storage.arguments)
-    for name, array in arrays.items():
-        packed[name] = array
-    return packed
+    outputs, channels = shape = module.weight.shape
+    storage, padded = linear.storage, linear.shape != shape
+    if isinstance(storage, Quantization):
+        if linear.inputs is None and not padded:
+            packed = QuantizedLinear(channels, outputs, "bias" in module, **storage.arguments)
+            for name, array in arrays.items():
+                packed[name] = array
+            return packed
+        storage = coding_of(storage)
+    if padded:
+        storage = Padded(storage, shape, linear.shape)
+    return CodedLinear(storage, arrays, shape, module.get("bias"), linear.inputs)

@@ -48,8 +48,9 @@ class Checkpoint:
     or a folder that holds one component. Names and shapes must be those that the configuration in the base expects.
 
     `weights_dtype` rounds the stored weights (None: as stored). `stream` turns on paging: the blocks of the transformer
-    and the layers of the text encoder are read at each call (see `model.paging`). `ignored` collects, by component, the
-    configuration keys and tensors that were accepted but not used.
+    and the layers of the text encoder are read at each call (see `model.paging`). `inputs` rounds the inputs of linears
+    whose files state it (see `stored.base.StoredLinear`). `ignored` collects, by component, the configuration keys and
+    tensors that were accepted but not used.
 
     Raises InputError if the folder has no valid model_index.json, or if that names another pipeline or a component of
     another class.
@@ -66,6 +67,7 @@ class Checkpoint:
     stream: bool = False
     ignored: dict[str, list[str]] = field(default_factory=dict)
     given: Mapping[str, Path] = field(default_factory=dict, kw_only=True)
+    inputs: bool = field(default=False, kw_only=True)
     index: Mapping[str, Any] = field(init=False, repr=False)
     """The content of model_index.json."""
     origin: str = field(init=False, repr=False)
@@ -160,7 +162,7 @@ class Checkpoint:
             files = open_weights(self.given.get(part, self.folder / part))
             if part in self.given:
                 self._check_given(part, files)
-            self._opened[part] = files
+            self._opened[part] = files if self.inputs else files.without_inputs()
         return self._opened[part]
 
     def _check_given(self, part: str, files: StoredWeights) -> None:

@@ -29,6 +29,7 @@ from precision_lab.record.origin import PUBLISHED, UNKNOWN
 from precision_lab.settings import checked
 
 DTYPES = ("float32", "bfloat16", "float16")
+STORED = "stored"
 _WORDS = np.array(["red", "a", "circle", "two", "on", "blue", "small", "star", "white", "left"])
 
 
@@ -55,9 +56,9 @@ class Source:
     name: the name of the configuration; None: that of the path. path: a folder, a Hub id, or package://NAME for an
     embedded checkpoint; or the weights of the transformer alone, in a single file or a folder. base: the checkpoint
     that such weights belong to, whose other components are used; not read otherwise. revision: that of the Hub
-    repository. weights_dtype: the dtype to which stored weights are
-    rounded (None: as stored). stream: whether blocks are read from disk at each call (paging), for a model larger than
-    memory.
+    repository. weights_dtype: the dtype to which stored weights are rounded (None: as stored). inputs: "stored" rounds
+    the inputs of linears as the files state or as their formats have it; None leaves them alone. stream: whether blocks
+    are read from disk at each call (paging), for a model larger than memory.
 
     Raises InputError for invalid or incompatible settings. The checkpoint is located when it is first needed.
     """
@@ -82,6 +83,7 @@ class Source:
     base: str | None = None
     revision: str | None = None
     weights_dtype: str | None = None
+    inputs: str | None = None
     stream: bool = False
     _loaded: dict[Dtypes, TextToImage] = field(default_factory=dict, init=False, repr=False)
     _parts: dict[tuple[str, mx.Dtype], nn.Module] = field(default_factory=dict, init=False, repr=False)
@@ -98,6 +100,8 @@ class Source:
                 f"model.weights_dtype is {self.weights_dtype!r}, expected one of {', '.join(DTYPES)}. "
                 + nearest(str(self.weights_dtype), DTYPES)
             )
+        if self.inputs not in (None, STORED):
+            raise InputError(f"model.inputs is {self.inputs!r}, expected {STORED} or null")
         if not isinstance(self.stream, bool):
             raise InputError(f"model.stream is {self.stream!r}, expected true or false")
 
@@ -131,7 +135,12 @@ class Source:
     @cached_property
     def opened(self) -> Any:
         """The checkpoint, of class `kind`."""
-        return self.kind(self.folder(), self._rounded(), self.stream, given=self.given)
+        return self.kind(self.folder(), self._rounded(), self.stream, **self._alone)
+
+    @property
+    def _alone(self) -> dict[str, Any]:
+        """The arguments of a checkpoint that weights in formats of other programs need."""
+        return {"given": self.given, "inputs": self.inputs == STORED}
 
     def _rounded(self) -> mx.Dtype | None:
         return None if self.weights_dtype is None else getattr(mx, self.weights_dtype)
@@ -149,7 +158,7 @@ class Source:
             fingerprint=self._fingerprint,
             weights=self._origin,
             weights_dtype=self.weights_dtype or "as stored",
-            settings={},
+            settings={} if self.inputs is None else {"inputs": self.inputs},
             resources={"stream": self.stream},
             notes=[],
             ignored=self.opened.ignored,
