@@ -1,4 +1,5 @@
-"""`search strategy=fp8_scales`: the coarsest scale of each weight in e4m3 that keeps it in range."""
+"""`search strategy=fp8_scales`: the coarsest scale of each weight in e4m3 that keeps it in range, and static scales of
+the inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +14,27 @@ from omegaconf import DictConfig
 from precision_lab.analysis.scales.choice import Goal
 from precision_lab.analysis.scales.drift import compared, drifts
 from precision_lab.analysis.scales.evidence import case_sets, names_of, number, strict
+from precision_lab.analysis.scales.inputs import chosen_inputs
 from precision_lab.analysis.scales.weights import KINDS, chosen
-from precision_lab.cli import scales_schema, schema
+from precision_lab.cli import fp8_inputs, scales_schema, schema
 from precision_lab.cli.config import plain
 from precision_lab.cli.folders import stamped
 from precision_lab.cli.literal import settled
 from precision_lab.cli.report import judge_and_draw
-from precision_lab.cli.scale_cases import carried_out, check_resumed, check_variants, sets_of, spec_for, write_config
+from precision_lab.cli.scale_cases import (
+    Cases,
+    carried_out,
+    check_resumed,
+    check_variants,
+    coverage_of,
+    heldout_of,
+    opened,
+    sets_of,
+    spec_for,
+    write_config,
+)
 from precision_lab.cli.scale_recipe import write_recipe
+from precision_lab.cli.scales import BASELINE
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.instrument.sites import Site, select, walk
@@ -35,6 +49,9 @@ from precision_lab.record.run import Run
 RECIPE = "fp8_scales"
 """The variant with the chosen scales, the name of the recipe, and the stem of the files."""
 
+WEIGHTS_ONLY, BY_TOKEN = "fp8_weights_only", "fp8_inputs_by_token"
+"""Variants with the scales of the weights alone, and with a scale for each token of the inputs instead."""
+
 _TARGET = "precision_lab.techniques.float8_weights.Float8Weights"
 _HEADINGS = ("variant", "drift", f"{RECIPE} / variant", f"{RECIPE} drifts no more")
 
@@ -45,24 +62,42 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     config = settled(config)
     settings = schema.read(scales_schema.Fp8Scales, config)
     goal = Goal(FORMATS["float8_e4m3fn"], settings.margin.bits)
+    of_inputs = fp8_inputs.goal_of(settings, command)
     check_variants(settings, RECIPE)
     out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)
     check_resumed(settings, out)
-    prompts = settings.prompts if settings.holdout.prompts is None else settings.holdout.prompts
-    cases = sets_of("holdout", settings.holdout, prompts, config)
+    covering, cases = _cases(settings, config, of_inputs is not None)
     variants: dict[str, Any] = {str(name): plain(node or {}) for name, node in config.variants.items()}
     only = None if settings.only is None else [*settings.only, RECIPE]
 
     bench = Bench(spec_for(config, cases[0], out, command, variants={**variants, RECIPE: {}}, only=only))
     sites = walk(bench.components("float32"))
-    weights = chosen(pd.DataFrame(weight_ranges(select(settings.of, sites))), goal.fmt, goal.margin_bits)
+    linears = select(settings.of, sites)
+    weights = chosen(pd.DataFrame(weight_ranges(linears)), goal.fmt, goal.margin_bits)
     nodes = nodes_of(weights, sites, bench.layout.default)
-    tries_on: dict[str, Any] = {"variants": {**variants, RECIPE: {"technique": nodes}}, "only": only}
-    specs = [spec_for(config, each, out, command, **tries_on) for each in cases]
-    for spec in specs:
+    records: dict[str, Any] = {}
+    if of_inputs is not None:
+        patterns = patterns_of(_addresses(linears), _addresses(sites), bench.layout.default)
+        records = {"sites": patterns, "ports": fp8_inputs.PORTS}
+        by_token = fp8_inputs.nodes_of(weights, None, sites, bench.layout.default)
+        variants |= {WEIGHTS_ONLY: {"technique": nodes}, BY_TOKEN: {"technique": by_token}}
+        only = None if only is None else [*only, WEIGHTS_ONLY, BY_TOKEN]
+    runs_on = {"variants": BASELINE, "baseline": "baseline", "claims": {}, "only": None, **records}
+    covered_by = [spec_for(config, each, out, command, **runs_on) for each in covering]
+    tries_on: dict[str, Any] = {"variants": {**variants, RECIPE: {"technique": nodes}}, "only": only, **records}
+    for spec in (*covered_by, *(spec_for(config, each, out, command, **tries_on) for each in cases)):
         plan(spec)
+    finished = opened(settings.coverage.runs, bench.source.checkpoint.fingerprint)
 
     console = open_console()
+    coverage = scales = None
+    if of_inputs is not None:
+        covered = finished or {spec.out.name: carried_out(spec, console) for spec in covered_by}
+        coverage = fp8_inputs.recorded_inputs(covered, linears)
+        scales = chosen_inputs(coverage, of_inputs)
+        nodes = fp8_inputs.nodes_of(weights, scales, sites, bench.layout.default)
+        tries_on["variants"][RECIPE] = {"technique": nodes}
+    specs = [spec_for(config, each, out, command, **tries_on) for each in cases]
     tried = {spec.out.name: carried_out(spec, console) for spec in specs}
     write_config(config, out)
     code = max(judge_and_draw(run.whole(), console) for run in tried.values())
@@ -70,9 +105,14 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     others = [name for name in names_of(tried) if name != RECIPE]
     drift = compared(tried, RECIPE, others, noise)
     remarks = _remarks(weights, goal, bench.source.checkpoint.name)
+    inputs = None
+    if of_inputs is not None and coverage is not None and scales is not None:
+        inputs = fp8_inputs.findings(coverage, scales, of_inputs, tried, RECIPE, linears)
+        inputs.write(out)
+        remarks += inputs.remarks()
     recipe = write_recipe(out, RECIPE, nodes, remarks)
     write_atomically(out / "weights.parquet", lambda file: weights.to_parquet(file, index=False))
-    write_json(out / f"{RECIPE}.json", _about(weights, goal, drift, tried))
+    write_json(out / f"{RECIPE}.json", _about(weights, goal, drift, tried, inputs))
     rows = [(RECIPE, _number(drifts(tried, RECIPE).median(skipna=False)), "", "")]
     rows += [
         (row["against"], _number(row["drift"]), _ratio(row), " ".join(filter(None, (row["verdict"], row["reason"]))))
@@ -89,7 +129,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 def nodes_of(weights: pd.DataFrame, sites: Sequence[Site], default: str) -> dict[str, dict[str, Any]]:
     """The techniques of the recipe, one for each kind of scale that some weight needs, the coarsest first."""
-    every = [(site.component, site.path) for site in sites]
+    every = _addresses(sites)
     nodes = {}
     for kind in KINDS:
         own = weights[weights["scale"] == kind]
@@ -114,7 +154,27 @@ def _remarks(weights: pd.DataFrame, goal: Goal, model: str) -> list[str]:
     ]
 
 
-def _about(weights: pd.DataFrame, goal: Goal, drift: pd.DataFrame, runs: Mapping[str, Run]) -> dict[str, Any]:
+def _cases(
+    settings: scales_schema.Fp8Scales, config: DictConfig, are_inputs_scaled: bool
+) -> tuple[list[Cases], list[Cases]]:
+    """The sets to choose the scales of inputs from, and those to try on."""
+    if are_inputs_scaled:
+        return coverage_of(settings, config), heldout_of(settings, config)
+    prompts = settings.prompts if settings.holdout.prompts is None else settings.holdout.prompts
+    return [], sets_of("holdout", settings.holdout, prompts, config)
+
+
+def _addresses(sites: Sequence[Site]) -> list[tuple[str, str]]:
+    return [(site.component, site.path) for site in sites]
+
+
+def _about(
+    weights: pd.DataFrame,
+    goal: Goal,
+    drift: pd.DataFrame,
+    runs: Mapping[str, Run],
+    inputs: fp8_inputs.Findings | None,
+) -> dict[str, Any]:
     """What fp8_scales.json says."""
     run = next(iter(runs.values()))
     return {
@@ -128,6 +188,7 @@ def _about(weights: pd.DataFrame, goal: Goal, drift: pd.DataFrame, runs: Mapping
         "drift": number(drifts(runs, RECIPE).median(skipna=False)),
         "variants": {row["against"]: strict(row) for row in drift.to_dict("records")},
         "heldout": case_sets(runs),
+        **({} if inputs is None else {"inputs": inputs.about()}),
     }
 
 

@@ -24,7 +24,11 @@ from precision_lab.record.run import CONFIG, Run
 RECIPE = "scales"
 """The variant with the chosen scales."""
 
-_OWN = ("strategy", "margin", "coverage", "holdout", "scalings", "wide", "noise", "of")
+_OWN = ("strategy", "margin", "coverage", "holdout", "scalings", "wide", "noise", "of", "inputs")
+
+
+Covered = scales_schema.Scales | scales_schema.Fp8Scales
+"""Settings with cases to choose from and others to try on."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,13 @@ class Cases:
         return {(prompt, seed, _text(self.settings)) for prompt in self.prompts for seed in self.seeds}
 
 
-def coverage_of(settings: scales_schema.Scales, config: DictConfig) -> list[Cases]:
+def coverage_of(settings: Covered, config: DictConfig) -> list[Cases]:
     """The sets to choose from; none where ranges of finished runs are used."""
     prompts = settings.prompts if settings.coverage.prompts is None else settings.coverage.prompts
     return [] if settings.coverage.runs else sets_of("coverage", settings.coverage, prompts, config)
 
 
-def heldout_of(settings: scales_schema.Scales, config: DictConfig) -> list[Cases]:
+def heldout_of(settings: Covered, config: DictConfig) -> list[Cases]:
     """The sets to try on. Raises InputError where there are none, or a case is in the coverage set too."""
     covered = coverage_of(settings, config)
     prompts = settings.holdout.prompts
@@ -87,7 +91,7 @@ def sets_of(kind: str, chosen: scales_schema.CaseSets, prompts: Sequence[str], c
     return found
 
 
-def check_variants(settings: scales_schema.Scales | scales_schema.Fp8Scales, recipe: str) -> None:
+def check_variants(settings: Covered, recipe: str) -> None:
     """Raises InputError for techniques that belong to no variant, a variant called `recipe`, and an unknown `noise`."""
     if settings.technique or settings.factorial.factors:
         raise InputError(
@@ -105,12 +109,13 @@ def spec_for(
     out: Path,
     command: Sequence[str],
     sites: Sequence[str] | None = None,
+    ports: Sequence[str] | None = None,
     **changed: Any,
 ) -> RunSpec:
     """The run of one set of cases, as `run` could be told to carry it out.
 
-    sites: patterns of what the range catalogue records; None leaves it as configured. changed: other top-level
-    settings, as plain values.
+    sites, ports: what the range catalogue records; None leaves it as configured. changed: other top-level settings, as
+    plain values.
     """
     config = config.copy()
     image = plain(config.image)
@@ -124,6 +129,8 @@ def spec_for(
             if "range" not in config.probe:
                 raise InputError("probe leaves out range, expected probe=[range,...], which records the ranges")
             config.probe.range.sites = list(sites)
+            if ports is not None:
+                config.probe.range.ports = list(ports)
         config.out = str(out / cases.name)
         for key, value in changed.items():
             config[key] = OmegaConf.create(literally(value)) if isinstance(value, dict) else literally(value)
@@ -131,7 +138,7 @@ def spec_for(
     return replace(spec, resume=spec.resume and (spec.out / FILE).exists())
 
 
-def check_resumed(settings: scales_schema.Scales | scales_schema.Fp8Scales, out: Path) -> None:
+def check_resumed(settings: Covered, out: Path) -> None:
     """Raises InputError if there is nothing to resume in the folder of the command."""
     if settings.resume and not any(out.glob(f"*/{FILE}")):
         raise InputError(f"resume=true: {out} holds no run. Give out=DIR of an interrupted command")

@@ -24,6 +24,11 @@ class Covering(CaseSets):
     runs: Annotated[Sequence[Folder], "a list of folders of runs"]
 
 
+class InputScales(Closed):
+    scale: str | None
+    margin_bits: Annotated[float, "a number of bits"]
+
+
 class Scales(Experiment):
     """conf/scales.yaml."""
 
@@ -42,5 +47,7 @@ class Fp8Scales(Experiment):
     strategy: str
     of: Annotated[str | Sequence[str], "a pattern of sites, or a list of patterns"]
     margin: ScaleMargin
+    inputs: InputScales
+    coverage: Covering
     holdout: CaseSets
     noise: str | None

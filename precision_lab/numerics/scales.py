@@ -58,15 +58,16 @@ def table_of(scales: Sequence[float]) -> PerBlock:
     return starts[0] if len(starts) == 1 else starts
 
 
-def smallest_scale(amax: npt.ArrayLike, fmt: Format, margin_bits: float) -> npt.NDArray[np.float64]:
-    """The smallest power of two s >= 1 with amax / s <= fmt.max * 2^-margin_bits; amax: finite magnitudes.
+def smallest_scale(amax: npt.ArrayLike, fmt: Format, margin_bits: float, least: float = 1.0) -> npt.NDArray[np.float64]:
+    """The smallest power of two s >= least with amax / s <= fmt.max * 2^-margin_bits; amax: finite magnitudes.
 
-    It is not below 1: a floating-point number gains no precision from a larger exponent, and what is small already
-    keeps its scale. Returns float64 of the shape of amax.
+    By default it is not below 1: a floating-point number gains no precision from a larger exponent, and what is small
+    already keeps its scale. Where small numbers are to leave the subnormal ones, least is 0; of an amax of 0, s is then
+    1. Returns float64 of the shape of amax.
     """
     needed = np.asarray(amax, dtype=np.float64) / (fmt.max * 2.0**-margin_bits)
     significand, exponent = np.frexp(needed)
-    return np.maximum(np.ldexp(1.0, exponent - (significand == 0.5)), 1.0)
+    return np.maximum(np.ldexp(1.0, exponent - (significand == 0.5)), least)
 
 
 def headroom_bits(amax: npt.ArrayLike, fmt: Format) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""`search strategy=fp8_scales`: the kind of scale of each weight, in a checkpoint with planted weights."""
+"""`search strategy=fp8_scales`: the kind of scale of each weight, and static scales of inputs."""
 
 import json
 import shutil
@@ -10,8 +10,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from precision_lab.analysis.scales.choice import Goal
+from precision_lab.analysis.scales.heldout import failures
+from precision_lab.analysis.scales.inputs import by_margin, chosen_inputs, on_cases
 from precision_lab.analysis.scales.weights import chosen
 from precision_lab.cli import main
+from precision_lab.errors import InputError
 from precision_lab.numerics.formats import FORMATS, round_to
 
 E4M3 = FORMATS["float8_e4m3fn"]
@@ -57,6 +61,79 @@ def test_more_margin_never_takes_a_coarser_scale():
     levels = [chosen(many, E4M3, margin)["scale"].map(order) for margin in (0, 1, 3, 6)]
     assert all((finer >= coarser).all() for coarser, finer in pairwise(levels))
     assert set(levels[1]) == {0, 1, 2}
+
+
+def recorded(amax, case=(0, 0), rms=None):
+    """Ranges of the inputs of linears in one case, as `ranges_of` returns them. amax: by site."""
+    places = [{"component": "transformer", "site": site, "port": "in", "block": 0} for site in amax]
+    about = {"set": "coverage-0", "variant": "reference", "prompt_id": case[0], "seed": case[1], "branch": "cond"}
+    rows = [{**place, **about, "step": 0, "order": 0} for place in places]
+    frame = pd.DataFrame(rows).assign(amax=list(amax.values()))
+    return frame.assign(rms=frame["amax"] / 4 if rms is None else rms)
+
+
+def both(*ranges):
+    return pd.concat(ranges, ignore_index=True)
+
+
+def test_the_smallest_power_of_two_that_leaves_the_margin():
+    rng = np.random.default_rng(7)
+    amax = {f"l{at}": 2.0 ** rng.uniform(-30, 30) for at in range(200)} | {"zero": 0.0, "edge": 448.0}
+    for margin in (0.0, 1.0, 2.5):
+        found = chosen_inputs(recorded(amax), Goal(E4M3, margin)).set_index("site")
+        for site, largest in amax.items():
+            scale = found.loc[site, "scale"]
+            assert np.log2(scale) % 1 == 0
+            if largest:
+                assert largest <= 448 * scale * 2**-margin < 2 * largest
+        assert found.loc["zero", "scale"] == 1
+        assert found.loc["edge", "scale"] == 2 ** np.ceil(margin)
+    with pytest.raises(InputError, match="l0 is not finite"):
+        chosen_inputs(recorded({"l0": np.inf}), Goal(E4M3, 1.0))
+
+
+def test_the_held_out_case_that_saturates_is_named_with_its_site():
+    goal = Goal(E4M3, 1.0)
+    coverage = both(recorded({"a": 3.0, "b": 40.0}), recorded({"a": 4.0, "b": 10.0}, (1, 0)))
+    scales = chosen_inputs(coverage, goal)
+    assert scales.set_index("site")["prompt_id"].to_dict() == {"a": 1, "b": 0}
+    large = recorded({"a": 4.0, "b": 40.0 * 4}, (2, 5))  # by two bits, of which the margin and the scale leave less
+    found = failures(on_cases(both(recorded({"a": 5.0, "b": 41.0}, (2, 4)), large), scales, goal))
+    assert found[["prompt_id", "seed", "site", "places"]].to_numpy().tolist() == [[2, 5, "b", 1]]
+    bits = np.log2(448 * 2.0**-2 / 160)
+    assert found["headroom_bits"].tolist() == pytest.approx([bits])
+    failed = by_margin(coverage, large, goal, (0.0, 1.0, 2.0, 4.0))["failed"].tolist()
+    assert failed == [1, 1, 0, 0]
+    with pytest.raises(ValueError, match="c has no scale"):
+        on_cases(recorded({"c": 1.0}), scales, goal)
+
+
+@pytest.mark.slow
+def test_static_scales_of_inputs_run_by_name_and_a_small_margin_saturates(lab, small_checkpoint, tmp_path):
+    own = ("learning.prompts=[a blue square]", "coverage.settings=[{}]", "coverage.seeds=[0]", "holdout.seeds=[1]")
+    code, out, err = lab(small_checkpoint, "out=one", "inputs.scale=static", "inputs.margin_bits=0", *own)
+    assert (code, err) == (0, "")
+    about = json.loads((tmp_path / "one" / "fp8_scales.json").read_text())["inputs"]
+    inputs = pd.read_parquet(tmp_path / "one" / "inputs.parquet")
+    assert sum(about["scales"].values()) == about["linears"] == len(inputs)
+    assert (inputs["amax"] <= 448 * inputs["scale"]).all()
+    failing = pd.read_parquet(tmp_path / "one" / "input_failures.parquet")
+    for by in ("arithmetic", "run"):
+        assert about["saturating_cases"][by] == (failing["by"] == by).sum()
+    margins = pd.read_parquet(tmp_path / "one" / "input_margins.parquet").set_index("margin_bits")["failed"]
+    assert margins[4.0] == 0
+    assert "a blue square" in out
+    recipe = yaml.safe_load((tmp_path / "one" / "recipe" / "technique" / "fp8_scales.yaml").read_text())
+    assert {node["inputs"]["scale"] for node in recipe.values()} == set(inputs["scale"])
+    run = ("--config-dir=one/recipe", "technique=[fp8_scales]", "only=[custom]", "latency.max_rounds=0", "out=two")
+    held = ("prompts=[a blue square]", "seeds=[1]")
+    assert lab(small_checkpoint, *run, *held, command=())[::2] == (0, "")
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert sum(entry["matched"] for entry in manifest["sites"]["custom"].values()) == len(inputs)
+    drift = json.loads((tmp_path / "two" / "summary.json").read_text())["variants"]["custom"]["latent_rel_l2"]
+    again = json.loads((tmp_path / "one" / "holdout-0" / "summary.json").read_text())["variants"]
+    assert drift == again["fp8_scales"]["latent_rel_l2"]
+    assert again["fp8_scales"]["latent_rel_l2"] != again["fp8_inputs_by_token"]["latent_rel_l2"]
 
 
 @pytest.fixture
@@ -110,7 +187,10 @@ def test_planted_weights_get_the_scale_that_they_need(lab, small_checkpoint, tmp
         (["of=[transformer_blocks.*.img_norm1]"], "expected a linear that is not quantised"),
         (["technique=[fp8]"], "fp8_scales chooses the techniques"),
         (["holdout.seeds=[]"], "holdout has no cases"),
-        (["coverage.seeds=[1]"], "coverage"),
+        (["coverage.seeds=[1]"], "expected inputs.scale=static with it"),
+        (["inputs.scale=statik"], "Did you mean static"),
+        (["inputs.scale=static", "inputs.margin_bits=16"], "inputs.margin_bits is 16, expected a number from 0 to 15"),
+        (["inputs.scale=static", "holdout.prompts=[a red circle]", "holdout.seeds=[1]"], "a case of coverage"),
     ],
 )
 def test_mistakes(lab, small_checkpoint, tmp_path, overrides, message):

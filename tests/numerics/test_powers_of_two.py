@@ -34,6 +34,10 @@ def test_known_scales(amax, fmt, margin, scale):
 def test_no_smaller_power_of_two_would_do(fmt, margin):
     amax = np.exp2(np.random.default_rng(7).uniform(-30, 100, 500))
     scale = smallest_scale(amax, fmt, margin)
+    free = smallest_scale(amax, fmt, margin, least=0.0)
+    assert (scale == np.maximum(free, 1)).all()
+    assert (amax <= fmt.max * 2.0**-margin * free).all()
+    assert (2 * amax > fmt.max * 2.0**-margin * free)[amax > 0].all()
     limit = fmt.max * 2.0**-margin
     assert (np.frexp(scale)[0] == 0.5).all()
     assert (amax / scale <= limit).all()

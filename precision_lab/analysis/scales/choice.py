@@ -94,7 +94,7 @@ def choose(ranges: pd.DataFrame, parameters: Sequence[Parameter], goal: Goal, la
     ranges: as `ranges_of` returns them. A parameter whose places the ranges do not have is left out. Raises InputError
     for ranges that are not finite, which no scale keeps in range, and for blocks of which nothing is known.
     """
-    _check_finite(ranges)
+    check_finite(ranges)
     ranges = _worst(ranges)
     parameters = [parameter for parameter in parameters if _divides(ranges, parameter.places, layout).any()]
     if not parameters:
@@ -164,7 +164,8 @@ def _worst(ranges: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(grouped["rms"].min().reset_index(), on=PLACE).reset_index(drop=True)
 
 
-def _check_finite(ranges: pd.DataFrame) -> None:
+def check_finite(ranges: pd.DataFrame) -> None:
+    """Raises InputError for ranges of values that were not finite, which no scale keeps in range."""
     bad = ranges[~np.isfinite(ranges["amax"])]
     if len(bad):
         row = bad.iloc[0]

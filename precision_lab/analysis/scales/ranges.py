@@ -17,20 +17,20 @@ _NEEDED = ("amax", "amin_nonzero", "rms", "num_nan", "num_inf")
 _MOMENT = ["branch", "step", "order"]
 
 
-def ranges_of(runs: Mapping[str, Run], variants: Sequence[str] | None = None) -> pd.DataFrame:
+def ranges_of(runs: Mapping[str, Run], variants: Sequence[str] | None = None, kind: str = "out") -> pd.DataFrame:
     """One row for each variant, case and place: the extremes over steps and branches of what a module returns.
 
-    runs: by the names of their sets of cases. variants: by default all.
+    runs: by the names of their sets of cases. variants: by default all. kind: "out", or "in" for what modules take.
 
     Columns: set, variant, prompt_id, seed, component, site, port, stream, block, dtype; `amax` with the `branch`,
     `step` and `order` of the array in which it arose; `rms`, the smallest of an array that is not all zero;
     `num_nonfinite`, over all arrays. amax is infinite where a value was not finite. Raises InputError for a run without
     the range catalogue.
     """
-    return pd.concat([_of_run(name, run, variants) for name, run in runs.items()], ignore_index=True)
+    return pd.concat([_of_run(name, run, variants, kind) for name, run in runs.items()], ignore_index=True)
 
 
-def _of_run(name: str, run: Run, variants: Sequence[str] | None) -> pd.DataFrame:
+def _of_run(name: str, run: Run, variants: Sequence[str] | None, kind: str) -> pd.DataFrame:
     table = run.activations
     missing = [column for column in _NEEDED if column not in table]
     if missing:
@@ -41,7 +41,7 @@ def _of_run(name: str, run: Run, variants: Sequence[str] | None) -> pd.DataFrame
     for variant in variants or ():
         if variant not in known:
             raise InputError(f"{run.path} has no activations of the variant {variant}, but of {', '.join(known)}")
-    rows = table[table["port"].str.startswith("out") & table["amax"].notna()]
+    rows = table[(table["port"].str.partition(".")[0] == kind) & table["amax"].notna()]
     rows = rows if variants is None else rows[rows["variant"].isin(variants)]
     bad = (rows["num_nan"].fillna(0) + rows["num_inf"].fillna(0)).astype("int64")
     peak = rows["amax"].astype("float64").where(bad == 0, float("inf"))
