@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
 from precision_lab.instrument.sites import Components, Site, select, walk
 from precision_lab.lab.groups import linears
-from precision_lab.model.coded import linear_shape
+from precision_lab.model.coded import CodedLinear, linear_shape
 from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import MODES, Quantization
 from precision_lab.recipes.naming import Naming
@@ -54,9 +54,10 @@ def stated(components: Components, techniques: Mapping[str, Technique]) -> State
             found[site] = kind
     for name, technique in techniques.items():
         chosen = select(technique.sites, sites)
-        is_adapter = isinstance(technique, LoRA | FusedLoRA)
-        if is_adapter or any(left.get(site) is not plain[site] and site not in found for site in chosen):
-            losses.add(f"left out: technique {name}, {type(technique).__name__}: no program takes it from a recipe")
+        after = {site: left.get(site) for site in chosen if site not in found}
+        unstated = [module for site, module in after.items() if module is not plain[site]]
+        if unstated or isinstance(technique, LoRA | FusedLoRA):
+            losses.add(f"left out: technique {name}, {type(technique).__name__}: {_why(unstated)}")
     default = components.layout.default
     elsewhere = sorted({site.component for site in found if site.component != default})
     if elsewhere:
@@ -70,6 +71,18 @@ def _format(module: nn.Module) -> Format | None:
         return packing_of(module)
     settings = float8_settings(module)
     return None if settings is None else Float8(*settings)
+
+
+def _why(unstated: Iterable[nn.Module | None]) -> str:
+    """Why a recipe does not state what a technique leaves."""
+    formats = {
+        module.coding.name + (f" with inputs in {module.inputs.name}" if module.inputs is not None else "")
+        for module in unstated
+        if isinstance(module, CodedLinear)
+    }
+    if formats:
+        return f"a recipe cannot state {' or '.join(sorted(formats))}"
+    return "no program takes it from a recipe"
 
 
 def nodes(recipe: Recipe, target: Target, name: str) -> dict[str, Any]:

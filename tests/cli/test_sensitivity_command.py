@@ -195,7 +195,7 @@ def test_a_foreign_model(tmp_path):
         (("candidate=[afine4]",), "Unknown candidate 'afine4'. Did you mean affine4"),
         (("candidate=[gptq]",), "candidate gptq: this format cannot be measured yet. The nearest that can is affine4"),
         (("candidate=[q4_k_m]",), "The nearest that can is q4_k"),
-        (("candidate=[svdquant]",), "The nearest that can is nvfp4"),
+        (("candidate=[nunchaku]",), "The nearest that can is svdquant"),
         (("candidate=[]",), "candidate is empty, expected names"),
         (("of=[transformer_blocks.*.attn.to_qq]",), "matches nothing. Did you mean"),
         (("of=[]",), "of is empty"),

@@ -89,6 +89,6 @@ def test_formats_to_come_are_refused_with_one_that_exists():
     assert not {*TO_COME} & {*NAMES}
     assert "nearest that can is nf4" in refused("fp4")
     assert refused("Q4_K_M").endswith(" is q4_k")
-    assert refused("svdquant-r32")
+    assert refused("nunchaku-r32").endswith(" is svdquant")
     assert refused("affine4") is None
     assert refused("q4_k") is None

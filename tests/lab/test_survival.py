@@ -193,6 +193,14 @@ def test_affine_weights_that_are_quantised_again_change_without_a_change():
     assert rows_of(weight, 1e-3 * weight, "int8")["int8", "after", "nearest"]["codes_without_delta"] == 0
 
 
+def test_the_factors_of_svdquant_move_when_a_weight_is_stored_again():
+    """They are found anew in the decoded weight, and the codes are those of what they leave."""
+    weight = np.random.default_rng(7).standard_normal((64, 512)).astype(np.float32)
+    row = rows_of(weight, 1e-3 * weight, "svdquant")["svdquant", "after", "nearest"]
+    assert 0.05 < row["codes_without_delta"] < 0.5
+    assert row["noise_without_delta"] > 10
+
+
 def test_a_change_of_zero_is_left_out_and_one_of_a_constant_has_no_correlation():
     weight, _ = adversarial(8)
     measured = Survival([candidate("int8")], ["before"], ["nearest"])
@@ -216,7 +224,7 @@ def test_what_does_not_fit_says_so_and_what_is_not_finite_is_refused():
 
 
 def test_only_formats_of_weights_are_formats():
-    assert {"affine4", "int8", "nvfp4", "fp8_unscaled", "as_stored", "q4_k", "nf4"} <= set(FORMATS)
+    assert {"affine4", "int8", "nvfp4", "fp8_unscaled", "as_stored", "q4_k", "nf4", "svdquant"} <= set(FORMATS)
     assert not {"reordered_sums", "ffn_scaling", "bfloat16"} & set(FORMATS)
     with pytest.raises(InputError, match="candidate float16 stores no weights"):
         expect_formats([candidate("float16")])

@@ -172,6 +172,22 @@ def test_what_a_technique_leaves_at_a_site_decides():
     ]
 
 
+@pytest.mark.parametrize(
+    ("technique", "said"),
+    [
+        ("svdquant_inputs", "svdquant with inputs in int4"),
+        ("only_inputs_mxfp8", "wide with inputs in mxfp8"),
+        ("int8", "int8"),
+    ],
+)
+def test_a_format_that_no_recipe_has_is_named(technique, said):
+    recipe, losses = stated(components("micro"), named(technique))
+    assert not recipe
+    assert [loss.reason for loss in losses.all()] == [
+        f"left out: technique {technique}, CodedWeights: a recipe cannot state {said}"
+    ]
+
+
 def test_an_adapter_is_left_out_and_the_formats_beside_it_stay(tmp_path):
     path = "transformer_blocks.0.attn.to_q"
     rows = {"lora_A": np.ones((2, 64), np.float32), "lora_B": np.ones((64, 2), np.float32)}

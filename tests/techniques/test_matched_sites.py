@@ -103,6 +103,8 @@ MATCHED = {
     "sage_attention_fp32_sums": (60, "174505e124a30988"),
     "smoothed_keys": (60, "174505e124a30988"),
     "stochastic_residual": (240, "7f17451206ef7479"),
+    "svdquant": (840, "a12380cc74987f1f"),
+    "svdquant_inputs": (840, "a12380cc74987f1f"),
     "unfused_attention": (60, "174505e124a30988"),
     "unfused_attention_fp32_softmax": (60, "174505e124a30988"),
 }

@@ -69,6 +69,8 @@ BITS = {
     "int8_convrot": 8.45,
     "int8_convrot_inputs": 8.45,
     "int8_inputs": 8.45,
+    "svdquant": 5.69,
+    "svdquant_inputs": 5.69,
     "only_inputs_fp8": 16.0,
     "only_inputs_int4": 16.0,
     "only_inputs_int4_convrot": 16.0,
