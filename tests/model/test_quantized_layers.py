@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from precision_lab.errors import InputError
-from precision_lab.model import casting
+from precision_lab.model import casting, quantized
 from precision_lab.model.quantized import MODES, Quantization, QuantizedEmbedding, QuantizedLinear
 
 AFFINE = [(bits, group_size) for bits in MODES["affine"].bits for group_size in MODES["affine"].groups]
@@ -134,3 +134,23 @@ def test_a_quantisation_that_mlx_does_not_support(arguments, message):
 def test_the_defaults_are_those_of_mlx(mode):
     layer = nn.QuantizedLinear(CHANNELS, ROWS, mode=mode)
     assert Quantization.checked("", mode) == Quantization(layer.group_size, layer.bits, layer.mode)
+
+
+@pytest.mark.parametrize(("mode", "tensor_scale"), [*((mode, False) for mode in MODES), ("nvfp4", True)])
+def test_a_large_weight_is_packed_in_pieces_with_the_same_result(mode, tensor_scale, monkeypatch):
+    """At once, packing takes up to 80 bytes a weight: 22 GB for two blocks of the published width."""
+    layer = nn.Linear(512, 515)
+    layer.weight = mx.array(np.random.default_rng(3).standard_normal((515, 512), dtype=np.float32)).astype(mx.bfloat16)
+    quantization = Quantization.checked("a rule", mode, None, None, tensor_scale)
+    whole = QuantizedLinear.packed(layer, quantization)
+    mx.eval(whole)
+    monkeypatch.setattr(quantized, "_PIECE", 1 << 14)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    parts = QuantizedLinear.packed(layer, quantization)
+    mx.eval(parts)
+    assert mx.get_peak_memory() - before < 20 * layer.weight.size
+    flat = (tree_flatten(each.parameters()) for each in (parts, whole))
+    for (name, array), (other, expected) in zip(*flat, strict=True):
+        assert name == other
+        assert mx.array_equal(array, expected)

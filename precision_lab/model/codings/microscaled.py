@@ -19,7 +19,7 @@ import mlx.core as mx
 from precision_lab.errors import InputError
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, not_a_multiple
 from precision_lab.model.codings.floats import microscaled, power_of_two
-from precision_lab.model.quantized import tensor_scale
+from precision_lab.model.quantized import packed_arrays, tensor_scale
 from precision_lab.numerics.packing import Quantization
 
 NVFP4 = Quantization(16, 4, "nvfp4")
@@ -47,13 +47,7 @@ class _Packed(Coding):
 
     def encode_stored(self, weight: mx.array) -> dict[str, mx.array]:
         """In the dtype of the checkpoint, as the technique `QuantizedWeights` does."""
-        scale = {}
-        if self.packing.tensor_scale:
-            wide = weight.astype(mx.float32)
-            scale["tensor_scale"] = tensor_scale(wide)
-            weight = wide / scale["tensor_scale"]
-        words, scales, *_ = mx.quantize(weight, **self.packing.arguments)
-        return {"weight": words, "scales": scales} | scale
+        return packed_arrays(weight, self.packing)
 
     def decode(self, arrays: Arrays) -> mx.array:
         arguments = self.packing.arguments | {"dtype": mx.float32}  # the subnormal numbers of bf16 are too coarse
