@@ -1,9 +1,10 @@
-"""Checkpoints saved by mflux: its names for the weights of Qwen-Image, and its quantisation metadata.
+"""Checkpoints saved by mflux: its names for the weights of Qwen-Image 1.x and 2.1, and its quantisation metadata.
 
-Valid for mflux 0.24.0. Every file has `mflux_version` and `quantization_level` (the requested bits, or "None") in the
-metadata of its header, and so does the index. The level does not apply to every layer: in a 4-bit model img_mod has
-8 bits (mflux issue 484) and the text encoder is not quantised. The bits and group size of each layer are inferred from
-its shapes, as mflux does.
+Valid for mflux 0.24.0 (qwen/weights/qwen_weight_mapping.py and qwen21/weights/qwen21_weight_mapping.py in its models).
+Every file has `mflux_version` and `quantization_level` (the requested bits, or "None") in the metadata of its header,
+and so does the index. The level does not apply to every layer: in a 4-bit model of 1.x img_mod has 8 bits (mflux issue
+484), in 2.1 the edit command spares modulation, time_text_embed and norm_out, and text encoders may have no bits. The
+bits and group size of each layer are inferred from its shapes, as mflux does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _RENAMED = (
     (re.compile(r"\.(img|txt)_mod_linear\."), r".\1_mod.1."),
     (re.compile(r"\.(img|txt)_ff\.mlp_in\."), r".\1_mlp.net.0.proj."),
     (re.compile(r"\.(img|txt)_ff\.mlp_out\."), r".\1_mlp.net.2."),
+    (re.compile(r"^modulation\.layers\.1\."), "modulation.1."),
     (re.compile(r"^encoder\.visual\."), "visual."),
     (re.compile(r"^encoder\.(?=embed_tokens\.|layers\.|norm\.|rotary_emb\.)"), "model."),
 )

@@ -11,14 +11,19 @@ from precision_lab.model.stored.base import StoredWeights
 from precision_lab.model.stored.bitsandbytes import BitsandbytesFolder
 from precision_lab.model.stored.comfyui import ComfyFile
 from precision_lab.model.stored.gguf import GgufFile
+from precision_lab.model.stored.joined import SplitWeights
 from precision_lab.model.weights import WeightFiles, read_json, shards
 
 
 def open_weights(source: Path) -> StoredWeights:
     """The weights in `source`, a folder of a component or a single file, with their headers checked.
 
-    Raises InputError for files that are damaged or that no reader reads.
+    Linears that the files join are apart. Raises InputError for files that are damaged or that no reader reads.
     """
+    return SplitWeights.of(_opened(source))
+
+
+def _opened(source: Path) -> StoredWeights:
     if source.is_file():
         kind = foreign.kind_of(source)
         if kind == foreign.SAFETENSORS or source.suffix == ".safetensors":
