@@ -143,9 +143,9 @@ def test_twenty_gigabytes_take_no_time(tmp_path):
     with (tmp_path / "big.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + at)
-    started = time.perf_counter()
+    started = time.process_time()  # reading a file takes it too, and other processes do not
     text = inspected(tmp_path / "big.safetensors", tmp_path)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert at > 20e9
     assert "60 blocks, 3072 wide" in text
     assert said_to_run(text)[2:] == ["model.base=Qwen/Qwen-Image"]
