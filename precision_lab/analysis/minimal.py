@@ -9,8 +9,8 @@ fallback, and starts at the smallest set that was seen to hold.
 
 Whether a criterion is monotone cannot be known from a few runs, but it can be refuted. Any pair of sets that were run,
 of which the smaller holds and the larger does not, is a violation. After the search, `checks` random sets that contain
-the result and as many random subsets of it without one of its names are run for this purpose, and for each name of the
-result everything but that name: where none of those holds, the result is the only minimal set. Where one holds, that
+the result and as many of its subsets without two of its names are run for this purpose, and for each name of the result
+everything but that name: where none of those holds, the result is the only minimal set. Where one holds, that
 name can be left out if others stand in for it, and halving the others finds a single one, unless several together in
 the first half that will do hide it.
 
@@ -134,9 +134,8 @@ class MinimalSet:
             found = yield from self._reduced(len(found) if self.holds[Names(found)] else 2)
         runs = len(self.holds)
         yield from self._check(found)
-        left_out = 1
         if fallback or self._violations():
-            found, left_out = yield from self._thinned(found)
+            found = yield from self._thinned(found)
         instead = (yield from self._replaced(found)) if self._checks else {}
         return Minimal(
             "found",
@@ -146,7 +145,7 @@ class MinimalSet:
             len(self.holds) - runs,
             self._violations(),
             fallback,
-            left_out,
+            self._left_out(found),
             not instead if self._checks else None,
             instead,
         )
@@ -192,11 +191,12 @@ class MinimalSet:
             return
         others = [name for name in self.names if name not in found]
         asked = [Names(found) | self._half(others) for _ in range(self._checks)]
-        asked += [self._half(sorted(self._random.choice(_without_each(found)))) for _ in range(self._checks)]
+        without_two = [Names(kept) for kept in combinations(found, max(len(found) - 2, 0))]
+        asked += self._random.sample(without_two, min(self._checks, len(without_two)))
         yield asked + [Names(self.names) - {name} for name in found]
 
-    def _thinned(self, found: list[str]) -> Generator[Sequence[Names], None, tuple[list[str], int]]:
-        """The names without those that can be left out together, and how many were left out in all ways in vain."""
+    def _thinned(self, found: list[str]) -> Asking:
+        """The names without those that can be left out together, as far as the runs of subsets allow."""
         allowed, left_out = self._subsets, 1
         while left_out < len(found):
             subsets = [Names(kept) for kept in combinations(found, len(found) - left_out - 1)]
@@ -210,7 +210,16 @@ class MinimalSet:
                 left_out += 1
             else:
                 found, left_out = [name for name in found if name in smaller], 0
-        return found, left_out
+        return found
+
+    def _left_out(self, found: Sequence[str]) -> int:
+        """`Minimal.left_out`."""
+        count = 0
+        while count < len(found) and all(
+            not self.holds.get(Names(kept), True) for kept in combinations(found, len(found) - count - 1)
+        ):
+            count += 1
+        return count
 
     def _replaced(self, found: Sequence[str]) -> Generator[Sequence[Names], None, dict[str, str | None]]:
         """`Minimal.instead`, with at most 2 ceil(log2 n) runs for each of its names."""

@@ -107,7 +107,12 @@ def _minimality(found: Culprits) -> str:
         contradict = f"{pairs} contradict{'s' * (found.violations == 1)} it"
         each = f"{each} The criterion is not monotone ({contradict}){method}: {_subsets(found)}"
     else:
-        each = f"{each} No run contradicts a monotone criterion, under which no proper subset will do."
+        if found.left_out >= len(found.culprits):
+            each = (
+                f"{each} Neither does any other proper subset: all were run. No run contradicts a monotone criterion."
+            )
+        else:
+            each = f"{each} No run contradicts a monotone criterion, under which no proper subset will do."
         if found.is_only:
             each = f"{each} It is the only minimal set: nothing else can stand in for any of them."
     return " ".join((each, *_replacements(found)))

@@ -144,6 +144,7 @@ def test_subsets_take_no_more_runs_than_allowed(count):
     assert thinned.checks - plain.checks <= 64
     assert set(thinned.names) == set(names[:count])
     assert thinned.left_out == {6: 6, 7: 3, 20: 1}[count]
+    assert plain.left_out == 1
 
 
 def test_checks_find_a_violation_that_the_search_did_not_meet():
