@@ -61,6 +61,16 @@ def read_entries(file: Path) -> tuple[dict[str, Entry], Mapping[str, str]]:
     return entries, metadata
 
 
+def mentions(file: Path, dtype: str) -> bool:
+    """Whether the header of a safetensors file names a dtype. Nothing is checked; False for a file without one."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            return length <= _MAX_HEADER and f'"{dtype}"'.encode() in opened.read(length)
+    except OSError:
+        return False
+
+
 def entry_of(file: Path, entry: Mapping[str, Any], data: int) -> Entry:
     """A well-formed entry of the header of `file`, whose data begin at the offset `data`."""
     begin, end = entry["data_offsets"]

@@ -21,7 +21,8 @@ from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, inline, shown
 from precision_lab.model.codings.nf4 import NESTED, NUMBERS, SIZES, Nf4, dynamic_map
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
-from precision_lab.record.safetensors import Entry, check_extents, read_entries
+from precision_lab.model.stored.formatted import read_shards
+from precision_lab.record.safetensors import Entry, check_extents
 
 CONFIG = "quantization_config"
 METHOD = "bitsandbytes"
@@ -55,16 +56,7 @@ class BitsandbytesFolder(StoredWeights):
         Raises InputError for damaged files, another method than NF4, or a linear whose arrays contradict each other or
         are not all there.
         """
-        entries: dict[str, Entry] = {}
-        metadata: dict[str, str] = {}
-        for file in files:
-            found, about = read_entries(file)
-            _check(file, found)
-            repeated = entries.keys() & found.keys()
-            if repeated:
-                raise InputError(f"{file}: tensor {inline(min(repeated))} is also in another shard")
-            entries |= found
-            metadata |= about
+        entries, metadata = read_shards(files, _check)
         names = {name: name for name in entries}
         linears: dict[str, StoredLinear] = {}
         offsets: dict[str, float] = {}

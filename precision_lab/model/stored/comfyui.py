@@ -9,17 +9,14 @@ comfy/utils.py (`convert_old_quants`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, inline, shown
-from precision_lab.model.stored.base import StoredWeights
-from precision_lab.model.stored.formats import FLOATS, Layer, Stored, described, no_scale, unscaled
+from precision_lab.model.stored.formats import FLOATS, Layer, Stored, described, unscaled
+from precision_lab.model.stored.formatted import FormattedWeights, scales_beside
 from precision_lab.record.safetensors import Entry, check_extents, read_entries
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -46,16 +43,8 @@ _LARGEST = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComfyFile(StoredWeights):
-    """The tensors of the file by published name, linears in a format under the names of its arrays."""
-
-    _entries: Mapping[str, Entry]
-    """Those that are no part of a linear in a format."""
-    _prefix: str
-    _stored: Mapping[str, Stored]
-    """The linears in a format, by path."""
-    _parts: Mapping[str, Entry]
-    """Their tensors by published name, with the last part that the file has."""
+class ComfyFile(FormattedWeights):
+    """The tensors of the file."""
 
     @classmethod
     def open(cls, file: Path) -> ComfyFile:
@@ -70,16 +59,15 @@ class ComfyFile(StoredWeights):
         _check(file, found)
         left_out = [name for name in found if not name.startswith(prefix) or name.endswith(_PREFERENCE)]
         declared = _declared(file, entries, metadata, prefix)
-        beside = _beside(file, entries)
+        beside = scales_beside(entries, _SCALES, FLOATS)
         marked = _MARKER in entries
-        scaled = marked or bool(declared) or any(beside.values())
+        scaled = marked or bool(declared) or any(len(tensors) > 1 for tensors in beside.values())
         stored: dict[str, Stored] = {}
         for path in {**beside, **declared}:
-            tensors = {name: entries[f"{path}.{name}"] for name in beside.get(path, ())}
             if f"{path}.weight" not in entries:
-                raise InputError(f"{file}: tensor {inline(path)}.weight is missing, which has scales or a format")
-            tensors["weight"] = entries[f"{path}.weight"]
-            if path in declared or beside[path]:
+                raise InputError(f"{file}: tensor {inline(path)}.weight is missing, which has a format")
+            tensors = beside.get(path, {"weight": entries[f"{path}.weight"]})
+            if path in declared or len(tensors) > 1:
                 # a marker of two elements asks ComfyUI to leave inputs alone
                 wide = marked and entries[_MARKER].shape == (2,)
                 about = declared.get(path, {"format": "float8_e4m3fn", "full_precision_matrix_mult": wide})
@@ -113,52 +101,8 @@ class ComfyFile(StoredWeights):
     @property
     def layout(self) -> str:
         prefix = f", names begin with {self._prefix}" if self._prefix else ""
-        forms = "".join(f", {form}" for form in sorted({stored.form for stored in self._stored.values()}))
+        forms = f", {super().layout}" if self._stored else ""
         return f"a single file of ComfyUI{forms}{prefix}"
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.source,)
-
-    def read(self) -> MutableMapping[str, mx.array]:
-        read: Any = mx.load(str(self.source), format="safetensors")
-        tensors: dict[str, mx.array] = {}
-        for name, entry in self._entries.items():
-            array = read[self._prefix + name]
-            tensors[name] = mx.from_fp8(array, mx.bfloat16) if entry.dtype == "F8_E4M3" else array
-        for path, stored in self._stored.items():
-            for name, (tensor, convert) in stored.arrays.items():
-                tensors[f"{path}.{name}"] = convert(read[f"{self._prefix}{path}.{tensor}"])
-        return tensors
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        weights = {f"{path}.weight": linear.shape for path, linear in self.linears.items()}
-        return {name: entry.shape for name, entry in self._entries.items()} | weights
-
-    def extents(self) -> dict[str, Extent]:
-        entries = dict(self._entries)
-        for path, stored in self._stored.items():
-            arrays = {made.tensor: name for name, made in stored.arrays.items() if made.convert is not no_scale}
-            entries |= {f"{path}.{name}": self._parts[f"{path}.{tensor}"] for tensor, name in arrays.items()}
-        return {name: Extent(self.source, entry.begin, entry.size) for name, entry in entries.items()}
-
-
-def _beside(file: Path, entries: Mapping[str, Entry]) -> dict[str, tuple[str, ...]]:
-    """The tensors beside the weights of linears that are packed or in float8, by path.
-
-    Raises InputError for a scale without such a weight.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for name, entry in entries.items():
-        path, _, last = name.rpartition(".")
-        if last == "weight" and entry.dtype not in FLOATS and len(entry.shape) == 2:
-            found.setdefault(path, ())
-        if last in _SCALES:
-            found[path] = (*found.get(path, ()), last)
-            weight = entries.get(f"{path}.weight")
-            if weight is None or weight.dtype in FLOATS:
-                raise InputError(f"{file}: tensor {inline(name)} has no quantised weight {inline(path)}.weight")
-    return found
 
 
 def _prefix(file: Path, names: Mapping[str, Entry]) -> str:

@@ -143,19 +143,38 @@ def float8(layer: Layer) -> Stored:
 def nvfp4(layer: Layer) -> Stored:
     """Two e2m1 numbers a byte, the first one high; e4m3 scales of 16 channels in tiles; a scale a tensor."""
     outputs, half = layer.matrix("U8")
-    packing, channels = NVFP4._replace(tensor_scale=True), 2 * half
-    groups = _tiled(layer, "weight_scale", ("F8_E4M3", "U8"), outputs, channels, packing.group_size)
+    groups = _tiled(layer, "weight_scale", ("F8_E4M3", "U8"), outputs, 2 * half, NVFP4.group_size)
+    return _nvfp4(
+        layer,
+        Made("weight", lambda codes: ((codes << 4) | (codes >> 4)).view(mx.uint32)),
+        Made("weight_scale", lambda scales: _untiled(scales, outputs, groups)),
+        multiple=16,
+    )
+
+
+def nvfp4_rows(layer: Layer) -> Stored:
+    """The same as ModelOpt stores it: the first number of a byte is low, and the scales are in rows."""
+    outputs, half = layer.matrix("U8")
+    groups = 2 * half // NVFP4.group_size
+    if 2 * half % NVFP4.group_size:
+        raise layer.wrong("weight", f"expected a multiple of {NVFP4.group_size} channels")
+    if layer.entry("weight_scale", "F8_E4M3", "U8").shape != (outputs, groups):
+        raise layer.wrong("weight_scale", f"expected {outputs} x {groups}")
+    codes = Made("weight", lambda codes: codes.view(mx.uint32))
+    return _nvfp4(layer, codes, Made("weight_scale", _same), multiple=1)
+
+
+def _nvfp4(layer: Layer, codes: Made, scales: Made, multiple: int) -> Stored:
+    outputs, half = layer.entries["weight"].shape
     layer.scales("weight_scale_2", 1)
     if "pre_quant_scale" in layer.entries:
         raise layer.wrong("pre_quant_scale", "which is not read: it scales the channels of the inputs (AWQ)")
     given = "input_scale" in layer.entries
     inputs = Nvfp4Inputs(stated=layer.number("input_scale") if given else None)
-    arrays = {
-        "weight": Made("weight", lambda codes: ((codes << 4) | (codes >> 4)).view(mx.uint32)),
-        "scales": Made("weight_scale", lambda scales: _untiled(scales, outputs, groups)),
-        "tensor_scale": Made("weight_scale_2", lambda scale: scale.astype(mx.float32).reshape(())),
-    }
-    linear = StoredLinear(packing, (outputs, channels), tuple(arrays), inputs, multiple=16)
+    tensor_scale = Made("weight_scale_2", lambda scale: scale.astype(mx.float32).reshape(()))
+    arrays = {"weight": codes, "scales": scales, "tensor_scale": tensor_scale}
+    packing = NVFP4._replace(tensor_scale=True)
+    linear = StoredLinear(packing, (outputs, 2 * half), tuple(arrays), inputs, multiple)
     return Stored("nvfp4", linear, arrays, ("input_scale",) if given else ())
 
 

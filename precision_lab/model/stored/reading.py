@@ -6,10 +6,11 @@ from pathlib import Path
 
 from precision_lab.errors import InputError
 from precision_lab.model import foreign
-from precision_lab.model.stored import bitsandbytes
+from precision_lab.model.stored import bitsandbytes, float8_folder
 from precision_lab.model.stored.base import StoredWeights
 from precision_lab.model.stored.bitsandbytes import BitsandbytesFolder
 from precision_lab.model.stored.comfyui import ComfyFile
+from precision_lab.model.stored.float8_folder import Float8Folder
 from precision_lab.model.stored.gguf import GgufFile
 from precision_lab.model.stored.joined import SplitWeights
 from precision_lab.model.weights import WeightFiles, read_json, shards
@@ -38,4 +39,6 @@ def _opened(source: Path) -> StoredWeights:
     config = read_json(file) if file.is_file() else {}
     if bitsandbytes.wrote(config):
         return BitsandbytesFolder.open(source, config, shards(source))
+    if source.is_dir() and float8_folder.holds(source, config, files := shards(source)):
+        return Float8Folder.open(source, config, files)
     return WeightFiles.open(source)
