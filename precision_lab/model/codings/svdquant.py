@@ -6,8 +6,8 @@ and rounded for the residual alone; the factor `down` absorbs the vector, and ta
 (https://arxiv.org/abs/2411.05007; the same arrays in comfy-kitchen 0.2, `TensorCoreSVDQuantW4A4Layout`).
 
 The factors come from subspace iteration with a fixed start (Halko, Martinsson and Tropp 2011, algorithm 4.4), since a
-whole SVD of a wide weight takes minutes. 3072 x 12288 weights cost 18 GFlop, 3 s on two cores. The rms of what remains
-is at most 2 % above that of the best factors of the rank. They are the same at each call on one machine.
+whole SVD of a wide weight takes minutes. 3072 x 12288 weights cost 18 GFlop, about 1 s of one core. The rms of what
+remains is at most 2 % above that of the best factors of the rank. They are the same at each call on one machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SVDQuant(Coding):
 
     rank: int | None = None
     residual: Coding = field(default_factory=_int4)
-    smooth: float = 0.0
+    smooth: float = 0
 
     name = "svdquant"
 
