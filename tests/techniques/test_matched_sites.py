@@ -76,6 +76,7 @@ MATCHED = {
     "mflux_21_q8_all": (846, "d8b3d7fd2c8f8476"),
     "mflux_21_q8_spared": (846, "d8b3d7fd2c8f8476"),
     "micro_lightning": (3136, "0cd8618d967e12fa"),
+    "micro_lightning_fused": (3136, "0cd8618d967e12fa"),
     "mxfp4": (840, "a12380cc74987f1f"),
     "mxfp8": (840, "a12380cc74987f1f"),
     "nf4": (840, "a12380cc74987f1f"),

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "fp32_guidance": "unknown component",
     "fp32_vae": "unknown component",
     "micro_lightning": "is of no linear of this model",
+    "micro_lightning_fused": "is of no linear of this model",
     **dict.fromkeys(("q4_k", "q5_k", "q6_k"), "channels, expected a multiple of 256"),
 }
 """Techniques for a text stream of its own or for blocks of 1.x, at components that are not loaded here, or for wider
