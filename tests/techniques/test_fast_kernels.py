@@ -8,8 +8,10 @@ import pytest
 
 from precision_lab.model.qwen_image.rope import rotations
 from precision_lab.model.rotary import Grid
+from precision_lab.numerics.packing import Quantization
 from precision_lab.techniques.fast import cuda
 from precision_lab.techniques.fast import kernels as fused
+from precision_lab.techniques.fast.decoding import decoded
 from precision_lab.techniques.fast.kernels import Chunk, Kept, Projected, SharedChunk
 from tests.techniques.small_model import rel_l2
 
@@ -231,3 +233,20 @@ def test_a_launch_fits_its_source(monkeypatch, prefix):
             assert k.shape == v.shape == (2, 8 if kept else 5, 2, 128)
         fused.joint_qkv(projected, projected, 128, 1e-6)
     assert len(launched) == 7
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("stored", [mx.bfloat16, mx.float32], ids=str)
+def test_affine_codes_are_decoded_with_their_scales(dtype, bits, group, stored):
+    rng = np.random.default_rng(bits)
+    weight, scales, biases = mx.quantize(_random(rng, stored, 7, 384), group, bits)
+    codes = np.unpackbits(np.array(weight).view(np.uint8), axis=1, bitorder="little").reshape(7, 384, bits)
+    codes = (codes << np.arange(bits)).sum(-1)
+    expected = codes * _exact(scales).repeat(group, axis=1) + _exact(biases).repeat(group, axis=1)
+    result = decoded(Quantization(group, bits, "affine"), (weight, scales, biases), dtype)
+    assert result.dtype == dtype
+    # MLX rounds the product too
+    roundings = 1 if cuda.runs() else 2
+    assert rel_l2(_exact(result), expected) < roundings * DTYPES[dtype]

@@ -11,7 +11,8 @@ from precision_lab.model.quantized import Quantization, QuantizedLinear, decoded
 from precision_lab.techniques.base import applied, chosen
 from precision_lab.techniques.coded_weights import CodedWeights
 from precision_lab.techniques.fast import routes, technique
-from precision_lab.techniques.fast.matrices import Beside, Packed, decoded, matrix
+from precision_lab.techniques.fast.decoding import decoded
+from precision_lab.techniques.fast.matrices import Beside, Packed, matrix
 from precision_lab.techniques.fast.routes import NEVER, ROWS, Routes, measured
 from precision_lab.techniques.fast.technique import Fast, FusedBlocks
 from precision_lab.techniques.quantized_weights import QuantizedWeights

@@ -8,7 +8,7 @@ all sizes, and `measured` chooses as a run does.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
@@ -43,12 +43,15 @@ def run(job: Job) -> None:
     model = mlx_model.made_transformer(job.shape, mx.bfloat16)
     inputs = [mlx_model.made_inputs(job.shape, side, mx.bfloat16) for side in job.shape.forward_sides]
     start, seconds = perf_counter(), job.deadline - perf_counter()
-    for number, name in enumerate(FORMATS, 1):
+    # the choice of a run in all formats, then the routes that it chooses from
+    passes = [(name, routes) for routes in (("measured",), ("decoded", "packed")) for name in FORMATS]
+    for number, (name, routes) in enumerate(passes, 1):
         openers = {
             (stored, route): mlx_model.ours(model, techniques, step_of(job.shape))
-            for stored, route, techniques in _ways(name, job.shape)
+            for stored, route, techniques in _ways(name, routes, job.shape)
         }
-        _memory(job, openers, inputs)
+        if "measured" in routes:
+            _memory(job, openers if number == 1 else {(name, "measured"): openers[name, "measured"]}, inputs)
         with ExitStack() as stack:
             arms = []
             for (stored, route), opener in openers.items():
@@ -57,19 +60,19 @@ def run(job: Job) -> None:
                 except Exception as error:
                     record_error(job.writer, {"format": stored, "route": route}, error)
                     continue
-                tags = {"format": stored, "route": route, "beside": name}
+                tags = {"format": stored, "route": route, "beside": f"{name}, {' and '.join(routes)}"}
                 arms += [arm for one in inputs for arm in _arms(tags, forward, one)]
-            until = start + seconds * number / len(FORMATS)
+            until = start + seconds * number / len(passes)
             measure(job.writer, arms, until, job.shape.min_rounds, seed=number)
         gc.collect()
         mx.clear_cache()
 
 
-def _ways(name: str, shape: Shape) -> Iterator[tuple[str, str, Any]]:
+def _ways(name: str, routes: Sequence[str], shape: Shape) -> Iterator[tuple[str, str, Any]]:
     """The stored format, the route and the techniques of every arm; that in bfloat16 is first, because it packs."""
     yield BFLOAT16, "dense", mlx_model.fast
-    for route, decode_from in ROUTES.items():
-        yield name, route, partial(_techniques, name, shape, decode_from)
+    for route in routes:
+        yield name, route, partial(_techniques, name, shape, ROUTES[route])
 
 
 def _techniques(name: str, shape: Shape, decode_from: int | None) -> Techniques:
@@ -90,16 +93,15 @@ def _sample(forward: Forward, inputs: Inputs) -> dict[str, float]:
 
 def _memory(job: Job, openers: Mapping[tuple[str, str], Opener], inputs: list[Inputs]) -> None:
     """The peak memory of each format beyond the weights in bfloat16, which stay in memory; and the packed weights."""
-    for (stored, route), opener in openers.items():
-        if route not in ("dense", "measured"):
-            continue
+    for (stored, _), opener in openers.items():
         before = mx.get_active_memory()
         for one in inputs:
             tags = {"format": stored, "side": one.side}
             try:
                 with opener() as forward:
-                    own = mx.get_active_memory() - before
                     peak = mlx_model.peak_gigabytes(forward, one) - before / 1e9
+                    # only now is every weight packed: those that no opener reads are lazy until a forward
+                    own = mx.get_active_memory() - before
             except Exception as error:
                 record_error(job.writer, {**tags, "what": "memory"}, error)
                 continue

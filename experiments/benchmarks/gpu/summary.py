@@ -270,7 +270,7 @@ def stored_results(record: Mapping[str, Any]) -> list[StoredResult]:
         (row["format"], row["route"], row["way"], row["side"]) for row in samples if row["route"] != "dense"
     ):
         own = chosen(samples, format=stored, route=route, way=way, side=side)
-        dense = chosen(samples, route="dense", beside=stored, way=way, side=side)
+        dense = chosen(samples, route="dense", beside=own[0]["beside"], way=way, side=side)
         peaks = chosen(memory, format=stored, side=side) if route == "measured" else []
         if dense:
             results.append(

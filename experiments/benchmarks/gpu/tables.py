@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -271,6 +272,8 @@ def _errors(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _interval(ratio: Ratio) -> str:
+    if math.isnan(ratio.lo):  # of a single round
+        return f"{ratio.estimate:.3f}"
     return f"{ratio.estimate:.3f} [{ratio.lo:.3f}, {ratio.hi:.3f}]"
 
 

@@ -31,6 +31,26 @@ __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
+// 8 codes of BITS bits each, side by side from the lowest bit of the first byte, as MLX packs them
+template <int BITS>
+__device__ __forceinline__ void load_codes(float (&to)[8], const uint8_t* from) {
+  uint64_t codes = 0;
+  if constexpr (BITS == 8) {
+    codes = *reinterpret_cast<const uint64_t*>(from);
+  } else if constexpr (BITS == 4) {
+    codes = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < BITS; ++i) codes |= uint64_t(from[i]) << 8 * i;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    // 2^23 + code, whose mantissa is the code: conversions of integers have a fraction of the rate of additions
+    const unsigned code = unsigned(codes >> BITS * i) & ((1u << BITS) - 1);
+    to[i] = __uint_as_float(0x4b000000u | code) - 8388608.0f;
+  }
+}
+
 template <int LANES>
 __device__ __forceinline__ float lane_sum(float x) {
 #pragma unroll

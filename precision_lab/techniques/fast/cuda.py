@@ -29,9 +29,14 @@ def vectors(x: mx.array) -> int:
     return int(x.shape[-1] * x.dtype.size // VECTOR_BYTES)
 
 
+def runs() -> bool:
+    """Whether kernels run on the default device."""
+    return bool(mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu)
+
+
 def takes(x: mx.array, *others: mx.array, parts: int = 1) -> bool:
     """Whether the kernels support these arrays (B, L, D): one dtype, and whole warps along each of the parts of D."""
-    if not mx.cuda.is_available() or mx.default_device().type != mx.DeviceType.gpu:
+    if not runs():
         return False
     alike = all(other.dtype == x.dtype and other.shape[-1] == x.shape[-1] for other in others)
     return alike and mx.issubdtype(x.dtype, mx.floating) and vectors(x) % (parts * WARP) == 0

@@ -21,6 +21,7 @@ from precision_lab.model.codings.base import Coding, Inputs
 from precision_lab.model.quantized import packing_of
 from precision_lab.numerics.packing import Quantization
 from precision_lab.techniques.fast.block import packed
+from precision_lab.techniques.fast.decoding import decoded, packed_product
 
 _OF_PACKED = ("weight", "scales", "biases", "tensor_scale")
 
@@ -122,24 +123,3 @@ class Beside(Stored):
             results.append(stored.product(x, rest[:number]))
             rest = rest[number:]
         return mx.concatenate(results, axis=-1)
-
-
-def packed_product(x: mx.array, quantization: Quantization, arrays: Arrays) -> mx.array:
-    """MLX's product of packed weights, which has no scale a tensor."""
-    assert not quantization.tensor_scale
-    weight, scales, *biases = arrays
-    return mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, True, **quantization.arguments)
-
-
-def decoded(quantization: Quantization, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-    """The packed weight (outputs, channels) in `dtype`.
-
-    As in `model.quantized`, affine values are computed in the dtype to which `dtype` and the scales promote.
-    """
-    weight, scales, *rest = arrays
-    if quantization.mode == "affine":
-        wide = mx.result_type(dtype, scales.dtype)
-        scales, biases = scales.astype(wide), rest[0].astype(wide)
-        return mx.dequantize(weight, scales, biases, **quantization.arguments).astype(dtype)
-    values = mx.dequantize(weight, scales, **quantization.arguments)
-    return (values.astype(mx.float32) * rest[0] if quantization.tensor_scale else values).astype(dtype)

@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from precision_lab.model.layers import on_cpu
 from precision_lab.numerics.packing import Quantization
-from precision_lab.techniques.fast.matrices import Arrays, decoded, packed_product
+from precision_lab.techniques.fast.decoding import decoded, packed_product
+from precision_lab.techniques.fast.matrices import Arrays
 
 ROWS = (16, 64, 256, 1024, 4096)
 """The numbers of rows that are measured: text and image tokens of common sizes."""
