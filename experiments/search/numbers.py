@@ -45,7 +45,7 @@ def ranks(scan: Scan) -> dict[str, Any]:
         by_candidate[candidate] = {
             "groups": len(ranked),
             "worst": {
-                str(row["group"]): {"velocity_error": row["velocity_error"], "free_drift": row["free_drift"]}
+                str(row["group"]): _plain({name: row[name] for name in ("velocity_error", "free_drift")})
                 for row in worst.to_dict("records")
             },
         }
