@@ -38,6 +38,19 @@ def test_each_published_set_is_judged_against_every_linear_and_against_a_searche
         assert rivals[name] in names
 
 
+def test_sets_after_exchange_are_beside_the_published_ones_of_their_size():
+    with configurations():
+        overrides = ["+exp=spared_layers_exchanged", f"hydra.searchpath=[file://{CONF}]"]
+        spec = build_spec(compose("config", overrides=overrides), [])
+    names = {variant.name for variant in spec.variants}
+    judged_again = [claim for claim in spec.claims if claim["id"].startswith("SE_")]
+    assert judged_again
+    for claim in judged_again:
+        form, _, name = claim["subject"].partition("_")
+        assert claim["against"] == f"{form}_exchanged_{name}"
+        assert {claim["subject"], claim["against"]} <= names
+
+
 @pytest.mark.parametrize(
     ("verdict", "interval", "word"),
     [
