@@ -25,7 +25,7 @@ def show(given: str, console: Console) -> None:
     """Prints what the file or folder `given` holds. Raises InputError as `model.inspection.inspect` does."""
     from precision_lab.model.inspection import inspect
 
-    found = inspect(given, tuple(_readers()))
+    found = inspect(given, _readers())
     for part in found.parts:
         print_table(console, (part.name, ""), part.rows, folding=("",))
     for remark in found.remarks:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, inline
 from precision_lab.model import foreign
 from precision_lab.record.safetensors import NotSafetensorsError, check_extents, entry_of, is_entry, read_header
 
@@ -35,10 +35,10 @@ def check_header(file: Path, refuse_names: Callable[[Iterable[str], Path], None]
     for name, entry in tensors.items():
         if not is_entry(entry):
             raise InputError(f"{file}: not a safetensors file: the header entry of tensor {name!r:.80} is malformed")
-    end = data + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    size = file.stat().st_size
-    if end > size:
-        raise InputError(f"{file}: truncated: {size} bytes, expected {end}")
+    last = max(tensors, key=lambda name: tensors[name]["data_offsets"][1], default=None)
+    size, end = file.stat().st_size, data if last is None else data + tensors[last]["data_offsets"][1]
+    if last is not None and end > size:
+        raise InputError(f"{file}: truncated: {size} bytes, but tensor {inline(last, 120)} ends at {end}")
     refuse_names(tensors, file)
     wrong = sorted(name for name, entry in tensors.items() if not _readable(name, entry["dtype"]))
     if wrong:

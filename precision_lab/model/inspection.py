@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +70,10 @@ class Inspection:
     overrides: Mapping[str, str] | None = None
 
 
-def inspect(given: str, readers: Sequence[Reader]) -> Inspection:
+def inspect(given: str, readers: Iterable[Reader]) -> Inspection:
     """What the file or folder `given`, or package://NAME, holds, and which of `readers` runs it.
+
+    The readers are asked for once the weights are known to be readable.
 
     Raises InputError for one that does not exist or is not read, with what it is.
     """
@@ -87,7 +89,7 @@ def inspect(given: str, readers: Sequence[Reader]) -> Inspection:
         is_transformer = name in ("transformer", "")
         found.parts.append(Part(name or "weights", _rows(contents, is_transformer)))
         if is_transformer:
-            _advise(found, given, contents, readers, whole)
+            _advise(found, given, contents, tuple(readers), whole)
     return found
 
 
@@ -163,7 +165,7 @@ def _overrides(given: str, architecture: Architecture, readers: Sequence[Reader]
     return found | {"model.base": default.path if fits else other}
 
 
-def _of_adapter(given: str, readers: Sequence[Reader]) -> Inspection:
+def _of_adapter(given: str, readers: Iterable[Reader]) -> Inspection:
     adapter = read_adapter(given)
     total = len(adapter.layers)
     fits = {reader.name: adapter.fitting(linears) for reader, linears in _linears(readers)}
@@ -184,7 +186,7 @@ def _of_adapter(given: str, readers: Sequence[Reader]) -> Inspection:
     return Inspection([Part("adapter", rows)], [], overrides)
 
 
-def _linears(readers: Sequence[Reader]) -> Iterator[tuple[Reader, dict[str, tuple[int, int]]]]:
+def _linears(readers: Iterable[Reader]) -> Iterator[tuple[Reader, dict[str, tuple[int, int]]]]:
     """The linears of the transformer of each reader; of two with the same, the first."""
     seen: list[tuple[Any, Any]] = []
     for reader in readers:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from precision_lab.errors import InputError
+from precision_lab.errors import InputError, shown
 
 _VERSION, _LEVEL = "mflux_version", "quantization_level"
 _UNQUANTISED = ("None", "null", "")
@@ -45,8 +45,8 @@ def level(metadata: Mapping[str, str]) -> int | None:
     value = metadata.get(_LEVEL)
     if value is None or value in _UNQUANTISED:
         return None
-    if not value.isdecimal():
-        raise InputError(f"{_LEVEL} is {value!r} in the header of the weights, expected a number of bits or None")
+    if not value.isdecimal() or len(value) > 3:
+        raise InputError(f"{_LEVEL} is {shown(value)} in the header of the weights, expected a number of bits or None")
     return int(value)
 
 

@@ -6,7 +6,6 @@ raises a one-line error instead of a crash in the middle of a run. Tensors stay 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,13 @@ from precision_lab.model.headers import Header, check_header
 from precision_lab.model.stored.base import StoredWeights
 from precision_lab.model.stored.linears import stored_linears
 from precision_lab.model.stored_quantization import quantized_modules
+from precision_lab.record.files import parse_json
 
 Sanitize = Callable[[MutableMapping[str, mx.array]], tuple[MutableMapping[str, mx.array], list[str]]]
 """Maps stored tensors, by name, to those that the module expects; also returns the names that were left out."""
+
+_LARGEST_JSON = 16 << 20
+"""Bytes of a configuration or an index; Python makes up to 24 times as many of it."""
 
 
 def shards(folder: Path) -> list[Path]:
@@ -263,11 +266,16 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError if the file cannot be read or holds no JSON object."""
+    """The object in a JSON file.
+
+    Raises InputError if the file cannot be read, is too large, or holds no JSON object whose keys occur once.
+    """
     try:
         if file.exists() and not file.is_file() and not file.is_dir():  # reading a pipe would wait for ever
             raise InputError(f"{file} is not a regular file, expected JSON")
-        value = json.loads(file.read_text(encoding="utf-8"))
+        if (size := file.stat().st_size) > _LARGEST_JSON:
+            raise InputError(f"{file}: {size} bytes, expected JSON of at most {_LARGEST_JSON}")
+        value = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except InputError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, first_line
-from precision_lab.record.files import read_text
+from precision_lab.record.files import parse_json, read_text
 from precision_lab.record.safetensors import Entry, read_entries
 
 LARGEST = 1 << 24
@@ -76,19 +75,10 @@ class Document:
 def parsed_json(text: str, what: str) -> Any:
     """The value of a JSON text. Raises InputError, with a message that begins with `what`, if it is none."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         raise InputError(f"{what} is not JSON: {reason}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r:.80} is there twice")
-        found[name] = value
-    return found
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precision_lab.errors import InputError, first_line
+from precision_lab.errors import InputError, first_line, inline
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -84,6 +85,22 @@ def advising(advice: str) -> Iterator[None]:
     except InputError as error:
         reason = str(error).removesuffix(f". {RESTORE}")
         raise InputError(f"{reason}. {advice}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON states, whose objects have each key once: of two, readers take different ones.
+
+    Raises ValueError, also for a key that is there twice, and RecursionError.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {inline(keys.most_common(1)[0][0])!r} is there twice")
+    return value
 
 
 def read_text(path: Path) -> str:

@@ -56,8 +56,10 @@ TYPES = {
 """The name of each type of ggml by its number, the values of a block and its bytes."""
 
 KEPT = 64
-_HEADER = 64 << 20
-"""Bytes that a header may have, far more than the vocabulary of a language model takes."""
+_HEADER = 32 << 20
+"""Bytes that a header may have, several times what the vocabulary of a language model takes."""
+_ENTRIES = 1 << 16
+"""Metadata entries, and tensors, that a header may have; a transformer of 20 B weights has 1,933 tensors."""
 _NAME = 1024
 _RANK = 4
 _ALIGNMENT = 32
@@ -125,6 +127,8 @@ class _Parser:
             big = " It is big-endian." if version and not version & 0xFFFF else ""
             raise InputError(f"{self._file}: GGUF version {version}, expected 2 or 3.{big}")
         tensors, keys = self._count("Q", 24, "tensors"), self._count("Q", 13, "metadata entries")
+        if max(tensors, keys) > _ENTRIES:
+            raise self._malformed(f"{tensors} tensors and {keys} metadata entries, expected at most {_ENTRIES}")
         metadata: dict[str, Value] = {}
         for index in range(keys):
             self._where = f"metadata entry {index + 1} of {keys}"

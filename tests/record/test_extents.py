@@ -57,8 +57,8 @@ def test_an_extent_that_is_not_that_of_the_shape_is_named(tmp_path, extent):
         assert message.endswith("expected 24")
 
 
-def test_a_tensor_that_the_file_cuts_off_is_named_by_the_size(tmp_path):
+def test_a_tensor_that_the_file_cuts_off_is_named(tmp_path):
     path = file_of(tmp_path, {"a": (0, 24), "b": (24, 48)}, 40)
     size = path.stat().st_size
     for message in both(path):
-        assert message == f"{path}: truncated: {size} bytes, expected {size + 8}"
+        assert message == f"{path}: truncated: {size} bytes, but tensor img_in.b ends at {size + 8}"

@@ -5,7 +5,6 @@ Where a file states nothing, the factor is 1, as in ComfyUI and diffusers.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from precision_lab.errors import InputError, shown
 from precision_lab.model.weights import read_json
+from precision_lab.record.files import parse_json
 
 METADATA_KEY = "lora_adapter_metadata"
 """Under which diffusers keeps the configuration of PEFT in a safetensors file, as JSON."""
@@ -75,7 +75,7 @@ class Scaling:
             return None
         where = f"{file}: {METADATA_KEY}"
         try:
-            config = json.loads(text)
+            config = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON") from error
         if not isinstance(config, dict):

@@ -7,7 +7,6 @@ double quantisation `P.weight.nested_absmax` and `P.weight.nested_quant_map`, an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from precision_lab.errors import InputError, first_line, inline, shown
 from precision_lab.model.codings.nf4 import NESTED, NUMBERS, SIZES, Nf4, dynamic_map
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
 from precision_lab.model.stored.formatted import read_shards
+from precision_lab.record.files import parse_json
 from precision_lab.record.safetensors import Entry, check_extents
 
 CONFIG = "quantization_config"
@@ -145,6 +145,8 @@ class _Linear:
             if self._integer(state, "nested_blocksize") != NESTED:
                 raise self._wrong(f"has nested_blocksize {state['nested_blocksize']!r:.40}, expected {NESTED}")
             self._expect("nested_absmax", "F32", -(-blocks // NESTED))
+            if not np.isfinite(np.frombuffer(self._entry("nested_absmax").content(), "<f4")).all():
+                raise self._wrong("has nested_absmax that are not finite")
             self._table("nested_quant_map", dynamic_map())
             offset = state.get("nested_offset")
             if not isinstance(offset, int | float) or not math.isfinite(offset):
@@ -167,7 +169,7 @@ class _Linear:
         try:
             if entry.dtype != "U8" or entry.size > _LARGEST_STATE:
                 raise ValueError("not a short text")
-            state = json.loads(entry.content())
+            state = parse_json(entry.content())
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise

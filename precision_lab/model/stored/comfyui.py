@@ -8,15 +8,15 @@ comfy/utils.py (`convert_old_quants`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from precision_lab.errors import InputError, inline, shown
+from precision_lab.errors import InputError, first_line, inline, shown
 from precision_lab.model.stored.formats import FLOATS, Layer, Stored, described, unscaled
 from precision_lab.model.stored.formatted import FormattedWeights, scales_beside
+from precision_lab.record.files import parse_json
 from precision_lab.record.safetensors import Entry, check_extents, read_entries
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -154,9 +154,9 @@ def _declared(
 
 def _json(file: Path, name: str, content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        value = None
+        value = parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: {inline(name)} is no JSON object: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise InputError(f"{file}: {inline(name)} is no JSON object")
     return value

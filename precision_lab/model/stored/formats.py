@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from precision_lab.errors import InputError, inline, nearest, shown
 from precision_lab.model.codings.base import Inputs
@@ -29,6 +30,9 @@ from precision_lab.record.safetensors import Entry
 
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 """The types that scales have in files."""
+Floats = npt.NDArray[np.float32]
+INPUT_SCALES = ("scale_input", "input_scale")
+"""The last parts of the names of scales of inputs."""
 _TILE = (128, 4)
 """Rows and columns of a tile of scales as cuBLAS reads them."""
 
@@ -98,20 +102,28 @@ class Layer:
         return shape[0], shape[1]
 
     def scales(self, name: str, *counts: int) -> int:
-        """How many numbers the scales of this name have. Raises InputError unless that is one of `counts`."""
-        count = math.prod(self.entry(name, *FLOATS).shape)
-        if count not in counts:
-            raise self.wrong(name, f"expected {' or '.join(map(str, sorted(set(counts))))} numbers")
-        return count
+        """How many numbers the scales of this name have.
+
+        Raises InputError unless that is one of `counts` and all are finite: one scale spoils a whole tensor or row.
+        """
+        values = self._numbers(name, *counts)
+        if not np.isfinite(values).all():
+            raise self.wrong(name, "expected finite numbers")
+        return len(values)
 
     def number(self, name: str) -> float:
         """The positive number that a tensor holds. Raises InputError if it holds anything else."""
-        self.scales(name, 1)
-        entry = self.entries[name]
-        value = float(np.frombuffer(entry.content(), FLOATS[entry.dtype])[0])
+        value = float(self._numbers(name, 1)[0])
         if not 0 < value < math.inf:
             raise InputError(f"{self.file}: tensor {inline(self.path)}.{name} is {value:g}, expected a positive number")
         return value
+
+    def _numbers(self, name: str, *counts: int) -> Floats:
+        """The values of a tensor, which must be one of these counts of floats. Raises InputError otherwise."""
+        entry = self.entry(name, *FLOATS)
+        if math.prod(entry.shape) not in counts:
+            raise self.wrong(name, f"expected {' or '.join(map(str, sorted(set(counts))))} numbers")
+        return np.frombuffer(entry.content(), FLOATS[entry.dtype]).astype(np.float32)
 
     def wrong(self, name: str, why: str) -> InputError:
         """The error for a tensor of this linear."""
@@ -133,7 +145,7 @@ def float8(layer: Layer) -> Stored:
     outputs, channels = layer.matrix("F8_E4M3", "U8")
     name = "scale_weight" if "scale_weight" in layer.entries else "weight_scale"
     scale = "tensor" if layer.scales(name, 1, outputs) == 1 else "channel"
-    given = next((name for name in ("input_scale", "scale_input") if name in layer.entries), None)
+    given = next((name for name in INPUT_SCALES if name in layer.entries), None)
     inputs = Float8Inputs(layer.number(given) if given else 1.0)
     arrays = {"weight": Made("weight", _same), "scale": Made(name, _column)}
     linear = StoredLinear(Float8(scale), (outputs, channels), tuple(arrays), inputs)
@@ -236,6 +248,9 @@ def described(layer: Layer) -> Stored:
             f"{nearest(str(name), FORMATS)}"
         )
     stored = FORMATS[name](layer)
+    known = {made.tensor for made in stored.arrays.values()} | set(INPUT_SCALES)
+    for other in layer.entries.keys() - known:
+        raise layer.wrong(other, f"which {stored.form} has no use for")
     if layer.about.get("full_precision_matrix_mult"):
         return stored._replace(linear=stored.linear._replace(inputs=None))
     return stored
