@@ -105,11 +105,16 @@ def test_the_factors_are_nearly_the_best_of_their_rank(make, shape):
     np.testing.assert_allclose(np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=0), rtol=1e-4)
 
 
-def test_a_weight_of_the_rank_is_all_in_the_factors():
+@pytest.mark.parametrize("smooth", [0, 0.5])
+def test_a_weight_of_the_rank_is_all_in_the_factors(smooth):
+    """The residual has what their rounding leaves."""
     rng = np.random.default_rng(5)
     weight = rng.standard_normal((96, 3)).astype(np.float32) @ rng.standard_normal((3, 128)).astype(np.float32)
     up, down = (np.array(each) for each in factors(mx.array(weight), 3))
     np.testing.assert_allclose(up @ down.T, weight, rtol=0, atol=1e-5 * np.abs(weight).max())
+    arrays = SVDQuant(3, Wide(), smooth).encode(mx.array(weight))
+    smoothed = weight * (wide(arrays["smooth"]) if smooth else 1)
+    assert np.linalg.norm(wide(arrays["weight"])) < 2**-7 * np.linalg.norm(smoothed)
 
 
 def test_the_arrays_are_the_same_at_each_call():
