@@ -50,7 +50,9 @@ def draws_of(source: Source, cases: Sequence[Case], count: int = 3, seed: int = 
 
 def evaluate(source: Source, dtype: mx.Dtype, draw: Draw, *techniques: Techniques) -> Outputs:
     """The `output` and `result` of one step and, if there is one, the `picture` of the result; fp32 arrays by name."""
-    merged = {f"{i}.{name}": technique for i, group in enumerate(techniques) for name, technique in group.items()}
+    merged: dict[str, Technique] = {}
+    for name, technique in (pair for group in techniques for pair in group.items()):
+        merged[name if name not in merged else f"{name}.{len(merged)}"] = technique
     subject = source.load(dtype)
     with applied(components_of(subject, source.layout), merged):
         step = subject.step(subject.start(draw.case), draw.number)

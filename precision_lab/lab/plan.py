@@ -16,12 +16,15 @@ from precision_lab.lab import evidence, latency, pinned, probe_columns, slots, t
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.failure import Failure
 from precision_lab.lab.observing import CALL
-from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, ProcessSpec, RunSpec, Variant
+from precision_lab.lab.spec import HERE, LOCAL, OTHER_REFERENCE, REFERENCE, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import least_memory, remarks
 from precision_lab.lab.values import one_of
 from precision_lab.record.manifest import Coverage
 from precision_lab.techniques.base import chosen
 from precision_lab.techniques.parts.weight_storage import WeightStorage, model_storage, weight_storage
+
+_NAMED = 3
+"""The number of variants that a message names beside the first."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,19 @@ def plan(spec: RunSpec) -> Plan:
     weights: dict[str, Mapping[str, WeightStorage]] = {}
     choices: dict[str, Mapping[str, Mapping[str, int]]] = {}
     errors: dict[str, Failure] = {}
+    unfit: dict[str, InputError] = {}
     for variant in spec.all_variants:
         try:
             with bench.variant(variant) as (_, held, coverage[variant.name]):
                 linears[variant.name], weights[variant.name] = weight_storage(held), model_storage(held)
                 choices[variant.name] = chosen(variant.techniques)
-        except InputError:
-            raise
+        except InputError as error:
+            unfit[variant.name] = error
         except (Exception, SystemExit) as error:
             if variant.is_reference:  # nothing could be compared with it
                 raise
             errors[variant.name] = Failure.of(error, bench.layout)
+    _check_fit(spec, unfit)
     return Plan(
         spec=spec,
         bench=bench,
@@ -112,6 +117,26 @@ def plan(spec: RunSpec) -> Plan:
         errors=errors,
         remarks=_remarks(spec),
     )
+
+
+def _check_fit(spec: RunSpec, unfit: Mapping[str, InputError]) -> None:
+    """Raises the first error in `unfit`, by variant, with the names of the other variants that do not fit the model."""
+    if not unfit:
+        return
+    (name, error), *_ = unfit.items()
+    message = f"{_key(name)}: {error}"
+    others = [variant.name for variant in spec.variants if variant.name in unfit and variant.name != name]
+    if others and name != REFERENCE:
+        named = others[:_NAMED] + ["..."] * (len(others) > _NAMED)
+        message += (
+            f"\n{len(others) + 1} variants do not fit the model, also {', '.join(named)}; only=[NAME] selects others"
+        )
+    raise InputError(message) from error
+
+
+def _key(variant: str) -> str:
+    """Where a variant is configured."""
+    return variant if variant == REFERENCE else f"variants.{variant.removeprefix(OTHER_REFERENCE)}"
 
 
 def _needed_memory(spec: RunSpec, workers: int, weight_bytes: int) -> int:
@@ -151,8 +176,7 @@ def _steps(bench: Bench, variant: Variant) -> int:
     except InputError as error:
         if not variant.settings:
             raise
-        name = variant.name.removeprefix(OTHER_REFERENCE)
-        raise InputError(f"variants.{name}.settings: {error}") from error
+        raise InputError(f"{_key(variant.name)}.settings: {error}") from error
 
 
 def _remarks(spec: RunSpec) -> list[str]:

@@ -155,6 +155,13 @@ def chosen(techniques: Mapping[str, Technique]) -> dict[str, Mapping[str, int]]:
     return {name: dict(made) for name, made in choices.items() if made}
 
 
+def _selected(name: str, technique: Technique, sites: Sequence[Site]) -> list[Site]:
+    try:
+        return select(technique.sites, sites)
+    except InputError as error:
+        raise InputError(f"technique {name}: {error}") from error
+
+
 def _rewritten(name: str, technique: Technique, site: Site) -> nn.Module:
     if isinstance(site.module, Beside) and getattr(technique, "of_linears", False):
         inner = site.module.inner
@@ -191,7 +198,7 @@ def applied(components: Mapping[str, nn.Module], techniques: Mapping[str, Techni
             sites = walk(components)
             if isinstance(technique, FitToModel):
                 technique.check_model(sites)
-            selected = select(technique.sites, sites)
+            selected = _selected(name, technique, sites)
             for site in () if technique.composes else selected:
                 owner = owners.setdefault(site, name)
                 if owner != name:

@@ -13,6 +13,7 @@ from precision_lab.cli.literal import settled
 from precision_lab.cli.probes import without_settings_of_absent
 from precision_lab.cli.search_schema import Search
 from precision_lab.errors import InputError
+from precision_lab.lab.plan import plan
 from tests.composing import configurations
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -39,6 +40,30 @@ def test_commands_that_record_no_ranges_take_it(name, command, kind):
     spec = build_spec(without_settings_of_absent(config), [], kind)
     assert "range" not in spec.probes
     assert len(spec.variants) >= 1
+
+
+# experiments with techniques, adapters or claims of Qwen-Image 1.x: what they say of 2.1
+BOUND_TO_1X = {
+    "fp16_minimal": "variants.fp16_minimal: technique fp16_minimal: Site pattern",
+    "fp8_lightning": "reference: .* is of no linear of this model",
+    "lora_on_quantised": "reference: .* is of no linear of this model",
+    "recipes": "variants.fp8_skip_sensitive: technique fp8_skip_sensitive: Site pattern",
+    "spared_layers": "variants.affine4_sglang_fp8: technique .*: Site pattern",
+    "stream_growth": "Claim S4_txt: unknown stream 'txt' of this model.*Or leave the claim out",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
+def test_it_fits_the_other_architecture_or_says_what_does_not(name):
+    with configurations():
+        spec = build_spec(compose("config", overrides=[f"+exp={name}", "model=micro_21"]), [])
+    if name not in BOUND_TO_1X:
+        assert not plan(spec).errors
+    else:
+        with pytest.raises(InputError, match=f"^{BOUND_TO_1X[name]}") as caught:
+            plan(spec)
+        assert len(str(caught.value).splitlines()) <= 2
 
 
 def test_a_probe_that_is_unknown_or_no_probe_is_refused_where_none_is_composed():

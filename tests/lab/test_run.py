@@ -404,6 +404,22 @@ class TestRefusals:
             run(spec, Quiet())
         assert not spec.out.exists()
 
+    def test_variants_that_do_not_fit_the_model_are_named(self, spec):
+        def scaled(site):
+            return {"scaling": FFNScaling(sites=(site,))}
+
+        unfit = [Variant(name, "bfloat16", scaled("img_mpl")) for name in "bcdef"]
+        spec = dataclasses.replace(spec, variants=[Variant("baseline", "bfloat16", scaled("**.img_mlp")), *unfit])
+        with pytest.raises(InputError) as caught:
+            run(spec, Quiet())
+        first, second = str(caught.value).splitlines()
+        assert first.startswith("variants.b: technique scaling: Site pattern 'img_mpl' matches nothing. Did you mean")
+        assert second == "5 variants do not fit the model, also c, d, e, ...; only=[NAME] selects others"
+        spec = dataclasses.replace(spec, reference=Variant("reference", "float32", scaled("nothing")))
+        with pytest.raises(InputError, match=r"^reference: technique scaling: Site pattern 'nothing' [^\n]*$"):
+            run(spec, Quiet())
+        assert not spec.out.exists()
+
     def test_a_folder_that_holds_a_run(self, spec):
         spec = small(spec, variants=spec.variants[:1])
         run(spec, Quiet())
