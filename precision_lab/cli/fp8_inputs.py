@@ -173,7 +173,7 @@ class Findings:
             row = failed.iloc[-1]
             lines.append(
                 f"With a margin of {row['margin_bits']:g} bits, {row['failed']} of {row['cases']} held-out cases would "
-                f"saturate, first {row['case']}, at {row['place']}."
+                f"saturate, worst {row['case']}, at {row['place']}."
             )
         return lines
 

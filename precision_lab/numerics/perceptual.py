@@ -56,7 +56,8 @@ def _network() -> tuple[Any, Any]:
 
             return LPIPS(net="alex", verbose=False).eval(), im2tensor
     except (OSError, RuntimeError) as error:  # no network, a full disk, a torchvision for another torch
-        raise InputError(f"lpips and the weights of AlexNet cannot be loaded: {first_line(error)}") from error
+        why = f"lpips and the weights of AlexNet cannot be loaded: {first_line(error)}"
+        raise InputError(f"{why}. Load them once with a network; what was run is kept, `report run=DIR`") from error
 
 
 def flip(image: npt.NDArray[np.uint8], ref: npt.NDArray[np.uint8]) -> float:
