@@ -18,13 +18,13 @@ from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.errors import InputError, nearest
 
-USED = ("model", "inspect", "make", "from", "technique", "to", "seed")
+USED = ("model", "inspect", "make", "from", "technique", "dtype", "to", "seed")
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Lists the models, inspects weights, or writes to the folder `to`.
 
-    What is written is the preset `make`, or `from` with `technique` applied.
+    What is written is the preset `make`, or `from` in `dtype`, with `technique` applied.
     """
     from precision_lab.cli import schema
 
@@ -38,12 +38,12 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         check_used(command, ["inspect"], [name for name in USED if name != "inspect"], " with inspect=")
         inspecting.show(config.inspect, console)
         return 0
-    if config.make is not None and (config.technique or config["from"]):
+    if config.make is not None and (config.technique or config["from"] or config.dtype):
         raise InputError("make= and technique= or from= are two tasks, expected one: make the checkpoint first")
     if config.make is not None:
         _make(config.make, config.to, int(config.seed), console)
-    elif config.technique or config["from"]:
-        _quantize(config, next((f"{each} " for each in command[1:] if each.startswith("model=")), ""), console)
+    elif config.technique or config["from"] or config.dtype:
+        _convert(config, next((f"{each} " for each in command[1:] if each.startswith("model=")), ""), console)
     else:
         _list(console)
     return 0
@@ -70,16 +70,18 @@ def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
     _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), reader, to, console)
 
 
-def _quantize(config: DictConfig, reader: str, console: Console) -> None:
+def _convert(config: DictConfig, reader: str, console: Console) -> None:
+    import mlx.core as mx
+
     from precision_lab.lab.quantized_checkpoint import Quantizable, write
     from precision_lab.techniques.base import Technique
     from precision_lab.techniques.quantized_weights import QuantizedWeights
 
     source, to = config["from"], config.to
     for name in ("technique", "from", "to"):
-        if not config[name]:
+        if not config[name] and (name != "technique" or config.dtype is None):
             raise InputError(
-                f"{name}= is missing: a quantised checkpoint takes technique=[NAME] from=DIR_OR_HUB_ID to=DIR"
+                f"{name}= is missing: a checkpoint takes technique=[NAME] or dtype=bfloat16, from=PATH_OR_HUB_ID to=DIR"
             )
     techniques = {str(name): build(node, Technique, f"technique.{name}") for name, node in config.technique.items()}
     for name, technique in techniques.items():
@@ -91,7 +93,9 @@ def _quantize(config: DictConfig, reader: str, console: Console) -> None:
     original = build_source(DictConfig({**config.model, "name": str(source), "path": str(source)}))
     if not isinstance(original, Quantizable):
         raise InputError(f"model={config.model.name}: its checkpoints cannot be written quantised")
-    _write(lambda on_bytes: write(original, techniques, Path(str(to)).expanduser(), on_bytes), reader, to, console)
+    dtype = None if config.dtype is None else getattr(mx, config.dtype)
+    out = Path(str(to)).expanduser()
+    _write(lambda on_bytes: write(original, techniques, out, on_bytes, dtype=dtype), reader, to, console)
 
 
 def _write(write: Callable[[Callable[[int, int], None]], None], reader: str, to: str, console: Console) -> None:

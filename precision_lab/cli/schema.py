@@ -8,7 +8,7 @@ callable, and the subject refuses settings of a case (`sampler`, `image`, `pinne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -261,7 +261,8 @@ class Models(OfAModel):
 
     inspect: Annotated[str, "a file or a folder of weights"] | None
     make: str | None
-    from_: Annotated[str, "a folder or a Hub id"] | None = Field(alias="from")
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    from_: Annotated[str, "a file, a folder or a Hub id"] | None = Field(alias="from")
     to: Folder | None
     seed: Seed
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from precision_lab.errors import InputError
 from precision_lab.model import foreign
-from precision_lab.record.origin import SYNTHETIC, TRAINED, UNKNOWN
+from precision_lab.record.origin import LABEL, SYNTHETIC, TRAINED, UNKNOWN
 
 EMBEDDED = "package://"
 _CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -55,7 +55,7 @@ def origin_of(config: Mapping[str, Any], file: Path) -> str:
 
     Only this project writes that label. config: the content of `file`. Raises InputError for another label.
     """
-    label = config.get("_weights", UNKNOWN)
+    label = config.get(LABEL, UNKNOWN)
     if label not in (TRAINED, SYNTHETIC, UNKNOWN):
         raise InputError(f"{file}: _weights is {label!r:.60}, expected {TRAINED} or {SYNTHETIC}, or no such key")
     return str(label)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 TRAINED, SYNTHETIC, PUBLISHED, UNKNOWN = "trained", "synthetic", "published", "unknown"
 
+LABEL = "_weights"
+"""The key of model_index.json or config.json under which a checkpoint of this project states the origin."""
+
 
 class Wording(NamedTuple):
     """A short phrase for a line of text; and for a page a title and a remark."""

@@ -223,6 +223,10 @@ class Source:
         """Names of the folders of a complete checkpoint."""
         return ("scheduler", self.kind.tokenizer_folder, "vae", "text_encoder", "transformer")
 
+    def apart(self) -> tuple[str, ...]:
+        """The components whose weights are not in `folder`."""
+        return tuple(self.given)
+
     def parts(self) -> dict[str, Part]:
         """The components whose linears can be written quantised, with weights in their stored dtype."""
         return {
