@@ -10,9 +10,11 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from experiments.micro_checkpoint.data import TEXT_TOKENS
 from experiments.micro_lightning import student, teacher, train
+from experiments.micro_lightning.distances import with_adapter
 from experiments.micro_lightning.student import GRID, TARGETS, Base, adapted, export, initial, row_norms, sample
 from experiments.micro_lightning.teacher import LEVELS, trajectory
 from experiments.micro_lightning.train import Trainer, Trajectories, gradients
@@ -77,6 +79,8 @@ def test_the_exported_adapter_does_in_diffusers_what_the_student_does(seed, tmp_
     model.load_lora_adapter(tmp_path, weight_name="lora.safetensors", prefix="transformer")
     theirs = diffusers_velocity(model, latents, 0.75, text, mask)
     assert relative(plain, theirs) > 0.01
+    fused = with_adapter(base, load_file(tmp_path / "lora.safetensors"))
+    assert relative(base.velocity(latents, 0.75, text, mask, fused), theirs) < FP32
     # the file is in bf16, so each factor of the change is off by up to 2^-9
     assert relative(ours, theirs) < 2**-7 * relative(plain, theirs)
 

@@ -48,8 +48,8 @@ class Pipeline(pipeline.Pipeline):
     def unit(self) -> int:
         return self.vae.config.scale_factor * self.config.patch_size
 
-    def condition(self, prompt: str, settings: Settings) -> Conditioning:
-        return self.encode([prompt], settings.max_sequence_length, settings.padding)
+    def condition(self, prompts: Sequence[str], settings: Settings) -> Conditioning:
+        return self.encode(prompts, settings.max_sequence_length, settings.padding)
 
     def encode(self, prompts: Sequence[str], max_tokens: int | None = None, padding: int = 0) -> Conditioning:
         """Embeddings of the prompts, right-padded to the longest prompt and `padding` tokens more.

@@ -31,7 +31,7 @@ class QwenImage(Source):
     publisher: ClassVar[str] = "Qwen/Qwen-Image"
     preset: ClassVar[str] = "full"
     namings: ClassVar[Mapping[str, Naming]] = NAMINGS
-    varied: ClassVar[tuple[str, ...]] = (*Source.varied, "max_sequence_length")
+    varied: ClassVar[tuple[str, ...]] = (*Source.varied, "max_sequence_length", "batched_guidance")
 
     inflate: float = 1.0
 

@@ -58,8 +58,8 @@ class Pipeline(pipeline.Pipeline):
         """The pixels of two tokens, which diffusers' pipeline rounds sides to."""
         return 2 * self.unit
 
-    def condition(self, prompt: str, settings: Settings) -> Conditioning:
-        text = self.encode([prompt], settings.padding)
+    def condition(self, prompts: Sequence[str], settings: Settings) -> Conditioning:
+        text = self.encode(prompts, settings.padding)
         if settings.prefix_cache == "none":
             return text
         prefix = self.transformer.prefill(text.embeds, text.mask)

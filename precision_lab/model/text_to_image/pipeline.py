@@ -51,22 +51,28 @@ def denoise_step(
     cond: Conditioning,
     uncond: Conditioning | None = None,
     guidance_scale: float = 1.0,
+    batched: bool = False,
 ) -> Step:
     """Takes one step, from the first sigma in `levels` to the second; latents: (B, L, C).
 
-    There is no guidance without `uncond`. Nothing is evaluated. Each forward runs inside a scope that names its step,
-    sigma and branch.
+    There is no guidance without `uncond`, unless `batched`: then `cond` is that of 2 B prompts, the negative ones last,
+    and one forward computes both branches. Nothing is evaluated. Each forward runs inside a scope that names its step
+    and sigma, and its branch where it computes one.
     """
     sigma, following = levels
     with scope(step=number, sigma=float(sigma)):
         timestep = sampler.timestep(mx.array(sigma), latents.dtype)
         timestep = mx.broadcast_to(timestep, (latents.shape[0],))
-        with scope(branch="cond"):
-            velocity = _velocity(transformer, latents, timestep, grid, cond)
-        if uncond is not None:
-            with scope(branch="uncond"):
-                unguided = _velocity(transformer, latents, timestep, grid, uncond)
-            velocity = sampler.guidance(velocity, unguided, guidance_scale)
+        if batched:
+            both = _velocity(transformer, mx.tile(latents, (2, 1, 1)), mx.tile(timestep, 2), grid, cond)
+            velocity = sampler.guidance(*mx.split(both, 2), guidance_scale)
+        else:
+            with scope(branch="cond"):
+                velocity = _velocity(transformer, latents, timestep, grid, cond)
+            if uncond is not None:
+                with scope(branch="uncond"):
+                    unguided = _velocity(transformer, latents, timestep, grid, uncond)
+                velocity = sampler.guidance(velocity, unguided, guidance_scale)
         latents = sampler.euler_step(latents, velocity, mx.array(following - sigma))
     return Step(number, float(sigma), velocity, latents)
 
@@ -138,8 +144,8 @@ class Pipeline(ABC):
         return self.unit
 
     @abstractmethod
-    def condition(self, prompt: str, settings: Any) -> Conditioning:
-        """What the transformer receives of one prompt, under the settings of this model."""
+    def condition(self, prompts: Sequence[str], settings: Any) -> Conditioning:
+        """What the transformer receives of a batch of prompts, under the settings of this model."""
 
     @abstractmethod
     def pack(self, latents: mx.array) -> mx.array:

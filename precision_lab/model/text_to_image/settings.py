@@ -24,6 +24,9 @@ class Settings:
     - sigmas: the noise levels of the steps, used as they are (diffusers would shift its argument of that name); 0 is
       appended. Their number is `steps`.
     - padding: tokens of padding after each prompt, masked, as a prompt has them in a batch with a longer one.
+    - batched_guidance: whether both branches of a guided step are one batch, in which the shorter text is padded and
+      masked, and not two forwards. The function is the same, and weights are read and decoded once a step. Only where
+      the model allows it.
 
     Raises InputError for values out of range.
     """
@@ -39,6 +42,7 @@ class Settings:
     schedule: Annotated[Mapping[str, Any], "keys of scheduler_config.json, like {shift: 3.0}"] | None = None
     sigmas: Sequence[float] | None = None
     padding: int = 0
+    batched_guidance: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -90,4 +94,6 @@ class Settings:
             found.append(f"Guidance is off, because sampler.guidance_scale is {self.guidance_scale:g}, not above 1")
         if not self.guided and self.negative_prompt.strip():
             found.append(f"sampler.negative_prompt {shown(self.negative_prompt)} is ignored without guidance")
+        if not self.guided and self.batched_guidance:
+            found.append("sampler.batched_guidance is ignored without guidance")
         return found

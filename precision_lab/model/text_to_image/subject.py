@@ -32,7 +32,8 @@ class Case(Protocol):
 class State(NamedTuple):
     """Latents (1, L, C), what both prompts are to the transformer, and the values that all steps share.
 
-    levels: the sigmas of all steps, and 0. uncond: None without guidance.
+    levels: the sigmas of all steps, and 0. uncond: None without guidance. batched: whether `cond` is that of both
+    prompts, the negative one last, and `uncond` is None.
     """
 
     latents: mx.array
@@ -41,6 +42,7 @@ class State(NamedTuple):
     levels: np.ndarray
     grid: Grid
     guidance_scale: float
+    batched: bool
 
 
 class Step(NamedTuple):
@@ -65,18 +67,21 @@ class TextToImage:
     def start(self, case: Case) -> State:
         """The initial state of a case: encoded prompts and the noise of the seed.
 
-        Each prompt is encoded inside a scope that names its branch.
+        Each prompt is encoded inside a scope that names its branch, both together without one.
         """
         pipeline, settings = self.pipeline, checked(self.pipeline.settings, case.settings)
         grid = pipeline.grid(settings.height, settings.width)
-        with scope(branch="cond"):
-            cond = pipeline.condition(case.prompt, settings)
-        uncond = None
-        if settings.guided:
-            with scope(branch="uncond"):
-                uncond = pipeline.condition(settings.negative_prompt, settings)
+        batched, uncond = settings.guided and settings.batched_guidance, None
+        if batched:
+            cond = pipeline.condition([case.prompt, settings.negative_prompt], settings)
+        else:
+            with scope(branch="cond"):
+                cond = pipeline.condition([case.prompt], settings)
+            if settings.guided:
+                with scope(branch="uncond"):
+                    uncond = pipeline.condition([settings.negative_prompt], settings)
         levels = pipeline.levels(settings, grid)
-        return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale)
+        return State(pipeline.noise(case.seed, grid), cond, uncond, levels, grid, settings.guidance_scale, batched)
 
     def step(self, state: State, number: int) -> Step:
         levels = state.levels[number : number + 2]
@@ -90,6 +95,7 @@ class TextToImage:
             state.cond,
             state.uncond,
             state.guidance_scale,
+            state.batched,
         )
         return Step(step.sigma, step.velocity, step.latents, state._replace(latents=step.latents))
 
