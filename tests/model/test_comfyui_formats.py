@@ -140,6 +140,8 @@ MISTAKES = [
     ("int8 of a row", {"about": {"format": "int8_tensorwis"}}, "Did you mean int8_tensorwise"),
     ("int8 of a row", {"comfy_quant": None}, "weight is 'I8' .* expected F8_E4M3 or U8"),
     ("int4 16", {"about": {"linear_dtype": "fp4"}}, "linear_dtype 'fp4', expected int4 or int8"),
+    ("int4 16", {"about": {"linear_dtype": ["int4"]}}, "linear_dtype \\['int4'\\], expected int4 or int8"),
+    ("int4 16", {"about": {"format": {}}}, "stored as {}, which is not read"),
     ("int4 16", {"weight_scale": torch.ones(())}, "expected 64 numbers"),
 ]
 

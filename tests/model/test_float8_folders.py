@@ -190,6 +190,7 @@ MISTAKES = [
     ({WEIGHT: F8}, compressed(form="pack-quantized"), "format is 'pack-quantized', which is not read"),
     ({WEIGHT: F8}, compressed("block"), "expected float of 8 bits by tensor or channel"),
     ({WEIGHT: F8}, compressed(inputs={"num_bits": 4, "type": "int"}), "inputs are .*, expected float of 8 bits"),
+    ({WEIGHT: F8, SCALE: ONE}, compressed(inputs=FLOAT), "to_q.input_scale is missing"),
     ({WEIGHT: F8}, compressed() | {"config_groups": {}}, "expected groups with weights"),
     ({WEIGHT: F8}, {"quant_method": "torchao"}, "quantised by another program"),
 ]

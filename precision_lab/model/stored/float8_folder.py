@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from precision_lab.errors import InputError, inline, shown
 from precision_lab.model.codings.base import Inputs
@@ -40,6 +40,17 @@ def holds(folder: Path, config: Mapping[str, Any], files: Iterable[Path]) -> boo
     return (folder / _BESIDE).is_file() or any(mentions(file, "F8_E4M3") for file in files)
 
 
+class _Declared(NamedTuple):
+    """Who wrote a folder, and the rounding of the inputs of linears in float8: `inputs`, or by a stored scale.
+
+    static: whether every such linear must have a scale of its inputs.
+    """
+
+    writer: str | None
+    inputs: Inputs | None = None
+    static: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Float8Folder(FormattedWeights):
     """The tensors of a folder."""
@@ -53,17 +64,21 @@ class Float8Folder(FormattedWeights):
         Raises InputError for damaged files, a format that is not read, a weight without its scales or scales without
         their weight, and tensors that contradict each other.
         """
-        writer, inputs = _declared(folder, config)
+        declared = _declared(folder, config)
         entries, metadata = read_shards(files, _check)
         beside = scales_beside(entries, _SCALES, FLOATS)
-        scaled = writer is not None or any(len(tensors) > 1 for tensors in beside.values())
+        scaled = declared.writer is not None or any(len(tensors) > 1 for tensors in beside.values())
         stored: dict[str, Stored] = {}
         for path, tensors in beside.items():
             if scaled:
                 form = float8 if tensors["weight"].dtype == "F8_E4M3" else nvfp4_rows
-                each = form(Layer(tensors["weight"].file, path, tensors, {}))
+                layer = Layer(tensors["weight"].file, path, tensors, {})
+                each = form(layer)
+                if declared.static:
+                    layer.entry("input_scale", *FLOATS)
                 if not each.inputs:  # the format's own rounding is that of ComfyUI
-                    each = each._replace(linear=each.linear._replace(inputs=inputs if form is float8 else None))
+                    inputs = declared.inputs if form is float8 else None
+                    each = each._replace(linear=each.linear._replace(inputs=inputs))
                 stored[path] = each
             elif tensors["weight"].dtype == "F8_E4M3":
                 stored[path] = unscaled(tensors["weight"])
@@ -81,7 +96,7 @@ class Float8Folder(FormattedWeights):
             _entries=kept,
             _stored=stored,
             _parts={name: entries[name] for name in names},
-            _writer=writer or "diffusers",
+            _writer=declared.writer or "diffusers",
         )
 
     @property
@@ -89,14 +104,11 @@ class Float8Folder(FormattedWeights):
         return f"a folder of {self._writer}, {super().layout}"
 
 
-def _declared(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, Inputs | None]:
-    """Who wrote the folder, and the rounding of the inputs of linears in float8 that have no scale of them.
-
-    Raises InputError for a format that is not read.
-    """
+def _declared(folder: Path, config: Mapping[str, Any]) -> _Declared:
+    """What the configuration says. Raises InputError for a format that is not read."""
     file, stated = folder / "config.json", config.get(CONFIG)
     if isinstance(stated, Mapping) and stated.get("quant_method") == COMPRESSED:
-        return COMPRESSED, _of_groups(file, stated)
+        return _of_groups(file, stated)
     beside = folder / _BESIDE
     if beside.is_file():
         details = read_json(beside).get("quantization")
@@ -109,19 +121,19 @@ def _declared(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, Inpu
     elif isinstance(stated, Mapping):
         algorithm = stated.get("quant_algo")
     else:
-        return None, None
+        return _Declared(None)
     if algorithm not in _ALGORITHMS:
         raise InputError(f"{file}: quant_algo is {shown(algorithm)}, which is not read, expected {_or(_ALGORITHMS)}")
-    return MODELOPT, Float8Inputs("token") if algorithm == _ALGORITHMS[1] else None
+    return _Declared(MODELOPT, Float8Inputs("token") if algorithm == _ALGORITHMS[1] else None)
 
 
-def _of_groups(file: Path, stated: Mapping[str, Any]) -> Inputs | None:
-    """The rounding of inputs that all groups of linears share; None where it has stored scales, or there is none."""
+def _of_groups(file: Path, stated: Mapping[str, Any]) -> _Declared:
+    """What all groups of linears say of inputs. Raises InputError if they differ, or for a format that is not read."""
     groups = stated.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, Mapping) else []
     if not schemes or not all(isinstance(scheme, Mapping) for scheme in schemes):
         raise InputError(f"{file}: {CONFIG}.config_groups is {shown(groups)}, expected groups with weights")
-    found: list[Inputs | None] = []
+    found: list[_Declared] = []
     for scheme in schemes:
         form = scheme.get("format") or stated.get("format")
         if form not in _FORMATS:
@@ -130,11 +142,12 @@ def _of_groups(file: Path, stated: Mapping[str, Any]) -> Inputs | None:
         if not _is_float8(weights) or weights.get("strategy", "tensor") not in ("tensor", "channel"):
             raise InputError(f"{file}: weights are {shown(weights)}, expected float of 8 bits by tensor or channel")
         if inputs is None:
-            found.append(None)
+            found.append(_Declared(COMPRESSED))
         elif not _is_float8(inputs) or inputs.get("strategy", "tensor") not in ("tensor", "token"):
             raise InputError(f"{file}: inputs are {shown(inputs)}, expected float of 8 bits by tensor or token")
         else:
-            found.append(Float8Inputs(inputs.get("strategy", "tensor")) if inputs.get("dynamic") else None)
+            dynamic = Float8Inputs(inputs.get("strategy", "tensor")) if inputs.get("dynamic") else None
+            found.append(_Declared(COMPRESSED, dynamic, dynamic is None))
     if len(set(found)) > 1:
         raise InputError(f"{file}: {CONFIG}.config_groups round inputs in different ways, expected one")
     return found[0]

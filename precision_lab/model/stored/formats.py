@@ -219,7 +219,7 @@ def convrot_int4(layer: Layer) -> Stored:
     layer.scales("weight_scale", outputs)
     inputs: dict[str, Inputs] = {"int4": Int4Inputs(None), "int8": Int8Inputs()}
     multiplied = _setting(layer, "linear_dtype", "int4")
-    if multiplied not in inputs:
+    if not isinstance(multiplied, str) or multiplied not in inputs:
         raise InputError(
             f"{layer.file}: {inline(layer.path)} has linear_dtype {shown(multiplied)}, expected {' or '.join(inputs)}"
         )
