@@ -1,5 +1,6 @@
 """Every shipped experiment composes, names what exists, and makes a spec; every claim is judged by one of them."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,15 @@ from tests.composing import configurations
 CONF = Path(__file__).parents[2] / "conf"
 
 
+@cache
+def composed(name):
+    with configurations():
+        return build_spec(compose("config", overrides=[f"+exp={name}"]), [])
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
 def test_it_builds_and_its_claims_name_its_variants(name):
-    with configurations():
-        spec = build_spec(compose("config", overrides=[f"+exp={name}"]), [])
+    spec = composed(name)
     assert spec.experiment == name
     variants = {variant.name for variant in spec.variants}
     for claim in spec.claims:
@@ -32,7 +38,10 @@ def test_it_builds_and_its_claims_name_its_variants(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
-@pytest.mark.parametrize(("command", "kind"), [("search", Search), ("culprits", schema.Culprits)])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("search", Search), pytest.param("culprits", schema.Culprits, marks=pytest.mark.slow)],
+)
 def test_commands_that_record_no_ranges_take_it(name, command, kind):
     """An experiment may narrow the sites of a probe that the command does not compose."""
     with configurations():
@@ -72,11 +81,6 @@ def test_a_probe_that_is_unknown_or_no_probe_is_refused_where_none_is_composed()
             config = settled(compose("culprits", overrides=[override]))
         with pytest.raises(InputError, match="expected a mapping with a _target_"):
             build_spec(without_settings_of_absent(config), [], schema.Culprits)
-
-
-def composed(name):
-    with configurations():
-        return build_spec(compose("config", overrides=[f"+exp={name}"]), [])
 
 
 def test_every_claim_of_the_repository_is_judged_somewhere():

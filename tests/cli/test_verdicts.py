@@ -16,6 +16,7 @@ from precision_lab.analysis.summary import summarize
 from precision_lab.cli import main
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.transformer import Transformer
+from tests.undrawn import undrawn
 
 QUICK = (
     *(
@@ -54,7 +55,8 @@ def constructed(source, folder, bias_std):
 def test_ffn_scaling_enlarges_activations_only_where_biases_do(small_checkpoint, tmp_path, bias_std, verdict):
     folder = constructed(small_checkpoint, tmp_path / "checkpoint", bias_std)
     out = tmp_path / "run"
-    assert main(["+exp=ffn_scaling", f"model.path={folder}", f"out={out}", *QUICK]) == 0
+    with undrawn():
+        assert main(["+exp=ffn_scaling", f"model.path={folder}", f"out={out}", *QUICK]) == 0
     claims = {claim["id"]: claim for claim in json.loads((out / "summary.json").read_text())["claims"]}
     for name in ("S3_ffn_amax", "S3_stream_amax"):
         assert claims[name]["verdict"] == verdict, claims[name]
@@ -102,8 +104,7 @@ def every_kind(small_checkpoint, tmp_path_factory):
     weights = shutil.copytree(small_checkpoint, folder / "weights")
     places = [f"model.path={weights}", f"out={folder / 'run'}", "--config-dir", str(folder / "conf")]
     quick = ["sampler.steps=2", *QUICK[1:4], "latency.min_rounds=4", "latency.max_rounds=4"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("precision_lab.report.write", lambda run: run)  # drawing takes longer than the run
+    with undrawn():
         assert main(["+exp=every_kind", *quick, "seeds=[0,1]", *places]) == 0
     shutil.rmtree(weights)
     shutil.rmtree(folder / "conf")

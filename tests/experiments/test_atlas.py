@@ -15,6 +15,7 @@ from precision_lab.report.view import block_outputs
 from tests.model.oracle import relative_l2
 from tests.model.qwen_image_21.oracle import copy_of, ours, random_inputs, random_transformer
 from tests.techniques.test_qwen_image_21 import SHAPE, rewritten, shipped
+from tests.undrawn import undrawn
 
 STEPS = 2
 QUICK = (
@@ -24,7 +25,8 @@ QUICK = (
 
 
 def run(folder, checkpoint, *overrides):
-    assert main(["+exp=atlas", f"model.path={checkpoint}", f"out={folder}", *QUICK, *overrides]) == 0
+    with undrawn():
+        assert main(["+exp=atlas", f"model.path={checkpoint}", f"out={folder}", *QUICK, *overrides]) == 0
     return folder
 
 

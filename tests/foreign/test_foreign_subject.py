@@ -15,6 +15,7 @@ from precision_lab.record.run import Run
 from precision_lab.record.tables import read
 from tests.foreign.denoiser import Source as Denoiser
 from tests.foreign.denoiser import Subject as Foreign
+from tests.undrawn import undrawn
 
 CONF = str(Path(__file__).parent / "conf")
 MODEL = ("--config-dir", CONF, "model=denoiser")
@@ -83,8 +84,9 @@ def test_the_gate_learns_passes_and_names_a_planted_change(tmp_path, monkeypatch
     baseline = f"gate.baseline={tmp_path / 'gate.json'}"
     # times are not the subject of a test on a busy machine
     gate = {"command": ("gate", "gate.latency_margin=1000", "gate.latency_ratio_margin=1000")}
-    assert run(tmp_path / "learned", "+exp=foreign", baseline, "gate.update=true", **gate) == 0
-    assert run(tmp_path / "same", "+exp=foreign", baseline, **gate) == 0
+    with undrawn():
+        assert run(tmp_path / "learned", "+exp=foreign", baseline, "gate.update=true", **gate) == 0
+        assert run(tmp_path / "same", "+exp=foreign", baseline, **gate) == 0
     original = Denoiser.load
 
     def changed(self, dtype):
@@ -97,7 +99,8 @@ def test_the_gate_learns_passes_and_names_a_planted_change(tmp_path, monkeypatch
 
     monkeypatch.setattr(Denoiser, "load", changed)
     capsys.readouterr()
-    assert run(tmp_path / "changed", "+exp=foreign", baseline, **gate) == 1
+    with undrawn():
+        assert run(tmp_path / "changed", "+exp=foreign", baseline, **gate) == 1
     record = json.loads((tmp_path / "changed" / "gate.json").read_text())
     assert record["violations"][0]["address"] == "stages.1"
 

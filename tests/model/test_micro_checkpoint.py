@@ -286,7 +286,7 @@ def finite(call: Call, kind: str) -> bool:
 # --- pictures
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_held_out_prompts_are_drawn_right(dtype):
     """Uses the first four of the prompts on which the notebook measures accuracy, at 10 steps."""
     scenes = tally.held_out(4)

@@ -19,6 +19,7 @@ from precision_lab.lab.subject import Case, generation
 from precision_lab.model.mlx_lm.subject import LanguageModel
 from precision_lab.numerics.metrics import kl_divergence
 from precision_lab.record.run import Run
+from tests.undrawn import undrawn
 
 pytest.importorskip("mlx_lm")
 TOKENIZER = Path(__file__).parents[2] / "precision_lab" / "checkpoints" / "micro" / "tokenizer"
@@ -265,7 +266,8 @@ def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch
     folder = write(tmp_path_factory.mktemp("lm") / "plain")
     model = ("model=mlx_lm", f"model.path={folder}", "+exp=plain", "sampler.steps=4", "latency.max_rounds=2")
     command = ["gate", *model, *BUSY, "latency.min_rounds=2", f"gate.baseline={tmp_path / 'baseline.json'}"]
-    assert main([*command, "gate.update=true", f"out={tmp_path / 'learned'}"]) == 0
+    with undrawn():
+        assert main([*command, "gate.update=true", f"out={tmp_path / 'learned'}"]) == 0
     original = LanguageModel.load
 
     def load(self, dtype):
@@ -276,7 +278,8 @@ def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch
         return subject
 
     monkeypatch.setattr(LanguageModel, "load", load)
-    assert main([*command, f"out={tmp_path / 'changed'}"]) == 1
+    with undrawn():
+        assert main([*command, f"out={tmp_path / 'changed'}"]) == 1
     record = json.loads((tmp_path / "changed" / "gate.json").read_text())
     assert record["violations"][0]["address"] == "model.layers.1.mlp.down_proj"
 

@@ -47,6 +47,7 @@ from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.model.oracle import ours, random_inputs
 from tests.subjects import case, picture, source
 from tests.techniques.configured import SITES
+from tests.undrawn import undrawn
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 CASE = case("two red circles", 3, steps=2, guidance_scale=4.0, height=48, width=32)
@@ -407,7 +408,8 @@ def test_a_run_has_the_same_tables(small_checkpoint, tmp_path, monkeypatch):
     )
     resident, paged = tmp_path / "resident", tmp_path / "paged"
     for out, stream in ((resident, "false"), (paged, "true")):
-        assert main([f"model.path={small_checkpoint}", f"model.stream={stream}", f"out={out}", *quick]) == 0
+        with undrawn():
+            assert main([f"model.path={small_checkpoint}", f"model.stream={stream}", f"out={out}", *quick]) == 0
     for table in ("activations", "drift"):
         assert (resident / f"{table}.parquet").read_bytes() == (paged / f"{table}.parquet").read_bytes()
     images = sorted(file.name for file in (resident / "images").iterdir())

@@ -23,6 +23,7 @@ from precision_lab.techniques.lora import LoRA
 from precision_lab.techniques.lora_fused import FusedLoRA
 from tests.malformed.harness import dry
 from tests.subjects import picture
+from tests.undrawn import undrawn
 
 __all__ = ["dry"]
 
@@ -87,7 +88,8 @@ def test_an_experiment_names_one_adapter_twice(small_checkpoint, tmp_path, monke
     )
     monkeypatch.chdir(tmp_path)
     arguments = ["+exp=adapters", "--config-dir", "conf", f"model.path={small_checkpoint}", "out=run", "probe=[]"]
-    assert main([*arguments, f"reference.technique.lora.path={path}", "prompts=['a red circle']"]) == 0
+    with undrawn():
+        assert main([*arguments, f"reference.technique.lora.path={path}", "prompts=['a red circle']"]) == 0
     variants = json.loads((tmp_path / "run" / "summary.json").read_text())["variants"]
     drift = {name: variants[name]["latent_rel_l2"] for name in ("baseline", "live", "fused")}
     assert 0 < drift["live"] < drift["fused"] < drift["baseline"]
