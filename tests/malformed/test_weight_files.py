@@ -17,7 +17,18 @@ __all__ = ["dry"]
 SMALL = ("image.height=32", "image.width=32", "sampler.steps=1", "prompts=[a star]", "seeds=[0]", "pinned.cases=null")
 LAYOUTS = (
     *("gguf", "comfy float", "comfy float8", "comfy scale_weight", "comfy comfy_quant", "comfy metadata"),
-    *("published", "nf4", "nf4 nested", "mlx", "mflux", "lora comfy", "lora peft", "lora diffusers", "lokr"),
+    *(
+        "published",
+        "float8 folder",
+        "nf4",
+        "nf4 nested",
+        "mlx",
+        "mflux",
+        "lora comfy",
+        "lora peft",
+        "lora diffusers",
+        "lokr",
+    ),
 )
 ALL = [(layout, kind) for layout in LAYOUTS for kind in kinds(layout)]
 SAMPLE = Random(5).sample(ALL, 12)

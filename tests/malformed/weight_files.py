@@ -180,6 +180,10 @@ def layouts(checkpoint: Path) -> dict[str, Callable[[], Weights]]:
         "comfy comfy_quant": lambda: Weights(Safetensors.of(_float8(tensors, ".comfy_quant"))),
         "comfy metadata": lambda: Weights(_listed(_float8(prefixed, ".weight_scale"))),
         "published": lambda: Weights(Safetensors.of(tensors), config=dict(config)),
+        "float8 folder": lambda: Weights(
+            Safetensors.of(_float8(tensors, ".weight_scale")),
+            config={**config, "quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+        ),
         "nf4": lambda: _nf4(tensors, config),
         "nf4 nested": lambda: _nf4(tensors, config, nested=True),
         "mlx": lambda: _mlx(tensors, config),

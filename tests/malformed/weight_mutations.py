@@ -297,6 +297,12 @@ def _second(file: Safetensors, random: Random, end: str) -> tuple[str, ...]:
     return _path(name)
 
 
+def _with_inputs(file: Safetensors, random: Random, scale: float) -> tuple[str, ...]:
+    name = random.choice(file.names(".weight_scale")).removesuffix(".weight_scale") + ".input_scale"
+    file.add(name, np.array(scale, np.float32))
+    return _path(name)
+
+
 OF_A_LAYOUT: Mapping[str, Mapping[str, Mutate]] = {
     "comfy scale_weight": _scaled(".scale_weight"),
     "comfy comfy_quant": _scaled(".weight_scale")
@@ -321,6 +327,18 @@ OF_A_LAYOUT: Mapping[str, Mapping[str, Mutate]] = {
     "comfy float": {
         "a scale": _named(lambda file, random: _add(file, "model.diffusion_model.img_in.scale_weight")),
         "marks another model": _named(lambda file, random: _add(file, "model.diffusion_model.__index_timestep_zero__")),
+    },
+    "float8 folder": _scaled(".weight_scale")
+    | {
+        "both scales": _rename(".weight_scale", ".scale_weight"),
+        "negative scale of inputs": _named(lambda file, random: _with_inputs(file, random, -1.0)),
+        "NaN scale of inputs": _named(lambda file, random: _with_inputs(file, random, math.nan)),
+        "an unknown algorithm": _config(quantization_config={"quant_algo": "FP7"}),
+        "algorithm a list": _config(quantization_config={"quant_algo": ["FP8"]}),
+        "another program's": _config(quantization_config={"quant_method": "gptq"}),
+        "no groups": _config(quantization_config={"quant_method": "compressed-tensors"}),
+        "groups a list": _config(quantization_config={"quant_method": "compressed-tensors", "config_groups": [1]}),
+        "method a list": _config(quantization_config={"quant_method": ["modelopt"]}),
     },
     "nf4": {
         "no state": _drop("bitsandbytes__nf4"),
@@ -543,7 +561,7 @@ GGUF: Mapping[str, Mutate] = {
 }
 
 
-_EVERY = ("comfy scale_weight", "nf4", "mlx", "lora comfy")
+_EVERY = ("comfy scale_weight", "float8 folder", "nf4", "mlx", "lora comfy")
 """Layouts of which each has a reader of its own; all others share one of these."""
 
 
