@@ -11,6 +11,7 @@ import pytest
 from precision_lab.cli import compare, main
 from precision_lab.cli.paths import checkpoints_dir, conf_dir
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
+from tests.undrawn import undrawn
 
 QUICK = (
     *("sampler.steps=2", "image.height=32", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
@@ -93,6 +94,7 @@ def test_a_run_where_every_variant_fails_or_nothing_is_probed(lab, tmp_path, mon
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@undrawn()
 def test_compare_two_runs(lab, tmp_path):
     for name, dtype in (("a", "bfloat16"), ("b", "float16")):
         lab("only=[baseline]", f"dtype={dtype}", f"out={tmp_path}/{name}")
@@ -268,6 +270,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(lab, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@undrawn()
 def test_micro_synthetic_is_made_on_demand(lab, tmp_path, micro_synthetic):
     quick = (*QUICK, "sampler.steps=1", "probe=[]", "drift.sites=[pipeline:euler_step]")
     code, out, err = lab("model=micro_synthetic", f"out={tmp_path}/run", *quick, quick=False)
@@ -285,7 +288,8 @@ def test_the_embedded_checkpoint_is_complete():
 
 def test_inflated_streams_are_named_wherever_the_weights_are(lab, tmp_path):
     plain, inflated = tmp_path / "plain", tmp_path / "inflated"
-    assert lab("model.inflate=1", f"out={plain}")[0] == 0
+    with undrawn():
+        assert lab("model.inflate=1", f"out={plain}")[0] == 0
     code, out, err = lab("model.inflate=4096", f"out={inflated}")
     assert (code, err) == (0, "")
     assert "stream x4096" in out
@@ -313,11 +317,13 @@ def test_debug_shows_the_traceback(lab, monkeypatch):
     assert "Traceback" in err
 
 
+@undrawn()
 @pytest.mark.parametrize(("expect", "code"), [("finite", 0), ("any", 0), ("nonfinite", 1)])
 def test_expectations_decide_the_exit_code(lab, tmp_path, expect, code):
     assert lab(f"variants.baseline.expect={expect}", f"out={tmp_path}/run")[0] == code
 
 
+@undrawn()
 @pytest.mark.parametrize(("gate", "code"), [("true", 1), ("false", 0)])
 def test_a_refuted_claim_fails_only_if_it_gates(lab, tmp_path, gate, code):
     claim = f"{{text: t, source: s, metric: nonfinite, relation: nonzero, subject: baseline, gate: {gate}}}"
@@ -331,6 +337,7 @@ def test_a_malformed_claim_is_refused_before_the_run(lab, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@undrawn()
 def test_multirun_returns_the_largest_code(lab, tmp_path):
     code, _, _ = lab("-m", "variants.baseline.expect=finite,nonfinite", "out=run-${hydra:job.num}")
     assert code == 1
