@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler,
 from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from experiments.micro_21_checkpoint.prompt import SYSTEM_PROMPT
+from precision_lab.model.qwen_image.prompt import TEMPLATE
 from precision_lab.synthetic import tokenizer
 
 SEED = 0
@@ -109,11 +110,11 @@ WORDS = ("transparent", *SYSTEM_PROMPT.rstrip(".").split())
 
 
 def vocabulary() -> tokenizer.Vocabulary:
-    """The generated tokenizer's vocabulary with every word of WORDS as one token, after a space or at a line's start.
+    """The micro checkpoint's vocabulary with every word of WORDS as one token, after a space or at a line's start.
 
     The new merges come last, so that text whose words were single tokens, such as the captions, is tokenised as before.
     """
-    ids, merges = tokenizer.vocabulary()
+    ids, merges = tokenizer.vocabulary(TEMPLATE)
     ids, added = dict(ids), list(merges)
     for word in WORDS:
         for text in (word, f"Ġ{word}"):
@@ -141,17 +142,7 @@ def _merged(symbols: list[str], first: str, second: str) -> list[str]:
 def write_processor(folder: Path) -> None:
     """The processor: tokenizer, chat template, and the settings of images and videos."""
     folder.mkdir(parents=True)
-    ids, merges = vocabulary()
-    tokenizer.write(folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["added_tokens_decoder"] = {
-        str(len(ids) + i): token for i, token in enumerate(config["added_tokens_decoder"].values())
-    }
-    config["processor_class"] = "Qwen3VLProcessor"
-    _write(folder / "tokenizer_config.json", config)
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer.write(folder, vocabulary(), processor_class="Qwen3VLProcessor")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     images = {
         "patch_size": VISION["patch_size"],

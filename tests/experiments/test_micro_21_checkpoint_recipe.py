@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -176,6 +178,16 @@ def test_new_words_are_single_tokens_and_captions_are_tokenised_as_before():
     for scene in training_scenes()[::97]:
         text = scene.caption
         assert new.convert_ids_to_tokens(new(text)["input_ids"]) == old.convert_ids_to_tokens(old(text)["input_ids"])
+
+
+def test_the_recipe_writes_the_embedded_processor(tmp_path):
+    skeleton.write_processor(tmp_path / "processor")
+    for file in (tmp_path / "processor").iterdir():
+        ours, embedded = ((folder / file.name).read_text() for folder in (file.parent, FOLDER / "processor"))
+        if file.suffix == ".json":
+            assert json.loads(ours) == json.loads(embedded), file.name
+        else:
+            assert ours == embedded, file.name
 
 
 # --- the VAE
