@@ -15,7 +15,7 @@ from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.numerics.intervals import latency_verdict
 from precision_lab.record.summary import Dtypes, Latency
 from precision_lab.report import anomaly, headroom, view, wording
-from precision_lab.report.figures import contributions, drift, images, latency, style, surface
+from precision_lab.report.figures import contributions, drift, images, labels, latency, style, surface
 from precision_lab.report.view import View
 from tests.report.fabricated_run import write_table
 
@@ -162,13 +162,13 @@ def test_every_variant_has_its_own_look_and_the_reference_is_grey(count):
 
 @given(NAMES, st.integers(8, 40))
 def test_shortened_names_keep_both_ends_and_wrapped_ones_their_width(name, length):
-    short = style.shorten(name, length)
+    short = labels.shorten(name, length)
     assert len(short) <= length
     assert (short == name) == (len(name) <= length)
     assert name.startswith(short.split("…")[0])
     assert name.endswith(short.split("…")[-1])
-    assert all(len(line) <= length for line in style.wrap(name, length).split("\n"))
-    assert style.wrap(name, 80).replace("\n", "") == name
+    assert all(len(line) <= length for line in labels.fold(name, length).split("\n"))
+    assert labels.fold(name, 80).replace("\n", "") == name
 
 
 @given(st.lists(POSITIVE, max_size=9), st.integers(0, 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from precision_lab.analysis.measures import METRICS
 from precision_lab.record.layout import Layout
 from precision_lab.record.summary import ClaimEntry
 from precision_lab.report import headline
-from precision_lab.report.figures import forest, style
+from precision_lab.report.figures import forest, labels, style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.view import View
 from precision_lab.report.wording import interval, number
@@ -28,8 +28,7 @@ CAPTION = (
     "One row per claim: the ratio of its subject's measurement to the comparison's, log scale, with its "
     "95 % interval over prompts (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
     "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies; below "
-    "the noise floor nothing is decided. Beside a bound, the column on the right has the quantity itself. "
-    "Triangles: beyond the axis. Counts are over all arrays recorded."
+    "the noise floor nothing is decided."
 )
 VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
 """A colour of Okabe and Ito and a marker for each verdict, so that verdicts can be distinguished without colour."""
@@ -37,7 +36,7 @@ VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconcl
 RELATIONS = {"larger": ">", "smaller": "<", "equal": "=", "not_larger": "≤", "not_smaller": "≥"}
 COUNTED = {"zero": "none", "nonzero": "some"}
 CHARACTERS = 54  # per line of a claim's text
-CLAIMED, FOUND = 12.0, 96.0  # columns of text, in points from the axes
+CLAIMED, GAP = 12.0, 16.0  # from the axes to the first column of text, and between the columns, in points
 
 
 @dataclass(frozen=True)
@@ -56,33 +55,58 @@ class Row:
     tolerance: float
     counted: bool
 
+    @property
+    def tallest(self) -> str:
+        """Of its texts the one with the most lines, which the height of the row follows."""
+        return max((self.text, self.claimed, self.found), key=lambda text: text.count("\n"))
+
 
 def draw(view: View) -> Drawing | None:
     """Draws the figure; None for a run without judged claims. Claims on variants that were not run are in the table."""
     groups = _groups(view)
     if not groups:
         return None
-    heights = [sum(forest.height(row.text) for row in rows) for rows in groups.values()]
+    heights = [sum(forest.height(row.tallest) for row in rows) for rows in groups.values()]
     ratios = [title for title, rows in groups.items() if not rows[0].counted]
     figure = style.new_figure(0.6 + sum(heights) + 0.33 * len(groups) + 0.4 * (1 + (len(ratios) < len(groups))))
     grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     limits = forest.ratio_limits([end for title in ratios for row in groups[title] for end in row.ratio])
+    second = _second_column(groups)
     for axes, (title, rows) in zip(grid, groups.items(), strict=True):
         axes.set_title(title)
-        centres = forest.lay_out(axes, [row.text for row in rows])
+        centres = forest.lay_out(axes, [row.text for row in rows], [row.tallest for row in rows])
         if title in ratios:
             forest.ratio_axis(axes, limits)
             axes.tick_params(labelbottom=title == ratios[-1])
         else:
             _count_axis(axes, [row.ratio[0] for row in rows])
         for row, y in zip(rows, centres, strict=True):
-            _draw_row(axes, row, y)
+            _draw_row(axes, row, y, second)
     if ratios:
         grid[len(ratios) - 1].set_xlabel("ratio to the comparison or bound\n(1: no difference, left of it: less)")
     forest.head(grid[0], CLAIMED, "claimed")
-    forest.head(grid[0], FOUND, "found [95 % interval]")
+    forest.head(grid[0], second, "found [95 % interval]")
     _legend(figure)
-    return Drawing("claims", TITLE, figure, CAPTION)
+    return Drawing("claims", TITLE, figure, _caption(view, groups, limits))
+
+
+def _caption(view: View, groups: Mapping[str, Sequence[Row]], limits: tuple[float, float]) -> str:
+    every = [row for rows in groups.values() for row in rows]
+    entries = view.run.summary.claims if view.run.summary else ()
+    text = CAPTION
+    if any(entry.bound is not None for entry in entries if not _not_run(entry)):
+        text += " Beside a bound, the column on the right has the quantity itself."
+    if forest.beyond(limits, [row.ratio[0] for row in every if not row.counted]):
+        text += " Triangles: beyond the axis."
+    if any(row.counted for row in every):
+        text += " Counts are over all arrays recorded."
+    return text
+
+
+def _second_column(groups: Mapping[str, Sequence[Row]]) -> float:
+    """Where the column of what was found begins, in points from the axes: beside the widest of what was claimed."""
+    texts = ["claimed", *(row.claimed for rows in groups.values() for row in rows)]
+    return CLAIMED + max(labels.width(text, forest.SIZE) for text in texts) + GAP
 
 
 @dataclass(frozen=True)
@@ -141,7 +165,7 @@ def _not_run(entry: ClaimEntry) -> bool:
 
 def _quantity(claim: Claim, layout: Layout) -> str:
     """The quantity that the claim measures, as the title of its group."""
-    sites = style.shorten(", ".join(claim.sites), 44)
+    sites = labels.shorten(", ".join(claim.sites), 44)
     if claim.metric == "drift":
         result = f"Drift of the {layout.result.title}"
         known = {"": result, layout.result.address: result, layout.picture: "Drift of the picture"}
@@ -177,7 +201,7 @@ def _row(claim: Judged) -> Row:
     )
     return Row(
         text=forest.wrap(entry.text, CHARACTERS),
-        claimed=style.wrap(relation, 16),
+        claimed=labels.fold(labels.shorten(relation, 48), 18),
         found=forest.wrap(found, 26, lines=2),
         verdict=entry.verdict,
         ratio=(estimate, lo, hi),
@@ -201,13 +225,13 @@ def _count_axis(axes: Axes, counts: Sequence[float]) -> None:
     axes.set_xlabel("number of values (0 is sound)")
 
 
-def _draw_row(axes: Axes, row: Row, y: float) -> None:
+def _draw_row(axes: Axes, row: Row, y: float, second: float) -> None:
     colour, marker = VERDICTS.get(row.verdict, VERDICTS["inconclusive"])
     if row.tolerance and not row.counted:
-        forest.draw_tolerance(axes, y, forest.height(row.text) - 0.03, row.tolerance)
+        forest.draw_tolerance(axes, y, forest.height(row.tallest) - 0.03, row.tolerance)
     forest.draw_effect(axes, y, row.ratio, colour, marker)
     forest.write_beside(axes, y, CLAIMED, row.claimed)
-    forest.write_beside(axes, y, FOUND, row.found)
+    forest.write_beside(axes, y, second, row.found)
 
 
 def _legend(figure: Figure) -> None:

@@ -62,7 +62,7 @@ def _bits(axes: Axes, ops: list[Mapping[str, Any]]) -> None:
         for name, value in bits.items():
             axes.scatter(value, row + OFFSETS[name], color=COLOURS[name], marker=MARKERS[name], s=14, zorder=3, lw=0)
         verdict = op["verdict"]
-        axes.text(1.02, row, verdict, color=VERDICTS[verdict], transform=labels, va="center", fontsize=7.8)
+        axes.text(1.02, row, verdict, color=style.ink(VERDICTS[verdict]), transform=labels, va="center", fontsize=7.8)
     for name, (width, side) in WIDTHS.items():
         axes.axvline(width, color=style.MUTED, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0.5)
         axes.text(width, -1.0, name, color=style.MUTED, fontsize=7.8, ha=side, va="center")
@@ -113,7 +113,7 @@ def _attention(panels: list[Axes], findings: list[Mapping[str, Any]]) -> None:
             axes.text(j, i, "-" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(lengths)), [f"{q}×{k}" for q, k in lengths], fontsize=7.8, rotation=25)
         axes.set_yticks(range(len(heads)), [str(head) for head in heads])
-        axes.set_title(f"Attention\n{name}", fontsize=9, color=COLOURS[name])
+        axes.set_title(f"Attention\n{name}", fontsize=9, color=style.ink(COLOURS[name]))
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(lengths) + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(len(heads) + 1) - 0.5, minor=True)

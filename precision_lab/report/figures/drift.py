@@ -15,18 +15,15 @@ from precision_lab.report.view import View, block_outputs, main_branch, results,
 
 BLOCKS_TITLE = "Drift over the blocks"
 MODES = {"free": "free-running\n(accumulated)", "teacher": "teacher-forced\n(local)"}
-STEPS_CAPTION = (
-    "{measured}, log scale, lower is better. Free-running: each variant follows its own trajectory, so errors "
-    "accumulate. Teacher-forced: each step starts from the reference's state, which leaves the error made in it. "
-    "Lines: median over prompts and seeds; bands: least to greatest. Crosses: steps with non-finite {result} in at "
-    "least one generation. A value of exactly 0 has no place on a log scale."
-)
-BLOCKS_CAPTION = (
-    "Relative L2 distance of the {stream} from the reference's as it leaves each block, log scale, lower is "
-    "better{branch}; first, middle and last step. Free-running: accumulated drift. Teacher-forced: each block receives "
-    "the reference's input, which leaves the error made in it. Lines: median over prompts and seeds; bands: least to "
-    "greatest. Crosses: blocks that are not finite in at least one generation."
-)
+STEPS_MEANING = {
+    "free": "Free-running: each variant follows its own trajectory, so errors accumulate.",
+    "teacher": "Teacher-forced: each step starts from the reference's state, which leaves the error made in it.",
+}
+BLOCKS_MEANING = {
+    "free": "Free-running: accumulated drift.",
+    "teacher": "Teacher-forced: each block receives the reference's input, which leaves the error made in it.",
+}
+BANDS = "Lines: median over prompts and seeds; bands: least to greatest."
 
 
 def draw_steps(view: View) -> Drawing | Absent:
@@ -40,7 +37,8 @@ def draw_steps(view: View) -> Drawing | Absent:
         return Absent(title, f"This run recorded no drift of the {result}.")
     measured = f"Relative L2 distance of the {result} from the reference's after each step"
     figure = _draw_steps(view, rows, "rel_l2", "rel. L2")
-    return Drawing("drift_steps", title, figure, STEPS_CAPTION.format(measured=measured, result=result) + view.left_out)
+    caption = _caption(measured, rows, STEPS_MEANING, f"steps with non-finite {result}", "rel_l2")
+    return Drawing("drift_steps", title, figure, caption + view.left_out)
 
 
 def draw_divergence(view: View) -> Drawing | None:
@@ -56,7 +54,7 @@ def draw_divergence(view: View) -> Drawing | None:
         f"Kullback-Leibler divergence from the reference's distribution to the variant's, of the {result} after each "
         "step, in nats"
     )
-    caption = STEPS_CAPTION.format(measured=measured, result=result) + view.left_out
+    caption = _caption(measured, rows, STEPS_MEANING, f"steps with non-finite {result}", "kl") + view.left_out
     title = f"KL divergence of the {result} over the steps"
     return Drawing("divergence_steps", title, _draw_steps(view, rows, "kl", "KL in nats"), caption)
 
@@ -93,8 +91,40 @@ def draw_blocks(view: View) -> Drawing | Absent | None:
         axes.set_xlabel("block")
     style.index_axis(grid[0, 0].xaxis, rows["block"].max())
     _legend(figure, view, rows, "rel_l2")
-    caption = BLOCKS_CAPTION.format(stream=view.layout.streams[stream].title, branch=view.in_branch)
+    measured = (
+        f"Relative L2 distance of the {view.layout.streams[stream].title} from the reference's as it leaves each block"
+    )
+    caption = _caption(measured, rows, BLOCKS_MEANING, "blocks that are not finite", "rel_l2", view.in_branch)
     return Drawing("drift_blocks", BLOCKS_TITLE, figure, caption + view.left_out)
+
+
+def _caption(
+    measured: str, rows: pd.DataFrame, meaning: Mapping[str, str], lost: str, value: str, branch: str = ""
+) -> str:
+    """What the panels drawn show, and nothing on what none of them has. lost: what a cross marks."""
+    parts = [f"{measured}, log scale, lower is better{branch}."]
+    parts += [text for mode, text in meaning.items() if (rows["mode"] == mode).any()]
+    if meaning is BLOCKS_MEANING:
+        parts.append(f"Panels: {_listed(np.unique(rows['step']))}.")
+    parts.append(BANDS)
+    by = "block" if meaning is BLOCKS_MEANING else "step"
+    if any(_has_gaps(own[by]) for _, own in rows.groupby(["variant", "mode"])):
+        parts.append(f"A gap or a single point: the {by}s beside it were not measured.")
+    if rows["nonfinite"].any():
+        parts.append(f"Crosses: {lost} in at least one generation.")
+    if (rows[value] == 0).any():
+        parts.append("A value of exactly 0 has no place on a log scale.")
+    return " ".join(parts)
+
+
+def _has_gaps(numbers: pd.Series) -> bool:
+    return bool((np.diff(np.unique(numbers.to_numpy(float))) > 1).any())
+
+
+def _listed(steps: np.ndarray) -> str:
+    """`step 0`, or `steps 0, 3 and 5`."""
+    words = [f"{step:g}" for step in steps]
+    return f"step {words[0]}" if len(words) == 1 else f"steps {', '.join(words[:-1])} and {words[-1]}"
 
 
 def _against_reference(view: View) -> pd.DataFrame | None:

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View, block_outputs, main_branch
 
@@ -27,6 +27,10 @@ LOST: dict[str, Any] = {"hatch": "/////", "facecolor": "#f4f4f4", "edgecolor": "
 IDENTICAL = "#d5dde6"
 UNSEEN = "#ffffff"
 MODES = {"free": "Accumulated", "teacher": "Local"}
+MEANING = {
+    "free": " Accumulated: free-running, each block receives the errors of all before it.",
+    "teacher": " Local: teacher-forced, each block receives the reference's inputs, which leaves the error made in it.",
+}
 
 Column = tuple[str, str]  # mode and stream
 Cells = npt.NDArray[np.float64]
@@ -70,8 +74,9 @@ def draw(view: View) -> Drawing | Absent | None:
         return Absent(TITLE, "Every variant is identical to the reference at every block.")
     norm = _norm(positive)
 
-    figure = style.new_figure(1.0 + 1.45 * len(shown), wspace=0.02, hspace=0.03)
+    figure = style.new_figure(1.0 + 1.6 * len(shown), wspace=0.02, hspace=0.03)
     grid = figure.subplots(len(shown), len(columns), squeeze=False)
+    names = labels.folded(shown, 16)
     styles = style.looks(view.by_colour, view.reference)
     for line, name in zip(grid, shown, strict=True):
         for axes, column in zip(line, columns, strict=True):
@@ -81,7 +86,7 @@ def draw(view: View) -> Drawing | Absent | None:
             for gap in np.flatnonzero(np.diff(blocks) > 1):
                 axes.axvline(gap + 0.5, color="white", linewidth=2.5)
         look: dict[str, Any] = {
-            "color": styles[name].colour,
+            "color": styles[name].ink,
             "weight": "bold",
             "rotation": 90,
             "ha": "center",
@@ -93,7 +98,7 @@ def draw(view: View) -> Drawing | Absent | None:
             "textcoords": "offset points",
             "xytext": (-38, 0),
         }
-        line[0].annotate(style.wrap(name, 16), **left, **look)
+        line[0].annotate(names[name], **left, **look)
     _label(grid, columns, steps, blocks, view)
     if positive.size:
         extend = "min" if positive.min() < (norm.vmin or 0) else "neither"
@@ -101,11 +106,22 @@ def draw(view: View) -> Drawing | Absent | None:
         bar.set_label("rel. L2, lower is better")
         bar.outline.set_visible(False)
     _legend(figure, list(drawn.values()))
-    return Drawing("drift_surface", TITLE, figure, _caption(view, [stream for _, stream in columns], shown, recorded))
+    return Drawing("drift_surface", TITLE, figure, _caption(view, columns, shown, recorded, steps, blocks))
 
 
-def _caption(view: View, streams: Sequence[str], shown: Sequence[str], recorded: Sequence[str]) -> str:
-    titles = [f"the {view.layout.streams[stream].title}" for stream in dict.fromkeys(streams)]
+def _caption(
+    view: View,
+    columns: Sequence[Column],
+    shown: Sequence[str],
+    recorded: Sequence[str],
+    steps: Mapping[str, npt.NDArray[np.int_]],
+    blocks: npt.NDArray[np.int_],
+) -> str:
+    titles = [f"the {view.layout.streams[stream].title}" for stream in dict.fromkeys(s for _, s in columns)]
+    modes = dict.fromkeys(mode for mode, _ in columns)
+    meaning = "".join(MEANING[mode] for mode in modes)
+    gaps = any((np.diff(numbers) > 1).any() for numbers in (*(steps[mode] for mode in modes), blocks))
+    white = " White lines: steps or blocks in between were left out." if gaps else ""
     named = " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
     level = f", {view.layout.level} on the right" if view.levels else ""
     some = (
@@ -117,9 +133,7 @@ def _caption(view: View, streams: Sequence[str], shown: Sequence[str], recorded:
     return (
         f"Relative L2 distance of {named} from the reference's after each block (horizontal) at each step "
         f"(downwards{level}); log colour scale, one for all panels, lower is better{view.in_branch}; median over "
-        "prompts and seeds. Accumulated: free-running, each block receives the errors of all before it. Local: teacher-"
-        "forced, each block receives the reference's inputs, which leaves the error made in it. White lines: "
-        f"steps or blocks in between were left out.{some}"
+        f"prompts and seeds.{meaning}{white}{some}"
     )
 
 
@@ -183,16 +197,15 @@ def _label(
         own = steps[mode]
         is_first = at == 0 or columns[at - 1][0] != mode
         is_last = at + 1 == len(columns) or columns[at + 1][0] != mode
-        grid[0, at].set_title(f"{MODES[mode]}\n{style.wrap(view.layout.streams[stream].title, 16)}")
+        grid[0, at].set_title(f"{MODES[mode]}\n{labels.fold(view.layout.streams[stream].title, 16)}")
         grid[-1, at].set_xlabel("block")
         for axes in grid[:, at]:
             style.index_axis(axes.xaxis, len(blocks) - 1, ticks=5)
             columns_shown = [int(tick) for tick in axes.xaxis.get_major_locator()()]
             axes.set_xticks(columns_shown, [f"{blocks[tick]}" for tick in columns_shown])
-            axes.tick_params(labelbottom=axes is grid[-1, at])
             style.index_axis(axes.yaxis, len(own) - 1, ticks=5)
             ticks = [int(tick) for tick in axes.yaxis.get_major_locator()()]
-            axes.set_yticks(ticks, [f"{own[tick]}" for tick in ticks] if is_first else [""] * len(ticks))
+            axes.set_yticks(ticks, [f"{own[tick]}" for tick in ticks])
             if is_last and levels:
                 _label_levels(axes, {tick: levels[own[tick]] for tick in ticks if own[tick] in levels}, view.symbol)
             if is_first:

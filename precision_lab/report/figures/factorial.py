@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View
 
@@ -19,8 +19,7 @@ TITLE = "Main effects and interactions"
 CAPTION = (
     "Each effect as a factor on the relative L2 drift of the final {result}, log scale, with its 95 % interval over "
     "prompts; left of 1 is less drift. A main effect compares all runs with the technique with all without; "
-    "an interaction (x) is away from 1 where its techniques do not act independently. Grey band: noise floor of a "
-    "single run. Crosses: not estimated."
+    "an interaction (x) is away from 1 where its techniques do not act independently."
 )
 COLOURS = {"less drift": "#2f7d4f", "more drift": "#b3261e"}
 
@@ -67,12 +66,31 @@ def draw(view: View) -> Drawing | Absent | None:
     drawn = [table for table in found if table.rows]
     if not drawn:
         return Absent(TITLE, found[0].reason) if found else None
-    heights = [len(table.rows) for table in drawn]
+    heights = [_lines(table) for table in drawn]
     figure = style.new_figure(0.8 + 0.24 * sum(heights) + 0.5 * len(drawn), hspace=0.05)
     grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(grid, drawn, strict=True):
         _draw(axes, table, view.layout.result.title)
-    return Drawing("factorial", TITLE, figure, CAPTION.format(result=view.layout.result.title))
+    return Drawing("factorial", TITLE, figure, _caption(drawn, view.layout.result.title))
+
+
+def _names(table: Table) -> list[str]:
+    """The labels of the rows, no two the same."""
+    return list(labels.folded([row.name for row in table.rows], 44).values())
+
+
+def _lines(table: Table) -> float:
+    """The height of a panel, in rows of one line."""
+    return len(table.rows) * (1.4 if any("\n" in name for name in _names(table)) else 1.0)
+
+
+def _caption(drawn: Sequence[Table], result: str) -> str:
+    text = CAPTION.format(result=result)
+    if any(table.noise_floor is not None for table in drawn):
+        text += " Grey band: noise floor of a single run."
+    if any(row.effect is None for table in drawn for row in table.rows):
+        text += " Crosses: not estimated."
+    return text
 
 
 def _row(effect: Mapping[str, Any]) -> Row:
@@ -111,7 +129,7 @@ def _draw(axes: Axes, table: Table, result: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if many else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain(value)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(range(len(table.rows)), [style.shorten(row.name, 60) for row in table.rows])
+    axes.set_yticks(range(len(table.rows)), _names(table))
     axes.set_ylim(len(table.rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_title(f"On {table.base}")

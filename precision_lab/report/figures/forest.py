@@ -17,6 +17,7 @@ BAND = "#e2e2e2"
 LINE = 0.145  # height of a line of text in inches
 REACH = 5.0  # an axis of ratios spans at most 1 / REACH to REACH
 MARKER = 5.5
+SIZE = 9.0  # of the columns of text, in points
 
 
 def wrap(text: str, length: int, lines: int = 3) -> str:
@@ -34,9 +35,12 @@ def height(label: str) -> float:
     return LINE * (label.count("\n") + 1) + 0.12
 
 
-def lay_out(axes: Axes, labels: Sequence[str]) -> list[float]:
-    """Lays out rows from the top, with the heights of their labels; returns the y of their middles in inches."""
-    heights = [height(label) for label in labels]
+def lay_out(axes: Axes, labels: Sequence[str], tallest: Sequence[str] | None = None) -> list[float]:
+    """Lays out rows from the top; returns the y of their middles in inches.
+
+    tallest: of each row the text that its height follows, if that is not its label.
+    """
+    heights = [height(text) for text in (labels if tallest is None else tallest)]
     ends = np.cumsum(heights)
     centres = [float(end - own / 2) for end, own in zip(ends, heights, strict=True)]
     axes.set_ylim(float(ends[-1]), 0)
@@ -53,6 +57,11 @@ def ratio_limits(values: Sequence[float]) -> tuple[float, float]:
     logs = [abs(math.log(value)) for value in values if math.isfinite(value) and value > 0]
     half = min(max([*logs, math.log(1.2)]) * 1.08, math.log(REACH))
     return math.exp(-half), math.exp(half)
+
+
+def beyond(limits: tuple[float, float], values: Sequence[float]) -> bool:
+    """Whether a finite value lies beyond an axis with these limits, and is drawn as a triangle."""
+    return any(math.isfinite(value) and not limits[0] <= value <= limits[1] for value in values)
 
 
 def ratio_axis(axes: Axes, limits: tuple[float, float]) -> None:
@@ -91,10 +100,10 @@ def draw_effect(axes: Axes, y: float, effect: tuple[float, float, float], colour
 def write_beside(axes: Axes, y: float, points: float, text: str, colour: str = style.INK) -> None:
     """Writes text to the right of a row, `points` points from the axes."""
     place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
-    axes.annotate(text, (1, y), (points, 0), color=colour, fontsize=9, linespacing=1.1, **place)
+    axes.annotate(text, (1, y), (points, 0), color=colour, fontsize=SIZE, linespacing=1.1, **place)
 
 
 def head(axes: Axes, points: float, text: str) -> None:
     """Writes the title of a column of text."""
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    axes.annotate(text, (1, 1), (points, 5), color=style.MUTED, fontsize=9, **place)
+    axes.annotate(text, (1, 1), (points, 5), color=style.MUTED, fontsize=SIZE, **place)

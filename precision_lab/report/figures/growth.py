@@ -21,11 +21,14 @@ MOST_WIDE = 2
 
 CAPTION = (
     "Largest magnitude (amax) of each residual stream as it leaves a block, log scale{branch}. Lines: median over "
-    "steps, prompts and seeds; bands: least to greatest; both of finite values only, so a variant that fails is drawn "
-    "over the steps before its failure. Below: amax divided by the reference's at the same block, step, prompt and "
-    "seed (1 = unchanged). Crosses: blocks that are not finite in the first step in which a generation fails. Limits "
-    "of formats are lines or, beyond the axis, stated above it.{beside}"
+    "steps, prompts and seeds; bands: least to greatest{lost}. Limits of formats are lines or, beyond the axis, stated "
+    "above it.{ratio}{beside}"
 )
+LOST = (
+    "; both of finite values only, so a variant that fails is drawn over the steps before its failure. Crosses: blocks "
+    "that are not finite in the first step in which a generation fails"
+)
+RATIO = " Below: amax divided by the reference's at the same block, step, prompt and seed (1 = unchanged)."
 
 
 def draw(view: View) -> Drawing | Absent:
@@ -39,28 +42,40 @@ def draw(view: View) -> Drawing | Absent:
     if not streams:
         return Absent(TITLE, "This run recorded no block outputs.")
     styles = style.looks(view.by_colour, view.reference)
-    figure = style.new_figure(4.9)
-    shape = {"height_ratios": [3.4, 1], "width_ratios": [1.25, *[1] * (len(streams) - 1)]}
-    grid = figure.subplots(2, len(streams), sharex="col", squeeze=False, gridspec_kw=shape)
+    has_ratio = any(_ratios(rows, view.reference).size for rows in streams.values())
+    figure = style.new_figure(4.9 if has_ratio else 3.9)
+    heights = [3.4, 1] if has_ratio else [1]
+    shape = {"height_ratios": heights, "width_ratios": [1.25, *[1] * (len(streams) - 1)]}
+    grid = figure.subplots(len(heights), len(streams), sharex="col", squeeze=False, gridspec_kw=shape)
     for column, (stream, rows) in enumerate(streams.items()):
-        upper, lower = grid[:, column]
+        upper, lower = grid[0, column], grid[-1, column]
         _draw_amax(upper, rows, styles, _beside(table, view) if stream == layout.main_stream else {})
         _draw_limits(upper, heading(layout.streams[stream]), narrow=len(streams) > MOST_WIDE)
-        _draw_ratio(lower, rows, view.reference, styles)
+        if has_ratio:
+            _draw_ratio(lower, _ratios(rows, view.reference), styles)
         style.index_axis(lower.xaxis, rows["block"].max())
         lower.set_xlabel("block")
     grid[0, 0].set_ylabel("amax of block output")
-    grid[1, 0].set_ylabel("ratio to\nreference")
+    if has_ratio:
+        grid[1, 0].set_ylabel("ratio to\nreference")
     notes = {name: "not finite" for name, own in table.groupby("variant") if own["nonfinite"].any()}
     style.legend(figure, view.shown, styles, {str(name): note for name, note in notes.items()})
-    return Drawing("growth", TITLE, figure, _caption(view) + view.left_out)
+    return Drawing(
+        "growth", TITLE, figure, _caption(view, bool(notes), has_ratio, _beside(table, view)) + view.left_out
+    )
 
 
-def _caption(view: View) -> str:
-    layout = view.layout
-    sides = [([_entry(layout)], "on the left"), (layout.exits, "on the right")]
-    beside = "; ".join(f"{' and '.join(filter(None, sites))} {side}" for sites, side in sides if any(sites))
-    return CAPTION.format(branch=view.in_branch, beside=f" Points beside the blocks: {beside}." if beside else "")
+def _caption(view: View, lost: bool, has_ratio: bool, beside: Mapping[int, pd.DataFrame]) -> str:
+    drawn = {place: str(rows["site"].iloc[0]) for place, rows in beside.items()}
+    entries, exits = ([site for place, site in drawn.items() if (place < 0) == is_entry] for is_entry in (True, False))
+    sides = [(entries, "on the left"), (exits, "on the right")]
+    stated = "; ".join(f"{' and '.join(sites)} {side}" for sites, side in sides if sites)
+    return CAPTION.format(
+        branch=view.in_branch,
+        lost=LOST if lost else "",
+        ratio=RATIO if has_ratio else "",
+        beside=f" Points beside the blocks: {stated}." if stated else "",
+    )
 
 
 def _entry(layout: Layout) -> str | None:
@@ -130,15 +145,18 @@ def _draw_limits(axes: Axes, title: str, narrow: bool) -> None:
     axes.set_title(stated, loc="right", fontweight="normal", **words)
 
 
-def _draw_ratio(axes: Axes, rows: pd.DataFrame, reference: str, styles: Mapping[str, Look]) -> None:
-    """amax over the reference's, paired within prompt, seed, branch and step."""
+def _ratios(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rows with a `ratio`: amax over the reference's, paired within prompt, seed, branch and step."""
     key = ["prompt_id", "seed", "step", "block"]
     base = rows[rows["variant"] == reference].set_index(key)["amax"].rename("base")
-    axes.axhline(1.0, color=style.REFERENCE, linewidth=2.4, alpha=0.5, zorder=1)
-    axes.grid(axis="y")
     paired = rows[rows["variant"] != reference].join(base, on=key)
     paired["ratio"] = paired["amax"] / paired["base"]
-    paired = paired[np.isfinite(paired["ratio"]) & (paired["ratio"] > 0)]
+    return paired[np.isfinite(paired["ratio"]) & (paired["ratio"] > 0)]
+
+
+def _draw_ratio(axes: Axes, paired: pd.DataFrame, styles: Mapping[str, Look]) -> None:
+    axes.axhline(1.0, color=style.REFERENCE, linewidth=2.4, alpha=0.5, zorder=1)
+    axes.grid(axis="y")
     for name, own in paired.groupby("variant"):
         style.draw_band(axes, styles[str(name)], spread(own, "block", "ratio"))
     if paired["ratio"].max() > 10 * paired["ratio"].min():

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from precision_lab.analysis.history import SERIES, History
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.history_map import address_of, label_runs, main_component, short
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.wording import fixed
@@ -94,8 +94,8 @@ def _draw_site(
     label_runs(axes, own, cuts, width)
     first = rows.iloc[0]
     address = address_of(first["component"], first["site"], first["port"], main)
-    axes.set_title(style.shorten(address, 52), pad=12)
-    under = style.shorten(f"{first['variant']}, {first['device']}, MLX {first['mlx']}", 70)
+    axes.set_title(labels.shorten(address, 52), pad=12)
+    under = labels.shorten(f"{first['variant']}, {first['device']}, MLX {first['mlx']}", 70)
     words: dict[str, Any] = {"fontsize": 8, "color": style.MUTED, "va": "bottom"}
     axes.text(0, 1.012, under, transform=axes.transAxes, **words)
 

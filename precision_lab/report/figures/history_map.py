@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 from precision_lab.analysis.history import SERIES, History
 from precision_lab.record.address import with_port
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Drawing
 
 TITLE = "Drift of ranges over commits"
@@ -73,15 +73,15 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing:
         if mixed:
             _name_environments(axes, environments, width)
         label_runs(axes, history.runs.loc[columns], _stepped(steps, columns), width)
-        axes.set_title(style.shorten(name, 40), pad=16 if mixed else 6)
+        axes.set_title(labels.shorten(name, 40), pad=16 if mixed else 6)
     _label_rows(grid[0], rows)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=36, pad=0.015, extend=_extend(norm, maps))
     bar.set_label("change of log2 amax since the first run, bits")
     bar.outline.set_visible(False)
     bar_look: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
     handles: list[Artist] = [Line2D([], [], color="black", **bar_look), Patch(color=ABSENT)]
-    labels = ["step", "no value: not finite, all zero, or no such site"]
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, borderaxespad=0.2)
+    texts = ["step", "no value: not finite, all zero, or no such site"]
+    figure.legend(handles, texts, loc="outside upper left", ncols=2, borderaxespad=0.2)
     return Drawing("ranges", TITLE, figure, _caption(rows.each, len(shown), len(variants)))
 
 
@@ -256,7 +256,7 @@ def _name_environments(axes: Axes, names: Sequence[str], width: float) -> None:
         device, _, version = name.rpartition(", ")
         if room >= len(version):
             text = (
-                f"{style.shorten(device, room - len(version) - 3)}, {version}" if room > len(version) + 8 else version
+                f"{labels.shorten(device, room - len(version) - 3)}, {version}" if room > len(version) + 8 else version
             )
             words: dict[str, Any] = {"fontsize": 8, "color": style.MUTED, "va": "bottom"}
             axes.text(own[0] - 0.5, 1.012, text, transform=axes.get_xaxis_transform(), **words)
@@ -265,7 +265,7 @@ def _name_environments(axes: Axes, names: Sequence[str], width: float) -> None:
 def _label_rows(axes: Axes, places: Rows) -> None:
     count = len(places.names)
     if count <= LABELLED_ROWS:
-        axes.set_yticks(range(count), [style.shorten(name, 34) for name in places.names], fontsize=8)
+        axes.set_yticks(range(count), [labels.shorten(name, 34) for name in places.names], fontsize=8)
         return
     bounds = [0, *(at for at in range(1, count) if places.sections[at] != places.sections[at - 1]), count]
     ticks: dict[float, str] = {}

@@ -15,7 +15,7 @@ from PIL import Image
 from precision_lab.numerics.alpha import chequered, seen
 from precision_lab.numerics.metrics import psnr_db
 from precision_lab.record.images import read_image
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing, Look
 from precision_lab.report.view import View, results
 
@@ -58,7 +58,10 @@ def draw(view: View) -> Drawing | Absent | None:
     }
     figure = _draw_grid(names, shown, pictures, view.reference, style.looks(view.by_colour, view.reference))
     has_alpha = any(pixels is not None and pixels.shape[2] == 4 for pixels in pictures.values())
-    caption = _caption(len(shown), len(every), view.layout.result.title) + ALPHA * has_alpha + view.selection
+    lost = any(pixels is None for pixels in pictures.values())
+    compared = bool(_differences(pictures, view.reference))
+    caption = _caption(len(shown), len(every), view.layout.result.title if lost else "", compared)
+    caption += ALPHA * has_alpha + view.selection
     return Drawing("images", TITLE, figure, caption, inline="png")
 
 
@@ -75,6 +78,7 @@ def _draw_grid(
     figure = style.new_figure(
         0.6 + len(shown) * (side + 0.25 if one_row else 2 * side + 0.4), w_pad=0.02, h_pad=0.02, hspace=0, wspace=0
     )
+    titles = labels.fitted(names, 72 * side * 0.94, 10, lines=3, bold=True)
     grid = figure.subplots(len(shown) * (1 if one_row else 2), columns, squeeze=False)
     for axes in grid.flat:
         _bare(axes)
@@ -87,20 +91,24 @@ def _draw_grid(
             axes = lower[column] if one_row else lower[names.index(name)]
             _draw_difference(axes, differences.get((name, at)), gains[name])
             if line == 0:
-                heading = f"{style.wrap(name, int(side * 12))}\n" if one_row else ""
-                axes.set_title(f"{heading}|Δ| × {gains[name]}", color=styles[name].colour, loc="center")
+                heading = f"{titles[name]}\n" if one_row else ""
+                axes.set_title(f"{heading}|Δ| × {gains[name]}", color=styles[name].ink, loc="center")
     for axes, name in zip(grid[0], names, strict=False):
-        axes.set_title(style.wrap(name, int(side * 12)), color=styles[name].colour, loc="center")
+        axes.set_title(titles[name], color=styles[name].ink, loc="center")
     return figure
 
 
-def _caption(rows: int, of_rows: int, result: str) -> str:
+def _caption(rows: int, of_rows: int, lost: str, compared: bool) -> str:
+    """lost: the title of a result that is not finite for one of the pictures; empty where there is none."""
     some = f" The first {rows} of {of_rows} pairs of prompt and seed are shown." if rows < of_rows else ""
-    return (
-        "Pictures of each prompt and seed, and |Δ| = |variant - reference| of 8-bit pixels, amplified by the gain "
-        "above each column so that the pattern can be seen; gains differ between variants. Beneath: PSNR in dB (higher "
-        f"is better). Black squares: non-finite {result}, so there is no picture.{some}"
+    differences = (
+        ", and |Δ| = |variant - reference| of 8-bit pixels, amplified by the gain above each column so that the "
+        "pattern can be seen; gains differ between variants. Beneath: PSNR in dB (higher is better)"
+        if compared
+        else ""
     )
+    black = f" Black squares: non-finite {lost}, so there is no picture." if lost else ""
+    return f"Pictures of each prompt and seed{differences}.{black}{some}"
 
 
 def _differences(pictures: Pictures, reference: str) -> dict[tuple[str, Generation], Pixels]:

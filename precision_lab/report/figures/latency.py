@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from precision_lab.record.summary import Latency
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing, Look
 from precision_lab.report.view import View
 
@@ -35,17 +35,20 @@ def draw(view: View) -> Drawing | Absent:
     for axes, kind in zip(strips, kinds, strict=True):
         _draw_samples(axes, view.latency[view.latency["what"] == kind], names, styles)
         axes.set_title(f"Samples of {UNITS[kind]}")
-    forest.set_yticks(range(len(names)), [style.wrap(name, 26) for name in names])
+    forest.set_yticks(range(len(names)), list(labels.folded(names, 26).values()))
     for tick, name in zip(forest.get_yticklabels(), names, strict=True):
-        tick.set_color(styles[name].colour)
+        tick.set_color(styles[name].ink)
     forest.set_ylim(len(names) - 0.45, -0.55)
-    return Drawing("latency", TITLE, figure, _caption(ratios, baseline, margin))
+    return Drawing("latency", TITLE, figure, _caption(ratios, baseline, margin, view.reference))
 
 
-def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float) -> str:
+def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float, reference: str) -> str:
+    left, right = _focus(ratios, reference, margin)
+    beyond = any(entry and not left <= entry.ratio <= right for entry in ratios.values())
+    arrow = "; an arrow marks a ratio beyond the axis" if beyond else ""
     text = (
         f"Left: ratio of the time to that of {baseline} in the same round (1 = as fast, lower is better), median over "
-        "rounds, with its simultaneous 95\u00a0% interval; an arrow marks a ratio beyond the axis. "
+        f"rounds, with its simultaneous 95\u00a0% interval{arrow}. "
         "Right: every sample in milliseconds (lower is better), in the order taken from top to bottom in a variant; "
         "the vertical tick is the median."
     )

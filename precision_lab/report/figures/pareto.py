@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from precision_lab.numerics.pareto import nondominated
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.wording import UNITS, exponent_of
 
@@ -73,7 +73,7 @@ def draw(points: Sequence[Point], result: str) -> Drawing | Absent:
     panels[0].set_ylabel(f"{result}: final rel. L2 (lower is better)")
     if len(colours) > 1:
         handles = [Line2D([], [], color=colour, marker="o", linestyle="none") for colour in colours.values()]
-        names = [style.shorten(name, 44) for name in colours]
+        names = list(labels.distinct(list(colours), 44).values())
         columns = max(1, min(len(names), int(style.WIDTH / (0.075 * max(map(len, names)) + 0.5))))
         figure.legend(handles, names, loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=1)
     return Drawing("pareto", TITLE, figure, _caption(points))

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from precision_lab.analysis.search.menu import AS_STORED
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 
 TITLE = "What the recipes have where"
@@ -31,6 +31,7 @@ def draw(choices: pd.DataFrame, recipes: Sequence[str]) -> Drawing | Absent:
     codes = {name: at for at, name in enumerate(names)}
     figure = style.new_figure(0.7 + len(recipes) * (_ROW * len(operations) + 0.45), hspace=0.02, w_pad=0.1)
     panels = figure.subplots(len(recipes), 1, squeeze=False)[:, 0]
+    titles = labels.distinct(recipes, 60)
     for axes, recipe in zip(panels, recipes, strict=True):
         own = inside[inside["recipe"] == recipe]
         table = own.assign(code=own["candidate"].map(codes)).pivot_table(
@@ -49,7 +50,7 @@ def draw(choices: pd.DataFrame, recipes: Sequence[str]) -> Drawing | Absent:
         axes.set_yticks(range(len(operations)), operations, fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         style.index_axis(axes.xaxis, blocks[-1], 12)
-        axes.set_title(style.shorten(recipe, 60))
+        axes.set_title(titles[recipe])
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
     panels[-1].set_xlabel("block")

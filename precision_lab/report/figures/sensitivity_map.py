@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from precision_lab.analysis.sensitivity import candidates_of, ranking
 from precision_lab.record.scan import Scan
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 
 TITLE = "Sensitivity by block and operation"
@@ -29,7 +29,7 @@ CAPTION = (
     "the blocks. The noise floor of rounding is {floor}. Hatched: the candidate does not fit, or there is no such "
     "operation."
 )
-_ROW, _MARGIN = 0.155, 0.45
+_ROW, _MARGIN = 0.155, 0.6
 
 Cells = npt.NDArray[np.float64]
 
@@ -46,6 +46,7 @@ def draw(scan: Scan) -> Drawing | Absent:
     candidates = candidates_of(table)
     ranked = {name: ranking(table, name) for name in candidates}
     norm = _norm(table, list(ranked.values()))
+    titles = labels.distinct(candidates, 60)
 
     rows = max(len(operations), len(outside))
     figure = style.new_figure(0.7 + len(candidates) * (_ROW * rows + _MARGIN), hspace=0.02, wspace=0.02, w_pad=0.1)
@@ -53,14 +54,12 @@ def draw(scan: Scan) -> Drawing | Absent:
     grid = figure.subplots(len(candidates), len(ratios), squeeze=False, width_ratios=ratios)
     for axes, name in zip(grid, candidates, strict=True):
         own = ranked[name]
-        labels = [operation or "block" for operation in operations]
-        _draw_cells(axes[0], _cells(own, "block", blocks, operations), norm, labels, blocks[0])
-        axes[0].set_title(style.shorten(name, 60))
+        rows_named = [operation or "block" for operation in operations]
+        _draw_cells(axes[0], _cells(own, "block", blocks, operations), norm, rows_named, blocks[0])
+        axes[0].set_title(titles[name])
         if outside:
             _draw_outside(axes[1], own, outside, norm)
     grid[-1, 0].set_xlabel("block")
-    for axes in grid[:-1, 0]:
-        axes.tick_params(labelbottom=False)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=40, pad=0.025)
     bar.set_label("relative L2 error of the output")
     bar.outline.set_visible(False)
@@ -92,7 +91,7 @@ def _cells(ranked: pd.DataFrame, key: str, blocks: Sequence[int], operations: Se
     return cells
 
 
-def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, labels: Sequence[str], first: int) -> None:
+def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], first: int) -> None:
     count, width = cells.shape
     place = (first - 0.5, first + width - 0.5, count - 0.5, -0.5)
     axes.patch.set(**UNMEASURED)
@@ -103,7 +102,7 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, labels: Sequence[str], 
         for row, column in zip(*np.nonzero(marked), strict=True):
             corner = first + column - 0.5, row - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor=style.FAINT, linewidth=0.6))
-    axes.set_yticks(range(count), labels, fontsize=7.5)
+    axes.set_yticks(range(count), names, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     style.index_axis(axes.xaxis, first + width - 1, 12)
     axes.set(xlim=place[:2], ylim=place[2:])
@@ -113,8 +112,9 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, labels: Sequence[str], 
 
 def _draw_outside(axes: Axes, ranked: pd.DataFrame, outside: Sequence[str], norm: LogNorm) -> None:
     found = ranked[ranked["block"].isna()].drop_duplicates("operation").set_index("operation")["velocity_error"]
+    short = labels.distinct(outside, 27)
     cells = found.reindex(list(outside)).to_numpy(float)[:, None]
-    _draw_cells(axes, cells, norm, [style.shorten(name, 27) for name in outside], 0)
+    _draw_cells(axes, cells, norm, list(short.values()), 0)
     axes.set_xticks([])
     axes.yaxis.tick_right()
 

@@ -5,8 +5,7 @@ Uses only matplotlib's object interface, so that no figure outlives its caller a
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -32,6 +33,7 @@ from matplotlib.ticker import (
 )
 
 from precision_lab.record.files import write_atomically
+from precision_lab.report.figures.labels import distinct
 
 WIDTH = 9.2  # inches: the width of a page at 9.5 pt
 DPI = 150
@@ -42,6 +44,7 @@ REFERENCE = "#555555"
 # Okabe and Ito (2008), distinguishable with every common colour blindness. Black is reserved for the reference, and
 # yellow is too faint for a line on white; the wine of Tol (2021) replaces it
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+LEAST_CONTRAST = 4.5  # of text with its background, WCAG 2.2, 1.4.3
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 FONTS = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
@@ -57,6 +60,11 @@ class Look:
     width: float
     order: float
     alpha: float = 1.0
+
+    @property
+    def ink(self) -> str:
+        """The colour of the variant's name: as that of its line, and dark enough to be read."""
+        return ink(self.colour)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,26 @@ def looks(variants: Sequence[str], reference: str) -> dict[str, Look]:
         line = LINE_STYLES[at // len(PALETTE) % len(LINE_STYLES)]
         styles[name] = Look(PALETTE[at % len(PALETTE)], line, 1.5, 3 - 0.01 * at)
     return styles
+
+
+def ink(colour: str) -> str:
+    """`colour`, darkened as far as text on white needs for LEAST_CONTRAST."""
+    channels = np.array(to_rgb(colour))
+    shades = (to_hex(channels * share) for share in np.linspace(1, 0, 101))
+    return next(shade for shade in shades if contrast(shade, "white") >= LEAST_CONTRAST)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, from 1 to 21 (WCAG 2.2)."""
+    low, high = sorted(_luminance(colour) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.2)."""
+    channels = np.array(to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 @contextmanager
@@ -169,17 +197,30 @@ def _read_powers_of_ten(figure: Figure) -> None:
             label.set_parse_math(True)
 
 
-def draw_band(axes: Axes, look: Look, summary: Any, scale: float = 1.0) -> None:
-    """Draws a line through the medians and a band from minimum to maximum; summary: from `tables.spread`."""
-    x, median = summary.index.to_numpy(), summary["median"].to_numpy() * scale
-    low, high = summary["min"].to_numpy() * scale, summary["max"].to_numpy() * scale
-    single = len(x) == 1  # a line through one point draws nothing
+def draw_band(axes: Axes, look: Look, summary: pd.DataFrame) -> None:
+    """Draws a line through the medians and a band from minimum to maximum.
+
+    summary: from `view.spread`, by block or step. The line has a gap at each number that was not measured; a value
+    between two gaps is a point.
+    """
+    x = np.arange(int(summary.index.min()), int(summary.index.max()) + 1)
+    whole = summary.reindex(x)
+    median, low, high = (whole[name].to_numpy(float) for name in ("median", "min", "max"))
     style = {"color": look.colour, "linestyle": look.line, "linewidth": look.width, "alpha": look.alpha}
-    axes.plot(x, median, zorder=look.order, marker="o" if single else None, markersize=5, **style)
-    if single:
-        axes.vlines(x, low, high, color=look.colour, linewidth=1, zorder=look.order)
-    else:
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=look.order - 1)
+    axes.plot(x, median, zorder=look.order, **style)
+    axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=look.order - 1)
+    measured = np.isfinite(median)
+    around = np.concatenate([[False], measured, [False]])
+    alone = measured & ~around[:-2] & ~around[2:]
+    if alone.any():  # a line through one point draws nothing
+        axes.plot(x[alone], median[alone], "o", color=look.colour, alpha=look.alpha, markersize=5, zorder=look.order)
+        axes.vlines(x[alone], low[alone], high[alone], color=look.colour, linewidth=1, zorder=look.order)
+
+
+def label_every_panel(grid: Iterable[Axes]) -> None:
+    """Writes the numbers of the ticks at each panel of a grid, whether it shares its axes or not."""
+    for axes in grid:
+        axes.tick_params(labelbottom=True, labelleft=True)
 
 
 def mark_nonfinite(axes: Axes, positions: Mapping[str, Positions], styles: Mapping[str, Look]) -> None:
@@ -242,7 +283,8 @@ def index_axis(axis: Axis, last: float, ticks: int = 7) -> None:
 
 def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], notes: Mapping[str, str]) -> None:
     """Draws one legend above all panels, with as many columns as fit; `notes` are appended to the names."""
-    labels = [shorten(name, 44) + (f" ({notes[name]})" if name in notes else "") for name in names]
+    short = distinct(names, 44)
+    labels = [short[name] + (f" ({notes[name]})" if name in notes else "") for name in names]
     handles = [
         Line2D([], [], color=look.colour, linestyle=look.line, linewidth=look.width, alpha=look.alpha)
         for look in (styles[name] for name in names)
@@ -252,17 +294,3 @@ def legend(figure: Figure, names: Sequence[str], styles: Mapping[str, Look], not
     inches = 0.075 * max(map(len, labels)) + 0.65
     columns = max(1, min(len(names), int(WIDTH / inches)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=1.8)
-
-
-def shorten(name: str, length: int) -> str:
-    """`name` without its middle if it is longer than `length`, because names differ at their ends."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[head + 1 - length :]}"
-
-
-def wrap(name: str, length: int, lines: int = 2) -> str:
-    """Wraps `name` over up to `lines` lines of `length` characters, after an underscore if there is one."""
-    pieces = textwrap.wrap(shorten(name, length * lines - 2).replace("_", "_ "), length)
-    return "\n".join(piece.replace("_ ", "_") for piece in pieces)

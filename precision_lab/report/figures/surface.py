@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from precision_lab.numerics.formats import FORMATS
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View, block_outputs, main_branch
 
@@ -21,7 +21,7 @@ COLOURS = "viridis"
 CAPTION = (
     "log10 of the largest magnitude of the {stream} as it leaves each block (horizontal) at each step "
     "(downwards{level}){branch}; greatest over prompts and seeds, one colour scale for "
-    "all panels. White line: the fp16 limit 65504. Hatched: not finite in at least one generation."
+    "all panels."
 )
 LIMIT = float(np.log10(FORMATS["float16"].max))
 
@@ -44,22 +44,28 @@ def draw(view: View) -> Drawing | Absent | None:
 
     columns = min(2, len(shown))
     lines = -(-len(shown) // columns)
-    figure = style.new_figure(0.5 + 1.95 * lines, wspace=0.03)
+    figure = style.new_figure(0.5 + 2.1 * lines, wspace=0.03)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     styles = style.looks(view.by_colour, view.reference)
+    titles = labels.distinct(shown, 40)
     for axes, (name, surface) in zip(grid.flat, surfaces.items(), strict=False):
         _draw_surface(axes, surface, norm)
-        axes.set_title(style.shorten(name, 40), color=styles[name].colour)
+        axes.set_title(titles[name], color=styles[name].ink)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _label(grid, rows, view)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02)
     bar.set_label(r"$\log_{10}$ amax", parse_math=True)
     bar.outline.set_visible(False)
-    if norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax:
+    crossed = norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax
+    if crossed:
         bar.ax.axhline(LIMIT, color="white", linewidth=1.4)
     level = f", {view.layout.level} on the right" if view.levels else ""
     caption = CAPTION.format(stream=view.layout.streams[stream].title, level=level, branch=view.in_branch)
+    if crossed:
+        caption += " White line: the fp16 limit 65504."
+    if any(surface.isna().to_numpy().any() for surface in surfaces.values()):
+        caption += " Hatched: not finite in at least one generation."
     return Drawing("surface", TITLE, figure, caption + view.selection)
 
 
@@ -94,8 +100,9 @@ def _label(grid: np.ndarray, rows: pd.DataFrame, view: View) -> None:
     style.index_axis(grid[0, 0].yaxis, last, ticks=5)
     for axes in grid[:, 0]:
         axes.set_ylabel("step")
-    for axes in grid[-1, :]:
-        axes.set_xlabel("block")
+    style.label_every_panel(axes for axes in grid.flat if axes.axison)
+    for column in grid.T:
+        [axes for axes in column if axes.axison][-1].set_xlabel("block")
     levels = view.levels
     ticks = [int(t) for t in grid[0, 0].yaxis.get_major_locator()() if int(t) in levels]
     if not ticks:

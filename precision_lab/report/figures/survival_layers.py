@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from precision_lab.report.figures import style
+from precision_lab.report.figures import labels, style
 from precision_lab.report.figures.style import Absent, Drawing
 
 TITLE = "What arrives, by format"
@@ -43,7 +43,7 @@ def draw(table: pd.DataFrame) -> Drawing | Absent:
         axes.axvline(1, color=style.REFERENCE, linewidth=0.8, linestyle="--")
         axes.grid(axis="x")
         axes.set_xlabel(column)
-    left.set_yticks(range(len(formats)), [style.shorten(name, 24) for name in formats])
+    left.set_yticks(range(len(formats)), list(labels.distinct(formats, 24).values()))
     left.set_xlim(min(-0.02, float(own["correlation"].min()) - 0.02), 1.02)
     right.set_xlim(_LOW - 0.05, _HIGH + 0.05)
     handles = [Line2D([], [], color=_COLOURS[order], marker="o", linestyle="", markersize=4) for order in orders]

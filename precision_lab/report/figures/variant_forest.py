@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.measures import final_drift
 from precision_lab.analysis.ratios import over_units, unit_of
-from precision_lab.report.figures import forest, style
+from precision_lab.report.figures import forest, labels, style
 from precision_lab.report.figures.style import Drawing
 from precision_lab.report.view import MOST_VARIANTS, View
 from precision_lab.report.wording import interval, number
@@ -63,20 +63,24 @@ def draw(view: View) -> Drawing | None:
         return None
     every = [row for rows in groups.values() for row in rows]
     floor = _noise_floor(view)
-    heights = [forest.height("") * len(rows) for rows in groups.values()]
+    named = labels.folded([row.name for row in every], 34)
+    heights = [sum(forest.height(named[row.name]) for row in rows) for rows in groups.values()]
     figure = style.new_figure(1.2 + sum(heights) + 0.33 * len(groups), wspace=0.02)
     grid = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, width_ratios=(1.35, 1))
     errors = np.concatenate([row.errors for row in every])
     low, high = style.log_range([errors])
     limits = forest.ratio_limits([end for row in every for end in row.ratio])
+    every_ratio = [row.ratio[0] for row in every]
     base = next((row.mean[0] for row in every if row.is_baseline), math.nan)
     for (left, right), (title, rows) in zip(grid, groups.items(), strict=True):
         last = title == next(reversed(groups))
         left.set_title(f"Computed in {title}")
         _error_axis(left, (low, high), base)
         forest.ratio_axis(right, limits)
-        centres = forest.lay_out(left, [style.shorten(row.name, 30) for row in rows])
-        forest.lay_out(right, [""] * len(rows))
+        texts = [named[row.name] for row in rows]
+        centres = forest.lay_out(left, texts)
+        forest.lay_out(right, texts)
+        right.tick_params(labelleft=False)
         for axes in (left, right):
             axes.tick_params(labelbottom=last)
         if math.isfinite(floor):
@@ -84,21 +88,25 @@ def draw(view: View) -> Drawing | None:
         for row, y in zip(rows, centres, strict=True):
             _draw_row(left, right, row, y)
     result = view.layout.result.title
-    grid[-1, 0].set_xlabel(f"relative L2 error of the final {result} (lower is better)")
-    grid[-1, 1].set_xlabel(f"ratio to {view.baseline} (left of 1 is better)")
+    grid[-1, 0].set_xlabel(f"relative L2 error of the final\n{result} (lower is better)")
+    grid[-1, 1].set_xlabel(f"ratio to {labels.shorten(view.baseline, 24)}\n(left of 1 is better)")
     forest.head(grid[0, 1], WORDS, "ratio [95 % interval]")
     _legend(figure, view.baseline, math.isfinite(floor), any(row.lost for row in every))
     title = f"All variants: error of the {result}"
-    return Drawing("variants", title, figure, _caption(view, len(every[0].errors), floor))
+    return Drawing(
+        "variants", title, figure, _caption(view, len(every[0].errors), floor, forest.beyond(limits, every_ratio))
+    )
 
 
-def _caption(view: View, cases: int, floor: float) -> str:
+def _caption(view: View, cases: int, floor: float, beyond: bool) -> str:
     text = (
         f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, "
         f"free-running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with "
         f"its 95 % interval over prompts, which is wide where prompts differ; the line is {view.baseline}. Right: the "
-        f"ratio to {view.baseline} within each case, which leaves that out. Triangles: beyond the axis."
+        f"ratio to {view.baseline} within each case, which leaves that out."
     )
+    if beyond:
+        text += " Triangles: beyond the axis."
     if math.isfinite(floor):
         text += f" Shaded: the noise floor, what equivalent runs of {view.baseline} differ by."
     return text
