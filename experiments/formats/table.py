@@ -1,14 +1,14 @@
-"""`python -m experiments.formats.table RUN FILE CLAIMS ...`: sizes, drifts and complaint metrics of a run, as JSON.
+"""`python -m experiments.formats.table RUN FILE`: sizes, drifts and complaint metrics of each variant, as JSON.
 
 RUN: a folder of a run of +exp=formats or formats_256, whose checkpoint is still where it was. Summaries have medians
-alone; this reads the tables, for the interval over prompts. CLAIMS: files of conf/claim, judged from the tables.
+alone; this reads the tables, for the interval over prompts.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from precision_lab.analysis.claims import Claim, judge
 from precision_lab.analysis.measures import final_drift
 from precision_lab.analysis.pictures import measure_medians
 from precision_lab.analysis.ratios import over_units
@@ -116,32 +115,11 @@ def _linears(run: Run) -> dict[str, tuple[int, ...]]:
     return {name: shapes[name] for _, name in named}
 
 
-def judged(run: Run, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """The claims of some files with their verdicts, as a summary has them."""
-    claims = [
-        Claim.from_dict({"id": name, **claim})
-        for file in files
-        for name, claim in yaml.safe_load(file.read_text()).items()
-    ]
-    found = [(claim, judge(claim, run)) for claim in claims]
-    return [
-        {
-            **{key: getattr(claim, key) for key in ("id", "text", "source")},
-            "verdict": verdict.verdict,
-            "effect": _number(verdict.effect),
-            "ci95": [_number(verdict.lo), _number(verdict.hi)],
-            "noise_floor": _number(verdict.noise_floor),
-        }
-        for claim, verdict in found
-    ]
-
-
-def main(path: Path, file: Path, claims: Sequence[Path]) -> None:
+def main(path: Path, file: Path) -> None:
     """Writes the table of a run."""
     run = Run.open(path)
-    weights = run.manifest.checkpoint.weights
-    write_json(file, {"weights": weights, "variants": rows(run), "claims": judged(run, claims)})
+    write_json(file, {"weights": run.manifest.checkpoint.weights, "variants": rows(run)})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(each) for each in sys.argv[3:]])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
