@@ -37,6 +37,12 @@ STRATEGIES = {
     "fp8_scales": ("precision_lab.cli.fp8_scales", "fp8_scales"),
 }
 
+# overrides that make another task of a command, with a module and a root configuration of its own
+TASKS = {
+    ("compare", "dump="): ("precision_lab.cli.foreign", "compare_dump"),
+    ("models", "dump_inputs="): ("precision_lab.cli.dump_inputs", "dump_inputs"),
+}
+
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")
 
@@ -68,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "search":
         strategy = [argument.removeprefix("strategy=") for argument in rest if argument.startswith("strategy=")]
         module, config = STRATEGIES.get(strategy[-1] if strategy else "", (module, config))
+    for (name, override), task in TASKS.items():
+        if command == name and any(argument.startswith(override) for argument in rest):
+            module, config = task
     command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]

@@ -14,6 +14,7 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab -m dtype=bfloat16,float16       a sweep: a job for each value, and an index page of all
   python -m precision_lab report sweep=DIR                the index page of a sweep again
   python -m precision_lab compare runs=[A,B]              one run against another; reference=RUN:VARIANT; runs=[SWEEP/*]
+  python -m precision_lab compare dump=FILE inputs=FILE   another program's arrays against this model, by operation
   python -m precision_lab prove technique=[a,b]           whether techniques preserve the model's function
   python -m precision_lab sensitivity candidate=[a,b]     what each candidate does at each group of sites alone
   python -m precision_lab culprits criterion=finite       the smallest set of sites that must be spared, and why
@@ -21,6 +22,7 @@ precision_lab {version}: numerical precision of models on MLX, first of all Qwen
   python -m precision_lab search budget.bits=5            the recipe of least drift within a budget, with its evidence
   python -m precision_lab device                          the precision of MLX on this machine; tf32=true|false  out=DIR
   python -m precision_lab models                          list models; make=PRESET to=DIR writes a synthetic one
+  python -m precision_lab models dump_inputs=FILE         the inputs of one pass, for another program
   python -m precision_lab recipe technique=[a] to=mflux   a recipe for another program; from=mflux file=F reads one
   python -m precision_lab search strategy=scales          scales for float16, tried on held-out cases; fp8_scales
 

@@ -155,6 +155,26 @@ class Prove(Experiment):
     draw_seed: Seed
 
 
+class OnePass(Experiment):
+    """The settings of a command that computes one pass."""
+
+    case: Annotated[str, "the name of a pinned case"] | None
+    step: Annotated[int, Field(ge=0), "a whole number of at least 0"]
+
+
+class DumpInputs(OnePass):
+    """conf/dump_inputs.yaml."""
+
+    dump_inputs: File
+
+
+class CompareDump(OnePass):
+    """conf/compare_dump.yaml."""
+
+    dump: File
+    inputs: File | None
+
+
 class ScanSettings(Closed):
     steps: Annotated[Sequence[int] | None, "numbers of steps, like [0, 3], or null"]
     cases: Count | None
