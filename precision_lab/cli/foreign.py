@@ -76,9 +76,10 @@ def _print(found: Comparison, dump: Dump, console: Console) -> None:
         console.print(how)
         return
     row = rows[first]
+    where = "in the largest 1 % of its errors " if row.tail else ""
     console.print(
-        f"wrong from {named(row)} on: {row.address} deviates by {row.error:.3g}, {row.share:.3g} times the limit that "
-        f"the rounding of {row.format} sets; {wrong} of {len(rows)} arrays are wrong",
+        f"wrong from {named(row)} on: {row.address} deviates by {row.error:.3g}, {where}by {row.share:.3g} times "
+        f"the limit that the rounding of {row.format} sets; {wrong} of {len(rows)} arrays are wrong",
         soft_wrap=True,
     )
 

@@ -42,7 +42,8 @@ class Judged(NamedTuple):
     address: its place in the lab. operations: the modules between the foreign arrays before it and itself, in order of
     execution; none if it should be equal to one of them.
     format: the narrowest format of its values. error, explained: the distance from fp32 of the foreign array and of
-    rounding, relative L2. share: the error as a multiple of the largest that rounding explains; wrong above 1.
+    rounding, relative L2. share: the error as a multiple of the largest that rounding explains; wrong above 1. tail:
+    whether that is the error of the worst values of an activation, rather than that of the whole array.
     """
 
     address: str
@@ -51,6 +52,7 @@ class Judged(NamedTuple):
     error: float
     explained: float
     share: float
+    tail: bool = False
 
     @property
     def wrong(self) -> bool:
@@ -113,16 +115,13 @@ def compare(one: Pass, dump: Dump) -> Comparison:
         found = [distance(each[place], exact[place], formats[place]) for each in passes]
         error = distance(foreign[place], exact[place], formats[place])
         explained = Distance(max(each.rel_l2 for each in found), max(each.tail for each in found))
-        share = _share(error, explained, formats[place], bounded and formats[place] != "float32")
-        rows.append(Judged(with_port(*place), operations, formats[place], error.rel_l2, explained.rel_l2, share))
+        share = error.rel_l2 / (MARGIN * max(explained.rel_l2, LEAST[formats[place]] * unit(formats[place])))
+        beyond = error.tail / max(MARGIN * explained.tail, _TAIL) if bounded and formats[place] != "float32" else 0.0
+        row = Judged(with_port(*place), operations, formats[place], error.rel_l2, explained.rel_l2, share)
+        rows.append(row._replace(share=beyond, tail=True) if beyond > share else row)
     held = {path for path, port in foreign if port.startswith("out")}
     covered = sum(path in held for path in graph.leaves)
     return Comparison(rows, fmt, unknown, len(graph.leaves), covered)
-
-
-def _share(error: Distance, explained: Distance, fmt: str, activation: bool) -> float:
-    share = error.rel_l2 / (MARGIN * max(explained.rel_l2, LEAST[fmt] * unit(fmt)))
-    return max(share, error.tail / max(MARGIN * explained.tail, _TAIL)) if activation else share
 
 
 def _rounded(array: mx.array, fmt: str) -> np.ndarray:

@@ -18,13 +18,14 @@ import mlx.core as mx
 import numpy as np
 
 from precision_lab import __version__
-from precision_lab.errors import InputError, nearest
+from precision_lab.device import memory
+from precision_lab.errors import InputError, nearest, shown
 from precision_lab.instrument.arrays import real
 from precision_lab.instrument.exchange import mapped
 from precision_lab.instrument.replay import Phase
 from precision_lab.instrument.sites import Components, Site
 from precision_lab.instrument.tap import Call, tapped
-from precision_lab.lab.subject import Case, Source, components_of
+from precision_lab.lab.subject import Case, Source, components_of, least_memory
 from precision_lab.record.dump import Dump
 from precision_lab.record.files import write_atomically
 from precision_lab.record.glob import ROOT
@@ -56,11 +57,18 @@ class Pass:
     def arguments(self, dtype: mx.Dtype) -> dict[str, Any]:
         """The arguments of the call by parameter, in `dtype`, with `values` in the place of their arrays.
 
-        Raises InputError if the case has no such step, or if a value has another shape than the case.
+        Raises InputError if the case has no such step or needs more memory than there is, or if a value has another
+        shape than the case.
         """
         count = self.source.steps(self.case)
         if not 0 <= self.step < count:
             raise InputError(f"step is {self.step}, expected 0 to {count - 1}")
+        needed, there_is = least_memory(self.source, self.case), memory.physical()
+        if needed > there_is:
+            raise InputError(
+                f"A pass with {shown(dict(self.case.settings))} needs at least {needed / 1e9:.1f} GB, but this machine "
+                f"has {there_is / 1e9:.1f} GB of memory"
+            )
         subject, layout = self.source.load(dtype), self.source.layout
         root = components_of(subject, layout)[layout.default]
         signature = inspect.signature(type(root).__call__)

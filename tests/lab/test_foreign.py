@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from precision_lab.cli.paths import checkpoints_dir
+from precision_lab.device import memory
 from precision_lab.errors import InputError
 from precision_lab.lab.foreign import compare
 from precision_lab.lab.one_pass import Pass, read_inputs, write_inputs
@@ -57,7 +59,7 @@ def judged(one, file):
 
 @pytest.mark.parametrize(
     ("site", "dtype"),
-    [(f"{B}.1.attn.rotary_q", mx.bfloat16), (f"{B}.1.img_mlp.net.0.gelu", mx.bfloat16), ("proj_out", mx.float32)],
+    [(f"{B}.1.img_mlp.net.0.gelu", mx.bfloat16), (f"{B}.1.attn.rotary_q", mx.float32)],
     ids=str,
 )
 def test_a_wrong_operation_is_named(one, tmp_path, site, dtype):
@@ -97,6 +99,12 @@ def test_inputs_are_read_again(one, tmp_path):
     assert set(again.values) == {"latents", "timestep", "text"}
 
 
+def test_a_case_larger_than_the_machine_is_refused(one, monkeypatch):
+    monkeypatch.setattr(memory, "physical", lambda: 1000)
+    with pytest.raises(InputError, match=r"needs at least 0\.0 GB, but this machine has 0\.0 GB"):
+        one.inputs()
+
+
 def save(file, **arrays):
     mx.save_safetensors(str(file), {name.replace("__", "."): array for name, array in arrays.items()})
     return file
@@ -113,6 +121,14 @@ def test_files_that_cannot_be_compared(one, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             compare(one, Dump.open(save(file, **arrays)))
+    mx.save_safetensors(str(file), {"img_in": mx.zeros((1, 6, 64))})
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
+    with pytest.raises(InputError, match="truncated"):
+        Dump.open(file)
+    file.write_bytes(whole.replace(b"[1,6,64]", b"[1,7,64]"))
+    with pytest.raises(InputError, match="has 1536 bytes, expected 1792"):
+        Dump.open(file)
     for content, message in ((b"junk", "not a safetensors file"), (b"", "not a safetensors file")):
         file.write_bytes(content)
         with pytest.raises(InputError, match=message):
@@ -121,6 +137,14 @@ def test_files_that_cannot_be_compared(one, tmp_path):
         read_inputs(one.source, save(file, latents=mx.zeros(1)))
     with pytest.raises(InputError, match="step is 2, expected 0 to 1"):
         replace(one, step=2).inputs()
+
+
+def test_values_that_are_not_finite_are_wrong_where_they_arise(one, tmp_path):
+    overflowing = {f"{B}.1.img_mlp.net.2": lambda module, x: module(x) / 0}
+    file = ports.dump_of_lab(one, mx.float32, tmp_path / "d.safetensors", overflowing)
+    found, operations = judged(one, file)
+    assert operations == (f"{B}.1.img_mlp.net.2",)
+    assert found.rows[found.first_wrong].error == np.inf
 
 
 @pytest.mark.slow
@@ -219,3 +243,14 @@ def test_the_example_of_the_guide(one, small_checkpoint, tmp_path, dtype):
         assert operations is not None, site
         assert site in operations
         assert len(operations) == 1 or "rotary" in site
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_diffusers_with_the_embedded_checkpoint(tmp_path, dtype):
+    folder, inputs, file = checkpoints_dir() / "micro", tmp_path / "inputs.safetensors", tmp_path / "d.safetensors"
+    one = Pass(QwenImage("micro", str(folder)), Case(0, "a blue star on a yellow background", 1, SETTINGS), step=1)
+    write_inputs(one, inputs)
+    ports.dump_of_diffusers(folder, inputs, dtype, file)
+    found, operations = judged(read_inputs(one.source, inputs), file)
+    assert (found.format, operations) == (dtype, None)
