@@ -47,13 +47,16 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = schema.read(schema.DumpInputs, settled(config))
     one = pass_of(build_spec(config, command, schema.DumpInputs), settings)
     file = Path(settings.dump_inputs).expanduser()
+    if not settings.dump_inputs:
+        raise InputError("dump_inputs is empty, expected a file to write")
     if file.is_dir():
         raise InputError(f"dump_inputs={settings.dump_inputs} is a folder, expected a file to write")
     write_inputs(one, file)
     console = open_console()
     rows = [(name, " x ".join(map(str, array.shape))) for name, array in one.inputs().items()]
     print_table(console, ("input", "shape"), rows, f"{one.source.checkpoint.name}: {shown(one.case.prompt)}")
-    console.print(f"wrote {file}. Then: python -m precision_lab compare dump=DUMP inputs={file}", soft_wrap=True)
+    model = "".join(f"{each} " for each in command[1:] if each.partition("=")[0].partition(".")[0] == "model")
+    console.print(f"wrote {file}. Then: python -m precision_lab compare {model}dump=DUMP inputs={file}", soft_wrap=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from precision_lab.cli.literal import settled
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.cli.unused import check_used
 from precision_lab.device.environment import set_numeric_switches
-from precision_lab.errors import inline
+from precision_lab.errors import InputError, inline
 from precision_lab.lab.foreign import Comparison, Judged, compare
 from precision_lab.lab.one_pass import read_inputs
 from precision_lab.record.dump import Dump
@@ -32,6 +32,8 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     set_numeric_switches()
     check_used(command, ("dump", "inputs", *USED), (*UNUSED, "runs"), " with dump=")
     settings = schema.read(schema.CompareDump, settled(config))
+    if not settings.dump:
+        raise InputError("dump is empty, expected a safetensors file")
     dump = Dump.open(Path(settings.dump).expanduser())
     spec = build_spec(config, command, schema.CompareDump)
     if settings.inputs is None:

@@ -26,6 +26,7 @@ def test_from_inputs_to_a_verdict(small_checkpoint, tmp_path, said):
     code, text = said("models", f"dump_inputs={inputs}", *model, "image.height=32", "image.width=48")
     assert code == 0
     assert "1 x 6 x 64" in text
+    assert f"compare {' '.join(model)} dump=DUMP" in text
     one = read_inputs(QwenImage("small", str(small_checkpoint)), inputs)
     planted = {"transformer_blocks.2.img_modulate1": ports.swapped_modulation}
     ports.dump_of_lab(one, mx.float32, dump, planted)
@@ -47,6 +48,7 @@ def test_a_right_port_exits_0(small_checkpoint, tmp_path, said):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["compare", "dump="], "dump is empty"),
         (["compare", "dump=gone.safetensors"], "gone.safetensors: no such file"),
         (["compare", "dump=gone.safetensors", "dtype=float32"], "has no use for dtype with dump="),
         (["models", "dump_inputs=x", "case=wid"], "no pinned case 'wid'. Did you mean wide?"),
