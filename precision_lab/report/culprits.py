@@ -31,7 +31,7 @@ def write(folder: Path) -> tuple[Path, Culprits]:
     with writing(figures_folder):
         figures_folder.mkdir(exist_ok=True)
     with style.theme():
-        figures = [embed(culprits_search.draw(trials, found), figures_folder)]
+        figures = embed([culprits_search.draw(trials, found)], figures_folder)
     page = folder / PAGE
     content = render(
         "culprits.html",

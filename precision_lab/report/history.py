@@ -39,7 +39,7 @@ def write(history: History, steps: pd.DataFrame, name: str, folder: Path) -> Pat
         folder.mkdir(parents=True, exist_ok=True)
     with style.theme():
         drawings = [draw(history, steps) for draw in (history_map.draw, history_lines.draw)]
-        figures = [embed(drawing, folder, f"{name}_") for drawing in drawings]
+        figures = embed(drawings, folder, f"{name}_")
     listed = _with_commits(history, steps)
     write_atomically(folder / f"{name}_steps.csv", lambda file: listed.to_csv(file, index=False))
     page = folder / f"{name}.html"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.record.files import write_text, writing
 from precision_lab.record.run import Run
-from precision_lab.report import anomaly, headline, headroom
+from precision_lab.report import anomaly, conclusion, gallery, headline, headroom
 from precision_lab.report.figures import (
     claim_forest,
     contributions,
@@ -27,25 +27,25 @@ from precision_lab.report.figures import (
 )
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.rendering import Figure, embed, render, weights_text
-from precision_lab.report.view import MOST_VARIANTS, View
+from precision_lab.report.view import View
 
-FIGURES: tuple[Callable[[View], Drawing | Absent | None], ...] = (
-    growth.draw,
-    surface.draw,
-    exponents.draw,
-    contributions.draw,
-    drift.draw_steps,
-    drift.draw_divergence,
-    drift.draw_blocks,
-    drift_surface.draw,
-    factorial.draw,
-    latency.draw,
-    images.draw,
-)
-"""A figure that is None does not belong on the page of a run."""
+Draw = Callable[[View], Drawing | Absent | None]
 
-FORESTS: tuple[Callable[[View], Drawing | None], ...] = (claim_forest.draw, variant_forest.draw)
-"""A reader looks at these first where there are many variants, and last where there are few."""
+FIGURES: Mapping[str, tuple[Draw, ...]] = {
+    "pictures": (images.draw,),
+    "growth": (growth.draw, surface.draw, exponents.draw, contributions.draw),
+    "error": (
+        variant_forest.draw,
+        drift.draw_steps,
+        drift.draw_divergence,
+        drift.draw_blocks,
+        drift_surface.draw,
+        factorial.draw,
+    ),
+    "time": (latency.draw,),
+    "claims": (claim_forest.draw,),
+}
+"""The figures of each part of the page, in its order. One that is None does not belong on the page of a run."""
 
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
@@ -65,15 +65,17 @@ def write(run: Run | Path) -> Path:
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with style.theme():
-        many = len(view.variants) > MOST_VARIANTS
-        drawn = (draw(view) for draw in ((*FORESTS, *FIGURES) if many else (*FIGURES, *FORESTS)))
-        figures = [embed(drawing, folder) for drawing in drawn if drawing is not None]
+        drawings = [(part, drawing) for part, draws in FIGURES.items() for draw in draws if (drawing := draw(view))]
+        embedded = embed((drawing for _, drawing in drawings), folder)
+    figures: dict[str, list[Figure]] = {part: [] for part in FIGURES}
+    for (part, _), figure in zip(drawings, embedded, strict=True):
+        figures[part].append(figure)
     page = view.run.path / "report.html"
     write_text(page, _render(view, figures))
     return page
 
 
-def _render(view: View, figures: list[Figure]) -> str:
+def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
     manifest = view.manifest
     status = manifest.status
     return render(
@@ -90,6 +92,10 @@ def _render(view: View, figures: list[Figure]) -> str:
         baseline=view.baseline,
         claims=view.run.summary.claims if view.run.summary else (),
         figures=figures,
+        question=conclusion.question(view),
+        conclusion=conclusion.sentences(view),
+        drift=conclusion.drift(view),
+        gallery=gallery.of(view),
         formats=[fmt.name for fmt in REDUCED_FORMATS],
         factorials=factorial.tables(view),
         headroom=headroom.worst(view),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +16,48 @@ from precision_lab.record.manifest import Checkpoint
 from precision_lab.record.origin import wording as wording_of_origin
 from precision_lab.report import wording
 from precision_lab.report.figures import style
+from precision_lab.report.figures.alt import describe
 from precision_lab.report.figures.style import Absent, Drawing
 
-FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting")
+FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting", "slug")
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure on the page: a data URI, or the reason for its absence."""
+    """A figure on the page: a data URI, or the reason for its absence.
 
+    name: unique on the page. number: counted over the figures that are there, 0 for an absent one.
+    """
+
+    name: str
     title: str
     caption: str
+    number: int = 0
+    alt: str = ""
     uri: str = ""
 
 
-def embed(drawing: Drawing | Absent, folder: Path, prefix: str = "") -> Figure:
-    """Writes the files of a figure into `folder`, and returns it for a page. prefix: of the names of the files."""
-    if isinstance(drawing, Absent):
-        return Figure(drawing.title, drawing.reason)
-    png, svg = style.save(replace(drawing, name=f"{prefix}{drawing.name}"), folder)
+def embed(drawings: Iterable[Drawing | Absent], folder: Path, prefix: str = "") -> list[Figure]:
+    """Writes the files of figures into `folder`, and returns them in their order for a page, numbered from 1.
+
+    prefix: of the names of the files.
+    """
+    number = itertools.count(1)
+    return [
+        Figure(wording.slug(drawing.title), drawing.title, drawing.reason)
+        if isinstance(drawing, Absent)
+        else _embed(replace(drawing, name=f"{prefix}{drawing.name}"), folder, next(number))
+        for drawing in drawings
+    ]
+
+
+def _embed(drawing: Drawing, folder: Path, number: int) -> Figure:
+    png, svg = style.save(drawing, folder)
     file = png if drawing.inline == "png" else svg
     data = base64.b64encode(file.read_bytes()).decode("ascii")
-    return Figure(drawing.title, drawing.caption, f"data:{MEDIA[drawing.inline]};base64,{data}")
+    uri = f"data:{MEDIA[drawing.inline]};base64,{data}"
+    return Figure(drawing.name, drawing.title, drawing.caption, number, describe(drawing), uri)
 
 
 def render(template: str, **content: Any) -> str:

@@ -31,9 +31,7 @@ def write(evidence: Evidence, folder: Path) -> Path:
     with writing(drawn):
         drawn.mkdir(parents=True, exist_ok=True)
     with style.theme():
-        embedded = [
-            embed(drawing, drawn) for drawing in (figures.draw_scales(evidence), figures.draw_headroom(evidence))
-        ]
+        embedded = embed([figures.draw_scales(evidence), figures.draw_headroom(evidence)], drawn)
     about = evidence.about
     page = folder / PAGE
     text = render(

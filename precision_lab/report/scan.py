@@ -42,7 +42,7 @@ def write(scan: Scan) -> Path:
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with style.theme():
-        figures = [embed(sensitivity_map.draw(scan), folder)]
+        figures = embed([sensitivity_map.draw(scan)], folder)
     sections = [_section(scan, candidate) for candidate in candidates_of(scan.sensitivity)]
     page = scan.path / PAGE
     write_text(

@@ -32,15 +32,13 @@ def write(search: Search) -> Path:
     unseen = len(search.recipes.loc[search.recipes["held_out"], ["prompt_id", "seed"]].drop_duplicates())
     names = list(findings.found.values())
     with style.theme():
-        figures = [
-            embed(drawing, folder)
-            for drawing in (
-                search_front.draw_front(found, findings, unseen, search.manifest.layout.result.title),
-                search_front.draw_trials(search.trials, findings),
-                search_map.draw(search.choices, names[:_MOST_MAPS]),
-                search_front.draw_additivity(found, additivity_of(found).words),
-            )
-        ]
+        drawings = (
+            search_front.draw_front(found, findings, unseen, search.manifest.layout.result.title),
+            search_front.draw_trials(search.trials, findings),
+            search_map.draw(search.choices, names[:_MOST_MAPS]),
+            search_front.draw_additivity(found, additivity_of(found).words),
+        )
+        figures = embed(drawings, folder)
     page = search.path / PAGE
     write_text(
         page,

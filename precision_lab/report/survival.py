@@ -71,7 +71,7 @@ def write(folder: Path) -> tuple[Path, View]:
         figures_folder.mkdir(exist_ok=True)
     with style.theme():
         drawings = [survival_layers.draw(table), survival_map.draw(table)]
-        figures = [embed(drawing, figures_folder) for drawing in drawings]
+        figures = embed(drawings, figures_folder)
     page = folder / PAGE
     content = render(
         "survival.html",

@@ -84,7 +84,7 @@ def write(jobs: Sequence[Job], swept: Mapping[str, Mapping[str, str]], sweep: Pa
         folder.mkdir(exist_ok=True)
     with style.theme():
         drawing = pareto.draw([point for own in points.values() for point in own.values()], result)
-        figure = embed(drawing, folder)
+        (figure,) = embed([drawing], folder)
     page = sweep / PAGE
     write_text(page, _render(sweep, entries, runs, metrics, figure, result))
     return page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -91,6 +92,11 @@ def setting(value: Any) -> str:
 def breakable(name: str) -> Markup:
     """`name` for HTML; a line may break after each underscore."""
     return Markup(escape(name).replace("_", Markup("_<wbr>")))
+
+
+def slug(text: str) -> str:
+    """`text` as part of an id in HTML: lower-case letters, digits, `_`, `+` and single hyphens."""
+    return re.sub(r"[^\w+]+", "-", text.lower()).strip("-") or "-"
 
 
 def moment(stamp: str | None) -> str:

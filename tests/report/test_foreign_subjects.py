@@ -62,8 +62,8 @@ def test_the_page_uses_the_words_of_the_layout(page):
 
 def test_settings_and_declared_columns_are_listed_as_they_are(page):
     text = text_of(page[2])
-    for row in ("<td>steps</td><td>6</td>", "<td>temperature</td><td>not set</td>", "<td>stop</td><td>a, b</td>"):
-        assert row in text
+    for name, value in (("steps", "6"), ("temperature", "not set"), ("stop", "a, b")):
+        assert f'<th scope="row">{name}</th><td>{value}</td>' in text
     assert "bits 4, tied true" in text
     assert "Columns that probes add to the table activations" in text
     assert "<b>kurtosis (1)</b></dt> <dd>fourth standardised moment</dd>" in text

@@ -38,7 +38,7 @@ def points(**changed) -> list[Point]:
 def cells(page: Path) -> list[list[str]]:
     """The text of each row of the table."""
     body = page.read_text(encoding="utf-8").partition("<tbody>")[2].partition("</tbody>")[0]
-    rows = [re.findall(r"<td.*?>(.*?)</td>", row, flags=re.DOTALL) for row in body.split("</tr>")[:-1]]
+    rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, flags=re.DOTALL) for row in body.split("</tr>")[:-1]]
     return [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in rows]
 
 

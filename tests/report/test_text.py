@@ -35,7 +35,9 @@ def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
     page = write(hostile_run).read_text(encoding="utf-8")
     assert "<script>" not in page
     claims = len(json.loads((hostile_run / "manifest.json").read_text())["claims"])
-    assert page.count(ESCAPED) == 2 * claims + 4, "claims and their sources, prompt, error, checkpoint, configuration"
+    assert page.count(ESCAPED) == 3 * claims + 5, (
+        "claims, concluded on too, and sources; prompt, error, checkpoint, in the question too, configuration"
+    )
 
 
 def test_figures_read_only_their_own_labels_as_mathtext(hostile_run, monkeypatch):

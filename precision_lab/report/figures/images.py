@@ -44,17 +44,17 @@ def draw(view: View) -> Drawing | Absent | None:
     paths = {path.stem: path for path in sorted((view.run.path / "images").glob("*.png"))}
     if not paths:
         return Absent(TITLE, "This run made no pictures.")
-    every = _generations(paths)
+    every = generations(paths)
     shown = every[:MOST_ROWS]
-    names = [name for name in view.shown if any(_stem(name, at) in paths for at in shown)]
+    names = [name for name in view.shown if any(stem(name, at) in paths for at in shown)]
     if not names:
         return Absent(TITLE, "The pictures of this run belong to none of its variants.")
-    broken = _broken(view)
+    lost_at = broken(view)
     pictures = {
-        (name, at): None if (name, at) in broken else read_image(paths[_stem(name, at)])[0]
+        (name, at): None if (name, at) in lost_at else read_image(paths[stem(name, at)])[0]
         for name in names
         for at in shown
-        if _stem(name, at) in paths
+        if stem(name, at) in paths
     }
     figure = _draw_grid(names, shown, pictures, view.reference, style.looks(view.by_colour, view.reference))
     has_alpha = any(pixels is not None and pixels.shape[2] == 4 for pixels in pictures.values())
@@ -121,11 +121,11 @@ def _differences(pictures: Pictures, reference: str) -> dict[tuple[str, Generati
     return differences
 
 
-def _stem(variant: str, at: Generation) -> str:
+def stem(variant: str, at: Generation) -> str:
     return f"{variant}__p{at[0]}__s{at[1]}"
 
 
-def _generations(stems: Iterable[str]) -> list[Generation]:
+def generations(stems: Iterable[str]) -> list[Generation]:
     """(prompt_id, seed) of every `<variant>__p<prompt_id>__s<seed>`."""
     found = set()
     for stem in stems:
@@ -135,7 +135,7 @@ def _generations(stems: Iterable[str]) -> list[Generation]:
     return sorted(found)
 
 
-def _broken(view: View) -> set[tuple[str, Generation]]:
+def broken(view: View) -> set[tuple[str, Generation]]:
     """Generations with a non-finite result according to either table."""
     drift = None if view.drift is None else view.drift[view.drift["mode"] == "free"]
     tables = [results(table, view.layout) for table in (view.activations, drift) if table is not None]

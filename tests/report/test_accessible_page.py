@@ -1,0 +1,139 @@
+"""The page for every reader: ids, header cells, alternative texts, contrast, numbers of figures, all pictures."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from precision_lab import report
+from precision_lab.record.summary import Quantity, Summary
+from precision_lab.report import conclusion, gallery
+from precision_lab.report.figures import style
+from precision_lab.report.view import View
+
+CSS = (Path(report.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """All elements of a page in order, as (tag, attributes); and the text of headings."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append("")
+
+    def handle_data(self, data):
+        if self.found and re.fullmatch("h[1-6]", self.found[-1][0]):
+            self.headings[-1] += data
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(reported):
+    return Elements((reported / "report.html").read_text(encoding="utf-8"))
+
+
+def test_ids_are_unique_and_links_lead_to_them(page):
+    ids = [attrs["id"] for _, attrs in page.found if "id" in attrs]
+    assert len(set(ids)) == len(ids) > 10
+    assert not any(re.search(r"\s", each) for each in ids)
+    links = [attrs["href"][1:] for attrs in page.of("a") if attrs.get("href", "").startswith("#")]
+    assert links
+    assert set(links) <= set(ids)
+
+
+def test_every_header_cell_has_a_scope_and_every_scrolling_part_the_keyboard(page):
+    assert {attrs.get("scope") for attrs in page.of("th")} == {"col", "row"}
+    scrolling = [attrs for attrs in page.of("div") if attrs.get("class") in ("wide", "plot")]
+    assert len(scrolling) > 10
+    assert all(attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"] for attrs in scrolling)
+
+
+def test_every_template_gives_header_cells_a_scope():
+    for template in (Path(report.__file__).parent / "templates").glob("*.html"):
+        assert not re.search(r"<th(?! scope=)[ >{]", template.read_text(encoding="utf-8")), template
+
+
+def test_alternative_texts_describe_and_do_not_repeat(page):
+    texts = [attrs["alt"] for attrs in page.of("img")]
+    assert len(set(texts)) == len(texts) > 5
+    assert not set(texts) & set(page.headings)
+    assert all(re.match(r"(Plot|Grid)[^:]*: \w", text) or "Horizontal:" in text for text in texts)
+
+
+def test_figures_are_numbered_without_a_gap_though_some_are_absent(small_run, unrendered):
+    run = small_run(blocks=2, steps=2)
+    (run / "activations.parquet").unlink()
+    text = report.write(run).read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"<b>Figure (\d+)\.</b>", text)]
+    assert "recorded no activations" in text
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > 3
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_has_contrast_in_both_themes(theme):
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", CSS, re.DOTALL)[theme]))
+    papers = [colours.pop(name) for name in ("paper", "tint")]
+    del colours["rule"]
+    assert len(colours) >= 6
+    for name, colour in colours.items():
+        assert all(style.contrast(colour, paper) >= 4.5 for paper in papers), name
+
+
+def test_the_style_sheet_knows_print_motion_focus_and_narrow_screens():
+    for condition in ("@media print", "prefers-reduced-motion", ":focus-visible", "max-width: 640px"):
+        assert condition in CSS
+    assert "prefers-color-scheme: dark" not in re.sub(r"@media screen and \(prefers-color-scheme: dark\)", "", CSS)
+
+
+def test_all_pictures_can_be_reached_whatever_the_figure_shows(small_run, unrendered):
+    names = ("reference", *(f"variant_{i}" for i in range(11)))
+    run = small_run(variants=names, overflowing=("variant_3",), blocks=2, steps=2, side=16, teacher=False)
+    (run / "images" / "variant_5__p0__s0.png").unlink()
+    found = gallery.of(View.open(run))
+    assert tuple(found.rows) == names
+    notes = {picture.alt: picture.note for pictures in found.rows.values() for picture in pictures if not picture.uri}
+    assert notes.pop("variant_5, prompt 0, seed 0") == "no picture"
+    assert set(notes.values()) == {"not finite"}
+    elements = Elements(report.write(run).read_text(encoding="utf-8"))
+    alts = {attrs["alt"] for attrs in elements.of("img")}
+    assert {f"{name}, prompt 0, seed 5" for name in names if name != "variant_3"} <= alts
+    assert gallery.of(View.open(small_run("few"))) is None
+
+
+def test_the_conclusion_has_a_sentence_for_each_claim_with_effect_and_interval(small_run):
+    run = small_run(blocks=2, steps=2)
+    summary = Summary.read(run)
+    first, *others = summary.claims
+    first = replace(first, effect=Quantity(18.5), ci95=(14.6, 23.4), relation="larger", bound=None, metric="drift")
+    lost = replace(others[0], effect=Quantity(None, "too few pairs"), ci95=None)
+    replace(summary, claims=[first, lost, *others[1:]]).write(run)
+    view = View.open(run)
+    told = conclusion.sentences(view)
+    assert [sentence.id for sentence in told] == [claim.id for claim in (first, lost, *others[1:])]
+    assert told[0].evidence == "a factor of 18.5, 95\u00a0% interval 14.6 to 23.4"
+    assert told[1].evidence == "too few pairs"
+    assert conclusion.question(view).endswith("?")
+    replace(summary, claims=[]).write(run)
+    assert "drifts least from the reference" in conclusion.drift(View.open(run))
+
+
+def test_the_parts_of_the_page_are_in_the_order_of_a_reader(page):
+    ids = [attrs["id"] for _, attrs in page.found if "id" in attrs]
+    order = ["conclusion", "figure-images", "figure-growth", "figure-drift_steps", "headroom", "variants"]
+    places = [ids.index(name) for name in [*order, "figure-latency", "claims", "figure-claims", "method"]]
+    assert all(before < after for before, after in pairwise(places))
