@@ -139,7 +139,7 @@ def test_a_lost_reference_is_made_again(spec, monkeypatch):
 @pytest.mark.parametrize(
     ("own", "named"),
     [
-        ({"height": 64}, r"variants.a.settings: height cannot differ.*Available: guidance_scale"),
+        ({"height": 64}, r"variants.a.settings: height cannot differ.*Available: batched_guidance, guidance_scale"),
         ({"stpes": 4}, r"variants.a.settings: stpes .*Did you mean steps"),
         ({"steps": 0}, r"variants.a.settings: sampler.steps is 0"),
         ({"sigmas": [1, 0.5]}, r"variants.a.settings: sampler.sigmas has 2 noise levels and sampler.steps is 3"),

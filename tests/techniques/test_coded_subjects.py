@@ -163,6 +163,9 @@ def test_a_copy_in_the_layout_of_mlx_lm_is_refused(tmp_path):
         def folders(self):
             return ["transformer"]
 
+        def apart(self):
+            return []
+
         def parts(self):
             return {"transformer": Part()}
 
