@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from precision_lab.analysis.claims import Claim
 from precision_lab.analysis.criteria import Bound, Criterion, Finite, Verdict
-from precision_lab.cli import schema
+from precision_lab.cli import culprits_schema
 from precision_lab.cli.config import plain
 from precision_lab.cli.sparing import nodes_of
 from precision_lab.errors import InputError, nearest, shown
@@ -25,7 +25,7 @@ KINDS = ("drift", "metric", "claim")
 
 
 def build_criterion(
-    settings: schema.Culprits, resolved: DictConfig, variants: Mapping[str, Variant], layout: Layout
+    settings: culprits_schema.Culprits, resolved: DictConfig, variants: Mapping[str, Variant], layout: Layout
 ) -> tuple[Criterion, list[Trial]]:
     """The criterion, and the trials with which it compares. Raises InputError for an unknown metric, claim or bound."""
     wanted = settings.criterion

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from precision_lab.cli import schema
+from precision_lab.cli import culprits_schema, schema
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.literal import settled
 from precision_lab.cli.probes import without_settings_of_absent
@@ -28,7 +28,7 @@ class Prepared:
     the variants of the configuration by name, with which a claim compares.
     """
 
-    settings: schema.Culprits
+    settings: culprits_schema.Culprits
     resolved: DictConfig
     spec: RunSpec
     search: Sequence[Case]
@@ -41,13 +41,13 @@ def prepare(config: DictConfig, command: Sequence[str]) -> Prepared:
     from precision_lab.cli.sparing import compares_checkpoints
 
     config = without_settings_of_absent(settled(config))
-    settings = schema.read(schema.Culprits, config)
+    settings = schema.read(culprits_schema.Culprits, config)
     if compares_checkpoints(settings, config):
         config.model.path = (settings.between or ())[0]
         if "name" in config.model:
             config.model.name = None
     resolved = config.copy()
-    spec = build_spec(config, command, schema.Culprits)
+    spec = build_spec(config, command, culprits_schema.Culprits)
     others = {variant.name: variant for variant in spec.variants}
     search, validation = _cases(settings, spec)
     spec = replace(
@@ -74,11 +74,11 @@ def spec_of(resolved: str) -> RunSpec:
     return prepare(config, ()).spec
 
 
-def _is_of_claim(settings: schema.Culprits) -> bool:
-    return isinstance(settings.criterion, schema.CriterionSettings) and settings.criterion.claim is not None
+def _is_of_claim(settings: culprits_schema.Culprits) -> bool:
+    return isinstance(settings.criterion, culprits_schema.CriterionSettings) and settings.criterion.claim is not None
 
 
-def _cases(settings: schema.Culprits, spec: RunSpec) -> tuple[list[Case], list[Case]]:
+def _cases(settings: culprits_schema.Culprits, spec: RunSpec) -> tuple[list[Case], list[Case]]:
     """The cases that are searched with, and others that test the result."""
     count = settings.searched or (len(spec.prompts) if _is_of_claim(settings) else 1)
     if count > len(spec.prompts):

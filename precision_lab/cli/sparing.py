@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from precision_lab.cli import schema
+from precision_lab.cli import culprits_schema
 from precision_lab.cli.candidates import build_candidates, make
 from precision_lab.cli.config import build_source, plain
 from precision_lab.errors import InputError, nearest
@@ -26,7 +26,7 @@ _OTHER_WEIGHTS = f"{_TECHNIQUES}.other_weights.OtherWeights"
 PLACES = ("rest", "found")
 
 
-def compares_checkpoints(settings: schema.Culprits, resolved: DictConfig) -> bool:
+def compares_checkpoints(settings: culprits_schema.Culprits, resolved: DictConfig) -> bool:
     """Whether `between` names two checkpoints, not two variants. Raises InputError for what is neither."""
     if settings.between is None:
         return False
@@ -45,7 +45,7 @@ def compares_checkpoints(settings: schema.Culprits, resolved: DictConfig) -> boo
 
 
 def build_sparing(
-    settings: schema.Culprits, resolved: DictConfig, variants: Mapping[str, Variant], components: Components
+    settings: culprits_schema.Culprits, resolved: DictConfig, variants: Mapping[str, Variant], components: Components
 ) -> tuple[Sparing, str, str]:
     """The variants, and words on what groups that are not spared and those that are have.
 
@@ -73,7 +73,7 @@ def build_sparing(
 
 
 def _of_candidate(
-    settings: schema.Culprits, resolved: DictConfig, components: Components
+    settings: culprits_schema.Culprits, resolved: DictConfig, components: Components
 ) -> tuple[list[Part], str, str]:
     candidates = build_candidates(resolved)
     if len(candidates) != 1:

@@ -2,7 +2,6 @@
 
 import json
 import resource
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,10 +11,9 @@ from safetensors.numpy import load_file
 
 from precision_lab.model.coded import LINEARS, linear_weight
 from precision_lab.record.origin import UNKNOWN
-from precision_lab.synthetic import PRESETS, make
 from precision_lab.synthetic.source import QwenImage
 from tests.malformed.harness import call
-from tests.malformed.weight_files import layouts
+from tests.malformed.weight_files import checkpoint_of_one_block, layouts
 
 LAYOUTS = ("gguf", "comfy float", "comfy float8", "comfy metadata", "published", "nf4 nested", "mlx", "mflux")
 
@@ -23,15 +21,7 @@ LAYOUTS = ("gguf", "comfy float", "comfy float8", "comfy metadata", "published",
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A checkpoint of one block."""
-    micro = PRESETS["micro"]
-    shape = replace(
-        micro,
-        transformer=replace(micro.transformer, num_layers=1),
-        text_encoder=replace(micro.text_encoder, num_hidden_layers=1),
-    )
-    folder = tmp_path_factory.mktemp("checkpoints") / "base"
-    make(shape, folder)
-    return folder
+    return checkpoint_of_one_block(tmp_path_factory.mktemp("checkpoints") / "base")
 
 
 def convert(path, base, folder, *more):

@@ -8,8 +8,8 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from precision_lab.analysis.factorial import designs
-from precision_lab.cli import schema
 from precision_lab.cli.config import build_spec
+from precision_lab.cli.culprits_schema import Culprits
 from precision_lab.cli.literal import settled
 from precision_lab.cli.probes import without_settings_of_absent
 from precision_lab.cli.search_schema import Search
@@ -40,7 +40,7 @@ def test_it_builds_and_its_claims_name_its_variants(name):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [("search", Search), pytest.param("culprits", schema.Culprits, marks=pytest.mark.slow)],
+    [("search", Search), pytest.param("culprits", Culprits, marks=pytest.mark.slow)],
 )
 def test_commands_that_record_no_ranges_take_it(name, command, kind):
     """An experiment may narrow the sites of a probe that the command does not compose."""
@@ -80,7 +80,7 @@ def test_a_probe_that_is_unknown_or_no_probe_is_refused_where_none_is_composed()
         with configurations():
             config = settled(compose("culprits", overrides=[override]))
         with pytest.raises(InputError, match="expected a mapping with a _target_"):
-            build_spec(without_settings_of_absent(config), [], schema.Culprits)
+            build_spec(without_settings_of_absent(config), [], Culprits)
 
 
 def test_every_claim_of_the_repository_is_judged_somewhere():

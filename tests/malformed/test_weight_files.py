@@ -1,15 +1,13 @@
 """Mutated files of weights, in every layout: refused in a line that names tensor and file, in time and in memory."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from precision_lab.synthetic import PRESETS, make
 from tests.malformed.harness import assert_stated, call, dry
-from tests.malformed.weight_files import layouts
+from tests.malformed.weight_files import checkpoint_of_one_block, layouts
 from tests.malformed.weight_mutations import kinds
 
 __all__ = ["dry"]
@@ -39,15 +37,7 @@ MEMORY = 1 << 30
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A checkpoint of one block."""
-    micro = PRESETS["micro"]
-    shape = replace(
-        micro,
-        transformer=replace(micro.transformer, num_layers=1),
-        text_encoder=replace(micro.text_encoder, num_hidden_layers=1),
-    )
-    folder = tmp_path_factory.mktemp("checkpoints") / "base"
-    make(shape, folder)
-    return folder
+    return checkpoint_of_one_block(tmp_path_factory.mktemp("checkpoints") / "base")
 
 
 @pytest.fixture(scope="module")

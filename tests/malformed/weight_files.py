@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from precision_lab.model.codings.nf4 import NUMBERS, Nf4, dynamic_map
+from precision_lab.synthetic import PRESETS, make
 from tests.model.test_quantized_checkpoints import mflux_name
 
 DTYPES = {
@@ -29,6 +30,18 @@ DTYPES = {
 }
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 Tensors = dict[str, np.ndarray]
+
+
+def checkpoint_of_one_block(folder: Path) -> Path:
+    """Writes a whole checkpoint whose transformer and text encoder have one block."""
+    micro = PRESETS["micro"]
+    shape = replace(
+        micro,
+        transformer=replace(micro.transformer, num_layers=1),
+        text_encoder=replace(micro.text_encoder, num_hidden_layers=1),
+    )
+    make(shape, folder)
+    return folder
 
 
 @dataclass
