@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments.spared_layers.figure import SETS
-from experiments.spared_layers.searched import FORMATS, HERE, MARGIN, MIXED
+from experiments.spared_layers.searched import FORMATS, HERE, MARGIN, MIXED, write_experiment
 from precision_lab.cli import main as command
 from precision_lab.cli.config import build_spec
 from precision_lab.lab.bench import Bench
@@ -34,6 +33,11 @@ JUDGED = HERE.parents[1] / "results" / "reference" / "cpu" / "spared_layers" / "
 TRIALS = ("sampler.steps=3", "trials.sizes=0", "optuna.baseline=false", "workers=1")
 HELD_OUT = "holdout.prompts=[a blue star on a yellow background]"
 """`search` must have one; the run of the sets decides."""
+
+ABOUT = (
+    "# Written by exchanged.py: +exp=spared_layers, and for each published set that the knapsack of its size does\n"
+    "# not dominate, the set after local exchange, FORMAT_exchanged_NAME.\n"
+)
 
 
 def main(scan: Path, out: Path) -> None:
@@ -67,7 +71,7 @@ def main(scan: Path, out: Path) -> None:
             "margin": MARGIN,
         }
     write_json(out / "exchanged.json", found)
-    _write(variants, claims)
+    write_experiment("spared_layers_exchanged", ABOUT, variants, claims)
 
 
 def open_questions() -> list[str]:
@@ -87,16 +91,6 @@ def searched(scan: Path, out: Path, candidates: list[str], size: int) -> dict[st
     [(budget, name)] = findings["found"].items()
     nodes = yaml.safe_load((out / "technique" / f"{name}.yaml").read_text())
     return {"nodes": nodes, "swaps": findings["swaps"].get(budget, []), "noise_floor": findings["noise_floor"]}
-
-
-def _write(variants: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump({"claims": dict(claims), "variants": dict(variants)}, sort_keys=False, width=118)
-    (HERE / "conf" / "exp" / "spared_layers_exchanged.yaml").write_text(
-        "# @package _global_\n"
-        "# Written by exchanged.py: +exp=spared_layers, and for each published set that the knapsack of its size does\n"
-        "# not dominate, the set after local exchange, FORMAT_exchanged_NAME.\n"
-        "defaults: [spared_layers, _self_]\nexperiment: spared_layers\n" + text
-    )
 
 
 if __name__ == "__main__":

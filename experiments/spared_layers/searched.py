@@ -38,6 +38,11 @@ MARGIN = 0.02
 ALIKE = 0.005
 """Relative difference in bytes up to which a published and a searched set are of one size."""
 
+ABOUT = (
+    "# Written by searched.py: +exp=spared_layers, and for each set the searched set of its size on the embedded\n"
+    "# checkpoint micro. FORMAT_searched_NAME has the size of FORMAT_NAME, and of others that are as large.\n"
+)
+
 
 def main(scan: Path) -> None:
     """Writes the experiment. Raises SystemExit where no choice is within 0.5 % of a published size."""
@@ -70,7 +75,7 @@ def main(scan: Path) -> None:
             by_size[form, size] = f"{form}_searched_{name}"
             variants[by_size[form, size]] = {"technique": recipes.nodes(menu.assigned(found.choice))}
         claims[f"SS_{variant.name}"] = _claim(variant.name, by_size[form, size], sources[variant.name])
-    _write(variants, claims)
+    write_experiment("spared_layers_searched", ABOUT, variants, claims)
 
 
 def _claim(published: str, searched: str, source: str) -> Mapping[str, Any]:
@@ -85,14 +90,12 @@ def _claim(published: str, searched: str, source: str) -> Mapping[str, Any]:
     }
 
 
-def _write(variants: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+def write_experiment(name: str, about: str, variants: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+    """Writes conf/exp/`name`.yaml: +exp=spared_layers with these variants and claims too. about: comment lines."""
     text = yaml.safe_dump({"claims": dict(claims), "variants": dict(variants)}, sort_keys=False, width=118)
     (HERE / "conf" / "exp").mkdir(parents=True, exist_ok=True)
-    (HERE / "conf" / "exp" / "spared_layers_searched.yaml").write_text(
-        "# @package _global_\n"
-        "# Written by searched.py: +exp=spared_layers, and for each set the searched set of its size on the embedded\n"
-        "# checkpoint micro. FORMAT_searched_NAME has the size of FORMAT_NAME, and of others that are as large.\n"
-        "defaults: [spared_layers, _self_]\nexperiment: spared_layers\n" + text
+    (HERE / "conf" / "exp" / f"{name}.yaml").write_text(
+        f"# @package _global_\n{about}defaults: [spared_layers, _self_]\nexperiment: spared_layers\n{text}"
     )
 
 
