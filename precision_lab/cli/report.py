@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from rich.console import Console
 
+from precision_lab.cli import report_formats as reports
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
 
@@ -31,7 +32,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if settings.out is not None and not settings.history:
         raise InputError(f"report {given[0]}=DIR writes into that folder; out= belongs to history=FILE")
     if settings.run:
-        return _report_run(Path(settings.run).expanduser())
+        return _report_run(Path(settings.run).expanduser(), settings.format)
     if settings.sweep:
         from precision_lab.cli.sweep_index import draw_index, planned
 
@@ -39,41 +40,46 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         draw_index(folder, open_console(), planned(folder), whole=True)
         return 0
     history = Path(str(settings.history)).expanduser()
-    draw_history(history, Path(settings.out).expanduser() if settings.out else history.parent, open_console())
+    out = Path(settings.out).expanduser() if settings.out else history.parent
+    if settings.format == "html":
+        draw_history(history, out, open_console())
+    else:
+        reports.of_history(history, out, settings.format)
     return 0
 
 
-def _report_run(folder: Path) -> int:
+def _report_run(folder: Path, form: str) -> int:
     from precision_lab.record import manifest, sweep
-    from precision_lab.record.culprits import holds_culprits
     from precision_lab.record.run import Run
-    from precision_lab.record.scan import holds_scan
-    from precision_lab.record.search import holds_search
-    from precision_lab.record.survival import holds_survival
 
     if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
         raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
-    if holds_scan(folder):
+    kind = reports.kind_of(folder)
+    if form != "html":
+        return reports.write(folder, kind, form)
+    if kind == "run":
+        return judge_and_draw(Run.open(folder).whole(), open_console())
+    _drawing(kind)(folder, open_console())
+    return 0
+
+
+def _drawing(kind: str) -> Callable[[Path, Console], None]:
+    """What draws the page on results that are no run."""
+    if kind == "scan":
         from precision_lab.cli.sensitivity import draw_scan
 
-        draw_scan(folder, open_console())
-        return 0
-    if holds_culprits(folder):
+        return draw_scan
+    if kind == "culprits":
         from precision_lab.cli.culprits import draw
 
-        draw(folder, open_console())
-        return 0
-    if holds_survival(folder):
+        return draw
+    if kind == "survival":
         from precision_lab.cli.survival import draw as draw_survival
 
-        draw_survival(folder, open_console())
-        return 0
-    if holds_search(folder):
-        from precision_lab.cli.searched import draw_search
+        return draw_survival
+    from precision_lab.cli.searched import draw_search
 
-        draw_search(folder, open_console())
-        return 0
-    return judge_and_draw(Run.open(folder).whole(), open_console())
+    return draw_search
 
 
 def judge_and_draw(run: Run, console: Console) -> int:

@@ -205,6 +205,7 @@ class Report(Closed):
     run: Folder | None
     sweep: Folder | None
     history: File | None
+    format: Literal["html", "md", "badge"]
     out: Folder | None
 
 

@@ -38,10 +38,10 @@ class Terminal(Console):
         return super().render_str(visible(text), **settings)
 
 
-def open_console() -> Console:
-    """A console on standard output, wide enough for tables if it is not a terminal."""
-    console = Terminal()
-    return console if console.is_terminal else Terminal(width=_WIDTH_OF_LOGS)
+def open_console(stderr: bool = False) -> Console:
+    """A console on standard output or error, wide enough for tables if it is not a terminal."""
+    console = Terminal(stderr=stderr)
+    return console if console.is_terminal else Terminal(stderr=stderr, width=_WIDTH_OF_LOGS)
 
 
 def print_table(

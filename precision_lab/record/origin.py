@@ -33,6 +33,14 @@ _WORDINGS = {
 }
 
 
+_SHORT = {TRAINED: "weights trained by us", SYNTHETIC: "generated weights", PUBLISHED: "published weights"}
+
+
+def short(weights: str) -> str:
+    """The origin in three words, for badges, headings and tables."""
+    return _SHORT.get(weights, "weights of unknown origin")
+
+
 def wording(weights: str, path: str) -> Wording:
     """The words for the weights of a run; a label of somebody's own stands for itself.
 

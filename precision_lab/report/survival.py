@@ -52,10 +52,10 @@ class View:
     claims: list[ClaimEntry]
 
 
-def write(folder: Path) -> tuple[Path, View]:
-    """Judges the claims, and writes `report.html` and its figures; returns the page's path and what it shows.
+def judged(folder: Path) -> View:
+    """A folder with its claims judged; nothing is written.
 
-    Raises InputError for a folder without a result, or with a damaged file. The same files give the same page.
+    Raises InputError for a folder without a result, or with a damaged file.
     """
     found, table = Findings.read(folder), read_table(folder)
     claims = [claim_entry(claim, judge(claim, table)) for claim in _claims(found, table)]
@@ -64,8 +64,17 @@ def write(folder: Path) -> tuple[Path, View]:
     for row in rows:
         summary.setdefault(row.format, {}).setdefault(row.order, {})[row.rounding] = _strict(asdict(row))
     found = replace(found, claims=[to_json(claim) for claim in claims], summary=summary)
+    return View(found, table, rows, claims)
+
+
+def write(folder: Path) -> tuple[Path, View]:
+    """Judges the claims, and writes `report.html` and its figures; returns the page's path and what it shows.
+
+    Raises InputError as `judged` does. The same files give the same page.
+    """
+    view = judged(folder)
+    found, table, claims = view.found, view.table, view.claims
     found.write(folder)
-    view = View(found, table, rows, claims)
     figures_folder = folder / "figures"
     with writing(figures_folder):
         figures_folder.mkdir(exist_ok=True)
@@ -128,7 +137,7 @@ def cells(view: View) -> list[tuple[str, ...]]:
     ]
 
 
-def statements(view: View) -> list[str]:
+def statements(view: View, verdicts: bool = True) -> list[str]:
     """Sentences: formats that do not fit, the live adapter, what a uniform quantiser would do, and the verdicts."""
     found = view.found
     lines = [LIVE]
@@ -137,7 +146,7 @@ def statements(view: View) -> list[str]:
     for name, entry in found.formats.items():
         if entry.reason:
             lines.append(f"{name} fits {entry.fits} of {entry.of} linears: {entry.reason}")
-    for claim in view.claims:
+    for claim in view.claims if verdicts else ():
         ends = "" if claim.ci95 is None else f" [{claim.ci95[0]:.3g}, {claim.ci95[1]:.3g}]"
         value = claim.effect.reason if claim.effect.value is None else f"{claim.effect.value:.3g}"
         lines.append(f"{claim.verdict:>12}  {claim.id}: {claim.text} (found {value}{ends} beside {claim.bound:g})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ MISSING = "—"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MINUS = "\u2212"
 NARROW_SPACE = "\u202f"
+VERDICTS = ("refuted", "inconclusive", "supported")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -76,6 +77,12 @@ def exponent_of(count: int) -> int:
 def dtype(value: Dtypes) -> tuple[str, str]:
     """The dtype that a variant computes in, and that of its weights where it is another (else empty)."""
     return value.compute or MISSING, "" if value.weights == value.compute else f"weights {value.weights}"
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """How many of each verdict: `2 refuted, 3 supported`; empty without any."""
+    found = list(verdicts)
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in found)
 
 
 def setting(value: Any) -> str:

@@ -118,6 +118,16 @@ def test_a_killed_search_continues_to_the_same_result(finished, culprits, tmp_pa
     assert made.count("reference") == 1
 
 
+def test_the_search_in_markdown(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert main(["report", f"run={copy}", "format=md"]) == 0
+    out = capsys.readouterr().out
+    assert "| found | group | sites | without it |" in out
+    assert "groups must be spared" in out
+    assert main(["report", f"run={copy}", "format=badge"]) == 2
+    assert "has the formats html and md" in capsys.readouterr().err
+
+
 def test_the_report_is_drawn_again(finished, capsys):
     before = (finished / "report.html").read_text()
     assert main(["report", f"run={finished}"]) == 0

@@ -34,6 +34,15 @@ def test_draws_beside_the_file(tmp_path, capsys):
     assert names == {"gate.csv", "gate.html", "gate_steps.csv"} | figures
 
 
+def test_in_markdown_nothing_is_drawn(tmp_path, capsys):
+    assert main(["report", f"history={recorded(tmp_path)}", "format=md"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("## Gate history gate: 4 runs, the last passed\n")
+    assert "| 3fffffff" in out
+    assert out == (tmp_path / "gate.md").read_text()
+    assert {file.name for file in tmp_path.iterdir()} == {"gate.csv", "gate.md"}
+
+
 def test_draws_into_out(tmp_path, capsys):
     (tmp_path / "from").mkdir()
     path = recorded(tmp_path / "from", step=0.0)

@@ -205,6 +205,14 @@ def test_families_of_rules_need_no_scan(search, tmp_path, undrawn):
     assert (out / "optuna" / "6bits.log").stat().st_size
 
 
+def test_the_recipes_in_markdown(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert main(["report", f"run={copy}", "format=md"]) == 0
+    out = capsys.readouterr().out
+    assert "**Recipes for " in out
+    assert "| recipe | by | GB |" in out
+
+
 def test_the_report_is_made_again_from_the_tables(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)

@@ -143,6 +143,16 @@ def test_the_tables_do_not_depend_on_the_workers_and_a_killed_scan_ends_in_the_s
         pd.testing.assert_frame_equal(found, expected)
 
 
+def test_the_scan_in_markdown(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "scan")
+    assert main(["report", f"run={copy}", "format=md"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("## ")
+    assert "**affine4: 6 groups" in out
+    assert "| rank | group |" in out
+    assert out == (copy / "report.md").read_text()
+
+
 def test_the_page_is_drawn_again_from_the_tables(finished, tmp_path, capsys):
     copy = tmp_path / "scan"
     shutil.copytree(finished, copy)

@@ -92,6 +92,16 @@ def test_the_claims_are_judged_by_the_median_over_the_linears(finished):
     assert summary["affine4"]["before"]["nearest"]["gain"] == pytest.approx(before["gain"].median())
 
 
+def test_what_arrives_in_markdown_and_as_a_badge(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert main(["report", f"run={copy}", "format=md"]) == 0
+    out = capsys.readouterr().out
+    assert "| format | step / delta |" in out
+    assert "**refuted**" in out
+    assert main(["report", f"run={copy}", "format=badge"]) == 0
+    assert "refuted" in (copy / "badge.svg").read_text()
+
+
 def test_the_report_is_drawn_again(finished, capsys):
     before = {path.name: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert main(["report", f"run={finished}"]) == 0

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from precision_lab.analysis import markdown
 from precision_lab.analysis.gate.violation import SiteLine, Violation, by_site
-from precision_lab.errors import visible
-
-_READ = re.compile(r"[\\`*|$]|(?<=\])\(")
-"""What Markdown, and GitHub's mathematics, read as more than text."""
 
 HEADER = ("site", "variants", "first at", "metric", "expected", "got", "bits beyond", "also")
 
@@ -52,14 +48,8 @@ def text_table(violations: Iterable[Violation], shown: int = 20) -> str:
 def table(violations: Iterable[Violation], shown: int = 50) -> str:
     """A Markdown table with one line per site, in reading order."""
     lines = by_site(violations)
-    rows = [HEADER, ("---",) * len(HEADER), *(cells(line) for line in lines[:shown])]
-    text = ["| " + " | ".join(map(_literal, row)) + " |" for row in rows]
-    return "\n".join([*text, *("\n" + more for more in _more(lines, shown))]) if lines else ""
-
-
-def _literal(text: str) -> str:
-    """`text` on one line in which Markdown, HTML and the mathematics of GitHub read nothing."""
-    return _READ.sub(r"\\\g<0>", visible(" ".join(text.split()))).replace("<", "&lt;")
+    text = markdown.table(HEADER, [cells(line) for line in lines[:shown]])
+    return "\n".join([text, *("\n" + more for more in _more(lines, shown))]) if lines else ""
 
 
 def page(record: Mapping[str, Any], violations: Sequence[Violation]) -> str:
