@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from precision_lab.record.layout import Stream as Stream
     from precision_lab.record.manifest import Checkpoint as Checkpoint
     from precision_lab.record.run import Run as Run
+    from precision_lab.report.loaded import LoadedRun as LoadedRun
+    from precision_lab.report.loaded import load_run as load_run
     from precision_lab.settings import checked as checked
     from precision_lab.techniques.base import ByPlace as ByPlace
     from precision_lab.techniques.base import Technique as Technique
@@ -38,6 +40,7 @@ _PUBLIC = {
     "Column": "record.columns",
     "InputError": "errors",
     "Layout": "record.layout",
+    "LoadedRun": "report.loaded",
     "Probe": "probes.base",
     "Result": "record.layout",
     "Run": "record.run",
@@ -50,6 +53,7 @@ _PUBLIC = {
     "Wrapper": "instrument.sites",
     "capture": "lab.capture",
     "checked": "settings",
+    "load_run": "report.loaded",
     "scope": "instrument.scope",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -95,7 +95,7 @@ SORT_KEYS: Mapping[str, Sequence[str]] = {
     "sketches": ("variant", "case", "order"),
     **dict.fromkeys((*OF_A_SCAN, *OF_A_SEARCH), ()),
 }
-_WITHOUT_ORDER = ("latency", "generations", *OF_A_SCAN, *OF_A_SEARCH)
+WITHOUT_ORDER = ("latency", "generations", *OF_A_SCAN, *OF_A_SEARCH)
 """Tables whose rows are no observations of a generation; one round of `latency` has an order of its own."""
 
 _KEYS_OF_A_PROBE = ("variant", "prompt_id", "seed", "order")
@@ -169,7 +169,7 @@ def parts_of(run: Path, table: str) -> list[Path]:
 
 def places(table: str) -> list[str]:
     """Names of the columns that every row of a table has, whatever was measured."""
-    return [*(column.name for column in _leading(table)), ORDER.name]
+    return [*(column.name for column in leading(table)), ORDER.name]
 
 
 def empty(table: str) -> pd.DataFrame:
@@ -177,7 +177,8 @@ def empty(table: str) -> pd.DataFrame:
     return _typed(table, pd.DataFrame())
 
 
-def _leading(table: str) -> Sequence[Column]:
+def leading(table: str) -> Sequence[Column]:
+    """The columns that the lab itself decides; other columns follow them, and those of observations end with ORDER."""
     return {**_OWN, **LEADING}.get(table, _OF_A_PROBE)
 
 
@@ -190,14 +191,13 @@ def read_part(path: Path, table: str) -> pd.DataFrame:
     except Exception as error:  # of a damaged file, Arrow and pandas raise whatever the bytes lead to
         reason = first_line(error).removesuffix(".")
         raise InputError(f"{path} is not a table that can be read: {reason}. {RESTORE}") from error
-    leading = _leading(table)
-    return checked(frame, path, table, leading, None if table in _WITHOUT_ORDER else ORDER)
+    return checked(frame, path, table, leading(table), None if table in WITHOUT_ORDER else ORDER)
 
 
 def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the leading columns first, in their dtypes, and the number of the observation last."""
-    columns = dtypes(_leading(table))
-    last = {} if table in _WITHOUT_ORDER else dtypes([ORDER])
+    columns = dtypes(leading(table))
+    last = {} if table in WITHOUT_ORDER else dtypes([ORDER])
     others = [name for name in frame.columns if name not in columns and name not in last]
     names = list(columns)
     at = names.index(_OTHERS_AFTER[table]) + 1 if table in _OTHERS_AFTER else len(names)

@@ -171,7 +171,7 @@ def new_figure(height: float, **spacing: Any) -> Figure:
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Writes `name`.png and `name`.svg into `folder`; the same data give the same bytes."""
     figure = drawing.figure
-    _read_powers_of_ten(figure)
+    read_powers_of_ten(figure)
     layout = figure.get_layout_engine()
     assert layout is not None
     layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
@@ -185,7 +185,7 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def _read_powers_of_ten(figure: Figure) -> None:
+def read_powers_of_ten(figure: Figure) -> None:
     """Turns mathtext on for the tick labels that matplotlib itself writes in it; see `text.parse_math` in `theme`."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         ticks = []
