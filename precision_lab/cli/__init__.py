@@ -46,6 +46,11 @@ TASKS = {
 # overrides that name the experiment of `gate`, or a finished run; without one it runs the experiment `gate`
 _OF_A_GATE = ("+exp=", "exp=", "run=")
 
+# prints a script for a shell, and what completes a word; it has no configuration
+COMPLETION = "completion"
+
+_HELP = ("-h", "--help")
+
 # options of Hydra that are followed by a value
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p")
 
@@ -58,25 +63,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         find_modules_here()
-    if any(flag in argv for flag in ("-h", "--help")):
-        from precision_lab.cli.help import text
-
-        print(text())  # noqa: T201
-        return 0
     if "--version" in argv:
         print(__version__)  # noqa: T201
         return 0
+    wants_help = any(flag in argv for flag in _HELP)
+    argv = [argument for argument in argv if argument not in _HELP]
     command, rest = _split(argv)
-    if command not in COMMANDS:
-        print(f"Unknown command {shown(command)}. {nearest(command, COMMANDS)}", file=sys.stderr)  # noqa: T201
+    if command not in (*COMMANDS, COMPLETION):
+        print(f"Unknown command {shown(command)}. {nearest(command, (*COMMANDS, COMPLETION))}", file=sys.stderr)  # noqa: T201
         return 2
-    module, config = COMMANDS[command]
-    if command == "search":
-        strategy = [argument.removeprefix("strategy=") for argument in rest if argument.startswith("strategy=")]
-        module, config = STRATEGIES.get(strategy[-1] if strategy else "", (module, config))
-    for (name, override), task in TASKS.items():
-        if command == name and any(argument.startswith(override) for argument in rest):
-            module, config = task
+    if command == COMPLETION:
+        from precision_lab.cli import completion
+
+        return completion.task(["--help"] if wants_help else rest)
+    module, config = task_of(command, rest)
+    if wants_help:
+        from precision_lab.cli import help
+
+        print(help.command(command, config, rest) if argv else help.program(_abouts()))  # noqa: T201
+        return 0
     command_line = [command, *rest]
     if command == "gate" and not any(argument.startswith(_OF_A_GATE) for argument in rest):
         rest = [*rest, "+exp=gate"]
@@ -90,6 +95,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from precision_lab.cli.app import launch
 
     return launch(partial(_task, module), config, rest, command_line)
+
+
+def task_of(command: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """The module and the root configuration of a command with these arguments."""
+    if command == "search":
+        strategy = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
+        return STRATEGIES.get(strategy[-1] if strategy else "", COMMANDS[command])
+    for (name, override), task in TASKS.items():
+        if command == name and any(argument.startswith(override) for argument in arguments):
+            return task
+    return COMMANDS[command]
+
+
+def _abouts() -> dict[str, str]:
+    """What each command does."""
+    from precision_lab.cli import completion, help
+
+    return {**{name: help.summary(config) for name, (_, config) in COMMANDS.items()}, COMPLETION: completion.ABOUT}
 
 
 def _task(module: str, config: DictConfig, command: Sequence[str]) -> int:
