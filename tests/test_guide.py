@@ -33,7 +33,7 @@ def python_blocks(page):
 
 
 def test_the_technique_and_the_probe():
-    technique, probe = python_blocks("extending.md")
+    (technique,), (probe, _) = python_blocks("own_technique.md"), python_blocks("own_probe.md")
     names = {"mx": mx}
     exec(technique, names)
     clip = names["BlockEndClip"]()
@@ -51,16 +51,17 @@ def test_the_technique_and_the_probe():
 
 
 def test_the_yaml_of_the_probe(small_checkpoint, tmp_path, monkeypatch):
-    (yaml,) = [block for block in yaml_blocks("extending.md") if "kurtosis" in block]
-    (tmp_path / "their_probe.py").write_text(python_blocks("extending.md")[1])
-    (tmp_path / "their_conf" / "probe").mkdir(parents=True)
-    (tmp_path / "their_conf" / "probe" / "kurtosis.yaml").write_text(yaml)
+    (yaml,) = yaml_blocks("own_probe.md")
+    (tmp_path / "kurtosis.py").write_text(python_blocks("own_probe.md")[0])
+    (tmp_path / "conf" / "probe").mkdir(parents=True)
+    (tmp_path / "conf" / "probe" / "kurtosis.yaml").write_text(yaml)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "their_probe", raising=False)
-    (command,) = re.findall(r"python -m (precision_lab .*kurtosis.*)", (GUIDE / "extending.md").read_text())
+    monkeypatch.delitem(sys.modules, "kurtosis", raising=False)
+    (command,) = re.findall(r"python -m (precision_lab .*kurtosis.*)", (GUIDE / "own_probe.md").read_text())
     quick = ("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "latency.max_rounds=0", "out=run")
-    assert main([*shlex.split(command)[1:], f"model.path={small_checkpoint}", *quick]) == 0
+    words = [word for word in shlex.split(command)[1:] if not word.startswith("out=")]
+    assert main([*words, f"model.path={small_checkpoint}", *quick]) == 0
     table = Run.open(tmp_path / "run").activations
     blocks = table[table["site"].str.fullmatch(r"transformer_blocks\.\d+")]
     assert len(blocks) > 0

@@ -19,13 +19,13 @@ def blocks(page, language):
 
 
 def test_a_technique_takes_one_short_file_and_a_yaml_of_four_lines(tmp_path, monkeypatch):
-    source, yaml = blocks("extending.md", "python")[0], blocks("extending.md", "yaml")[0]
+    source, yaml = blocks("own_technique.md", "python")[0], blocks("own_technique.md", "yaml")[0]
     assert len(source.splitlines()) <= 40
     assert len(yaml.splitlines()) <= 4
     # an imported module stays in the process, where other tests have a package of the printed name
     (tmp_path / "package_of_the_guide.py").write_text(source)
     (tmp_path / "technique").mkdir()
-    (tmp_path / "technique" / "clip.yaml").write_text(yaml.replace("their_package", "package_of_the_guide"))
+    (tmp_path / "technique" / "clip.yaml").write_text(yaml.replace("clip.Block", "package_of_the_guide.Block"))
     monkeypatch.syspath_prepend(str(tmp_path))
     with configurations():
         searched = [f"hydra.searchpath=[file://{tmp_path}]", "technique=[clip]", "++technique.clip.limit=2.0"]
