@@ -110,3 +110,11 @@ def test_a_block_knows_its_commands_and_its_file():
     assert len(block.lines) == 2
     assert Block("p", 1, "yaml", "# @package _global_\n# conf/exp/a.yaml\nb: 1\n", "", "").file == "conf/exp/a.yaml"
     assert Block("p", 1, "python", "# a word\n", "", "").file is None
+
+
+def test_the_glossary_of_the_guide_has_the_terms_of_the_report():
+    template = (ROOT / "precision_lab" / "report" / "templates" / "glossary.html").read_text()
+    page = (ROOT / "experiments" / "guide" / "glossary.md").read_text().replace("\\|", "|")
+    terms = re.findall(r'\((?:true|layout[\w.]*), "([^"]+)", "([^"]+)"', template)
+    assert len(terms) >= 14
+    assert [term for term, meaning in terms if f"| {term} | {meaning.rstrip('.')}" not in page] == []
