@@ -1,8 +1,8 @@
 """The code blocks of README.md and of the guide, and what the pages say about running them.
 
 `tests/test_page_commands.py` runs every block of a page, in order and in one folder, as a reader would. A block of
-Python or yaml whose first line is a comment with a path (`# conf/technique/clip.yaml`) is saved there. A comment above a
-block changes that, and says why. It is visible in the page's source:
+Python or yaml whose first line is a comment with a path (`# conf/technique/clip.yaml`) is saved there. A comment above
+a block changes that, and says why. It is visible in the page's source:
 
 `<!-- not run: it needs the published weights -->`: no run; its commands must compose all the same.
 `<!-- tested: tests/test_guide.py::test_the_commands_for_two_macs -->`: another test runs the block.
@@ -30,7 +30,7 @@ _FILE = re.compile(r"(?:# @package _global_\n)?# (?P<file>[\w./-]+\.(?:py|ya?ml)
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. kind, value: of the comment above it, empty without one. file: the path that its first line names."""
+    """A code block. kind, value: of the comment above it, or empty. file: the path that its first line names."""
 
     page: str
     line: int

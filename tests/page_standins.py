@@ -4,10 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
 from precision_lab.cli import main
-from precision_lab.cli.paths import checkpoints_dir
 
 CASE = ("sampler.steps=1", "image.height=32", "image.width=32")
 PICTURES = (*CASE, "prompts=[a,b]", "seeds=[0]")

@@ -1,4 +1,4 @@
-"""Pictures of sections of a report, for the page on reading it: python -m experiments.guide.excerpts.take RUN TO [CHROMIUM]."""
+"""Pictures of sections of a report: python -m experiments.guide.excerpts.take RUN TO [CHROMIUM]."""
 
 import io
 import sys
