@@ -1,6 +1,5 @@
 """Streamed and quantised checkpoints of Qwen-Image-2.1 give the bits of resident weights and of the technique."""
 
-import gc
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -30,6 +29,7 @@ from precision_lab.synthetic.source import QwenImage21
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from tests.model.paged import block_nbytes, measure_blocks, widen
 from tests.subjects import picture
 from tests.undrawn import undrawn
 
@@ -104,34 +104,34 @@ def test_modules_keep_their_addresses_and_weight_storage(small_checkpoint_21):
     assert model_storage(resident) == model_storage(streamed)
 
 
-def test_memory_does_not_grow_with_depth(tmp_path):
-    """Besides what a resident model needs beyond its weights, two stored blocks are held, and one that is released."""
+def test_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
+    """In a call, a block and the next are in memory, and fp32 copies of weights if they are narrower; then the next."""
     micro, peaks, block = PRESETS["micro_21"], {}, 0
+    rng = np.random.default_rng(0)
+    latents, text = (mx.array(rng.standard_normal((1, n, 64), dtype=np.float32)) for n in (4, 3))
     for layers in (4, 12):
         config = replace(micro.transformer, num_layers=layers, num_attention_heads=8)
         make(replace(micro, transformer=config), tmp_path / str(layers))
-        rng = np.random.default_rng(0)
-        latents, text = (mx.array(rng.standard_normal((1, n, 64), dtype=np.float32)) for n in (4, 3))
-        for stream in (False, True):
-            model = Checkpoint(tmp_path / str(layers), stream=stream).transformer(mx.float32)
-            mx.eval(model.parameters())
-            if not stream:
-                block = sum(array.nbytes for _, array in tree_flatten(model.transformer_blocks[0].parameters()))
-            gc.collect()  # else the model before this one, or another test's, may be freed during the pass
-            before = mx.get_active_memory()
+        for wide in (False, True):
+            if wide:
+                widen(tmp_path / str(layers) / "transformer")
+            block = block_nbytes(tmp_path / str(layers) / "transformer")
+            model = Checkpoint(tmp_path / str(layers), stream=True).transformer(mx.float32)
+            mx.eval(model.parameters(), latents, text)
             for prefill in (True, False):
-                passes = []
-                for _ in range(3):  # whether a block is released before the next is there is a matter of threads
-                    mx.reset_peak_memory()
+
+                def forward(model=model, prefill=prefill):
                     prefix = model.prefill(text) if prefill else None
                     mx.eval(model(latents, mx.array([0.5]), text, Grid(2, 2), prefix=prefix))
-                    passes.append(mx.get_peak_memory() - before)
-                    del prefix
-                peaks[layers, stream, prefill] = min(passes)
+
+                peak, after = measure_blocks(monkeypatch, layers, forward)
+                assert len(after) == 1 + prefill
+                assert np.all(np.abs(after[:, :-1] - block) < 0.1 * block), "more than the next block is in memory"
+                assert np.all(np.abs(after[:, -1]) < 0.1 * block), "a block is still in memory"
+                assert peak < (2.15 if wide else 2.15 + 2) * block
+                peaks[layers, prefill] = peak
     assert block > 1e6
-    for prefill in (True, False):
-        assert peaks[12, True, prefill] - peaks[4, True, prefill] < 0.2 * block
-        assert peaks[12, True, prefill] < peaks[12, False, prefill] + 3 * block
+    assert all(abs(peaks[12, prefill] - peaks[4, prefill]) < 0.05 * block for prefill in (True, False))
 
 
 @pytest.mark.slow
