@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from precision_lab.record.manifest import Checkpoint
 from precision_lab.record.origin import wording as wording_of_origin
-from precision_lab.report import wording
+from precision_lab.report import embedding, wording
 from precision_lab.report.figures import style
 from precision_lab.report.figures.alt import describe
 from precision_lab.report.figures.style import Absent, Drawing
@@ -60,13 +60,24 @@ def _embed(drawing: Drawing, folder: Path, number: int) -> Figure:
     return Figure(drawing.name, drawing.title, drawing.caption, number, describe(drawing), uri)
 
 
-def render(template: str, **content: Any) -> str:
-    """A page from one of the templates, with the style sheet as `css`."""
+def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any] | None = None, **content: Any) -> str:
+    """A page from one of the templates, which includes head.html and foot.html.
+
+    scripts: those of this page, in their order, by the names of `embedding`. data: what they read, by the id of its
+    block; strict JSON, so a number that is not finite is a ValueError.
+    """
     loader = PackageLoader("precision_lab.report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {name: getattr(wording, name) for name in FILTERS}
     css = Markup(environment.get_template("page.css").render())
-    return environment.get_template(template).render(css=css, **content)
+    names = (*embedding.ALWAYS, *scripts)
+    return environment.get_template(template).render(
+        css=css,
+        policy=embedding.policy((*embedding.FIRST, *names)),
+        first=embedding.scripts(embedding.FIRST),
+        embedded=Markup("\n").join((embedding.data(data or {}), embedding.scripts(names))),
+        **content,
+    )
 
 
 def weights_text(checkpoint: Checkpoint) -> str:
