@@ -26,6 +26,7 @@ from precision_lab.report.figures import (
     variant_forest,
 )
 from precision_lab.report.figures.style import Absent, Drawing
+from precision_lab.report.interactive import sites
 from precision_lab.report.rendering import Figure, embed, render, weights_text
 from precision_lab.report.view import View
 
@@ -46,6 +47,9 @@ FIGURES: Mapping[str, tuple[Draw, ...]] = {
     "claims": (claim_forest.draw,),
 }
 """The figures of each part of the page, in its order. One that is None does not belong on the page of a run."""
+
+EXPLORER = ("echarts.min.js", "site_values.js", "charts.js", "site_table.js", "explorer.js")
+"""The scripts of the explorer of sites, each after those it uses."""
 
 STATUS = {
     "running": "This run is not finished: the page shows what it has left so far.",
@@ -78,8 +82,12 @@ def write(run: Run | Path) -> Path:
 def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
     manifest = view.manifest
     status = manifest.status
+    explorer = sites.explorer(view)
     return render(
         "page.html",
+        scripts=EXPLORER if explorer else (),
+        data={"explorer-data": explorer} if explorer else {},
+        explorer=explorer,
         banner=None if status == "complete" else STATUS[status],
         health=view.run.summary.health if view.run.summary else (),
         manifest=manifest,
