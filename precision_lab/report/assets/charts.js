@@ -60,8 +60,8 @@
         }),
       ), "axis"),
       xAxis: axis(colours, xName, { type: "category", data: x, nameGap: 26 }),
-      yAxis: axis(colours, yName, { type: isLog ? "log" : "value", nameGap: 52, scale: true, axisLabel: { formatter: (value) => lab.number(value) } }),
-      series: curves.flatMap(({ name, colour, dashed, values }) => [
+      yAxis: axis(colours, yName, { type: isLog ? "log" : "value", nameGap: 52, scale: true, axisLabel: { formatter: (value) => lab.number(value, isLog ? 1 : 3) } }),
+      series: curves.map((curve) => ({ ...curve, colour: lab.theme.shade(curve.colour) })).flatMap(({ name, colour, dashed, values }) => [
         {
           name, type: "line", data: values.map(drawn), showSymbol: x.length < 2 || values.filter((v) => v !== null).length < 2,
           symbolSize: 6, lineStyle: { color: colour, width: dashed ? 3 : 2, type: dashed ? "dashed" : "solid" }, itemStyle: { color: colour },
@@ -81,6 +81,7 @@
     const shades = finite.map(({ value }) => shade(value));
     const low = shades.length ? Math.min(...shades) : 0;
     const high = shades.length ? Math.max(...shades) : 1;
+    const words = (value) => lab.number(isLog ? 10 ** value : value);
     return {
       grid: { left: 52, right: 16, top: 12, bottom: 96 },
       tooltip: tooltip(({ data }) => lab.lines(...(data?.text ?? [])), "item"),
@@ -88,8 +89,8 @@
       yAxis: axis(colours, yName, { type: "category", data: y, inverse: true, nameGap: 32 }),
       visualMap: {
         type: "continuous", min: low, max: high > low ? high : low + 1, dimension: 2, seriesIndex: 0, orient: "horizontal",
-        left: "center", bottom: 4, itemHeight: 160, itemWidth: 12, textStyle: { color: colours.ink }, text: [name, ""],
-        formatter: (value) => lab.number(isLog ? 10 ** value : value), inRange: { color: RAMP }, calculable: false,
+        left: "center", bottom: 4, itemHeight: 160, itemWidth: 12, textStyle: { color: colours.ink }, text: [shades.length ? `${words(high)}  ${name}` : "", shades.length ? words(low) : ""],
+        inRange: { color: RAMP }, calculable: false,
       },
       series: [
         {

@@ -62,7 +62,10 @@
       const outputs = values.outputs(state.stream);
       return lab.curves(colours, {
         ...shared(), xName: "block", x: outputs.map((site) => sites.block[site]),
-        curves: curves((variant) => outputs.map((site) => values.worst(state.measure, variant, state.branch, site))),
+        curves: curves((variant) => {
+          const last = values.failure(state.measure, variant, state.branch, outputs);
+          return outputs.map((site) => values.worst(state.measure, variant, state.branch, site, last));
+        }),
       });
     });
 
@@ -162,7 +165,7 @@
 
     const update = () => {
       const { title, meaning } = values.measures[state.measure];
-      get("lines-title").textContent = `${title} over the blocks, worst over the steps`;
+      get("lines-title").textContent = `${title} over the blocks, worst over the steps; crosses are not finite in the first step that fails`;
       get("map-title").textContent = `${title} over blocks and steps: ${data.variants[state.variant].name}`;
       get("said").textContent = meaning;
       lines.update();

@@ -32,9 +32,14 @@
         const found = data.history[base(measure)][variant][branch]?.[site];
         return found ? found.map((value) => derived(measure, value)) : null;
       },
-      // the worst value of a site over the steps, of one branch
-      worst: (measure, variant, branch, site) => {
-        const found = values.history(measure, variant, branch, site);
+      // the first step, as an index, in which one of these sites is not finite; infinite if none is
+      failure: (measure, variant, branch, outputs) => Math.min(...outputs.map((site) => {
+        const at = (data.history[base(measure)][variant][branch]?.[site] ?? []).indexOf(data.lost);
+        return at < 0 ? Infinity : at;
+      })),
+      // The worst value of a site over the steps up to `last`, of one branch. Later steps start from a state that is lost.
+      worst: (measure, variant, branch, site, last) => {
+        const found = values.history(measure, variant, branch, site)?.filter((_, at) => at <= last);
         if (!found) return null;
         if (found.includes(data.lost)) return data.lost;
         const numbers = found.filter((value) => value !== null);

@@ -15,6 +15,12 @@
       const [light, dark] = getComputedStyle(root).getPropertyValue(`--${name}`).match(/#[0-9a-f]{3,8}/gi) ?? [];
       return theme.dark() ? dark ?? light : light;
     },
+    // a colour of a variant, in the dark with a third of white
+    shade: (colour) => {
+      if (!theme.dark()) return colour;
+      const channels = colour.match(/[0-9a-f]{2}/gi).map((two) => Math.round(parseInt(two, 16) * 0.67 + 255 * 0.33));
+      return `rgb(${channels.join(", ")})`;
+    },
   });
   const changed = () => listeners.forEach((listener) => listener(theme.dark()));
   system.addEventListener("change", () => root.dataset.theme || changed());
