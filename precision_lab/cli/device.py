@@ -20,12 +20,12 @@ from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
+from precision_lab.record.device import FILE as RECORD
+from precision_lab.record.device import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from precision_lab.analysis.claims import Claim
 
-SCHEMA_VERSION = 1
-RECORD = "device.json"
 _TF32 = "MLX_ENABLE_TF32"
 _DTYPES = ("float32", "bfloat16", "float16")
 # properties with a table or a figure of their own
@@ -51,7 +51,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: Sequence[str]) -> int:
     _switch(tf32)
     from precision_lab.device.behaviour.finding import Finding
-    from precision_lab.device.behaviour.suite import PARTS, measure
+    from precision_lab.device.behaviour.suite import PARTS, check_public_faults, measure
     from precision_lab.device.behaviour.verdict import judge
     from precision_lab.device.environment import environment
     from precision_lab.record.files import write_json
@@ -59,12 +59,17 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
 
     console = open_console()
     findings: list[Finding] = []
-    started = time.monotonic()
+    parts: dict[str, float] = {}
+    started = last = time.monotonic()
     with showing(console) as progress:
-        progress.start(PARTS)
+        progress.start(PARTS + 1)
         for label, part in measure():
             findings += part
+            parts[label], last = round(time.monotonic() - last, 2), time.monotonic()
             progress.advance(1, label)
+        checks = list(check_public_faults())
+        parts["public faults"] = round(time.monotonic() - last, 2)
+        progress.advance(1, "public faults")
     ops = judge(findings)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -72,9 +77,11 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
         "command": ["python", "-m", "precision_lab", *command],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
+        "parts": parts,
         "claims": judge_claims(claims, ops),
         "s6": {"ops": ops},
         "findings": [finding.record() for finding in findings],
+        "checks": checks,
     }
     write_json(out / RECORD, record)
     with style.theme():
@@ -130,6 +137,7 @@ def _print(record: dict[str, Any], console: Console) -> None:
     environment, s6 = record["environment"], record["s6"]
     _print_widths(s6, f"{environment['device']} ({environment['backend']}), MLX {environment['mlx']}", console)
     _print_answers(record["findings"], console)
+    _print_checks(record["checks"], console)
     counts = {name: sum(op["verdict"] == name for op in s6["ops"]) for name in _COLOURS}
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
     for claim in record["claims"]:
@@ -159,3 +167,25 @@ def _print_answers(findings: Sequence[dict[str, Any]], console: Console) -> None
         for (op, about), row in answers.items()
     ]
     print_table(console, ("operation", "property", *_DTYPES), rows, "Behaviour", folding=_DTYPES, keys=2)
+
+
+def _print_checks(checks: Sequence[dict[str, Any]], console: Console) -> None:
+    """One row for each public fault, with its first report."""
+    colours = {"absent": "green", "present": "red"}
+    rows = [
+        (
+            check["name"],
+            Text(check["verdict"], style=colours.get(check["verdict"], "yellow")),
+            check["title"],
+            check["measured"],
+            check["links"][0],
+        )
+        for check in checks
+    ]
+    print_table(
+        console,
+        ("check", "fault", "reported", "measured", "link"),
+        rows,
+        "Public faults of MLX",
+        ("reported", "measured"),
+    )

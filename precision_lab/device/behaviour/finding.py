@@ -12,12 +12,18 @@ NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One behaviour: its name, one sentence of evidence, and the measured value."""
+    """One behaviour: its name, one sentence of evidence, and the measured value.
+
+    bound: what the value may be at most if the operation is as precise as it can be, with the bound's source; None
+    without one.
+    """
 
     answer: str
     evidence: str
     value: float | None = None
     unit: str = ""
+    bound: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,4 +49,7 @@ class Finding:
         }
         if entry["value"] is None:
             entry["value_reason"] = "none measured" if value is None else "non-finite"
-        return {**entry, "unit": self.outcome.unit, "evidence": self.outcome.evidence}
+        entry |= {"unit": self.outcome.unit, "evidence": self.outcome.evidence}
+        if self.outcome.bound is not None:
+            entry |= {"bound": self.outcome.bound, "bound_source": self.outcome.source}
+        return entry

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from precision_lab.device.behaviour.finding import Finding
 from precision_lab.device.behaviour.storage import STORAGES, Storage
-from precision_lab.device.behaviour.subjects import attend, elementwise, extremes, linear, reductions
+from precision_lab.device.behaviour.subjects import (
+    attend,
+    elementwise,
+    extremes,
+    linear,
+    packed,
+    public_faults,
+    randoms,
+    reductions,
+    shapes,
+)
 
 _SEED = 20_250
 
@@ -18,6 +29,9 @@ FAMILIES: dict[str, Callable[[Storage, np.random.Generator], Iterator[Finding]]]
     "attention": attend.findings,
     "functions": elementwise.findings,
     "ends of the range": extremes.findings,
+    "many rows, broadcasts, masks": shapes.findings,
+    "quantised products": packed.findings,
+    "random numbers": randoms.findings,
 }
 
 PARTS = len(FAMILIES) * len(STORAGES)
@@ -32,3 +46,9 @@ def measure() -> Iterator[tuple[str, list[Finding]]]:
     for family, findings in FAMILIES.items():
         for storage in STORAGES:
             yield f"{family}, {storage.name}", list(findings(storage, np.random.default_rng(_SEED)))
+
+
+def check_public_faults() -> Iterator[dict[str, Any]]:
+    """Yields one entry for each fault that was reported in public, as it is checked (see check.py)."""
+    for fault in public_faults.faults():
+        yield fault.check()
