@@ -51,6 +51,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: Sequence[str]) -> int:
     _switch(tf32)
     from precision_lab.device.behaviour.finding import Finding
+    from precision_lab.device.behaviour.known import read_behaviour
     from precision_lab.device.behaviour.suite import PARTS, check_public_faults, measure
     from precision_lab.device.behaviour.verdict import judge
     from precision_lab.device.environment import environment
@@ -83,10 +84,12 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
         "findings": [finding.record() for finding in findings],
         "checks": checks,
     }
+    record["reading"] = read_behaviour(record["environment"]["backend"], record["findings"])
     write_json(out / RECORD, record)
     with style.theme():
         style.save(device.draw(record), out)
     _print(record, console)
+    console.print(f"This device behaves {record['reading']['text']}", soft_wrap=True)
     console.print(f"record: {out / RECORD}", soft_wrap=True)
     return 0
 

@@ -13,7 +13,7 @@ from precision_lab.record.files import read_json
 FILE = "device.json"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
-"""Version 2 adds parts, checks, tf32 and reading, and a bound to findings; what version 1 holds is unchanged."""
+"""Version 2 adds parts, checks and reading, and a bound to findings; what version 1 holds is unchanged."""
 
 _KEYS = {"environment": dict, "command": list, "created": str, "claims": list, "s6": dict, "findings": list}
 _FINDING = {"op": str, "dtype": str, "property": str, "parameters": dict, "answer": str, "evidence": str}
@@ -24,9 +24,8 @@ _CHECK = {"name": str, "title": str, "verdict": str, "answer": str, "measured": 
 class DeviceRecord:
     """findings: op, dtype, property, parameters, answer, value, unit, evidence, and bound with its source.
 
-    checks: public faults (name, title, verdict: absent, present or not available, measured, right, links). tf32: the
-    widths of fp32 operations with the other setting of TF32. reading: what is known of devices that behave like this
-    one. parts: seconds. The last four are empty for version 1.
+    checks: public faults (name, title, verdict: absent, present or not available, measured, right, links).
+    reading: what is known of devices that behave like this one. parts: seconds. The last three are empty for version 1.
     """
 
     schema_version: int
@@ -37,7 +36,6 @@ class DeviceRecord:
     s6: Mapping[str, Any]
     findings: Sequence[Mapping[str, Any]]
     checks: Sequence[Mapping[str, Any]] = ()
-    tf32: Mapping[str, Any] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
 
@@ -53,7 +51,7 @@ class DeviceRecord:
             known = " or ".join(map(str, READABLE))
             raise InputError(f"{path} has schema_version {str(found)[:40]}, expected {known}. Measure it again")
         _expect(content, _KEYS, path, "")
-        later = {"checks": list, "tf32": dict, "reading": dict, "parts": dict}
+        later = {"checks": list, "reading": dict, "parts": dict}
         _expect(content, {key: kind for key, kind in later.items() if key in content}, path, "")
         for name, entries, keys in (
             ("findings", content["findings"], _FINDING),

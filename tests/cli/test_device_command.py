@@ -100,6 +100,17 @@ def test_verdicts_on_a_cpu(measured):
         assert verdicts[op] == "supported"
 
 
+@cpu
+def test_no_public_fault_on_a_cpu_and_its_behaviour_is_known(measured):
+    record = measured[1]
+    assert {check["verdict"] for check in record["checks"]} == {"absent"}
+    assert record["reading"]["matches"] == ["Linux CPU"]
+    bounded = [finding for finding in record["findings"] if "bound" in finding]
+    assert len(bounded) > 80
+    assert all(finding["value"] <= finding["bound"] for finding in bounded)
+    assert sum(record["parts"].values()) == pytest.approx(record["seconds"], abs=1)
+
+
 def test_a_record_is_not_overwritten(measured, capsys):
     assert main(["device", f"out={measured[0]}"]) == 2
     assert "already holds" in capsys.readouterr().err
