@@ -13,6 +13,9 @@ _CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066
 _COMPARED = 200
 """The number of characters of a name that are compared with the valid ones."""
 
+_MOST_NAMED = 12
+"""The most names that are one letter from the one that was given."""
+
 # packages whose frames in a traceback are not a user's own
 _LIBRARIES = frozenset(
     ("precision_lab", "hydra", "omegaconf", "pydantic", "mlx", "mlx_lm", "numpy", "scipy", "pandas", "ml_dtypes")
@@ -50,13 +53,28 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
 
     choices = sorted(set(choices))
     name = name[:_COMPARED]
-    close = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
+    close = [choice for choice in choices if _is_one_edit(name, choice)][:_MOST_NAMED]
+    if len(close) < count:
+        alike = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
+        close = [*close, *(choice for choice in alike if choice not in close)][:count]
     if close:
         return f"Did you mean {', '.join(close)}?"
     if not choices:
         return "None are available."
     more = ", ..." if len(choices) > 2 * count else ""
     return f"Available: {', '.join(choices[: 2 * count])}{more}."
+
+
+def _is_one_edit(one: str, other: str) -> bool:
+    """Whether a character more or less, another one, or two neighbours exchanged make one name the other."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    rest, wanted = one[start:], other[start:]
+    exchanged = rest[1:2] + rest[:1] + rest[2:]
+    return wanted in (rest[1:], exchanged) or rest == wanted[1:] or (bool(rest) and rest[1:] == wanted[1:])
 
 
 def shown(value: object, length: int = 80) -> str:

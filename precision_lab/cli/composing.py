@@ -161,6 +161,17 @@ def _missing(error: MissingConfigException) -> str:
     return f"Unknown {kind} {shown(name)}. {nearest(name, known)}"
 
 
+def _without_default(group: str, value: str) -> str:
+    """The message for a group of which a command composes no option until one is added."""
+    names, known = value.strip("[]'\"").split(","), options(group)
+    right = "+claim@claims" if group == "claim" else f"+{group}"
+    kind = "experiment" if group == "exp" else group
+    for name in names:
+        if known and name not in known:
+            return f"Unknown {kind} {shown(name)}. {nearest(name, known)} Expected {right}=NAME"
+    return f"{group}={value} changes what is composed already, and nothing is. Did you mean {right}={value}?"
+
+
 def _refused(error: Exception) -> str:
     """The first lines of a message of Hydra or OmegaConf, with the key and the file that it is about."""
     text = str(error).strip()
@@ -171,6 +182,8 @@ def _refused(error: Exception) -> str:
         if name.startswith("hydra."):
             return f"Unknown setting {name!r}. --cfg hydra shows those of Hydra and of the launcher"
         return f"Unknown setting {name!r}. {suggested(name)}"
+    if appended := re.search(r"No match in the defaults list.*?use \+([\w/]+)=(\S*)", text, re.DOTALL):
+        return _without_default(appended[1], appended[2])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     named = f"{full[1]}: " if full and full[1] not in lines[0] else ""
     file = _file(error)

@@ -93,10 +93,10 @@ def judge_and_draw(run: Run, console: Console) -> int:
     print_summary(summary, run.layout, console)
     if run.standing:
         console.print(run.standing, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {page}", soft_wrap=True)
     reasons = failures(run, summary)
     for reason in reasons:
         console.print(f"exit code 1: {reason}", soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
     return int(bool(reasons))
 
 

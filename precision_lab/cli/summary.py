@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from precision_lab.analysis.conclusion import drift, sentences
 from precision_lab.cli.terminal import print_table
 from precision_lab.errors import visible
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Reference
 from precision_lab.record.origin import wording
-from precision_lab.record.summary import ClaimEntry, Latency, Quantity, Summary, VariantSummary
+from precision_lab.record.summary import Latency, Quantity, Summary, VariantSummary
 
 _PLACE = "non-finite, first at"
 
@@ -24,8 +25,8 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
     about = (wording(summary.weights, summary.path).phrase, *summary.notes)
     title = f"{summary.experiment} ({', '.join(filter(None, (*about, _reference(summary))))})"
     metrics = list(dict.fromkeys(name for variant in summary.variants.values() for name in variant.metrics))
-    drift = f"{layout.result.title} rel_l2"
-    columns = ("variant", "dtype", "GB", "bits", "amax", drift, "psnr dB", *metrics, _PLACE, "step s", "ratio")
+    distance = f"{layout.result.title} rel_l2"
+    columns = ("variant", "dtype", "GB", "bits", "amax", distance, "psnr dB", *metrics, _PLACE, "step s", "ratio")
     rows = [
         (
             name,
@@ -42,8 +43,11 @@ def print_summary(summary: Summary, layout: Layout, console: Console) -> None:
         for name, variant in summary.variants.items()
     ]
     print_table(console, columns, rows, title, folding=(_PLACE,))
-    for claim in summary.claims:
-        console.print(_verdict(claim), soft_wrap=True)
+    for claim, sentence in zip(summary.claims, sentences(summary.claims), strict=True):
+        line = f"{claim.verdict:>12}  {claim.id}: {sentence.text} ({sentence.evidence})"
+        console.print(line, soft_wrap=True)
+    if not summary.claims and (said := drift(summary.variants, summary.reference)):
+        console.print(said, soft_wrap=True)
 
 
 def _reference(summary: Summary) -> str:
@@ -53,13 +57,6 @@ def _reference(summary: Summary) -> str:
         return ""
     reference = Reference(summary.reference, entry.dtype.compute, entry.techniques)
     return "" if reference.is_plain else f"against {reference.words}, not against plain float32"
-
-
-def _verdict(claim: ClaimEntry) -> str:
-    found = _short(claim.effect) + ("" if claim.ci95 is None else f" {_interval(claim.ci95, '.3g')}")
-    words = f"found {found} beside {claim.bound:g}" if claim.bound is not None else f"effect {found}"
-    reason = f"; {claim.verdict_reason}" if claim.verdict_reason else ""
-    return f"{claim.verdict:>12}  {claim.id}: {claim.text} ({words}{reason})"
 
 
 def _short(quantity: Quantity | None) -> str:

@@ -121,12 +121,12 @@ class Bench:
             if variant.is_reference:
                 with writing(store) as writer:
                     observers: list[Observer] = [*probes, *results, ReferenceRecorder(self.spec.drift_sites, writer)]
-                    follow = _following(watch, outcome, lambda: advance(1, variant.name))
+                    follow = _following(watch, outcome, partial(self._advance, advance, variant, own))
                     pixels, local = self._teach(subject, components, variant, case, observers, watch, follow, shadowed)
                 rows = [{**row, **labels, "variant": row["variant"], "reference": variant.name} for row in local]
             else:
                 drift = DriftRecorder(self.spec.drift_sites, ReferenceReader(store), self.layout.result)
-                follow = _following(watch, outcome, lambda: advance(1, variant.name))
+                follow = _following(watch, outcome, partial(self._advance, advance, variant, own))
                 with observing(components, [*probes, *results, drift], watch):
                     pixels = self._generate(subject, own, follow, is_bad if stops else None)
                 rows = [{**labels, "reference": variant.reference, "mode": "free", **row} for row in drift.rows]
@@ -146,6 +146,11 @@ class Bench:
         if failure is not None:
             files.append(tables.part_of("nonfinite", part, [{**labels, **failure}]))
         return files + [tables.part_of(table, part, frame.assign(**labels)) for table, frame in frames.items()]
+
+    def _advance(self, advance: Advance, variant: Variant, case: Case, number: int) -> None:
+        """Reports a step with its place in the run."""
+        place = f"prompt {case.prompt_id + 1} of {len(self.spec.prompts)}, seed {case.seed}"
+        advance(1, f"{variant.name}, {place}, step {number + 1} of {self.steps(case)}")
 
     def time_step(self, variant: Variant) -> latency.Sample:
         """Times the first step of the first case. Its initial state is evaluated before the timer starts."""
@@ -226,13 +231,13 @@ class Bench:
         return picture, teacher.rows
 
 
-def _following(watch: StreamWatch, outcome: Outcome, advance: Callable[[], None]) -> OnStep:
+def _following(watch: StreamWatch, outcome: Outcome, advance: Callable[[int], None]) -> OnStep:
     """Takes each step of a generation, evaluated."""
 
     def on_step(number: int, before: Any, step: Step) -> None:
         watch.read()
         outcome.step(number, step)
-        advance()
+        advance(number)
 
     return on_step
 

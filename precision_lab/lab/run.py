@@ -17,6 +17,7 @@ from precision_lab.lab.engine import Slot, WorkerLostError
 from precision_lab.lab.entries import manifest_of, now, worker_entry
 from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
+from precision_lab.lab.outline import WarmUp, outline
 from precision_lab.lab.plan import Plan, plan
 from precision_lab.lab.schedule import MOST_ATTEMPTS, Job, Schedule
 from precision_lab.lab.slots import opened
@@ -62,6 +63,7 @@ class Execution:
         self.made: dict[str, WorkerEntry] = {}
         self.lock = FolderLock(self.spec.out)
         self.reporting = Lock()
+        self.warm_up: WarmUp | None = None
         self.ended = False
         self.started = now()
 
@@ -83,7 +85,7 @@ class Execution:
             self.progress.note(f"{self.spec.out}: its file system has no locks, so nothing prevents a second run in it")
         for name, failure in self.plan.errors.items():
             self.progress.note(f"{name} failed: {failure.message}. Traceback: {failure.write(self.spec.out, name)}")
-        for note in self.plan.notes:
+        for note in (*outline(self.plan), *self.plan.notes):
             self.progress.note(note)
         self.order.marker.parent.mkdir(exist_ok=True)
         self.order.marker.touch()
@@ -125,7 +127,8 @@ class Execution:
         pins = pinned.generations(spec)
         steps_of_pins = [self.bench.steps(pin.case) for pin in pins]
         timing = len(spec.variants) * spec.latency.min_rounds
-        self.progress.start(self.plan.steps + sum(steps_of_pins) + timing)
+        total = self.plan.steps + sum(steps_of_pins) + timing
+        self.progress.start(total)
         jobs = [
             Job(
                 variant,
@@ -139,6 +142,7 @@ class Execution:
         ]
         jobs += [Job(pin.variant, None, Pin(i), pin.part, steps_of_pins[i]) for i, pin in enumerate(pins)]
         left = [job for job in jobs if not self._is_done(job)]
+        self.warm_up = WarmUp(sum(job.steps for job in left) + timing, len(self.slots))
         Schedule(left, self._carry, self._lost, self._finished).work(self.slots)
         for slot in self.slots[1:]:  # the next step measures time
             slot.close()
@@ -199,6 +203,8 @@ class Execution:
     def _advance(self, amount: float, label: str) -> None:
         with self.reporting:
             self.progress.advance(amount, label)
+            if self.warm_up is not None and (said := self.warm_up.sentence(amount, label)):
+                self.progress.note(said)
 
     def _is_done(self, job: Job) -> bool:
         """Whether an earlier start of this run has left everything of a job, which then counts as progress."""

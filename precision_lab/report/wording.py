@@ -10,40 +10,17 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from precision_lab.analysis.conclusion import MINUS as MINUS
+from precision_lab.analysis.conclusion import MISSING as MISSING
+from precision_lab.analysis.conclusion import NARROW_SPACE as NARROW_SPACE
+from precision_lab.analysis.conclusion import SUPERSCRIPTS as SUPERSCRIPTS
+from precision_lab.analysis.conclusion import number as number
 from precision_lab.record.address import with_port
 from precision_lab.record.layout import Layout
 from precision_lab.record.summary import Dtypes
 
-MISSING = "—"
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-MINUS = "\u2212"
-NARROW_SPACE = "\u202f"
 VERDICTS = ("refuted", "inconclusive", "supported")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """`value` with `digits` significant digits: 0.0163, 54.2, 3 020, 5.68×10⁷; text stays as it is, None is a dash."""
-    if value is None:
-        return MISSING
-    if isinstance(value, bool | str):
-        return str(value)
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    if isinstance(value, int) and abs(value) < 1e7:
-        return _grouped(f"{value:,}")
-    exponent = math.floor(math.log10(abs(value)))
-    if not -4 < exponent < 5:
-        mantissa, power = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}×10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", MINUS)
-    return _grouped(f"{value:,.{max(digits - 1 - exponent, 0)}f}")
-
-
-def _grouped(digits: str) -> str:
-    """The digits with narrow spaces between thousands, and a true minus sign."""
-    return digits.replace(",", NARROW_SPACE).replace("-", MINUS)
 
 
 def fixed(value: float | None, decimals: int) -> str:
