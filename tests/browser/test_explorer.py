@@ -52,8 +52,7 @@ def test_a_cell_chooses_its_row_and_a_row_its_history(explorer):
     (chosen,) = _chosen(explorer)
     assert explorer.find("#explorer-history-title").text == f"{chosen} over the steps"
     framed = explorer.js(
-        "return echarts.getInstanceByDom(document.getElementById('explorer-map')).getOption().series[0].data"
-        ".filter(cell => cell.itemStyle.borderWidth).map(cell => cell.value[0])"
+        "return lab.explorer.drawn.map()[0].data.filter(cell => cell.itemStyle.borderWidth).map(cell => cell.value[0])"
     )
     assert framed == [explorer.js("return lab.data('explorer-data').sites.block[lab.explorer.state.site]")] * 3
 
@@ -87,9 +86,7 @@ def test_the_table_is_sorted_searched_and_filtered(explorer):
 
 
 def test_variants_are_switched_off_and_measures_and_themes_change(explorer):
-    names = (
-        "return echarts.getInstanceByDom(document.getElementById('explorer-lines')).getOption().series.map(s => s.name)"
-    )
+    names = "return lab.explorer.drawn.lines().map(s => s.name)"
     assert "float16, not finite" in explorer.js(names)
     explorer.js(
         "[...document.querySelectorAll('#explorer-variants label')].find(l => l.textContent === 'float16').click()"

@@ -177,7 +177,11 @@
     update();
     const first = values.outputs(state.stream).at(-1) ?? 0;
     pick(first, null);
-    // for tests and for the console of a browser: the state, and where a cell is drawn
-    lab.explorer = { state, place: (x, y) => map.chart.convertToPixel({ seriesIndex: 0 }, [x, y]) };
+    // for tests and for the console of a browser: the state, what is drawn, and where a cell is
+    lab.explorer = {
+      state,
+      drawn: { lines: () => lines.chart.getOption().series, map: () => map.chart.getOption().series },
+      place: (x, y) => map.chart.convertToPixel({ seriesIndex: 0 }, [x, y]),
+    };
   });
 })();
