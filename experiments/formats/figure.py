@@ -7,9 +7,8 @@ FILE: of `experiments.formats.table`, or the summary.json of a run, which has no
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,10 @@ _DASHES = (0, (4, 2))
 _LABEL = 7.5
 _SPACING = 1.2
 """Of labels, in heights of their letters."""
+_MARK = 4.0
+"""Radius of a mark and its margin, in points."""
+_FIXED = 1e6
+"""Weight of a place that is taken, against that of a label."""
 
 
 def draw(panels: Mapping[str, Mapping[str, Any]]) -> Drawing:
@@ -120,7 +123,7 @@ def _has_rivals(name: str, names: Iterable[str]) -> bool:
 
 
 def _label(axes: Axes, is_narrow: bool) -> None:
-    """Moves the names of points beside their column, so that none covers another, with a line to the point.
+    """Moves the names of points beside their column, so that none covers another or a mark, with a line to the point.
 
     In narrow panels, columns between the ends, where few points are, have them on the left.
     """
@@ -129,28 +132,47 @@ def _label(axes: Axes, is_narrow: bool) -> None:
     for label in labels:
         columns.setdefault(round(label.xy[0] - 0.25), []).append(label)  # type: ignore[attr-defined]
     height = _LABEL * _SPACING * axes.figure.dpi / 72  # type: ignore[union-attr]
+    radius = _MARK * axes.figure.dpi / 72  # type: ignore[union-attr]
+    marks = axes.transData.transform([line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"])  # type: ignore[index]
     to_data = axes.transData.inverted().transform
     for column, members in columns.items():
         members.sort(key=lambda label: label.xy[1])
         at = axes.transData.transform([label.xy for label in members])
         is_left = is_narrow and min(columns) < column < max(columns)
         side = at[:, 0].min() - 0.9 * height if is_left else at[:, 0].max() + (2.4 if is_narrow else 0.9) * height
-        for label, point, place in zip(members, at, _spread(at[:, 1], height), strict=True):
+        near = (np.abs(marks[:, 0] - side) < 2 * radius) & (
+            np.abs(marks[:, 1] - at[:, 1].mean()) < np.ptp(at[:, 1]) + height
+        )
+        if not is_left and near.any():
+            side = marks[near, 0].max() + 2 * radius
+        width = max(label.get_window_extent().width for label in members)
+        start, end = (side - width, side) if is_left else (side, side + width)
+        covered = marks[(marks[:, 0] > start - radius) & (marks[:, 0] < end + radius), 1]
+        for label, point, place in zip(members, at, _beside(at[:, 1], covered, height), strict=True):
             label.set_position(to_data((side, place)))
             label.set(verticalalignment="center", horizontalalignment="right" if is_left else "left")
             line = to_data([point, (side, place)])
             axes.plot(*line.T, color=label.get_color(), linewidth=0.5, alpha=0.6, zorder=1)
 
 
-def _spread(wanted: Sequence[float] | np.ndarray, least: float) -> list[float]:
+def _beside(wanted: np.ndarray, taken: np.ndarray, least: float) -> list[float]:
+    """The places of labels, ascending, at least so far from each other and from the places that are taken."""
+    places = np.concatenate([wanted, taken])
+    order = np.argsort(places, kind="stable")
+    weights = np.where(order < len(wanted), 1.0, _FIXED)
+    spread = _spread(places[order], weights, least)
+    return [place for place, index in zip(spread, order, strict=True) if index < len(wanted)]
+
+
+def _spread(wanted: np.ndarray, weights: np.ndarray, least: float) -> list[float]:
     """The places nearest to those wanted, ascending, that are at least so far from each other (least squares)."""
-    blocks: list[list[float]] = []  # mean and number of places that touch
-    for index, place in enumerate(wanted):
-        blocks.append([place - index * least, 1])
+    blocks: list[tuple[float, float, int]] = []  # mean, weight and number of places that touch
+    for index, (place, weight) in enumerate(zip(wanted, weights, strict=True)):
+        blocks.append((place - index * least, weight, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (mean, count), (before, number) = blocks.pop(), blocks.pop()
-            blocks.append([(mean * count + before * number) / (count + number), count + number])
-    means = [mean for mean, count in blocks for _ in range(math.floor(count))]
+            (mean, heavy, count), (before, own, number) = blocks.pop(), blocks.pop()
+            blocks.append(((mean * heavy + before * own) / (heavy + own), heavy + own, count + number))
+    means = [mean for mean, _, count in blocks for _ in range(count)]
     return [mean + index * least for index, mean in enumerate(means)]
 
 

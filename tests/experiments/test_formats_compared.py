@@ -40,10 +40,19 @@ def test_the_k_quants_that_do_not_fit_every_linear_are_known():
 @pytest.mark.parametrize("seed", range(4))
 def test_labels_keep_their_order_and_distance_and_move_no_more_than_needed(seed):
     wanted = np.sort(np.random.default_rng(seed).uniform(0, 30, 12))
-    places = figure._spread(wanted, 2.0)
+    places = figure._beside(wanted, np.array([]), 2.0)
     assert np.diff(places).min() >= 2.0 - 1e-9
-    assert figure._spread(3 * wanted[::6], 2.0) == pytest.approx(list(3 * wanted[::6]))
+    assert figure._beside(3 * wanted[::6], np.array([]), 2.0) == pytest.approx(list(3 * wanted[::6]))
     assert np.mean(places) == pytest.approx(np.mean(wanted))  # of least squares: what moves up balances what moves down
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_keep_their_distance_from_marks(seed):
+    rng = np.random.default_rng(seed)
+    wanted, marks = np.sort(rng.uniform(0, 30, 8)), np.array([5.0, 14.0, 22.0]) + rng.uniform(-1, 1, 3)
+    places = np.array(figure._beside(wanted, marks, 2.0))
+    assert np.diff(places).min() >= 2.0 - 1e-9
+    assert np.abs(places[:, None] - marks).min() >= 2.0 - 1e-3
 
 
 def test_a_variant_that_covers_fewer_weights_is_not_drawn():
