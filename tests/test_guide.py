@@ -21,6 +21,7 @@ from precision_lab.model.rotary import Grid
 from precision_lab.probes.base import Declaring, Probe
 from precision_lab.record.run import Run
 from precision_lab.techniques.base import Technique, applied
+from tests.undrawn import undrawn
 
 GUIDE = Path(__file__).parents[1] / "experiments" / "guide"
 CONFIG = TransformerConfig(
@@ -119,11 +120,12 @@ def test_the_commands_of_the_page_on_own_models(chatter, capsys):
     assert found.manifest.sites["custom"]["fp32_norms"].matched == 4
     assert found.summary.variants["custom"].metrics["kl"].value > 0
     assert "residual stream" in (chatter / "run" / "report.html").read_text().lower()
-    assert main([*capped, *timing, "out=capped"]) == 0
-    assert Run.open(chatter / "capped").manifest.sites["custom"]["softcap"].matched == 1
-    timing += ["gate.latency_margin=1000", "gate.latency_ratio_margin=1000"]  # not the subject on a busy machine
-    assert main([*gate, *timing, "out=learned"]) == 0
-    assert main([*[word for word in gate if "update" not in word], *timing, "out=judged"]) == 0
+    with undrawn():
+        assert main([*capped, *timing, "out=capped"]) == 0
+        assert Run.open(chatter / "capped").manifest.sites["custom"]["softcap"].matched == 1
+        timing += ["gate.latency_margin=1000", "gate.latency_ratio_margin=1000"]  # not the subject on a busy machine
+        assert main([*gate, *timing, "out=learned"]) == 0
+        assert main([*[word for word in gate if "update" not in word], *timing, "out=judged"]) == 0
     assert main(["compare", "runs=[run,learned]"]) == 0
     capsys.readouterr()
     assert main(prove) == 0

@@ -33,6 +33,7 @@ from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
 from tests.subjects import source
 from tests.techniques.configured import SITES
+from tests.undrawn import undrawn
 
 ATTENTION = "transformer_blocks.*.attn.{to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out}"
 MLPS = "transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}"
@@ -618,6 +619,7 @@ def test_a_quantised_linear_computes_as_a_plain_one_with_the_decoded_weights(mod
     assert 0 < error < (1e-6 if kind is ReorderedSums else 1e-2)
 
 
+@undrawn()
 def test_the_commands_of_the_page(small_checkpoint, tmp_path, monkeypatch):
     """The page's commands as written, with a folder for DIR and the settings of a short run."""
     monkeypatch.chdir(tmp_path)
