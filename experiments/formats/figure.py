@@ -156,7 +156,10 @@ def _label(axes: Axes, is_narrow: bool) -> None:
 
 
 def _beside(wanted: np.ndarray, taken: np.ndarray, least: float) -> list[float]:
-    """The places of labels, ascending, at least so far from each other and from the places that are taken."""
+    """The places of labels, ascending, at least so far from each other and from the places that are taken.
+
+    Labels keep their order with these. Those that do not fit between two of them come nearer.
+    """
     places = np.concatenate([wanted, taken])
     order = np.argsort(places, kind="stable")
     weights = np.where(order < len(wanted), 1.0, _FIXED)
