@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 import precision_lab
+from experiments.guide import make_reference
 from precision_lab.cli import main
 from precision_lab.instrument.sites import walk
 from precision_lab.lab import queues
@@ -138,6 +139,11 @@ def test_the_page_on_public_names_lists_all_of_them():
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(set(precision_lab.__all__) - {"__version__"})
     for name in precision_lab.__all__:
         assert getattr(precision_lab, name) is not None
+
+
+def test_the_reference_has_the_docstrings_of_the_public_names():
+    written = make_reference.PAGE.read_text().partition(make_reference.MARK)[2]
+    assert written.strip() == make_reference.text().strip(), "python -m experiments.guide.make_reference writes it"
 
 
 @pytest.mark.slow

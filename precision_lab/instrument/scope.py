@@ -17,7 +17,11 @@ _labels: ContextVar[Mapping[str, Any]] = ContextVar("labels", default=MappingPro
 
 @contextmanager
 def scope(**labels: Any) -> Iterator[None]:
-    """Context manager that adds `labels` to the current ones."""
+    """Context manager that adds `labels` to the current ones.
+
+    labels: `step`, an integer from 0, `branch`, a name of the layout, or `sigma`, the noise level. What is measured in
+    the modules that are called inside has them as columns.
+    """
     token = _labels.set(MappingProxyType({**_labels.get(), **labels}))
     try:
         yield
