@@ -81,7 +81,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A click of the mouse on what is seen there."""
-        self.find(selector).click()
+        element = self.find(selector)
+        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+        element.click()
 
     def press(self, *keys: str) -> None:
         """Keys for the element in focus, one after the other."""

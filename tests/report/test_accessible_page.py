@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -71,7 +72,8 @@ def test_alternative_texts_describe_and_do_not_repeat(page):
     texts = [attrs["alt"] for attrs in page.of("img")]
     assert len(set(texts)) == len(texts) > 5
     assert not set(texts) & set(page.headings)
-    assert all(re.match(r"(Plot|Grid)[^:]*: \w", text) or "Horizontal:" in text for text in texts)
+    figures = [attrs["alt"] for attrs in page.of("img") if "data-case" not in attrs]
+    assert all(re.match(r"(Plot|Grid)[^:]*: \w", text) or "Horizontal:" in text for text in figures)
 
 
 def test_figures_are_numbered_without_a_gap_though_some_are_absent(small_run, unrendered):
@@ -108,13 +110,35 @@ def test_all_pictures_can_be_reached_whatever_the_figure_shows(small_run, unrend
     (run / "images" / "variant_5__p0__s0.png").unlink()
     found = gallery.of(View.open(run))
     assert tuple(found.rows) == names
-    notes = {picture.alt: picture.note for pictures in found.rows.values() for picture in pictures if not picture.uri}
+    notes = {picture.alt: picture.note for pictures in found.rows.values() for picture in pictures if picture.note}
     assert notes.pop("variant_5, prompt 0, seed 0") == "no picture"
-    assert set(notes.values()) == {"not finite"}
+    assert set(notes.values()) == {gallery.NOT_FINITE}
+    assert all(name.startswith("variant_3, ") for name in notes)
+    assert found.cases == {(0, 0): "a bicycle", (0, 5): "a bicycle"}
     elements = Elements(report.write(run).read_text(encoding="utf-8"))
     alts = {attrs["alt"] for attrs in elements.of("img")}
     assert {f"{name}, prompt 0, seed 5" for name in names if name != "variant_3"} <= alts
-    assert gallery.of(View.open(small_run("few"))) is None
+
+
+def test_every_picture_is_in_the_page_once_with_the_bytes_of_its_file_as_far_as_the_limit_goes(
+    small_run, unrendered, monkeypatch
+):
+    run = small_run(blocks=2, steps=2, teacher=False)
+    files = {path.name: path for path in (run / "images").iterdir()}
+    text = report.write(run).read_text(encoding="utf-8")
+    assert all(text.count(base64.b64encode(path.read_bytes()).decode()) >= 1 for path in files.values())
+    seen = {path.read_bytes() for path in files.values()}
+    assert text.count("data:image/png;base64,iVBOR") == len(files) > len(seen)  # two black pictures of one prompt
+    monkeypatch.setattr(gallery, "MOST_BYTES", sum(path.stat().st_size for name, path in files.items() if "s0" in name))
+    some = gallery.of(View.open(run))
+    exact = {picture.alt for pictures in some.rows.values() for picture in pictures if picture.exact}
+    assert exact == {f"{name}, prompt 0, seed 0" for name in ("reference", "baseline", "ffn_scaling")} | {
+        f"float16, prompt 0, seed 0, {gallery.NOT_FINITE}"
+    }
+    assert list(some.cases) == [(0, 0)]
+    assert some.thumbnails == len(files) - len(exact)
+    monkeypatch.setattr(gallery, "MOST_BYTES", 0)
+    assert 'id="compare-pictures"' not in report.write(run).read_text(encoding="utf-8")
 
 
 def test_the_conclusion_has_a_sentence_for_each_claim_with_effect_and_interval(small_run):
