@@ -9,11 +9,9 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from precision_lab.numerics.alpha import chequered
@@ -61,10 +59,9 @@ class Gallery:
     side: int
 
     @property
-    def script(self) -> Markup:
-        """The viewer, as one script."""
-        assets = files("precision_lab.report") / "assets"
-        return Markup("\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS))
+    def scripts(self) -> tuple[str, ...]:
+        """Of the viewer, if there is anything to compare."""
+        return SCRIPTS if self.cases else ()
 
     @property
     def thumbnails(self) -> int:

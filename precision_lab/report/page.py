@@ -83,9 +83,10 @@ def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
     manifest = view.manifest
     status = manifest.status
     explorer = sites.explorer(view)
+    pictures = gallery.of(view)
     return render(
         "page.html",
-        scripts=EXPLORER if explorer else (),
+        scripts=(*(EXPLORER if explorer else ()), *(pictures.scripts if pictures else ())),
         data={"explorer-data": explorer} if explorer else {},
         explorer=explorer,
         banner=None if status == "complete" else STATUS[status],
@@ -103,7 +104,7 @@ def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
         question=conclusion.question(view),
         conclusion=conclusion.sentences(view),
         drift=conclusion.drift(view),
-        gallery=gallery.of(view),
+        gallery=pictures,
         formats=[fmt.name for fmt in REDUCED_FORMATS],
         factorials=factorial.tables(view),
         headroom=headroom.worst(view),
