@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from precision_lab.cli.building import located
+from precision_lab.cli.listing import content_of
 from precision_lab.cli.paths import option_files
 from precision_lab.cli.terminal import print_table
 from precision_lab.errors import InputError
@@ -51,11 +52,7 @@ def _readers() -> Iterator[Reader]:
     from precision_lab.synthetic import PRESETS
 
     for name, file in option_files("model").items():
-        content = OmegaConf.load(file)
-        for parent in OmegaConf.select(content, "defaults", default=[]):
-            base = file.with_name(f"{parent}.yaml")
-            if isinstance(parent, str) and parent != "_self_" and base.is_file():
-                content = OmegaConf.merge(OmegaConf.load(base), content)
+        content = content_of(file)
         target, path = OmegaConf.select(content, "model._target_"), OmegaConf.select(content, "model.path")
         try:
             source: Any = located(target, f"model={name}")

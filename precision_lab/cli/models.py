@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from precision_lab.cli import inspecting
+from precision_lab.cli import inspecting, listing
 from precision_lab.cli.building import build
 from precision_lab.cli.config import build_source
 from precision_lab.cli.literal import literal
-from precision_lab.cli.paths import option_files
 from precision_lab.cli.progress import showing
-from precision_lab.cli.terminal import open_console, print_table
+from precision_lab.cli.terminal import open_console
 from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.errors import InputError, nearest
 
@@ -45,18 +44,8 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     elif config.technique or config["from"] or config.dtype:
         _convert(config, next((f"{each} " for each in command[1:] if each.startswith("model=")), ""), console)
     else:
-        _list(console)
+        listing.show(console)
     return 0
-
-
-def _list(console: Console) -> None:
-    rows = []
-    for name, file in option_files("model").items():
-        lines = [line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines()[:2]]
-        about = next((line for line in lines if line and not line.startswith("@package")), "")
-        path = OmegaConf.select(OmegaConf.load(file), "model.path")
-        rows.append((f"model={name}", f"{about} Path: {path}" if path else f"{about} Give model.path=DIR"))
-    print_table(console, ("model", "what it is"), rows, folding=("what it is",))
 
 
 def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
