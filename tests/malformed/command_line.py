@@ -28,6 +28,18 @@ ROOTS: Mapping[str, Sequence[str]] = {
     "models": ("models",),
     "recipe": ("recipe",),
 }
+# commands whose valid inputs would be carried out: only what a schema refuses is given to them
+UNSTOPPED: Mapping[str, Sequence[str]] = {
+    "survival": ("survival",),
+    "sensitivity": ("sensitivity",),
+    "search": ("search",),
+    "culprits": ("culprits",),
+    "scales": ("search", "strategy=scales"),
+    "fp8_scales": ("search", "strategy=fp8_scales"),
+    "dump_inputs": ("models", "dump_inputs=inputs.safetensors"),
+    "compare_dump": ("compare", "dump=nowhere.safetensors"),
+    **{name: ROOTS[name] for name in ("compare", "report", "device", "models", "recipe")},
+}
 EXPERIMENTS = ("config", "gate", "prove")
 # mappings whose names are free: an unknown name is refused only for what it holds
 FREE = (
@@ -230,6 +242,115 @@ def of_arguments(rng: random.Random) -> Input:
     return Input(" ".join(arguments), arguments, culprits)
 
 
+def of_a_command(rng: random.Random) -> Input:
+    """A setting of a command with a value that it cannot have."""
+    name = misspelt(rng.choice(("bash", "zsh", "fish")), rng)
+    arguments, culprits = rng.choice(
+        [
+            (["report"], ["run="]),
+            (["report", f"run={rng.choice(WORDS[4:6])}", "format=pdf"], ["format"]),
+            (["report", "run=nowhere", f"format={misspelt('badge', rng)}"], ["format"]),
+            (["report", "run=nowhere", "format=md"], ["nowhere"]),
+            (["report", "run=nowhere", "format=badge"], ["nowhere"]),
+            (["report", "run=[a,b]"], ["run"]),
+            (["report", "run=a", "sweep=b"], ["one of them"]),
+            (["report", "run=.", "out=x"], ["out="]),
+            (["report", "history=nowhere.csv"], ["nowhere.csv"]),
+            (["report", "sweep=nowhere"], ["nowhere"]),
+            (["report", "history=."], None),
+            (["compare"], ["runs="]),
+            (["compare", "runs=[]"], ["runs="]),
+            (["compare", "runs=[a]"], ["runs="]),
+            (["compare", "runs=[nowhere,nowhere2]"], ["nowhere"]),
+            (["compare", "runs=[nowhere/*]"], ["nowhere/*"]),
+            (["compare", "runs=nowhere"], ["runs"]),
+            (["compare", "runs=[null,1]"], ["runs"]),
+            (["compare", "runs=[.,.]", "reference=nowhere:a"], ["nowhere", "manifest", "."]),
+            (["compare", "dump="], ["dump"]),
+            (["compare", "dump=nowhere.safetensors"], ["nowhere.safetensors"]),
+            (["compare", "dump=."], None),
+            (["compare", "dump=[a]"], ["dump"]),
+            (["compare", "dump=a", "runs=[a,b]"], ["runs"]),
+            (["compare", "dump=nowhere.safetensors", "technique=[fp8]"], ["technique"]),
+            (["models", "inspect=nowhere"], ["nowhere"]),
+            (["models", "inspect="], None),
+            (["models", "inspect=[a]"], ["inspect"]),
+            (["models", "inspect=a", "make=micro"], ["make", "inspect"]),
+            (["models", f"make={misspelt('micro', rng)}", "to=x"], ["make"]),
+            (["models", "make=micro"], ["to="]),
+            (["models", "technique=[affine4]", "to=x"], ["from"]),
+            (["models", "dtype=float8", "from=a", "to=b"], ["dtype"]),
+            (["models", "dump_inputs="], ["dump_inputs"]),
+            (["models", "dump_inputs=a", "case=nothing"], ["nothing"]),
+            (["models", "dump_inputs=a", "step=-1"], ["step"]),
+            (["models", "dump_inputs=a", "step=1.5"], ["step"]),
+            (["models", "dump_inputs=a", "seed=1"], ["seed"]),
+            (["models", "model=nothing"], ["nothing"]),
+            (["recipe"], ["to="]),
+            (["recipe", f"to={misspelt('mflux', rng)}", "technique=affine4"], ["to="]),
+            (["recipe", "to=mflux"], ["technique="]),
+            (["recipe", "from=mflux"], ["file="]),
+            (["recipe", "from=mflux", "file=nowhere.json"], ["nowhere.json"]),
+            (["recipe", "from=mflux", "file=a", "name=a b"], ["name"]),
+            (["recipe", "to=mflux", "file=."], None),
+            (["survival", "adapter=nowhere.safetensors"], ["nowhere.safetensors"]),
+            (["survival", "adapter=a", "rms=1"], ["adapter"]),
+            (["survival", "strength=2"], ["strength"]),
+            (["survival", "strength=0"], ["strength"]),
+            (["survival", "rms=-1"], ["rms"]),
+            (["survival", "orders=[]"], ["orders"]),
+            (["survival", f"roundings=[{misspelt('nearest', rng)}]"], ["roundings"]),
+            (["survival", "rank=0"], ["rank"]),
+            (["search"], ["budget"]),
+            (["search", "budget.bits=text"], ["budget.bits"]),
+            (["search", f"strategy={misspelt('knapsack', rng)}"], ["strategy"]),
+            (["search", "budget.bits=4", "sensitivity=nowhere"], ["nowhere"]),
+            (["sensitivity", "candidate=[]"], ["candidate"]),
+            (["sensitivity", f"candidate=[{misspelt('nvfp4_scaled', rng)}]"], ["candidate"]),
+            (["sensitivity", f"by=[{misspelt('operation', rng)}]"], ["by", "operation"]),
+            (["culprits", f"at={misspelt('found', rng)}"], ["at is"]),
+            (["culprits", "criterion=infinite"], ["criterion"]),
+            (["culprits", "criterion.drift=1", "criterion.metric=psnr_db"], ["criterion"]),
+            (["culprits", "between=[a]"], ["between"]),
+            (["device", "tf32=maybe"], ["tf32"]),
+            (["device", "out="], ["out"]),
+            (["device", f"+{misspelt('tf32', rng)}=true"], ["Unknown setting"]),
+            (["completion"], ["bash"]),
+            (["completion", name], [name]),
+            (["completion", "bash", "zsh"], ["bash zsh"]),
+            (["completion", f"shell={name}"], ["shell"]),
+            ([misspelt("completion", rng), "bash"], ["completion"]),
+            (["completion", "words", rng.choice(WORDS)], None),
+        ]
+    )
+    return Input(" ".join(arguments), arguments, culprits)
+
+
+def of_a_command_in_another_type(rng: random.Random) -> Input:
+    root = rng.choice(list(UNSTOPPED))
+    stated = ("device.claims", "search.latency")
+    entries = [
+        (key, value)
+        for key, value in places(composed(root))
+        if wrong(value, rng) is not None and f"{root}.{key}" not in stated and not key.startswith(("hydra", "sites."))
+    ]
+    key, value = rng.choice(entries)
+    given = wrong(value, rng)
+    assert given is not None
+    prefix = "++" if "." in key else ""
+    return Input(
+        f"{root}: {key}={given}", [*UNSTOPPED[root], f"{prefix}{key}={given}"], [key, _last(key), named(given)]
+    )
+
+
+def of_a_command_with_unknown_names(rng: random.Random) -> Input:
+    root = rng.choice(list(UNSTOPPED))
+    name = misspelt(rng.choice([str(name) for name in composed(root)]), rng)
+    if name in composed(root):
+        name = f"{name}q"
+    return Input(f"{root}: +{name}=1", [*UNSTOPPED[root], f"+{name}=1"], [name])
+
+
 EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -330,10 +451,18 @@ KINDS: Sequence[Callable[[random.Random], Input]] = (
 )
 
 
-def generated(count: int, seed: int) -> list[Input]:
+OF_COMMANDS: Sequence[Callable[[random.Random], Input]] = (
+    of_a_command,
+    of_a_command_in_another_type,
+    of_a_command,
+    of_a_command_with_unknown_names,
+)
+
+
+def generated(count: int, seed: int, kinds: Sequence[Callable[[random.Random], Input]] = KINDS) -> list[Input]:
     """Inputs of all kinds in turn."""
     rng = random.Random(seed)
-    return [make(rng) for make in islice(cycle(KINDS), count)]
+    return [make(rng) for make in islice(cycle(kinds), count)]
 
 
 def _base(root: str) -> Sequence[str]:

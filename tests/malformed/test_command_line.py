@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 
-from tests.malformed.command_line import generated
+from tests.malformed.command_line import OF_COMMANDS, generated
 from tests.malformed.harness import Input, assert_stated, call, call_process, dry, write
 
 __all__ = ["dry"]
 
 QUICK = generated(120, seed=1)
 MANY = generated(900, seed=2)
+COMMANDS = generated(12, seed=4, kinds=OF_COMMANDS)
+MANY_COMMANDS = generated(320, seed=5, kinds=OF_COMMANDS)
 PROCESSES = [given for given in generated(100, seed=3) if given.culprits is not None][:10]
 
 
@@ -23,7 +25,10 @@ def judge(dry, tmp_path, small_checkpoint, monkeypatch):
         folder = tmp_path / "work"
         folder.mkdir()
         write(given.files, folder)
-        runs = not any(argument in ("compare", "report", "device", "models") for argument in given.arguments)
+        runs = not any(
+            argument in ("compare", "report", "device", "models", "recipe", "completion")
+            for argument in given.arguments
+        )
         own = any(argument.lstrip("+~").startswith("model") for argument in given.arguments)
         dry.plans = given.deep
         arguments = [*given.arguments, *([f"model.path={small_checkpoint}"] if runs and not own else [])]
@@ -48,6 +53,17 @@ def test_malformed(judge, given):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", MANY, ids=names(MANY))
 def test_many_malformed(judge, given):
+    judge(given)
+
+
+@pytest.mark.parametrize("given", COMMANDS, ids=names(COMMANDS))
+def test_malformed_commands(judge, given):
+    judge(given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", MANY_COMMANDS, ids=names(MANY_COMMANDS))
+def test_many_malformed_commands(judge, given):
     judge(given)
 
 
