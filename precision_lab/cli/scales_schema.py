@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from precision_lab.cli.schema import Closed, Experiment, Folder, Seed, Techniques
+from precision_lab.cli.schema import Closed, Experiment, Folder, Seed
+
+Nodes = Annotated[
+    Mapping[str, Annotated[Mapping[str, Any], "a mapping with a _target_, as in conf/technique"]],
+    "techniques by name, through defaults: /technique@{key}: [a, b]",
+]
 
 
 class ScaleMargin(Closed):
@@ -36,8 +41,8 @@ class Scales(Experiment):
     margin: ScaleMargin
     coverage: Covering
     holdout: CaseSets
-    scalings: Techniques
-    wide: Techniques
+    scalings: Nodes
+    wide: Nodes
     noise: str | None
 
 

@@ -40,6 +40,8 @@ UNSTOPPED: Mapping[str, Sequence[str]] = {
     "compare_dump": ("compare", "dump=nowhere.safetensors"),
     **{name: ROOTS[name] for name in ("compare", "report", "device", "models", "recipe")},
 }
+# what else is wrong with a command line of UNSTOPPED, which may be named first
+ALSO_WRONG = {"recipe": ["to="], "compare_dump": ["nowhere.safetensors"]}
 EXPERIMENTS = ("config", "gate", "prove")
 # mappings whose names are free: an unknown name is refused only for what it holds
 FREE = (
@@ -248,7 +250,7 @@ def of_a_command(rng: random.Random) -> Input:
     arguments, culprits = rng.choice(
         [
             (["report"], ["run="]),
-            (["report", f"run={rng.choice(WORDS[4:6])}", "format=pdf"], ["format"]),
+            (["report", f"run={rng.choice(WORDS[4:6])}", "format=pdf"], ["format", "run="]),
             (["report", "run=nowhere", f"format={misspelt('badge', rng)}"], ["format"]),
             (["report", "run=nowhere", "format=md"], ["nowhere"]),
             (["report", "run=nowhere", "format=badge"], ["nowhere"]),
@@ -329,18 +331,19 @@ def of_a_command(rng: random.Random) -> Input:
 def of_a_command_in_another_type(rng: random.Random) -> Input:
     root = rng.choice(list(UNSTOPPED))
     stated = ("device.claims", "search.latency")
+    unused = ("hydra", "sites.", *(("pinned.",) if root == "culprits" else ()))  # culprits reads no pinned case
     entries = [
         (key, value)
         for key, value in places(composed(root))
-        if wrong(value, rng) is not None and f"{root}.{key}" not in stated and not key.startswith(("hydra", "sites."))
+        if wrong(value, rng) is not None and f"{root}.{key}" not in stated and not key.startswith(unused)
     ]
     key, value = rng.choice(entries)
     given = wrong(value, rng)
     assert given is not None
     prefix = "++" if "." in key else ""
-    return Input(
-        f"{root}: {key}={given}", [*UNSTOPPED[root], f"{prefix}{key}={given}"], [key, _last(key), named(given)]
-    )
+    arguments = [*UNSTOPPED[root], f"{prefix}{key}={given}"]
+    culprits = [key, _last(key), named(given), *ALSO_WRONG.get(root, ())]
+    return Input(f"{root}: {key}={given}", arguments, culprits)
 
 
 def of_a_command_with_unknown_names(rng: random.Random) -> Input:
