@@ -1,5 +1,5 @@
 """`report run=DIR` judges a run again and draws its report, or draws that of a scan, of a search or of `survival`;
-`report sweep=DIR` draws the index of a sweep, and `report history=FILE` a gate's history."""
+`report runs=DIR` and `report sweep=DIR` draw the index of many runs, and `report history=FILE` a gate's history."""
 
 from __future__ import annotations
 
@@ -23,21 +23,28 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.cli import schema
 
     settings = schema.read(schema.Report, config)
-    given = [name for name in ("run", "sweep", "history") if getattr(settings, name)]
+    given = [name for name in ("run", "runs", "sweep", "history") if getattr(settings, name)]
     if len(given) != 1:
         raise InputError(
-            "report needs run=DIR, the folder of a run, sweep=DIR, the folder of a sweep, or history=FILE, "
-            "the table of a gate; one of them"
+            "report needs run=DIR, the folder of a run, runs=DIR, a folder of runs, sweep=DIR, the folder of a sweep, "
+            "or history=FILE, the table of a gate; one of them"
         )
-    if settings.out is not None and not settings.history:
-        raise InputError(f"report {given[0]}=DIR writes into that folder; out= belongs to history=FILE")
+    if settings.out is not None and given[0] in ("run", "sweep"):
+        raise InputError(f"report {given[0]}=DIR writes into that folder; out= belongs to runs= and history=FILE")
+    if settings.runs:
+        from precision_lab.cli.runs_index import draw_runs
+
+        draw_runs(settings.runs, settings.out, settings.format)
+        return 0
     if settings.run:
         return _report_run(Path(settings.run).expanduser(), settings.format)
     if settings.sweep:
         from precision_lab.cli.sweep_index import draw_index, planned
 
         folder = Path(settings.sweep).expanduser()
-        draw_index(folder, open_console(), planned(folder), whole=True)
+        if settings.format == "badge":
+            raise InputError(f"format=badge: {folder} holds a sweep, which has the formats html and md")
+        draw_index(folder, open_console(), planned(folder), whole=True, form=settings.format)
         return 0
     history = Path(str(settings.history)).expanduser()
     out = Path(settings.out).expanduser() if settings.out else history.parent

@@ -50,7 +50,7 @@ def write(folder: Path, kind: str, form: str) -> int:
     else:
         from precision_lab.report.markdown import FILE
 
-        _leave_markdown(_MARKDOWN[kind](folder), folder / FILE)
+        leave_markdown(_MARKDOWN[kind](folder), folder / FILE)
     return 0
 
 
@@ -64,7 +64,7 @@ def of_history(path: Path, out: Path, form: str) -> None:
         raise InputError(f"out={out} is a file, expected a folder")
     log = read(path)
     text = of_history(log, steps(log), out / f"{path.stem}.html")
-    _leave_markdown(text, out / f"{path.stem}.md")
+    leave_markdown(text, out / f"{path.stem}.md")
 
 
 def _check(kind: str, form: str, place: Path) -> None:
@@ -86,7 +86,7 @@ def _write_run(folder: Path, form: str) -> int:
     if form == "badge":
         _leave_badge(badge.of_run(run.manifest, summary.claims, reasons, judged), folder)
     else:
-        _leave_markdown(markdown.of_run(run, summary, reasons), folder / markdown.FILE)
+        leave_markdown(markdown.of_run(run, summary, reasons), folder / markdown.FILE)
     _say(*(f"exit code 1: {reason}" for reason in reasons))
     return int(bool(reasons))
 
@@ -132,7 +132,7 @@ def _badge_of_survival(folder: Path) -> Badge:
     return badge.of_claims(view.found.experiment, view.found.checkpoint, view.claims)
 
 
-def _leave_markdown(text: str, path: Path) -> None:
+def leave_markdown(text: str, path: Path) -> None:
     """Writes the file, then prints the same text, so that nothing is printed where the file cannot be written."""
     from precision_lab.record.files import write_text
 

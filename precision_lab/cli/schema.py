@@ -203,6 +203,7 @@ class Report(Closed):
     """conf/report.yaml."""
 
     run: Folder | None
+    runs: Annotated[str | Sequence[Folder], "a folder of runs, a pattern, or a list like {key}=[A,B]"] | None
     sweep: Folder | None
     history: File | None
     format: Literal["html", "md", "badge"]

@@ -45,27 +45,40 @@ def draw_index(
     planned: Mapping[str, Sequence[str]],
     elsewhere: Mapping[str, Path] | None = None,
     whole: bool = False,
+    form: str = "html",
 ) -> None:
     """Writes `TABLE` and the page of a sweep, and prints the table and the paths.
 
     elsewhere: run folders outside that of the sweep, by name. whole: whether to look at all files of every run first.
+    form: html, or md, which is printed and written alone.
     Raises InputError if there is no run, or a file cannot be read; nothing is written then.
     """
     from precision_lab.cli.compare import print_collected
     from precision_lab.record import sweep as record
+    from precision_lab.record.collection import of_job
     from precision_lab.record.files import write_text
-    from precision_lab.report.sweep import write
 
     jobs = record.read(sweep, {} if elsewhere else planned, elsewhere)
     runs = {job.name: job.run for job in jobs if job.run is not None}
     for run in runs.values() if whole else ():
         run.whole()
     swept = dict(zip((job.name for job in jobs), record.differing([job.overrides for job in jobs]), strict=True))
+    members = [of_job(job, swept[job.name]) for job in jobs]
+    if form == "md":
+        from precision_lab.cli.report_formats import leave_markdown
+        from precision_lab.report import markdown
+        from precision_lab.report.entries import collect
+
+        text = markdown.of_index(collect(members, sweep), f"Sweep {sweep.resolve().name}: {len(jobs)} jobs")
+        leave_markdown(text, sweep / markdown.INDEX)
+        return
+    from precision_lab.report.index import write
+
     if len(runs) > 1:
         table = print_collected(runs, swept, f"Sweep of {len(jobs)} jobs", console)
         write_text(sweep / TABLE, table.to_csv(index=False))
         console.print(f"table: {sweep / TABLE}", soft_wrap=True)
-    page = write(jobs, swept, sweep)
+    page, _ = write(members, sweep)
     for job in jobs:
         if job.trouble:
             console.print(f"job {job.name}: {job.trouble}", soft_wrap=True)

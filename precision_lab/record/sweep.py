@@ -81,7 +81,7 @@ def read(sweep: Path, planned: Mapping[str, Sequence[str]], runs: Mapping[str, P
     folders = {path.name: path for path in sweep.iterdir() if _is_of_a_job(path)}
     folders |= {name: sweep / name for name in planned if name not in folders}
     folders |= runs or {}
-    jobs = [_job(name, folders[name], planned.get(name, ())) for name in sorted(folders, key=natural)]
+    jobs = [read_job(name, folders[name], planned.get(name, ())) for name in sorted(folders, key=natural)]
     if not any(job.run for job in jobs):
         raise InputError(f"{sweep} is not the folder of a sweep: there is no run in a folder below it")
     return jobs
@@ -110,7 +110,8 @@ def _is_of_a_job(path: Path) -> bool:
     return (path / manifest.FILE).is_file() or (path / ERROR).is_file()
 
 
-def _job(name: str, folder: Path, planned: Sequence[str]) -> Job:
+def read_job(name: str, folder: Path, planned: Sequence[str]) -> Job:
+    """The job in a folder. planned: its overrides, if they are known. Raises InputError for what cannot be read."""
     from precision_lab.record.run import Run  # needs pandas, which the command line of a sweep does not
 
     run = Run.open(folder) if (folder / manifest.FILE).is_file() else None

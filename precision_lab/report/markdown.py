@@ -24,9 +24,10 @@ from precision_lab.record.search import Search
 from precision_lab.record.summary import ClaimEntry, Quantity, Summary, VariantSummary
 from precision_lab.report import culprits, history, scan, search, survival
 from precision_lab.report.conclusion import evidence
+from precision_lab.report.entries import Collected
 from precision_lab.report.wording import MISSING, counted, fixed, interval, moment, number, size
 
-FILE = "report.md"
+FILE, INDEX = "report.md", "index.md"
 _LIST = 20_000
 """The most characters of a list or a table."""
 
@@ -116,6 +117,29 @@ def _cut(text: str) -> str:
     return line if len(line) <= _TEXT else f"{line[: _TEXT - 3]}..."
 
 
+def of_index(found: Collected, title: str) -> str:
+    """The Markdown of an index of runs: a row for each."""
+    rows = []
+    for entry in found.entries:
+        facts = entry.member.facts
+        about = (facts.experiment, moment(facts.started), facts.checkpoint.name) if facts else (MISSING,) * 3
+        drift, time = (
+            " to ".join(dict.fromkeys(text(end) for end in ends)) if ends else MISSING
+            for ends, text in ((entry.drift, number), (entry.time, _ratio))
+        )
+        verdicts = counted(facts.verdicts) if facts else ""
+        status = "; ".join((entry.status, *entry.remarks))
+        rows.append((entry.name, *about, entry.weights, entry.commit, status, verdicts, drift, time))
+    header = ("run", "experiment", "started", "model", "weights", "commit", "status", "claims", "drift", "time ratio")
+    linked = [link(entry.name, entry.link) for entry in found.entries if entry.link]
+    return _document(
+        f"## {literal(_cut(title))}",
+        _rows(header, rows),
+        "Drift: final rel. L2; time ratio: to the baseline of the run. Least to most over variants; lower is better.",
+        f"Reports: {', '.join(within(linked, _LIST))}" if linked else "",
+    )
+
+
 def _document(*blocks: str) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -193,6 +217,10 @@ def _note(run: Run) -> str:
         f"Drift: relative L2 of the {run.layout.result.title} from the reference ({reference.variant}, "
         f"{reference.words}). Time ratio: to {run.manifest.baseline}, with its 95 % interval. {better}"
     )
+
+
+def _ratio(value: float) -> str:
+    return fixed(value, 3)
 
 
 def _short(quantity: Quantity) -> str:

@@ -74,8 +74,8 @@ def setting(value: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """`name` for HTML; a line may break after each underscore."""
-    return Markup(escape(name).replace("_", Markup("_<wbr>")))
+    """`name` for HTML; a line may break after each underscore and slash."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")))
 
 
 def slug(text: str) -> str:

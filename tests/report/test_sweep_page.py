@@ -13,10 +13,11 @@ from matplotlib.colors import to_hex
 
 from precision_lab.errors import InputError
 from precision_lab.record import sweep as record
+from precision_lab.record.collection import of_job
 from precision_lab.record.manifest import Manifest, Storage
 from precision_lab.record.summary import Quantity, Summary
 from precision_lab.record.sweep import JobError
-from precision_lab.report import sweep, wording
+from precision_lab.report import index, wording
 from precision_lab.report.figures import pareto, style
 from precision_lab.report.figures.pareto import Point
 from precision_lab.report.figures.style import Absent
@@ -35,9 +36,14 @@ def points(**changed) -> list[Point]:
     return [Point(number, name, *values) for number, (name, values) in enumerate(rows.items(), 1)]
 
 
-def cells(page: Path) -> list[list[str]]:
-    """The text of each row of the table."""
-    body = page.read_text(encoding="utf-8").partition("<tbody>")[2].partition("</tbody>")[0]
+def cells(page: Path, table: str = "variants") -> list[list[str]]:
+    """The text of each row of a table."""
+    body = (
+        page.read_text(encoding="utf-8")
+        .partition(f'<section id="{table}">')[2]
+        .partition("<tbody>")[2]
+        .partition("</tbody>")[0]
+    )
     rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, flags=re.DOTALL) for row in body.split("</tr>")[:-1]]
     return [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in rows]
 
@@ -57,7 +63,7 @@ def folder(small_run, tmp_path) -> Path:
 def write(folder: Path) -> Path:
     jobs = record.read(folder, {})
     differing = record.differing([job.overrides for job in jobs])
-    return sweep.write(jobs, dict(zip((job.name for job in jobs), differing, strict=True)), folder)
+    return index.write([of_job(job, swept) for job, swept in zip(jobs, differing, strict=True)], folder)[0]
 
 
 def test_the_page_lists_every_job_and_is_self_contained(folder):
@@ -70,9 +76,12 @@ def test_the_page_lists_every_job_and_is_self_contained(folder):
     assert not parsed.tags & {"script", "link", "iframe", "object"}
     assert {path.name for path in (folder / "figures").iterdir()} == {"pareto.png", "pareto.svg"}
     rows = cells(page)
-    assert [row[0] for row in rows[:3]] == ["0 dtype=bfloat16", "2 ffn_ scaling ● ffn_scaling", "1 dtype=bf17"]
-    assert rows[2][1] == "exit code 2: dtype is &lt;bf17&gt;"
-    assert rows[3][0].startswith("2 dtype=float16 interrupted: this run was not finished")
+    assert [row[0] for row in rows[:3]] == ["0 dtype=bfloat16", "0 dtype=bfloat16", "2 dtype=float16"]
+    assert [row[1] for row in rows[:2]] == ["1 baseline ●", "2 ffn_ scaling ● ffn_scaling"]
+    jobs = cells(page, "runs")
+    assert [row[0] for row in jobs] == ["0 dtype=bfloat16", "1 dtype=bf17", "2 dtype=float16 no report.html"]
+    assert jobs[1][5] == "failed exit code 2: dtype is &lt;bf17&gt;"
+    assert jobs[2][5].startswith("interrupted this run was not finished")
     text = text_of(page)
     assert "2 of 3 jobs have left no complete run: jobs 1, 2" in text
     assert "prefers-color-scheme: dark" in text
@@ -85,6 +94,7 @@ def test_the_numbers_are_those_of_the_summaries(folder):
     assert first[1].startswith("1 baseline")
     assert first[3:5] == ["0.0123", "— identical"]
     values = (entry.latent_rel_l2, entry.psnr_db, entry.ssim, entry.num_nonfinite)
+    second = second[1:]
     assert second[2:4] == [wording.number(quantity.value) for quantity in values[:2]]
     assert second[4] == wording.fixed(entry.ssim.value, 4)
     assert second[5] == wording.number(entry.num_nonfinite.value)
@@ -103,7 +113,7 @@ def test_a_link_to_a_run_elsewhere_is_relative_and_quoted(folder, small_run):
     run = small_run("else where#1")
     (run / "report.html").touch()
     jobs = record.read(folder, {}, {"else where#1": run})
-    page = sweep.write(jobs, {job.name: {} for job in jobs}, folder)
+    page, _ = index.write([of_job(job, {}) for job in jobs], folder)
     targets = re.findall(r'<a href="([^"]+)">', page.read_text(encoding="utf-8"))
     assert "../else%20where%231/report.html" in targets
     assert all((folder / unquote(target)).is_file() for target in targets)
@@ -119,12 +129,15 @@ def test_the_same_files_give_the_same_bytes(folder):
 
 def test_a_run_that_was_not_judged_has_no_numbers(folder):
     (folder / "2" / "summary.json").unlink()
-    assert len(cells(write(folder))) == 4
+    edit(folder / "2", status="complete", finished="2026-03-02T09:51:40Z")
+    page = write(folder)
+    assert [row[0] for row in cells(page)] == ["0 dtype=bfloat16"] * 2
+    assert f"no summary.json: report run={folder / '2'} judges the run" in cells(page, "runs")[2][5]
 
 
 def test_what_weights_take_is_a_column_and_a_plot(folder, monkeypatch):
     drawn = []
-    monkeypatch.setattr(sweep.pareto, "draw", lambda points, result: drawn.extend(points) or Absent("a", "b"))
+    monkeypatch.setattr(index.pareto, "draw", lambda points, result, time: drawn.extend(points) or Absent("a", "b"))
     assert "bits a weight" not in text_of(write(folder))
     for job, size in (("0", 2048), ("2", 576)):
         variants = dict(Manifest.read(folder / job).variants)

@@ -37,9 +37,10 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Point:
-    """A variant of a job: its number in the table, drift (rel. L2), seconds of a step and bytes of its weights.
+    """A variant of a run: its number in the table, drift (rel. L2), time of a step and bytes of its weights.
 
-    None or NaN where it has no such number.
+    None or NaN where it has no such number. variant: its name, or that of its group; it decides the colour. seconds: or
+    a ratio to a baseline, as the name of the axis says.
     """
 
     number: int
@@ -49,25 +50,31 @@ class Point:
     weight_bytes: int | None
 
 
-def fronts(points: Sequence[Point]) -> dict[str, list[int]]:
-    """By what the drift is drawn against, the numbers of the variants that no other dominates."""
+SECONDS = "median time of a step in s"
+
+
+def fronts(points: Sequence[Point], time: str = SECONDS) -> dict[str, list[int]]:
+    """By what the drift is drawn against, the numbers of the variants that no other dominates.
+
+    time: what `seconds` of the points are, for the axis.
+    """
     found = {}
-    for name, cost in _costs(points).items():
+    for name, cost in _costs(points, time).items():
         own = [point for point in points if _is_known(point.drift) and _is_known(cost(point))]
         kept = nondominated(np.array([(cost(point), point.drift) for point in own], dtype=float))
         found[name] = [point.number for point, on_front in zip(own, kept, strict=True) if on_front]
     return found
 
 
-def draw(points: Sequence[Point], result: str) -> Drawing | Absent:
+def draw(points: Sequence[Point], result: str, time: str = SECONDS) -> Drawing | Absent:
     """Draws a panel for each cost in which the points differ. result: what the drift is of, for the axis."""
-    costs = _costs(points)
+    costs = _costs(points, time)
     if not costs:
         return Absent(TITLE, "Fewer than two variants have both a finite drift and a step time.")
     figure = style.new_figure(3.9, wspace=0.06)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     colours = _colours(points)
-    for axes, (name, cost), front in zip(panels, costs.items(), fronts(points).values(), strict=True):
+    for axes, (name, cost), front in zip(panels, costs.items(), fronts(points, time).values(), strict=True):
         _draw_panel(axes, [p for p in points if _is_known(p.drift) and _is_known(cost(p))], cost, front, colours)
         axes.set_xlabel(f"{name} (lower is better)")
     panels[0].set_ylabel(f"{result}: final rel. L2 (lower is better)")
@@ -79,12 +86,12 @@ def draw(points: Sequence[Point], result: str) -> Drawing | Absent:
     return Drawing("pareto", TITLE, figure, _caption(points))
 
 
-def _costs(points: Sequence[Point]) -> dict[str, Callable[[Point], float | None]]:
+def _costs(points: Sequence[Point], time: str) -> dict[str, Callable[[Point], float | None]]:
     """By their names on an axis, the costs that two or more points with a drift have; of weights, two or more sizes."""
     drifting = [point for point in points if _is_known(point.drift)]
     costs: dict[str, Callable[[Point], float | None]] = {}
     if sum(_is_known(point.seconds) for point in drifting) > 1:
-        costs["median time of a step in s"] = lambda point: point.seconds
+        costs[time] = lambda point: point.seconds
     sizes = {point.weight_bytes for point in drifting if point.weight_bytes is not None}
     if len(sizes) > 1:
         exponent = exponent_of(max(sizes))
