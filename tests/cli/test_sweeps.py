@@ -189,7 +189,8 @@ def test_the_command_of_an_interrupted_job_continues_it(call, tmp_path):
     job = tmp_path / "swept" / "1"
     replace(Manifest.read(job), status="interrupted", finished=None).write(job)
     assert main(["report", "sweep=swept"]) == 0
-    assert "interrupted: this run was not finished" in (tmp_path / "swept" / "index.html").read_text()
+    page = (tmp_path / "swept" / "index.html").read_text()
+    assert re.search(r"interrupted\s*<small[^>]*>this run was not finished", page)
     assert main([*Manifest.read(job).command[3:], "resume=true"]) == 0
     assert main(["report", "sweep=swept"]) == 0
     assert "banner" not in (tmp_path / "swept" / "index.html").read_text().partition("<body>")[2]
