@@ -76,7 +76,7 @@ class StandIns:
         return self._models["21"]
 
     def _run(self) -> Path:
-        return self._run_once("run", "technique=[ffn_scaling]", "variants.bf16={dtype: bfloat16, technique: {}}")
+        return self._run_once("run", "technique=[ffn_scaling]", "+variants.bf16={dtype: bfloat16, technique: {}}")
 
     def _pinned_run(self) -> Path:
         return self._run_once("pinned_run", "+exp=gate", command=("run",), quick=(*CASE, "prompts=[a]"))
