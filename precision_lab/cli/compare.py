@@ -6,6 +6,7 @@ Whatever is compared with another run, every way in which the two are not alike 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
+from precision_lab.cli.folders import claimed, stamped
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, first_line, nearest, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from precision_lab.analysis.across import Across
     from precision_lab.analysis.outcomes import Distance, Generations
+    from precision_lab.analysis.pairing import Renaming
     from precision_lab.record.layout import Layout
     from precision_lab.record.run import Run
 
@@ -29,7 +33,7 @@ _SHOWN = 10
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Prints what differs between runs, then their numbers side by side. Nothing is written."""
+    """Prints what differs between runs, then their numbers side by side; writes the page, except with `reference`."""
     from precision_lab.cli import schema
     from precision_lab.record.run import Run
 
@@ -41,19 +45,79 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             "compare needs runs=[A,B], the folders of two or more runs, or reference=RUN:VARIANT; "
             f"got {shown(settings.runs)}"
         )
+    renamed = _renamings(settings.names)
+    if settings.base is not None:
+        paths = _base_first(settings.base, paths)
+    out = _checked(settings.out)
     runs = [Run.open(path).whole() for path in paths]
     console = open_console()
     if reference is not None:
         _print_against(reference, runs, console)
-    elif len(runs) == 2:
+        return 0
+    from precision_lab.analysis import across
+
+    named = dict(zip(labels(paths), runs, strict=True))
+    found = across.compare(named, {name: settings_of(run) for name, run in named.items()}, renamed, settings.blocks)
+    if len(runs) == 2:
         _print_pair(runs[0], runs[1], console)
     else:
         from precision_lab.analysis.collected import differing_facts
 
-        named = dict(zip(labels(paths), runs, strict=True))
         about = differing_facts(named, {name: settings_of(run) for name, run in named.items()})
         print_collected(named, about, f"{len(runs)} runs", console)
+    _write(found, out, console)
     return 0
+
+
+def _write(found: Across, out: Path | None, console: Console) -> None:
+    """Writes the page, and prints the short answer and the path of the page."""
+    from precision_lab.report import compared
+
+    for line in compared.answers(found):
+        console.print(line, soft_wrap=True)
+    with claimed(stamped("compare")) if out is None else nullcontext(out) as folder:
+        console.print(f"report: {compared.write(found, folder)}", soft_wrap=True)
+
+
+def _checked(out: str | None) -> Path | None:
+    """The folder to write. Raises InputError if it is no folder, or holds anything but an earlier comparison."""
+    if out is None:
+        return None
+    folder = Path(out).expanduser()
+    if not out or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"out is {shown(out)}, expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "compare.html").is_file():
+        raise InputError(f"out={out} holds other files, expected a new or an empty folder, or an earlier comparison")
+    return folder
+
+
+def _base_first(base: str, paths: list[Path]) -> list[Path]:
+    """The paths with the base first, by its label or path."""
+    names = [*labels(paths), *map(str, paths)]
+    if base not in names:
+        raise InputError(f"base is {shown(base)}, expected one of runs. {nearest(base, names)}")
+    own = paths[names.index(base) % len(paths)]
+    return [own, *(path for path in paths if path != own)]
+
+
+def _renamings(sites: str | Mapping[str, str] | None) -> list[Renaming]:
+    """The patterns of names=, which is a mapping or a YAML file that holds one."""
+    from precision_lab.analysis.pairing import renamings
+
+    if isinstance(sites, str):
+        from precision_lab.record.files import read_text
+
+        path = Path(sites).expanduser()
+        try:
+            read: Any = OmegaConf.to_container(OmegaConf.create(read_text(path)), resolve=False)
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"names: {path} cannot be read: {first_line(error)}") from error
+        if not isinstance(read, Mapping) or not all(isinstance(v, str) for pair in read.items() for v in pair):
+            raise InputError(f"names: {path} is no mapping of texts, expected lines like 'blocks.*.mlp: layers.*.ffn'")
+        sites = read
+    return renamings(sites or {})
 
 
 def find_runs(given: Sequence[str]) -> list[Path]:

@@ -215,6 +215,10 @@ class Compare(Closed):
 
     runs: Annotated[Sequence[Folder], "the folders of two or more runs, {key}=[A,B]"]
     reference: Annotated[str, "RUN:VARIANT, the folder of a run and one of its variants"] | None
+    base: Annotated[str, "one of runs"] | None
+    names: Annotated[str | Mapping[str, str] | None, "a YAML file, or patterns by pattern, {{a.*: b.*}}"]
+    blocks: Literal["index", "relative"] | None
+    out: Folder | None
 
 
 class Device(Closed):

@@ -1,6 +1,6 @@
 """How far an array is from the exact one, and how far rounding in a format could have moved it.
 
-The unit of a format is its largest relative error of one rounding, 2^-24 for float32, 2^-9 for bfloat16.
+The unit of a format is its largest relative error of one rounding, 2^-24 for float32, 2^-8 for bfloat16.
 """
 
 from __future__ import annotations

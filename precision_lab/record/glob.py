@@ -27,7 +27,7 @@ _DIGITS = 9
 @lru_cache(maxsize=1024)
 def compile_glob(glob: str) -> re.Pattern[str]:
     """The regular expression of a glob. Raises InputError for one that is malformed."""
-    alternatives = [_one(expanded) for expanded in _expand(glob)]
+    alternatives = [_one(expanded) for expanded in expand(glob)]
     return re.compile("|".join(f"(?:{a})" for a in alternatives))
 
 
@@ -99,7 +99,7 @@ def _one(glob: str) -> str:
     return "".join(parts)
 
 
-def _expand(glob: str) -> list[str]:
+def expand(glob: str) -> list[str]:
     """Brace alternatives, the first group first; numbers of a range keep no leading zeros."""
     if len(glob) > LONGEST:
         raise InputError(f"Site pattern {shown(glob)} has {len(glob)} characters, expected at most {LONGEST}")

@@ -112,11 +112,11 @@ def _picture(
         return Picture(alt, "", "no picture"), None
     pixels, num_nonfinite = read_image(path)
     note = NOT_FINITE if is_lost or num_nonfinite else ""
-    uri = _uri("png", path.read_bytes()) if fits else _thumbnail(chequered(pixels))
+    uri = _uri("png", path.read_bytes()) if fits else thumbnail(chequered(pixels))
     return Picture(f"{alt}, {note}" if note else alt, uri, note, fits), pixels.shape
 
 
-def _thumbnail(pixels: np.ndarray) -> str:
+def thumbnail(pixels: np.ndarray) -> str:
     """A data URI of a picture, at most SIDE pixels long; the same pixels give the same bytes."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))

@@ -56,6 +56,12 @@ def run(tmp_path, made):
     return make
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """What the page and its tables hold is tested in test_comparing.py."""
+    monkeypatch.setattr("precision_lab.cli.compare._write", lambda *_: None)
+
+
 @pytest.fixture
 def said(capsys, monkeypatch):
     monkeypatch.setattr("precision_lab.cli.terminal._WIDTH_OF_LOGS", 400)

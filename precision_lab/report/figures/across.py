@@ -1,0 +1,113 @@
+"""Runs beside each other: the growth of the main stream over the blocks, and where arrays differ from the base's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from precision_lab.analysis.across import Across
+from precision_lab.numerics.formats import FORMATS
+from precision_lab.numerics.rounding_share import unit
+from precision_lab.record.run import Run
+from precision_lab.report.figures import labels, style
+from precision_lab.report.figures.style import Absent, Drawing
+
+GROWTH = "Growth over the blocks, by run"
+DIFFERENCES = "Where arrays differ from the base"
+MOST_PANELS = 4
+_LEAST = 1e-9
+
+
+def draw_growth(found: Across) -> Drawing | Absent:
+    """The largest amax of each block's output on the main stream, a line for each run and a panel for each variant."""
+    runs = found.runs
+    lines = {name: _main_stream(run) for name, run in runs.items()}
+    names = [v for v in found.runs[found.base].manifest.variants if all(v in own for own in lines.values() if own)]
+    names = names[:MOST_PANELS]
+    drawn = {label: own for label, own in lines.items() if any(name in own for name in names)}
+    if not names or len(drawn) < 2:
+        return Absent(GROWTH, "Fewer than two of the runs have recorded the blocks of a stream.")
+    depths = {runs[label].layout.depth for label in drawn}
+    figure = style.new_figure(0.5 + 2.3 * -(-len(names) // 2), wspace=0.04, hspace=0.05)
+    grid = figure.subplots(-(-len(names) // 2), min(2, len(names)), squeeze=False)
+    values = [own[name].to_numpy() for own in drawn.values() for name in names if name in own]
+    limits = style.log_range(values)
+    looks = style.looks(list(drawn), found.base)
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, names, strict=False):
+        for label, own in drawn.items():
+            if name in own:
+                series, look = own[name], looks[label]
+                scale = max(runs[label].layout.depth - 1, 1) if len(depths) > 1 else 1
+                x = series.index.to_numpy(float) / scale
+                axes.plot(
+                    x, series.to_numpy(), color=look.colour, linestyle=look.line, linewidth=look.width, alpha=look.alpha
+                )
+        style.log_axis(axes, *limits)
+        axes.set_title(labels.shorten(name, 44))
+        axes.set_xlabel("relative depth" if len(depths) > 1 else "block")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("largest amax")
+    style.legend(figure, list(drawn), looks, {found.base: "base"})
+    caption = (
+        "The largest magnitude at the output of each block on the main stream, over all cases, steps and branches of a "
+        "run. A gap or a missing line: no finite value was recorded."
+    )
+    if len(depths) > 1:
+        caption += " The runs differ in depth, so the horizontal axis is the block over the number of blocks."
+    return Drawing("growth", GROWTH, figure, caption)
+
+
+def _main_stream(run: Run) -> dict[str, pd.Series]:
+    layout = run.layout
+    stream = layout.streams.get(layout.main_stream or "")
+    port = stream.port if stream else "out"
+    table = run.activations
+    table = table[(table["component"] == layout.default) & (table["port"] == port)]
+    table = table[[layout.is_block(layout.default, site) for site in table["site"]]]
+    if not len(table) or "amax" not in table:
+        return {}
+    whole = table[(table["num_nan"].fillna(0) + table["num_inf"].fillna(0)).astype(int) == 0]
+    grouped = whole.groupby(["variant", "block"])["amax"].max()
+    return {str(name): grouped[name] for name in grouped.index.get_level_values(0).unique()}
+
+
+def draw_differences(found: Across) -> Drawing | Absent:
+    """The relative difference of each array over the order of execution, a panel for each run beside the base."""
+    shown = {label: beside for label, beside in found.beside.items() if len(beside.rows)}
+    shown = {label: beside for label, beside in shown.items() if not beside.rows["equal"].all()}
+    if not shown:
+        return Absent(DIFFERENCES, "No array that is compared moment by moment differs.")
+    chosen = dict(list(shown.items())[:MOST_PANELS])
+    figure = style.new_figure(0.5 + 2.4 * len(chosen), hspace=0.05)
+    grid = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
+    names = list(dict.fromkeys(str(v) for beside in chosen.values() for v in beside.rows["variant"].unique()))[:7]
+    looks = style.looks(names, found.runs[found.base].reference)
+    for axes, (label, beside) in zip(grid, chosen.items(), strict=True):
+        _draw_run(axes, beside.rows, names, looks)
+        axes.set_title(labels.shorten(f"{label} against {found.base}", 80))
+        axes.set_ylabel("relative difference")
+    grid[-1].set_xlabel("order of execution")
+    style.legend(figure, names, looks, {})
+    caption = (
+        "The larger relative difference of amax and rms at each array of a generation, in order of execution; the "
+        f"largest over the cases. Equal arrays are drawn at {_LEAST:g}. Dashed: one unit of rounding of bfloat16, "
+        "float16 and float32."
+    )
+    return Drawing("differences", DIFFERENCES, figure, caption)
+
+
+def _draw_run(axes: Axes, rows: pd.DataFrame, names: list[str], looks: dict[str, style.Look]) -> None:
+    top = _LEAST * 10
+    for name in names:
+        own = rows[rows["variant"] == name]
+        if len(own):
+            size = own["size"].astype(float).replace(np.inf, np.nan).groupby(own["order"].astype(int)).max()
+            values = np.maximum(size.to_numpy(float), _LEAST)
+            top = max(top, float(np.nanmax(values, initial=top)))
+            axes.plot(size.index.to_numpy(), values, color=looks[name].colour, linewidth=0.8, alpha=0.85)
+    for fmt in ("bfloat16", "float16", "float32"):
+        axes.axhline(unit(FORMATS[fmt].name), color=style.MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
+    style.log_axis(axes, _LEAST / 2, top * 3)
