@@ -48,8 +48,8 @@ def content_of(file: Path) -> Any:
 def _needs(name: str, file: Path) -> tuple[str, str, str, str, str]:
     """Kind of weights, download, memory resident and streamed, licence."""
     lines = file.read_text("utf-8").splitlines()
-    stated = {match[1]: match[2] for match in map(_STATED.fullmatch, lines) if match}
-    licence, unknown = stated.get("Licence", UNKNOWN), ("yours", UNKNOWN, UNKNOWN, UNKNOWN)
+    facts = {match[1]: match[2] for match in map(_STATED.fullmatch, lines) if match}
+    licence, unknown = facts.get("Licence", UNKNOWN), ("yours", UNKNOWN, UNKNOWN, UNKNOWN)
     content = content_of(file)
     try:
         source: Any = located(OmegaConf.select(content, "model._target_"), f"model={name}")
@@ -60,28 +60,41 @@ def _needs(name: str, file: Path) -> tuple[str, str, str, str, str]:
         return (*unknown, licence)
     if needed is None:
         return (*unknown, licence)
-    return kind, stated.get("Download", download), _bytes(needed.resident), _bytes(needed.streamed), licence
+    return kind, facts.get("Download", download), _bytes(needed.resident), _bytes(needed.streamed), licence
 
 
 def _sizes(name: str, source: Any, settings: Any) -> tuple[str, str, Any]:
+    from precision_lab.model.text_to_image.sizes import sizes
     from precision_lab.synthetic import PRESETS
     from precision_lab.synthetic.checkpoint import weight_bytes
-    from precision_lab.synthetic.sizes import shape_of, sizes
 
     path, generated = settings.path, name.removesuffix(_SUFFIX)
     published = PRESETS[source.preset]
     if path is not None and path.startswith(_EMBEDDED):
         opened = source(path=path, base=settings.base)
         files = sum(each.stat().st_size for each in opened.folder().rglob("*.safetensors"))
-        return "trained by this project", f"none, has {_bytes(files)}", sizes(shape_of(opened, published))
+        configs = stated(opened, _configs(published, source))
+        return "trained by this project", f"none, has {_bytes(files)}", sizes(source.kind, configs)
     if path is not None and path.startswith(_ON_DEMAND):
         generated = path.removeprefix(_ON_DEMAND)
     elif path is not None:
-        return "published", f"{_bytes(weight_bytes(published))} *", sizes(published)
+        return "published", f"{_bytes(weight_bytes(published))} *", sizes(source.kind, _configs(published, source))
     shape = PRESETS.get(generated)
     if shape is None:
         return "yours", UNKNOWN, None
-    return "generated", f"none, writes {_bytes(weight_bytes(shape))} *", sizes(shape)
+    return "generated", f"none, writes {_bytes(weight_bytes(shape))} *", sizes(source.kind, _configs(shape, source))
+
+
+def _configs(shape: Any, source: Any) -> dict[str, Any]:
+    return {part: getattr(shape, part) for part in source.kind.modules}
+
+
+def stated(source: Any, like: dict[str, Any]) -> dict[str, Any]:
+    """The configurations of a source's checkpoint, of the classes of `like`.
+
+    Raises InputError for configurations that cannot be read.
+    """
+    return {part: source.opened.config(part, type(config)) for part, config in like.items()}
 
 
 def _bytes(count: int) -> str:

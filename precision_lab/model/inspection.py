@@ -51,7 +51,7 @@ class Reader:
 
     def transformer(self, config: Any) -> nn.Module:
         """The transformer of a configuration, with no values yet."""
-        return self.source.kind.transformer_class(config)
+        return self.source.kind.modules["transformer"](config)
 
 
 class Part(NamedTuple):

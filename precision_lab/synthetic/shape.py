@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mlx.nn as nn
-
 from precision_lab.model.language_body_config import LanguageBodyConfig
 from precision_lab.synthetic.statistics import BiasStatistics
 from precision_lab.synthetic.tensors import Source, Tensor
@@ -35,10 +33,6 @@ class Shape(ABC):
     @abstractmethod
     def tensors(self, source: Source) -> dict[str, list[Tensor]]:
         """The tensors of every component, not drawn yet."""
-
-    @abstractmethod
-    def modules(self) -> Mapping[str, nn.Module]:
-        """The modules that a run loads, by component. Their arrays are not evaluated."""
 
     @abstractmethod
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

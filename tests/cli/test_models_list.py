@@ -7,9 +7,9 @@ from mlx.utils import tree_flatten
 from precision_lab import cli
 from precision_lab.cli import listing
 from precision_lab.cli.paths import option_files
+from precision_lab.model.text_to_image.sizes import sizes
 from precision_lab.synthetic import PRESETS
 from precision_lab.synthetic.checkpoint import make, weight_bytes
-from precision_lab.synthetic.sizes import shape_of, sizes
 from precision_lab.synthetic.source import QwenImage, QwenImage21
 
 MODELS = {"micro": QwenImage, "micro_21": QwenImage21}
@@ -21,7 +21,8 @@ def test_the_memory_is_that_of_the_loaded_modules(name):
     pipeline = source.opened.pipeline(mx.float32)
     parts = pipeline.transformer, pipeline.text_encoder, pipeline.vae
     loaded = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
-    assert sizes(shape_of(source, PRESETS[source.preset])).resident == loaded
+    configs = listing.stated(source, listing._configs(PRESETS[source.preset], source))
+    assert sizes(source.kind, configs).resident == loaded
 
 
 def test_the_files_that_are_written_are_as_large(tmp_path):
@@ -34,19 +35,19 @@ def test_the_files_that_are_written_are_as_large(tmp_path):
 @pytest.mark.slow
 def test_the_published_totals():
     """The parameters of the transformer and the language body, and the bytes of the files."""
-    for preset, count in (("full", 20_430_401_088), ("full_21", 7_115_124_736)):
-        transformer = PRESETS[preset].modules()["transformer"]
+    for preset, source, count in (("full", QwenImage, 20_430_401_088), ("full_21", QwenImage21, 7_115_124_736)):
+        transformer = source.kind.modules["transformer"](PRESETS[preset].transformer)
         assert sum(array.size for _, array in tree_flatten(transformer.parameters())) == count
-    language = PRESETS["full"].modules()["text_encoder"]
+    language = QwenImage.kind.modules["text_encoder"](PRESETS["full"].text_encoder)
     assert sum(array.size for _, array in tree_flatten(language.parameters())) == 7_070_619_136
     assert weight_bytes(PRESETS["full"]) / 1e9 == pytest.approx(57.7, abs=0.05)
     vae_in_fp32 = 2 * 337_740_404
     assert (weight_bytes(PRESETS["full_21"]) + vae_in_fp32) / 1e9 == pytest.approx(33.1, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["micro_21", "blocks"])
-def test_streaming_holds_two_blocks(name):
-    needed = sizes(PRESETS[name])
+@pytest.mark.parametrize(("name", "source"), [("micro_21", QwenImage21), ("blocks", QwenImage)])
+def test_streaming_holds_two_blocks(name, source):
+    needed = sizes(source.kind, listing._configs(PRESETS[name], source))
     assert 0 < needed.streamed <= needed.resident
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import mlx.core as mx
@@ -39,7 +41,9 @@ class Checkpoint(checkpoint.Checkpoint):
     """
 
     kinds: ClassVar[Kinds] = KINDS
-    transformer_class: ClassVar[type[nn.Module]] = Transformer
+    modules: ClassVar[Mapping[str, type[nn.Module]]] = MappingProxyType(
+        {"transformer": Transformer, "text_encoder": TextEncoder, "vae": VAE}
+    )
 
     inflate: float = 1.0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import mlx.core as mx
@@ -34,7 +36,9 @@ class Checkpoint(checkpoint.Checkpoint):
     """A folder in the layout of Qwen/Qwen-Image-2.1 (see `text_to_image.checkpoint.Checkpoint`)."""
 
     kinds: ClassVar[Kinds] = KINDS
-    transformer_class: ClassVar[type[nn.Module]] = Transformer
+    modules: ClassVar[Mapping[str, type[nn.Module]]] = MappingProxyType(
+        {"transformer": Transformer, "text_encoder": TextEncoder, "vae": VAE}
+    )
     tokenizer_folder: ClassVar[str] = "processor"
 
     def transformer(self, dtype: mx.Dtype) -> Transformer:

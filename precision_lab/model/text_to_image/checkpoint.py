@@ -58,8 +58,8 @@ class Checkpoint:
 
     kinds: ClassVar[Kinds]
     """The classes that the subclass reads."""
-    transformer_class: ClassVar[type[nn.Module]]
-    """The module of the transformer, which takes its configuration."""
+    modules: ClassVar[Mapping[str, type[nn.Module]]]
+    """The module of each component, which takes its configuration."""
     tokenizer_folder: ClassVar[str] = "tokenizer"
 
     folder: Path

@@ -8,14 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mlx.nn as nn
-
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.config import TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image.prompt import TEMPLATE
-from precision_lab.model.qwen_image.text_encoder import TextEncoder
-from precision_lab.model.qwen_image.transformer import Transformer
-from precision_lab.model.qwen_image.vae import VAE
 from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, SchedulerConfig
 from precision_lab.synthetic import card, tokenizer
 from precision_lab.synthetic.configs import diffusers, model_index
@@ -80,13 +75,6 @@ class QwenImageShape(Shape):
             raise InputError("shape: num_layers, num_hidden_layers and max_shard_bytes must be at least 1")
         if transformer.dim < 8 or text.hidden_size < 8:
             raise InputError(f"shape: widths {transformer.dim} and {text.hidden_size}, expected at least 8")
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {
-            "text_encoder": TextEncoder(self.text_encoder),
-            "transformer": Transformer(self.transformer),
-            "vae": VAE(self.vae),
-        }
 
     def tensors(self, source: Source) -> dict[str, list[Tensor]]:
         norm = OutputNorm.draw(source, self.text_encoder.hidden_size)

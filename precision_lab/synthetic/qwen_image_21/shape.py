@@ -7,14 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mlx.nn as nn
-
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image_21.config import TextEncoderConfig, TransformerConfig, VAEConfig
 from precision_lab.model.qwen_image_21.prompt import TEMPLATE
-from precision_lab.model.qwen_image_21.text_encoder import TextEncoder
-from precision_lab.model.qwen_image_21.transformer import Transformer
-from precision_lab.model.qwen_image_21.vae import VAE
 from precision_lab.model.text_to_image.scheduler import QWEN_IMAGE, SchedulerConfig
 from precision_lab.synthetic import card, processor
 from precision_lab.synthetic.configs import diffusers, model_index
@@ -66,13 +61,6 @@ class QwenImage21Shape(Shape):
             )
         if self.max_shard_bytes < 1:
             raise InputError(f"shape: max_shard_bytes {self.max_shard_bytes}, expected at least 1")
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {
-            "text_encoder": TextEncoder(self.text_encoder),
-            "transformer": Transformer(self.transformer),
-            "vae": VAE(self.vae),
-        }
 
     def tensors(self, source: Source) -> dict[str, list[Tensor]]:
         return {

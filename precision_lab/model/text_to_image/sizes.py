@@ -1,14 +1,15 @@
-"""The memory that the weights of a shape need, counted from the shapes of its tensors; no array is computed."""
+"""The memory that the weights of a checkpoint need, counted from the shapes of its modules; no array is computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from precision_lab.model.text_to_image.source import Source
-from precision_lab.synthetic.shape import Shape
+from precision_lab.model.text_to_image.checkpoint import Checkpoint
 
 _BLOCKS = {"text_encoder": "layers", "transformer": "transformer_blocks"}
 """The list of each component that paging reads block by block."""
@@ -27,22 +28,13 @@ class Sizes:
     streamed: int
 
 
-def sizes(shape: Shape) -> Sizes:
-    """The sizes that a run of a checkpoint of this shape holds."""
-    modules = shape.modules()
+def sizes(kind: type[Checkpoint], configs: Mapping[str, Any]) -> Sizes:
+    """The sizes that a run of a checkpoint with these configurations, by component, holds."""
+    modules = {part: module(configs[part]) for part, module in kind.modules.items()}
     resident = sum(map(_nbytes, modules.values()))
     paged = [[_nbytes(block) for block in modules[part][name]] for part, name in _BLOCKS.items()]
     held = max(_AT_ONCE * max(blocks) for blocks in paged)
     return Sizes(resident, min(resident, resident - sum(map(sum, paged)) + held))
-
-
-def shape_of(source: Source, published: Shape) -> Shape:
-    """The shape of the checkpoint of a source, as its configurations state it.
-
-    published: of the same model. Raises InputError for configurations that cannot be read.
-    """
-    parts = {part: source.opened.config(part, type(getattr(published, part))) for part in source.dtyped}
-    return replace(published, **parts)  # type: ignore[type-var]
 
 
 def _nbytes(module: nn.Module) -> int:
