@@ -64,7 +64,6 @@ def _needs(name: str, file: Path) -> tuple[str, str, str, str, str]:
 
 
 def _sizes(name: str, source: Any, settings: Any) -> tuple[str, str, Any]:
-    from precision_lab.model.text_to_image.sizes import sizes
     from precision_lab.synthetic import PRESETS
     from precision_lab.synthetic.checkpoint import weight_bytes
 
@@ -74,15 +73,15 @@ def _sizes(name: str, source: Any, settings: Any) -> tuple[str, str, Any]:
         opened = source(path=path, base=settings.base)
         files = sum(each.stat().st_size for each in opened.folder().rglob("*.safetensors"))
         configs = stated(opened, _configs(published, source))
-        return "trained by this project", f"none, has {_bytes(files)}", sizes(source.kind, configs)
+        return "trained by this project", f"none, has {_bytes(files)}", source.sizes(configs)
     if path is not None and path.startswith(_ON_DEMAND):
         generated = path.removeprefix(_ON_DEMAND)
     elif path is not None:
-        return "published", f"{_bytes(weight_bytes(published))} *", sizes(source.kind, _configs(published, source))
+        return "published", f"{_bytes(weight_bytes(published))} *", source.sizes(_configs(published, source))
     shape = PRESETS.get(generated)
     if shape is None:
         return "yours", UNKNOWN, None
-    return "generated", f"none, writes {_bytes(weight_bytes(shape))} *", sizes(source.kind, _configs(shape, source))
+    return "generated", f"none, writes {_bytes(weight_bytes(shape))} *", source.sizes(_configs(shape, source))
 
 
 def _configs(shape: Any, source: Any) -> dict[str, Any]:

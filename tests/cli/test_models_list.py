@@ -7,7 +7,6 @@ from mlx.utils import tree_flatten
 from precision_lab import cli
 from precision_lab.cli import listing
 from precision_lab.cli.paths import option_files
-from precision_lab.model.text_to_image.sizes import sizes
 from precision_lab.synthetic import PRESETS
 from precision_lab.synthetic.checkpoint import make, weight_bytes
 from precision_lab.synthetic.source import QwenImage, QwenImage21
@@ -22,7 +21,7 @@ def test_the_memory_is_that_of_the_loaded_modules(name):
     parts = pipeline.transformer, pipeline.text_encoder, pipeline.vae
     loaded = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
     configs = listing.stated(source, listing._configs(PRESETS[source.preset], source))
-    assert sizes(source.kind, configs).resident == loaded
+    assert source.sizes(configs).resident == loaded
 
 
 def test_the_files_that_are_written_are_as_large(tmp_path):
@@ -47,7 +46,7 @@ def test_the_published_totals():
 
 @pytest.mark.parametrize(("name", "source"), [("micro_21", QwenImage21), ("blocks", QwenImage)])
 def test_streaming_holds_two_blocks(name, source):
-    needed = sizes(source.kind, listing._configs(PRESETS[name], source))
+    needed = source.sizes(listing._configs(PRESETS[name], source))
     assert 0 < needed.streamed <= needed.resident
 
 

@@ -21,6 +21,7 @@ from precision_lab.model.stored.locating import lone_weights
 from precision_lab.model.text_to_image.checkpoint import Checkpoint, locate
 from precision_lab.model.text_to_image.pipeline import Dtypes
 from precision_lab.model.text_to_image.settings import Settings
+from precision_lab.model.text_to_image.sizes import Sizes, sizes
 from precision_lab.model.text_to_image.subject import Case, TextToImage
 from precision_lab.recipes.naming import Naming
 from precision_lab.record import manifest
@@ -104,6 +105,11 @@ class Source:
             raise InputError(f"model.inputs is {self.inputs!r}, expected {STORED} or null")
         if not isinstance(self.stream, bool):
             raise InputError(f"model.stream is {self.stream!r}, expected true or false")
+
+    @classmethod
+    def sizes(cls, configs: Mapping[str, Any]) -> Sizes:
+        """The memory of a run of a checkpoint with these configurations, by component."""
+        return sizes(cls.kind, configs)
 
     def folder(self) -> Path:
         """The folder of the checkpoint or, of weights alone, that of their base; downloaded if necessary.
