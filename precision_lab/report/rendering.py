@@ -74,7 +74,7 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any
     return environment.get_template(template).render(
         css=css,
         policy=embedding.policy((*embedding.FIRST, *names)),
-        first=embedding.scripts(embedding.FIRST),
+        opening_scripts=embedding.scripts(embedding.FIRST),
         embedded=Markup("\n").join((embedding.data(data or {}), embedding.scripts(names))),
         **content,
     )

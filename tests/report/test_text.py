@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from precision_lab.report import write
 from precision_lab.report.embedding import ALWAYS, FIRST, source
 from precision_lab.report.figures import style
+from precision_lab.report.gallery import SCRIPTS
 from precision_lab.report.page import EXPLORER
 
 HOSTILE = "$5 and $6 of [matmul] <script>alert(1)</script> {{ 7*7 }} $\\frac{1$ ${oops}$"
@@ -35,7 +36,7 @@ def hostile_run(small_run):
 
 def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
     page = write(hostile_run).read_text(encoding="utf-8")
-    for name in (*FIRST, *ALWAYS, *EXPLORER):
+    for name in (*FIRST, *ALWAYS, *EXPLORER, *SCRIPTS):
         page = page.replace(f"<script>{source(name)}</script>", "", 1)
     assert "<script>" not in page
     claims = len(json.loads((hostile_run / "manifest.json").read_text())["claims"])

@@ -117,7 +117,8 @@ def _ordered(rows: Mapping[str, pd.DataFrame], view: View) -> pd.DataFrame:
         outputs = [block_outputs(every.assign(step=0), layout, stream) for stream in layout.streams]
     else:
         inside = every[(every["component"] == layout.default) & (every["port"] == "out") & every["block"].notna()]
-        outputs = [inside[[layout.is_block(layout.default, site) for site in inside["site"]]]]
+        blocks = [layout.is_block(layout.default, site) for site in inside["site"]]
+        outputs = [inside[np.array(blocks, dtype=bool)]]
     every = every.assign(output=np.nan)
     for at, own in enumerate(outputs):
         every.loc[_same(every, own), "output"] = at
