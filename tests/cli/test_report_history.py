@@ -55,9 +55,9 @@ def test_draws_into_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "run=DIR, the folder of a run, sweep=DIR"),
+        ([], "run=DIR, the folder of a run, runs=DIR, a folder of runs, sweep=DIR"),
         (["run={}", "history={}/gate.csv"], "one of them"),
-        (["run={}", "out={}"], "out= belongs to history"),
+        (["run={}", "out={}"], "out= belongs to runs= and history=FILE"),
         (["history={}"], "is a folder"),
         (["history={}/none.csv"], "no such file"),
         (["history={}/other.csv"], "has the columns a,b"),

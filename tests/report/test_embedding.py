@@ -49,7 +49,9 @@ def test_an_unknown_script_is_an_error():
 
 
 def test_the_policy_names_each_script_of_a_page_by_its_digest():
-    page = render("history.html", scripts=("echarts.min.js",), data={"d": HOSTILE}, name="x", runs=0, sites=0)
+    moment = {"time": "", "commit": ""}
+    content = {"name": "x", "runs": 0, "sites": 0, "first": moment, "last": moment}
+    page = render("history.html", scripts=("echarts.min.js",), data={"d": HOSTILE}, **content)
     allowed = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page)[1])
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == len(embedding.FIRST) + len(embedding.ALWAYS) + 1

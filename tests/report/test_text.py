@@ -39,9 +39,11 @@ def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
     for name in (*FIRST, *ALWAYS, *EXPLORER, *SCRIPTS):
         page = page.replace(f"<script>{source(name)}</script>", "", 1)
     assert "<script>" not in page
-    claims = len(json.loads((hostile_run / "manifest.json").read_text())["claims"])
-    assert page.count(ESCAPED) == 3 * claims + 5, (
-        "claims, concluded on too, and sources; prompt, error, checkpoint, in the question too, configuration"
+    manifest = json.loads((hostile_run / "manifest.json").read_text())
+    claims, cases = len(manifest["claims"]), len(manifest["seeds"])
+    assert page.count(ESCAPED) == 3 * claims + 5 + cases, (
+        "claims, concluded on too, and sources; prompt, error, checkpoint, in the question too, configuration; the "
+        "choice of a case in the viewer"
     )
 
 
