@@ -267,9 +267,13 @@ def print_collected(
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Short names of folders: the last part of each path, or the whole path if that is ambiguous."""
+    """Short names of folders: the last part of each path, or the whole path if that is ambiguous.
+
+    A folder that is listed again has its place in the list too: a run may be compared with itself.
+    """
     names = [path.name for path in paths]
-    return [path.name if names.count(path.name) == 1 else str(path) for path in paths]
+    whole = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
+    return [f"{name} ({at + 1})" if name in whole[:at] else name for at, name in enumerate(whole)]
 
 
 def with_addresses(changes: pd.DataFrame, layout: Layout) -> pd.DataFrame:

@@ -412,7 +412,7 @@ def test_models_lists_and_makes(lab, tmp_path):
     code, out, _ = lab("models", quick=False)
     assert code == 0
     assert "qwen_image" in out
-    assert "synthetic://micro" in out
+    assert "model=micro_synthetic" in out
     code, _, _ = lab("models", "make=micro", f"to={tmp_path}/made", "seed=5", quick=False)
     assert code == 0
     assert (tmp_path / "made" / "model_index.json").is_file()

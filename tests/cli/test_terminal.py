@@ -14,7 +14,7 @@ from rich.text import Text
 
 from precision_lab.analysis.gate.violation import Findings, Violation
 from precision_lab.analysis.summary import summarize
-from precision_lab.cli import device, models, prove, verdict
+from precision_lab.cli import device, listing, prove, verdict
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.progress import Lines, showing
 from precision_lab.cli.summary import print_summary
@@ -158,7 +158,11 @@ def test_the_widths_and_answers_of_a_device_fit(width):
     evidence = "bfloat16, n 65536: 7.98 bits (accumulator_bits); partial sums of [4, 8] rows keep no more"
     op = {"op": "quantized_matmul affine 4-bit", "bits": {"float32": 23.9, "bfloat16": 7.98}, "verdict": "refuted"}
     finding = {"op": op["op"], "property": "rounds_what", "answer": "q*scale, scores, probabilities"}
+    check = {"name": "quantised_8bit_4096_rows", "verdict": "present", "title": "rows beyond 4,096 are wrong"}
     record = {
+        "checks": [
+            {**check, "measured": "12 of 40,000 rows differ", "links": ["https://github.com/ml-explore/mlx/issues/1"]}
+        ],
         "environment": {"device": "AMD EPYC 9354 32-Core Processor, revision 1", "backend": "cpu", "mlx": "0.32.1"},
         "s6": {"ops": [{**op, "evidence": evidence}]},
         "findings": [{**finding, "dtype": dtype} for dtype in ("float32", "bfloat16", "float16")],
@@ -167,7 +171,7 @@ def test_the_widths_and_answers_of_a_device_fit(width):
     text = printed(width, lambda console: device._print(record, console))
     lines_that_fit(text, width)
     words = text.replace("\n", " ").split()
-    assert {"[4,", "8]", "7.98", "refuted", "probabilities"} <= set(words)
+    assert {"[4,", "8]", "7.98", "refuted", "probabilities", "present"} <= set(words)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -178,7 +182,7 @@ def test_the_lists_of_prove_and_models_fit(width, names):
     text = printed(width, lambda console: prove._print(rows, "micro, 3 draws, fp32", console))
     lines_that_fit(text, width)
     assert text.count("1.23e-05") == len(names)
-    text = printed(width, models._list)
+    text = printed(width, listing.show)
     lines_that_fit(text, width)
     assert "model=transformer_synthetic" in text
 
