@@ -66,8 +66,11 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def _is_one_edit(one: str, other: str) -> bool:
-    """Whether a character more or less, another one, or two neighbours exchanged make one name the other."""
-    if abs(len(one) - len(other)) > 1:
+    """Whether a character more or less, another one, or two neighbours exchanged make one name the other.
+
+    Not where nothing would be left in common: no name, or one other letter.
+    """
+    if abs(len(one) - len(other)) > 1 or len(one) + len(other) <= 2:
         return False
     start = 0
     while start < min(len(one), len(other)) and one[start] == other[start]:

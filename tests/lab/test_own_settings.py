@@ -124,7 +124,7 @@ def test_a_lost_reference_is_made_again(spec, monkeypatch):
         def advance(self, amount, label):
             super().advance(amount, label)
             made.append(label)
-            if label == "static":
+            if label.startswith("static,"):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -174,7 +174,7 @@ def test_remarks_are_in_the_manifest_and_on_the_terminal(spec):
     said.append("sampler.negative_prompt 'blurred' is ignored without guidance")
     progress = Quiet()
     run(dataclasses.replace(one, teacher=TeacherSpec()), progress)
-    assert progress.notes == said
+    assert [note for note in progress.notes if note in said] == said
     assert Manifest.read(one.out).notes == said
     other = plan(spec([Variant("a", "bfloat16", settings={"guidance_scale": 1.0})])).notes
     assert other == [f"a: {said[0]}"]

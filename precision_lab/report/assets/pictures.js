@@ -74,6 +74,8 @@
       label.textContent = `${label.dataset.of.toUpperCase()}: ${img.dataset.variant}${note}`;
     }
     found = null;
+    part("measure").textContent = "";
+    for (const name of ["max", "mean"]) delete part("measure").dataset[name];
     arrange();
     const [first, second] = await Promise.all([a, b].map((img) => pixels(img)));
     if (a !== chosen("a") || b !== chosen("b")) return; // another choice since then
