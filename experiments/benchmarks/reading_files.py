@@ -71,10 +71,10 @@ def shapes_of(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 class Noise:
-    """Bytes without structure, as many as are asked for."""
+    """Bytes without structure, as many as are asked for, of which any two are a finite float16."""
 
     def __init__(self) -> None:
-        self._bytes = np.random.default_rng(0).integers(0, 256, PIECE, np.uint8).tobytes()
+        self._bytes = np.random.default_rng(0).integers(0, 0x7C, PIECE, np.uint8).tobytes()
 
     def write(self, file: Any, count: int) -> None:
         for _ in range(count // PIECE):

@@ -6,7 +6,7 @@ raises a one-line error instead of a crash in the middle of a run. Tensors stay 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from precision_lab.errors import InputError, first_line, nearest
 from precision_lab.model import foreign, mflux
 from precision_lab.model.headers import Header, check_header
 from precision_lab.model.stored.base import StoredWeights
+from precision_lab.model.stored.finite import Scales, of_packed
 from precision_lab.model.stored.linears import stored_linears
 from precision_lab.model.stored_quantization import quantized_modules
 from precision_lab.record.files import parse_json
@@ -115,8 +116,8 @@ class WeightFiles(StoredWeights):
         names = {name: new for new, name in published.items()}
         return cls(source=folder, config=config, metadata=metadata, names=names, headers=headers)
 
-    def read(self) -> dict[str, mx.array]:
-        """All tensors under their published names, lazily loaded; each call returns new arrays."""
+    def _read(self) -> dict[str, mx.array]:
+        """All tensors under their published names, lazily loaded."""
         tensors: dict[str, mx.array] = {}
         for file in self.headers:
             try:
@@ -126,26 +127,30 @@ class WeightFiles(StoredWeights):
             tensors |= {self.names[name]: tensor for name, tensor in loaded.items() if name in self.names}
         return tensors
 
+    def _scales(self) -> Mapping[str, Scales]:
+        shapes = self.shapes()
+        return of_packed({name: (entry["dtype"], shapes[name]) for name, _, entry in self._entries()})
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            self.names[name]: tuple(entry["shape"])
-            for header in self.headers.values()
-            for name, entry in header.tensors.items()
-            if name in self.names
-        }
+        return {name: tuple(entry["shape"]) for name, _, entry in self._entries()}
 
     def extents(self) -> dict[str, Extent]:
         """The file, offset and size in bytes of every tensor, under its published name."""
         places = {}
+        for name, file, entry in self._entries():
+            begin, end = entry["data_offsets"]
+            places[name] = Extent(file, self.headers[file].data + begin, end - begin)
+        return places
+
+    def _entries(self) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
+        """The published name of each tensor, its file and its entry in the header."""
         for file, header in self.headers.items():
             for name, entry in header.tensors.items():
                 if name in self.names:
-                    begin, end = entry["data_offsets"]
-                    places[self.names[name]] = Extent(file, header.data + begin, end - begin)
-        return places
+                    yield self.names[name], file, entry
 
 
-def read(folder: Path) -> dict[str, mx.array]:
+def read(folder: Path) -> MutableMapping[str, mx.array]:
     """All tensors of a component under their published names, lazily loaded. Raises InputError like `open`."""
     return WeightFiles.open(folder).read()
 

@@ -75,6 +75,10 @@ def test_values_are_those_of_comfy_kitchen(tmp_path, name, case):
     weight = adversarial(np.random.default_rng(2))[case]
     tensors, expected = quantised(in_torch(weight), name)
     save_file(tensors, tmp_path / "a.safetensors")
+    if (name, case) == ("nvfp4", "zero"):  # comfy-kitchen divides zero by zero
+        with pytest.raises(InputError, match=f"{LINEAR}.weight_scale has the scale nan in block 0"):
+            decoded(tmp_path / "a.safetensors", weight.shape)
+        return
     values, coding, arrays, _ = decoded(tmp_path / "a.safetensors", weight.shape)
     if name == "nvfp4":
         elements = Nvfp4(tensor_scale=False).decode(arrays)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from precision_lab.errors import InputError
 from precision_lab.model.stored.bitsandbytes import BitsandbytesFolder
+from tests.model.poisoned import check_array
 from tests.model.stored_files import fp32, micro_tensors, write_nf4
 
 pytest.importorskip("bitsandbytes")
@@ -40,6 +41,12 @@ def test_linears_decode_as_in_bitsandbytes(tmp_path, nested, shards):
     assert read.keys() == tensors.keys() - values.keys()
     for name, array in read.items():
         np.testing.assert_array_equal(fp32(array), tensors[name].float().numpy())
+
+
+def test_a_magnitude_that_is_not_finite_is_refused_when_it_is_read(tmp_path):
+    weight = torch.tensor(np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32))
+    write_nf4(tmp_path / "a", {f"{PATH}.weight": weight}, {}, nested=False)
+    check_array(tmp_path / "a", f"{PATH}.absmax", "F32", f"{PATH}.weight.absmax")
 
 
 @pytest.fixture(scope="module")

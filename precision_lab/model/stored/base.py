@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from precision_lab.device.page_cache import Extent
 from precision_lab.model.codings.base import Coding, Inputs
+from precision_lab.model.stored.finite import Checked, Scales
 from precision_lab.numerics.packing import Quantization
 
 
@@ -62,6 +63,8 @@ class StoredWeights(ABC):
     input_scales: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     partial: bool = False
+    _sound: set[str] = field(default_factory=set, repr=False, compare=False)
+    """The tensors whose scales were read and are finite."""
 
     def without_inputs(self) -> Self:
         """The same weights, without the rounding of inputs; its scales are left out."""
@@ -78,20 +81,32 @@ class StoredWeights(ABC):
     def files(self) -> tuple[Path, ...]:
         """The weight files, whose contents the fingerprint covers."""
 
-    @abstractmethod
     def read(self) -> MutableMapping[str, mx.array]:
         """All tensors under their published names; each call returns new arrays.
 
-        A tensor is read when its array is evaluated, or when it is taken from the mapping.
+        A tensor is read when its array is evaluated, or when it is taken from the mapping. Taking one for the first
+        time raises InputError if its scales are not finite (see `stored.finite`).
         """
+        return Checked(self._read(), self._scales(), self.extents, self._sound)
 
     def templates(self, paged: str) -> MutableMapping[str, mx.array]:
         """As `read`; tensors whose names begin with `paged` may be unevaluated zeros of their shape and dtype.
 
-        The loader of a paged model asks for these, because it drops the tensors of the blocks unused. A reader whose
-        arrays are read when they are made overrides this.
+        The loader of a paged model asks for these, because it drops the tensors of the blocks unused.
         """
-        return self.read()
+        return Checked(self._templates(paged), self._scales(), self.extents, self._sound, paged)
+
+    @abstractmethod
+    def _read(self) -> MutableMapping[str, mx.array]:
+        """As `read`, nothing checked."""
+
+    def _templates(self, paged: str) -> MutableMapping[str, mx.array]:
+        """As `templates`, nothing checked. A reader whose arrays are read when they are made overrides this."""
+        return self._read()
+
+    def _scales(self) -> Mapping[str, Scales]:
+        """Where scales are that have not been checked yet, by the published names of tensors."""
+        return {}
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:

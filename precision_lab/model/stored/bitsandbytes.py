@@ -20,6 +20,7 @@ from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, inline, shown
 from precision_lab.model.codings.nf4 import NESTED, NUMBERS, SIZES, Nf4, dynamic_map
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
+from precision_lab.model.stored.finite import Scales
 from precision_lab.model.stored.formatted import read_shards
 from precision_lab.record.files import parse_json
 from precision_lab.record.safetensors import Entry, check_extents
@@ -93,7 +94,7 @@ class BitsandbytesFolder(StoredWeights):
     def files(self) -> tuple[Path, ...]:
         return tuple(sorted({entry.file for entry in self._entries.values()}))
 
-    def read(self) -> MutableMapping[str, mx.array]:
+    def _read(self) -> MutableMapping[str, mx.array]:
         loaded: dict[str, mx.array] = {}
         for file in self.files:
             try:
@@ -109,6 +110,10 @@ class BitsandbytesFolder(StoredWeights):
             if path in self._offsets:
                 tensors[f"{path}.nested_offset"] = mx.array(self._offsets[path])
         return tensors
+
+    def _scales(self) -> Mapping[str, Scales]:
+        plain = (path for path in self.linears if path not in self._offsets)
+        return {f"{path}.absmax": Scales.alone("F32", f"{path}.weight.absmax") for path in plain}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         weights = {f"{path}.weight": linear.shape for path, linear in self.linears.items()}

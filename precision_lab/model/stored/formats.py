@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -48,13 +49,15 @@ class Stored(NamedTuple):
     """A linear in a format of its file.
 
     form: the name of the format. arrays: those of `linear`, by name. inputs: the last parts of the names of the scales
-    that `linear.inputs` has.
+    that `linear.inputs` has. blocks: the types of arrays of scales that are checked when they are read, by their names;
+    there are many.
     """
 
     form: str
     linear: StoredLinear
     arrays: Mapping[str, Made]
     inputs: tuple[str, ...] = ()
+    blocks: Mapping[str, str] = MappingProxyType({})
 
 
 def no_scale(_: mx.array) -> mx.array:
@@ -107,8 +110,9 @@ class Layer:
         Raises InputError unless that is one of `counts` and all are finite: one scale spoils a whole tensor or row.
         """
         values = self._numbers(name, *counts)
-        if not np.isfinite(values).all():
-            raise self.wrong(name, "expected finite numbers")
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if wrong.size:
+            raise self.wrong(name, f"with {values[wrong[0]]:g} at {wrong[0]}, expected finite numbers")
         return len(values)
 
     def number(self, name: str) -> float:
@@ -187,7 +191,7 @@ def _nvfp4(layer: Layer, codes: Made, scales: Made, multiple: int) -> Stored:
     arrays = {"weight": codes, "scales": scales, "tensor_scale": tensor_scale}
     packing = NVFP4._replace(tensor_scale=True)
     linear = StoredLinear(packing, (outputs, 2 * half), tuple(arrays), inputs, multiple)
-    return Stored("nvfp4", linear, arrays, ("input_scale",) if given else ())
+    return Stored("nvfp4", linear, arrays, ("input_scale",) if given else (), {"scales": "F8_E4M3"})
 
 
 def mxfp8(layer: Layer) -> Stored:
@@ -199,7 +203,7 @@ def mxfp8(layer: Layer) -> Stored:
         "scales": Made("weight_scale", lambda scales: _untiled(scales, outputs, groups)),
     }
     linear = StoredLinear(MXFP8, (outputs, channels), tuple(arrays), Mxfp8Inputs(), multiple=32)
-    return Stored("mxfp8", linear, arrays)
+    return Stored("mxfp8", linear, arrays, blocks={"scales": "F8_E8M0"})
 
 
 def int8(layer: Layer) -> Stored:

@@ -12,6 +12,7 @@ import mlx.core as mx
 from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, inline
 from precision_lab.model.stored.base import StoredWeights
+from precision_lab.model.stored.finite import Scales
 from precision_lab.model.stored.formats import Stored, no_scale
 from precision_lab.record.safetensors import Entry, read_entries
 
@@ -37,7 +38,7 @@ class FormattedWeights(StoredWeights):
     def files(self) -> tuple[Path, ...]:
         return tuple(sorted({entry.file for entry in (*self._entries.values(), *self._parts.values())}))
 
-    def read(self) -> MutableMapping[str, mx.array]:
+    def _read(self) -> MutableMapping[str, mx.array]:
         read: dict[str, mx.array] = {}
         for file in self.files:
             try:
@@ -53,6 +54,13 @@ class FormattedWeights(StoredWeights):
             for name, (tensor, convert) in stored.arrays.items():
                 tensors[f"{path}.{name}"] = convert(read[f"{self._prefix}{path}.{tensor}"])
         return tensors
+
+    def _scales(self) -> Mapping[str, Scales]:
+        return {
+            f"{path}.{array}": Scales.alone(kind, f"{path}.{stored.arrays[array].tensor}")
+            for path, stored in self._stored.items()
+            for array, kind in stored.blocks.items()
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         weights = {f"{path}.weight": linear.shape for path, linear in self.linears.items()}

@@ -19,6 +19,7 @@ from precision_lab.model.codings.gguf.blocks import BlockFormat
 from precision_lab.model.codings.gguf.small import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from precision_lab.model.codings.gguf.super_blocks import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
+from precision_lab.model.stored.finite import Scales
 from precision_lab.record import gguf
 
 ARCHITECTURE = "qwen_image"
@@ -78,11 +79,11 @@ class GgufFile(StoredWeights):
     def files(self) -> tuple[Path, ...]:
         return (self.source,)
 
-    def read(self) -> MutableMapping[str, mx.array]:
+    def _read(self) -> MutableMapping[str, mx.array]:
         """All tensors by name, each read when it is first taken."""
         return _Tensors(self.source, self._tensors, self._packed())
 
-    def templates(self, paged: str) -> MutableMapping[str, mx.array]:
+    def _templates(self, paged: str) -> MutableMapping[str, mx.array]:
         return _Tensors(self.source, self._tensors, self._packed(), paged)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,6 +91,13 @@ class GgufFile(StoredWeights):
 
     def extents(self) -> dict[str, Extent]:
         return {name: Extent(self.source, tensor.begin, tensor.size) for name, tensor in self._tensors.items()}
+
+    def _scales(self) -> Mapping[str, Scales]:
+        return {
+            name: Scales("F16", form.size, form.halves)
+            for name, tensor in self._tensors.items()
+            if (form := FORMATS.get(tensor.kind)) is not None
+        }
 
     def _packed(self) -> frozenset[str]:
         return frozenset(f"{path}.weight" for path in self.linears)

@@ -60,10 +60,10 @@ class SplitWeights(StoredWeights):
     def files(self) -> tuple[Path, ...]:
         return self._whole.files
 
-    def read(self) -> MutableMapping[str, mx.array]:
+    def _read(self) -> MutableMapping[str, mx.array]:
         return _Tensors(self._whole.read(), self._rows)
 
-    def templates(self, paged: str) -> MutableMapping[str, mx.array]:
+    def _templates(self, paged: str) -> MutableMapping[str, mx.array]:
         return _Tensors(self._whole.templates(paged), self._rows)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -40,12 +40,14 @@ class BlockFormat(Coding):
     """`weight` (outputs, bytes of a row), uint8, as the file has it.
 
     number: the type's number in a GGUF file. values: weights in a block, consecutive channels. size: bytes in a block.
-    limits: the least and the largest code.
+    halves: the bytes of a block at which its scale and its offset, if it has one, are stored as float16. limits: the
+    least and the largest code.
     """
 
     number: ClassVar[int]
     values: ClassVar[int]
     size: ClassVar[int]
+    halves: ClassVar[tuple[int, ...]]
     limits: ClassVar[tuple[int, int]]
 
     def unfit(self, shape: tuple[int, ...]) -> str | None:

@@ -44,6 +44,8 @@ class _Small(BlockFormat):
 class _Symmetric(_Small):
     """scale * (code - 2^(bits - 1)); the weight of largest magnitude gets the lowest code."""
 
+    halves = (0,)
+
     def encoded(self, blocks: Floats) -> Bytes:
         middle = 1 << (self.bits - 1)
         peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
@@ -58,6 +60,8 @@ class _Symmetric(_Small):
 
 class _Affine(_Small):
     """scale * code + offset, the least weight."""
+
+    halves = (0, 2)
 
     def encoded(self, blocks: Floats) -> Bytes:
         low, high = blocks.min(axis=-1, keepdims=True), blocks.max(axis=-1, keepdims=True)
@@ -103,7 +107,7 @@ class Q5_1(_Affine):
 class Q8_0(BlockFormat):
     """8.5 bits a weight: scale * code, with signed codes to 127."""
 
-    name, number, values, size, limits = "q8_0", 8, 32, 34, (-127, 127)
+    name, number, values, size, halves, limits = "q8_0", 8, 32, 34, (0,), (-127, 127)
 
     def encoded(self, blocks: Floats) -> Bytes:
         scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)

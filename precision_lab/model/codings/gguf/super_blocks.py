@@ -93,7 +93,7 @@ class _Affine(_SuperBlock):
 class _Affine6(_Affine):
     """Eight groups of 32, scales and offsets of 6 bits in 12 bytes."""
 
-    group, largest_scale = 32, 63
+    group, largest_scale, halves = 32, 63, (0, 2)
 
     def _joined(self, scale: Bytes, offset: Bytes, scales: Bytes, offsets: Bytes, codes: Bytes) -> Bytes:
         packed = [
@@ -135,7 +135,7 @@ class Q2_K(_Affine):
     """2.625 bits a weight: sixteen groups of 16, scales and offsets of 4 bits."""
 
     name, number, size, bits, limits, steps, first = "q2_k", 10, 84, 2, (0, 3), 15, -0.5
-    group, largest_scale = 16, 15
+    group, largest_scale, halves = 16, 15, (80, 82)
 
     def _weights(self, x: Floats) -> Floats:
         return np.abs(x)
@@ -154,7 +154,7 @@ class Q2_K(_Affine):
 class Q3_K(_SuperBlock):
     """3.4375 bits a weight: sixteen groups of 16 with signed scales of 6 bits; (scale * group's scale) * code."""
 
-    name, number, size, limits, group = "q3_k", 11, 110, (-4, 3), 16
+    name, number, size, halves, limits, group = "q3_k", 11, 110, (108,), (-4, 3), 16
 
     def _encoded(self, blocks: Floats, taint: Floats) -> Bytes:
         found = search.refined(self._columns(blocks), 4)
@@ -189,7 +189,7 @@ class Q3_K(_SuperBlock):
 class Q6_K(_SuperBlock):
     """6.5625 bits a weight: sixteen groups of 16 with signed scales of 8 bits; (scale * group's scale) * code."""
 
-    name, number, size, limits, group = "q6_k", 14, 210, (-32, 31), 16
+    name, number, size, halves, limits, group = "q6_k", 14, 210, (208,), (-32, 31), 16
 
     def _encoded(self, blocks: Floats, taint: Floats) -> Bytes:
         found = search.symmetric(self._columns(blocks), 32)
