@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from precision_lab.cli import main
+from tests.page_blocks import ROOT
 
 CASE = ("sampler.steps=1", "image.height=32", "image.width=32")
 PICTURES = (*CASE, "prompts=[a,b]", "seeds=[0]")
@@ -97,6 +98,12 @@ class StandIns:
             shards = sorted((self._models["1.x"] / "transformer").glob("*.safetensors"))
             write_gguf(file, {name: tensor for shard in shards for name, tensor in load_file(shard).items()})
         return file
+
+    def _device(self) -> Path:
+        folder = self.folder / "device"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "results" / "reference" / "cpu" / "device" / "device.json", folder)
+        return folder
 
     def _dump(self) -> Path:
         """What the port of `models dump_inputs=inputs.safetensors` in the working folder saves; it is right."""

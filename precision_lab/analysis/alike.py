@@ -45,7 +45,7 @@ def facts(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     entries |= {name: entry for name, entry in recorded.items() if name not in (*order, *_OF_THE_RUN)}
     if run.manifest.status != "complete":
         entries["status"] = run.manifest.status
-    found = dict(_leaves(entries))
+    found = dict(leaves(entries))
     rest = {str(name): value for name, value in settings.items() if name not in (*_STATED, *_OF_NO_EFFECT)}
     weights = recorded["checkpoint"]
     stated = {
@@ -54,7 +54,7 @@ def facts(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     for group, names in stated.items():
         rest[group] = {key: value for key, value in _mapping(rest, group).items() if key not in names}
-    return found | {name: value for name, value in _leaves(rest) if name not in found}
+    return found | {name: value for name, value in leaves(rest) if name not in found}
 
 
 def _mapping(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -62,11 +62,11 @@ def _mapping(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The entries of nested mappings by dotted names; a list is one entry, and so is an empty mapping."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, list(value) if isinstance(value, tuple) else value
 

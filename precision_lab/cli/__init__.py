@@ -40,6 +40,7 @@ STRATEGIES = {
 # overrides that make another task of a command, with a module and a root configuration of its own
 TASKS = {
     ("compare", "dump="): ("precision_lab.cli.foreign", "compare_dump"),
+    ("compare", "devices="): ("precision_lab.cli.devices", "compare_devices"),
     ("models", "dump_inputs="): ("precision_lab.cli.dump_inputs", "dump_inputs"),
 }
 

@@ -48,7 +48,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     renamed = _renamings(settings.names)
     if settings.base is not None:
         paths = _base_first(settings.base, paths)
-    out = _checked(settings.out)
+    out = checked_folder(settings.out)
     runs = [Run.open(path).whole() for path in paths]
     console = open_console()
     if reference is not None:
@@ -79,7 +79,7 @@ def _write(found: Across, out: Path | None, console: Console) -> None:
         console.print(f"report: {compared.write(found, folder)}", soft_wrap=True)
 
 
-def _checked(out: str | None) -> Path | None:
+def checked_folder(out: str | None) -> Path | None:
     """The folder to write. Raises InputError if it is no folder, or holds anything but an earlier comparison."""
     if out is None:
         return None

@@ -221,6 +221,13 @@ class Compare(Closed):
     out: Folder | None
 
 
+class CompareDevices(Closed):
+    """conf/compare_devices.yaml."""
+
+    devices: Annotated[Sequence[File], "two or more device.json files, {key}=[A,B]"]
+    out: Folder | None
+
+
 class Device(Closed):
     """conf/device.yaml."""
 

@@ -31,6 +31,7 @@ ROOTS = {
     "report": schema.Report,
     "compare": schema.Compare,
     "compare_dump": schema.CompareDump,
+    "compare_devices": schema.CompareDevices,
     "device": schema.Device,
     "models": schema.Models,
     "dump_inputs": schema.DumpInputs,

@@ -38,10 +38,11 @@ UNSTOPPED: Mapping[str, Sequence[str]] = {
     "fp8_scales": ("search", "strategy=fp8_scales"),
     "dump_inputs": ("models", "dump_inputs=inputs.safetensors"),
     "compare_dump": ("compare", "dump=nowhere.safetensors"),
+    "compare_devices": ("compare", "devices=[nowhere.json]"),
     **{name: ROOTS[name] for name in ("compare", "report", "device", "models", "recipe")},
 }
 # what else is wrong with a command line of UNSTOPPED, which may be named first
-ALSO_WRONG = {"recipe": ["to="], "compare_dump": ["nowhere.safetensors"]}
+ALSO_WRONG = {"recipe": ["to="], "compare_dump": ["nowhere.safetensors"], "compare_devices": ["nowhere.json"]}
 EXPERIMENTS = ("config", "gate", "prove")
 # mappings whose names are free: an unknown name is refused only for what it holds
 FREE = (
@@ -269,6 +270,13 @@ def of_a_command(rng: random.Random) -> Input:
             (["compare", "runs=[null,1]"], ["runs"]),
             (["compare", "runs=[.,.]", "reference=nowhere:a"], ["nowhere", "manifest", "."]),
             (["compare", "dump="], ["dump"]),
+            (["compare", "devices=[]"], ["devices"]),
+            (["compare", "devices=[a]"], ["devices"]),
+            (["compare", "devices=nowhere"], ["devices"]),
+            (["compare", "devices=[nowhere,nowhere2]"], ["nowhere"]),
+            (["compare", "devices=[.,.]"], ["device.json"]),
+            (["compare", "devices=[a,b]", "runs=[a,b]"], ["runs"]),
+            (["compare", "devices=[a,b]", "out="], ["out"]),
             (["compare", "dump=nowhere.safetensors"], ["nowhere.safetensors"]),
             (["compare", "dump=."], None),
             (["compare", "dump=[a]"], ["dump"]),
