@@ -20,6 +20,7 @@ from precision_lab.lab.recorder import recorder_of
 from precision_lab.lab.subject import Case
 from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.model.qwen_image_21.checkpoint import Checkpoint
+from precision_lab.model.qwen_image_21.rope import rotations
 from precision_lab.model.qwen_image_21.settings import Settings
 from precision_lab.model.rotary import Grid
 from precision_lab.model.text_to_image.subject import TextToImage
@@ -132,6 +133,19 @@ def test_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
                 peaks[layers, prefill] = peak
     assert block > 1e6
     assert all(abs(peaks[12, prefill] - peaks[4, prefill]) < 0.05 * block for prefill in (True, False))
+
+
+def test_tables_of_other_tests_do_not_count_as_memory_of_a_pass(small_checkpoint_21, monkeypatch):
+    model = Checkpoint(small_checkpoint_21, stream=True).transformer(mx.float32)
+    text = mx.zeros((1, 3, 64))
+    mx.eval(model.parameters(), text)
+    measured = []
+    for num_large in (0, rotations.cache_info().maxsize):
+        for index in range(num_large):
+            mx.eval(rotations((8, 12, 12), 1024 + index, None))
+        measured.append(measure_blocks(monkeypatch, 4, lambda: model.prefill(text))[1])
+    block = block_nbytes(small_checkpoint_21 / "transformer")
+    assert np.all(np.abs(measured[1] - measured[0]) < 0.5 * block)
 
 
 @pytest.mark.slow
