@@ -11,7 +11,7 @@ import pandas as pd
 from precision_lab.analysis.history import FLOOR_BITS, History
 from precision_lab.record.files import write_atomically, write_text, writing
 from precision_lab.report.figures import history_lines, history_map, style
-from precision_lab.report.figures.history_map import address_of, main_component, short
+from precision_lab.report.figures.history_names import address_of, main_component, short
 from precision_lab.report.rendering import Figure, embed, render
 
 MOST_SITES = 12  # listed per commit; the .csv has all

@@ -16,6 +16,9 @@ from precision_lab.report.figures.style import Absent, Drawing
 GROWTH = "Growth over the blocks, by run"
 DIFFERENCES = "Where arrays differ from the base"
 MOST_PANELS = 4
+MOST_LINES = 7
+UNITS = ("bfloat16", "float16", "float32")
+"""The formats whose unit of rounding is a line."""
 _LEAST = 1e-9
 
 
@@ -24,6 +27,7 @@ def draw_growth(found: Across) -> Drawing | Absent:
     runs = found.runs
     lines = {name: _main_stream(run) for name, run in runs.items()}
     names = [v for v in found.runs[found.base].manifest.variants if all(v in own for own in lines.values() if own)]
+    common = len(names)
     names = names[:MOST_PANELS]
     drawn = {label: own for label, own in lines.items() if any(name in own for name in names)}
     if not names or len(drawn) < 2:
@@ -53,11 +57,23 @@ def draw_growth(found: Across) -> Drawing | Absent:
     style.legend(figure, list(drawn), looks, {found.base: "base"})
     caption = (
         "The largest magnitude at the output of each block on the main stream, over all cases, steps and branches of a "
-        "run. A gap or a missing line: no finite value was recorded."
+        "run."
     )
+    if any(_has_gap(own, name) for own in drawn.values() for name in names):
+        caption += " A gap or a missing line: no finite value was recorded."
+    if len(names) < common:
+        caption += f" The first {len(names)} of the {common} variants that all runs have."
     if len(depths) > 1:
         caption += " The runs differ in depth, so the horizontal axis is the block over the number of blocks."
     return Drawing("growth", GROWTH, figure, caption)
+
+
+def _has_gap(lines: dict[str, pd.Series], name: str) -> bool:
+    """Whether the line of a variant is missing, or lacks a block between its ends."""
+    if name not in lines:
+        return True
+    blocks = lines[name].dropna().index
+    return len(blocks) == 0 or len(blocks) <= int(blocks.max()) - int(blocks.min())
 
 
 def _main_stream(run: Run) -> dict[str, pd.Series]:
@@ -83,7 +99,8 @@ def draw_differences(found: Across) -> Drawing | Absent:
     chosen = dict(list(shown.items())[:MOST_PANELS])
     figure = style.new_figure(0.5 + 2.4 * len(chosen), hspace=0.05)
     grid = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
-    names = list(dict.fromkeys(str(v) for beside in chosen.values() for v in beside.rows["variant"].unique()))[:7]
+    every = list(dict.fromkeys(str(v) for beside in chosen.values() for v in beside.rows["variant"].unique()))
+    names = every[:MOST_LINES]
     looks = style.looks(names, found.runs[found.base].reference)
     for axes, (label, beside) in zip(grid, chosen.items(), strict=True):
         _draw_run(axes, beside.rows, names, looks)
@@ -91,11 +108,21 @@ def draw_differences(found: Across) -> Drawing | Absent:
         axes.set_ylabel("relative difference")
     grid[-1].set_xlabel("order of execution")
     style.legend(figure, names, looks, {})
+    drawn = pd.concat([beside.rows for beside in chosen.values()])
+    drawn = drawn[drawn["variant"].isin(names)]
     caption = (
         "The larger relative difference of amax and rms at each array of a generation, in order of execution; the "
-        f"largest over the cases. Equal arrays are drawn at {_LEAST:g}. Dashed: one unit of rounding of bfloat16, "
-        "float16 and float32."
+        "largest over the cases."
     )
+    if (drawn["size"].astype(float) < _LEAST).any():
+        caption += f" Differences below {_LEAST:g}, and equal arrays, are drawn there."
+    top = max(axes.get_ylim()[1] for axes in grid)
+    units = [name for name in UNITS if unit(FORMATS[name].name) < top]
+    caption += f" Dashed: one unit of rounding of {', '.join(units)}." if units else ""
+    if len(chosen) < len(shown):
+        caption += f" The first {len(chosen)} of {len(shown)} runs that differ."
+    if len(names) < len(every):
+        caption += f" The first {len(names)} of {len(every)} variants."
     return Drawing("differences", DIFFERENCES, figure, caption)
 
 
@@ -108,6 +135,6 @@ def _draw_run(axes: Axes, rows: pd.DataFrame, names: list[str], looks: dict[str,
             values = np.maximum(size.to_numpy(float), _LEAST)
             top = max(top, float(np.nanmax(values, initial=top)))
             axes.plot(size.index.to_numpy(), values, color=looks[name].colour, linewidth=0.8, alpha=0.85)
-    for fmt in ("bfloat16", "float16", "float32"):
+    for fmt in UNITS:
         axes.axhline(unit(FORMATS[fmt].name), color=style.MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
     style.log_axis(axes, _LEAST / 2, top * 3)

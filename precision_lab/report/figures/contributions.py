@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,9 +18,11 @@ from precision_lab.report.view import View, heading
 TITLE = "Where the final stream comes from"
 CAPTION = (
     "Share of each contribution in the stream after the last block: its projection on the final stream, relative to "
-    "it, in {variant}{branch}; median over steps, prompts and seeds; the bars of a block are drawn side by side. All "
-    "shares of a stream add up to 1 (line: running sum); a negative share points against the final stream."
+    "it, in {variant}{branch}; median over steps, prompts and seeds.{beside} All shares of a stream add up to 1 (line: "
+    "running sum).{against}"
 )
+BESIDE = " The bars of a block are drawn side by side."
+AGAINST = " A negative share points against the final stream."
 
 
 def draw(view: View) -> Drawing | None:
@@ -38,7 +42,18 @@ def draw(view: View) -> Drawing | None:
         axes.set_title(heading(view.layout.streams[name]))
     figure.axes[-1].legend(loc="upper left")
     figure.axes[0].set_ylabel("share of the final stream")
-    return Drawing("contributions", TITLE, figure, CAPTION.format(variant=variant, branch=view.in_branch))
+    heights = [height for axes in figure.axes for bars in axes.containers for height in _heights(bars)]
+    caption = CAPTION.format(
+        variant=variant,
+        branch=view.in_branch,
+        beside=BESIDE if len(view.layout.adds) > 1 else "",
+        against=AGAINST if any(height < 0 for height in heights) else "",
+    )
+    return Drawing("contributions", TITLE, figure, caption)
+
+
+def _heights(bars: Any) -> list[float]:
+    return [bar.get_height() for bar in bars]
 
 
 def _draw_stream(axes: Axes, rows: pd.DataFrame, layout: Layout) -> None:

@@ -24,32 +24,52 @@ WIDTHS = {"bf16": (8, "right"), "fp16, TF32": (11, "left"), "fp32": (24, "center
 FLOAT32_LEAST, NARROWER_MOST = 17.0, 15.0  # the limits in device/behaviour/verdict.py
 SHADE = "#e3efe7"
 VERDICTS = {"supported": "#2f7d4f", "refuted": "#b3261e", "inconclusive": style.MUTED}
+ALONE = (
+    "The narrowest width measured in each operation (factors, accumulator, or error beyond the final rounding), one "
+    "mark a storage dtype; more is better."
+)
+LEFT = f"Left: {ALONE[:1].lower()}{ALONE[1:]}"
+SHADED = "The shaded range counts as float32; the word is the verdict on S6."
+SUMS = "{place}: relative error of a sum, log scales."
+SIZES = "effective bits of mx.fast's attention by head dimension and queries × keys"
+SHADES = {"red: narrower than float32": "#f6d5cc", "grey: neither": "#ececec", "green: float32": "#d8e9de"}
+"""The colours of the cells of attention, by what they mean, from few bits to many."""
+
 _ATTENTION = "fast.sdpa"
 
 
 def draw(record: Mapping[str, Any]) -> Drawing:
     """Draws the figure of a device.json, which `cli.device` writes."""
-    ops = record["s6"]["ops"]
+    ops, findings = record["s6"]["ops"], record["findings"]
+    sums = [f for f in findings if f["property"] == "error_growth" and f["value"]]
+    sizes = [f for f in findings if f["op"] == _ATTENTION and f["property"] == "interior_bits"]
     figure = style.new_figure(1.55 + 0.17 * max(len(ops), 8), wspace=0.02, hspace=0.03, rect=(0.018, 0, 0.977, 1))
-    grid = figure.subplot_mosaic("LAA;LBC", width_ratios=(2.15, 0.8, 0.8), height_ratios=(1.25, 1))
+    right = [row for row, rows in (("LAA", sums), ("LBC", sizes)) if rows]
+    grid = figure.subplot_mosaic(
+        ";".join(right) or "L",
+        width_ratios=(2.15, 0.8, 0.8) if right else None,
+        height_ratios=(1.25, 1) if len(right) > 1 else None,
+    )
     _bits(grid["L"], ops)
-    _growth(grid["A"], record["findings"])
-    _attention([grid["B"], grid["C"]], record["findings"])
+    caption = [_about(record["environment"]), LEFT if right else ALONE, SHADED]
+    if sums:
+        _growth(grid["A"], sums)
+        caption.append(SUMS.format(place="Upper right" if sizes else "Right"))
+    if sizes:
+        colours = _attention([grid["B"], grid["C"]], sizes)
+        where = "Lower right" if sums else "Right"
+        caption.append(f"{where}: {SIZES}; {', '.join(colours)}." if colours else f"{where}: {SIZES}.")
     handles: list[Artist] = [
         Line2D([], [], color=COLOURS[name], marker=MARKERS[name], linestyle="none", markersize=5) for name in COLOURS
     ]
     handles.append(Patch(color=SHADE))
     labels = [*COLOURS, "counts as float32"]
     figure.legend(handles, labels, loc="outside upper left", ncols=4, borderaxespad=0.2, handletextpad=0.4)
-    environment = record["environment"]
-    caption = (
-        f"{environment['device']}, {environment['backend']}, MLX {environment['mlx']}. Left: the narrowest width "
-        "measured in each operation (factors, accumulator, or error beyond the final rounding), one mark a storage "
-        "dtype; more is better. The shaded range counts as float32; the word is the verdict on S6. Upper right: "
-        "relative error of a sum, log scales. Lower right: effective bits of mx.fast's attention by head dimension "
-        "and queries × keys; red: narrower than float32, green: float32, grey: neither."
-    )
-    return Drawing("device", TITLE, figure, caption)
+    return Drawing("device", TITLE, figure, " ".join(caption))
+
+
+def _about(environment: Mapping[str, Any]) -> str:
+    return f"{environment['device']}, {environment['backend']}, MLX {environment['mlx']}."
 
 
 def _bits(axes: Axes, ops: list[Mapping[str, Any]]) -> None:
@@ -79,7 +99,7 @@ def _bits(axes: Axes, ops: list[Mapping[str, Any]]) -> None:
 def _growth(axes: Axes, findings: list[Mapping[str, Any]]) -> None:
     values = []
     for name, colour in COLOURS.items():
-        rows = [f for f in findings if f["property"] == "error_growth" and f["dtype"] == name and f["value"]]
+        rows = [f for f in findings if f["dtype"] == name]
         if rows:
             n, error = zip(*((f["parameters"]["length"], f["value"]) for f in rows), strict=True)
             axes.plot(n, error, color=colour, marker=MARKERS[name], markersize=3.5, linewidth=1.3)
@@ -92,15 +112,11 @@ def _growth(axes: Axes, findings: list[Mapping[str, Any]]) -> None:
     axes.set_ylabel("relative error, rms")
 
 
-def _attention(panels: list[Axes], findings: list[Mapping[str, Any]]) -> None:
-    rows = [f for f in findings if f["op"] == _ATTENTION and f["property"] == "interior_bits"]
-    if not rows:
-        for axes in panels:
-            axes.set_axis_off()
-        return
+def _attention(panels: list[Axes], rows: list[Mapping[str, Any]]) -> list[str]:
+    """Draws the widths by size; returns what the colours that occur mean."""
     heads = sorted({f["parameters"]["head_dim"] for f in rows})
     lengths = list(dict.fromkeys((f["parameters"]["queries"], f["parameters"]["keys"]) for f in rows))
-    colours = ListedColormap(["#f6d5cc", "#ececec", "#d8e9de"])
+    norm, found = BoundaryNorm([0, NARROWER_MOST, FLOAT32_LEAST, 25], len(SHADES)), set()
     for axes, name in zip(panels, ("bfloat16", "float16"), strict=True):
         bits = np.full((len(heads), len(lengths)), np.nan)
         for f in rows:
@@ -108,7 +124,8 @@ def _attention(panels: list[Axes], findings: list[Mapping[str, Any]]) -> None:
                 place = heads.index(f["parameters"]["head_dim"])
                 bits[place, lengths.index((f["parameters"]["queries"], f["parameters"]["keys"]))] = f["value"]
         axes.set_axisbelow(False)
-        axes.imshow(bits, cmap=colours, norm=BoundaryNorm([0, NARROWER_MOST, FLOAT32_LEAST, 25], 3), aspect="auto")
+        axes.imshow(bits, cmap=ListedColormap(list(SHADES.values())), norm=norm, aspect="auto")
+        found |= {int(norm(value)) for value in bits[np.isfinite(bits)]}
         for (i, j), value in np.ndenumerate(bits):
             axes.text(j, i, "-" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(lengths)), [f"{q}×{k}" for q, k in lengths], fontsize=7.8, rotation=25)
@@ -124,3 +141,4 @@ def _attention(panels: list[Axes], findings: list[Mapping[str, Any]]) -> None:
         axes.set_xlabel("queries × keys")
     panels[0].set_ylabel("head dimension")
     panels[1].tick_params(labelleft=False)
+    return [words for at, words in enumerate(SHADES) if at in found]

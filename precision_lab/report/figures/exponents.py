@@ -19,10 +19,13 @@ COLOURS = "viridis"
 LEAST_SHARE = 1e-5
 CAPTION = (
     "Share of a residual stream's non-zero finite values in each binade 2^e to 2^(e+1) (vertical) as it leaves each "
-    "block (horizontal), in {variant}{branch}; all steps, prompts and seeds counted together, log colour scale. "
-    "Lines: the largest number (solid) and the smallest subnormal (dashed) of a format; values beyond them overflow or "
-    "become zero.{beyond}"
+    "block (horizontal), in {variant}{branch}; all steps, prompts and seeds counted together, log colour scale."
 )
+ENDS = {
+    True: "Solid lines: the largest number of a format, above which values overflow.",
+    False: "Dashed lines: the smallest subnormal number of a format, below which values become zero.",
+}
+"""On the lines at the tops of formats, and on those at their other ends."""
 
 
 def draw(view: View) -> Drawing | None:
@@ -32,11 +35,13 @@ def draw(view: View) -> Drawing | None:
         return None
     layout = view.layout
     rows = main_branch(table.assign(branch=table["branch"].fillna("")), layout)
-    streams = {name: own for name in layout.streams if len(own := block_outputs(rows, layout, name))}
-    if not streams:
+    streams = {name: block_outputs(rows, layout, name) for name in layout.streams}
+    counted = {str(name) for own in streams.values() for name in own["variant"].unique()}
+    variant = next((name for name in view.variants if name in counted), None)
+    if variant is None:
         return None
-    variant = next(name for name in view.variants if any((own["variant"] == name).any() for own in streams.values()))
-    shares = {name: _shares(own[own["variant"] == variant]) for name, own in streams.items()}
+    own_rows = {name: own[own["variant"] == variant] for name, own in streams.items()}
+    shares = {name: _shares(own) for name, own in own_rows.items() if len(own)}
     lowest = min(share.index.min() for share in shares.values())
     highest = max(share.index.max() for share in shares.values()) + 1
 
@@ -55,8 +60,11 @@ def draw(view: View) -> Drawing | None:
     grid[0].set_ylabel(r"$\log_2$ |value|", parse_math=True)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label="share of values")
     bar.outline.set_visible(False)
-    note = f" Off the axis: {', '.join(beyond)}." if beyond else ""
-    return Drawing("exponents", TITLE, figure, CAPTION.format(variant=variant, branch=view.in_branch, beyond=note))
+    caption = [CAPTION.format(variant=variant, branch=view.in_branch)]
+    caption += [words for top, words in ENDS.items() if any(_is_top(name) == top for name, _ in shown)]
+    if beyond:
+        caption.append(f"Off the axis: {', '.join(beyond)}.")
+    return Drawing("exponents", TITLE, figure, " ".join(caption))
 
 
 def _shares(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,6 +93,10 @@ def _ends() -> list[tuple[str, float]]:
     return tops + [(f"{SHORT[fmt.name]} min", float(np.log2(fmt.smallest_subnormal))) for fmt in REDUCED_FORMATS]
 
 
+def _is_top(name: str) -> bool:
+    return name.endswith("max")
+
+
 def _mark(axes: Axes, lines: list[tuple[str, float]]) -> None:
     """Lines at the ends of formats; those that fall together share a label."""
     places: dict[int, list[tuple[str, float]]] = {}
@@ -92,7 +104,7 @@ def _mark(axes: Axes, lines: list[tuple[str, float]]) -> None:
         places.setdefault(round(at), []).append((name, at))
     for together in places.values():
         at = together[0][1]
-        top = together[0][0].endswith("max")
+        top = _is_top(together[0][0])
         axes.axhline(at, color=style.MUTED, linewidth=0.9, linestyle="-" if top else (0, (4, 3)), zorder=2)
         label = ", ".join(name for name, _ in together)
         x, side = (0.012, "left") if top else (0.988, "right")  # where the streams are not

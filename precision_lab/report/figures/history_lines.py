@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from precision_lab.analysis.history import SERIES, History
 from precision_lab.report.figures import labels, style
-from precision_lab.report.figures.history_map import address_of, label_runs, main_component, short
+from precision_lab.report.figures.history_names import address_of, label_runs, main_component, short
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.wording import fixed
 
@@ -22,11 +22,12 @@ TITLE = "Sites with the largest steps"
 MOST_SITES = 6
 LINE, BAND, PASS, FAIL = style.PALETTE[0], style.MUTED, style.PALETTE[2], style.PALETTE[1]
 CAPTION = (
-    "log2 of the largest amax over the cases of a gate run, one panel a site: of each commit with steps the site with "
-    "the largest, then the next largest. Blue line: mean between steps. Dashed: the "
-    "middle of the band that the baseline of that time allowed. At a step: the first commit at the new level, and by "
-    "how many bits. Marks along the bottom: the verdict of the gate on the whole run."
+    "log2 of the largest amax over the cases of a gate run. Blue line: mean between steps.{middle} At a step: the "
+    "first commit at the new level, and by how many bits. Marks along the bottom: the verdict of the gate on the whole "
+    "run."
 )
+PANELS = " One panel a site: of each commit with steps the site with the largest, then the next largest."
+MIDDLE = " Dashed: the middle of the band that the baseline of that time allowed."
 
 
 def draw(history: History, steps: pd.DataFrame) -> Drawing | Absent:
@@ -47,8 +48,11 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing | Absent:
         _draw_site(axes, series[key], stepped[key], history.runs, style.WIDTH / columns * 0.8, main)
     for axes in grid[:, 0]:
         axes.set_ylabel("log2 amax")
-    _legend(figure)
-    return Drawing("steps", TITLE, figure, CAPTION)
+    shown = pd.concat([series[key] for key in chosen])
+    has_bands = bool(shown["deviation_bits"].notna().any())
+    _legend(figure, has_bands, set(history.runs.loc[shown["run"].unique(), "verdict"]))
+    caption = CAPTION.format(middle=MIDDLE if has_bands else "") + (PANELS if len(chosen) > 1 else "")
+    return Drawing("steps", TITLE, figure, caption)
 
 
 def _telling(steps: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -135,12 +139,12 @@ def _mark(axes: Axes, at: np.ndarray, marker: str, colour: str) -> None:
     axes.scatter(at, np.full(len(at), 0.045), transform=axes.get_xaxis_transform(), zorder=4, **look)
 
 
-def _legend(figure: Any) -> None:
-    handles = [
-        Line2D([], [], color=LINE, marker="o", markersize=3.5),
-        Line2D([], [], color=BAND, linewidth=1, linestyle=(0, (4, 2))),
-        Line2D([], [], color=PASS, marker="|", linestyle="none", markeredgewidth=1.4),
-        Line2D([], [], color=FAIL, marker="x", linestyle="none", markeredgewidth=1.4),
-    ]
-    labels = ["largest amax of a run", "middle of the band", "gate passed", "gate failed"]
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, borderaxespad=0.2)
+def _legend(figure: Any, has_bands: bool, verdicts: set[str]) -> None:
+    marks = {"largest amax of a run": Line2D([], [], color=LINE, marker="o", markersize=3.5)}
+    if has_bands:
+        marks["middle of the band"] = Line2D([], [], color=BAND, linewidth=1, linestyle=(0, (4, 2)))
+    if "passed" in verdicts:
+        marks["gate passed"] = Line2D([], [], color=PASS, marker="|", linestyle="none", markeredgewidth=1.4)
+    if verdicts - {"passed"}:
+        marks["gate failed"] = Line2D([], [], color=FAIL, marker="x", linestyle="none", markeredgewidth=1.4)
+    figure.legend(marks.values(), marks.keys(), loc="outside upper left", ncols=4, borderaxespad=0.2)

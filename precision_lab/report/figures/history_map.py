@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from precision_lab.analysis.history import SERIES, History
-from precision_lab.record.address import with_port
 from precision_lab.report.figures import labels, style
+from precision_lab.report.figures.history_names import PLACE, address_of, in_groups, label_runs, main_component
 from precision_lab.report.figures.style import Drawing
 
 TITLE = "Drift of ranges over commits"
@@ -28,7 +28,6 @@ MOST_ROWS = 320
 LABELLED_ROWS = 40  # up to this many rows, each is labelled
 COLOURS = "RdBu_r"
 ABSENT = "#6f6f6f"
-_PLACE = ["component", "site", "port"]
 
 Cells = npt.NDArray[np.float64]
 
@@ -78,72 +77,41 @@ def draw(history: History, steps: pd.DataFrame) -> Drawing:
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=36, pad=0.015, extend=_extend(norm, maps))
     bar.set_label("change of log2 amax since the first run, bits")
     bar.outline.set_visible(False)
-    bar_look: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
-    handles: list[Artist] = [Line2D([], [], color="black", **bar_look), Patch(color=ABSENT)]
-    texts = ["step", "no value: not finite, all zero, or no such site"]
-    figure.legend(handles, texts, loc="outside upper left", ncols=2, borderaxespad=0.2)
-    return Drawing("ranges", TITLE, figure, _caption(rows.each, len(shown), len(variants)))
+    has_steps = bool(steps["variant"].isin(shown).any())
+    marks: dict[str, Artist] = {}
+    if has_steps:
+        bar_look: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
+        marks["step"] = Line2D([], [], color="black", **bar_look)
+    if any(np.isnan(cells).any() for cells in maps.values()):
+        marks["no value: not finite, all zero, or no such site"] = Patch(color=ABSENT)
+    if marks:
+        figure.legend(marks.values(), marks.keys(), loc="outside upper left", ncols=2, borderaxespad=0.2)
+    caption = _caption(rows.each, mixed, maps, bool((history.runs["verdict"] == "failed").any()), has_steps)
+    if len(shown) < len(variants):
+        caption += f" Of {len(variants)} variants, those with the most steps."
+    return Drawing("ranges", TITLE, figure, caption)
 
 
-def in_groups(runs: pd.DataFrame) -> list[int]:
-    """Numbers of the runs, grouped by device and MLX version, and in order of time within each group."""
-    groups = runs.groupby(["device", "mlx"], sort=False)
-    return [int(run) for _, group in groups for run in group.index]
-
-
-def label_runs(axes: Axes, runs: pd.DataFrame, first: Iterable[int], width: float) -> None:
-    """Labels the columns of `axes` with commits, as many as fit into `width` inches, in orange where the gate failed.
-
-    first: columns with priority for a label.
-    """
-    last = len(runs) - 1
-    apart = max(1.0, 0.15 * len(runs) / width)
-    labelled: list[int] = []
-    for at in (*first, last, 0, *range(0, last, max(1, round(apart)))):
-        if all(abs(at - other) >= apart for other in labelled):
-            labelled.append(at)
-    labelled.sort()
-    axes.set_xticks(labelled, [short(runs["commit"].iloc[at]) for at in labelled], rotation=90, fontsize=8)
-    for at, text in zip(labelled, axes.get_xticklabels(), strict=True):
-        if runs["verdict"].iloc[at] == "failed":
-            text.set_color(style.PALETTE[1])
-    axes.tick_params(axis="x", length=2)
-
-
-def main_component(history: History) -> str:
-    """The component with the most addresses, which other pages omit from an address."""
-    places = history.rows[_PLACE].drop_duplicates()
-    return str(places["component"].value_counts().idxmax()) if len(places) else ""
-
-
-def address_of(component: str, site: str, port: str, main: str) -> str:
-    """The name of a site on other pages, such as `transformer_blocks.3 (out.0)`; main: see `main_component`."""
-    return with_port(site if component in ("", main) else f"{component}:{site}", port)
-
-
-def short(commit: str) -> str:
-    """The first eight digits of a commit, with a plus sign if there were local changes."""
-    digits, _, rest = commit.partition("-")
-    return (digits[:8] + ("+" if rest else "")) or "no commit"
-
-
-def _caption(each: str, shown: int, variants: int) -> str:
-    some = f" Of {variants} variants those with the most steps." if shown < variants else ""
+def _caption(each: str, mixed: bool, maps: Mapping[str, Cells], failed: bool, has_steps: bool) -> str:
+    """each: the kind of a row. mixed: whether runs are of several devices or versions of MLX."""
+    changes = np.concatenate([cells.ravel() for cells in maps.values()])
+    colours = ["red has grown"] * bool((changes > 0).any()) + ["blue has shrunk"] * bool((changes < 0).any())
     return (
-        "Change of log2 amax (the largest over the cases of a gate run) since the first run on the same device and "
-        "version of MLX; red has grown, blue has shrunk. Columns: gate runs in order of time, named by commit, orange "
-        f"where the gate failed. Rows, in order of execution: {each}. Black bars: a step between this run and the one "
-        f"before.{some}"
+        "Change of log2 amax (the largest over the cases of a gate run) since the first run"
+        f"{' on the same device and version of MLX' if mixed else ''}{'; ' if colours else ''}{', '.join(colours)}. "
+        f"Columns: gate runs in order of time, named by commit{', orange where the gate failed' if failed else ''}. "
+        f"Rows, in order of execution: {each}."
+        f"{' Black bars: a step between this run and the one before.' if has_steps else ''}"
     )
 
 
 def _rows(rows: pd.DataFrame, main: str) -> Rows:
     """One row per site if there are few sites, otherwise per kind of operation in a block, otherwise per block."""
-    order = rows.groupby(_PLACE)["order"].min().sort_values(kind="stable")
+    order = rows.groupby(PLACE)["order"].min().sort_values(kind="stable")
     places = order.index.to_frame(index=False)
     places["block"], places["kind"] = zip(*(_block_and_kind(site) for site in places["site"]), strict=True)
     levels = {
-        "one site each": _PLACE,
+        "one site each": PLACE,
         "the kinds of operation of each block (norms and modulation, attention, MLP, output), each by the site that "
         "has changed most": ["component", "block", "kind"],
         "one block each, by the site that has changed most": ["component", "block"],
@@ -153,7 +121,7 @@ def _rows(rows: pd.DataFrame, main: str) -> Rows:
     number = numbers[each]
     firsts = places[~number.duplicated()]
     if each == "one site each":
-        places_of = firsts[_PLACE].itertuples(index=False, name=None)
+        places_of = firsts[PLACE].itertuples(index=False, name=None)
         names = [address_of(component, site, port, main) for component, site, port in places_of]
     else:
         names = list(firsts["block"])
@@ -189,7 +157,7 @@ def _sections(places: pd.DataFrame, main: str) -> list[str]:
 
 def _cells(rows: pd.DataFrame, places: Rows, columns: Sequence[int]) -> Cells:
     """The change of largest magnitude in each cell; NaN without a change, or if a site in the cell lost its value."""
-    number = places.of.reindex(pd.MultiIndex.from_frame(rows[_PLACE])).to_numpy()
+    number = places.of.reindex(pd.MultiIndex.from_frame(rows[PLACE])).to_numpy()
     column = pd.Series(range(len(columns)), list(columns)).reindex(rows["run"]).to_numpy()
     first = rows.groupby(list(SERIES), sort=False)["log2_amax"].transform("first")  # the first that is not NaN
     change = (rows["log2_amax"] - first).to_numpy(float)
@@ -226,7 +194,7 @@ def _draw_cells(axes: Axes, change: Cells, norm: Normalize) -> None:
 
 def _mark_steps(axes: Axes, steps: pd.DataFrame, places: Rows, columns: Sequence[int]) -> None:
     """Marks each step with a bar at the left edge of the cell of the first run at the new level."""
-    number = places.of.reindex(pd.MultiIndex.from_frame(steps[_PLACE])).to_numpy()
+    number = places.of.reindex(pd.MultiIndex.from_frame(steps[PLACE])).to_numpy()
     column = pd.Series(range(len(columns)), list(columns)).reindex(steps["run"]).to_numpy()
     cells = sorted(set(zip(number.tolist(), column.tolist(), strict=True)))
     if cells:

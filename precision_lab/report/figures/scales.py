@@ -19,6 +19,7 @@ from precision_lab.report.figures.style import Absent, Drawing
 SCALES = "Scales by block"
 HEADROOM = "Headroom of the chosen scales in held-out cases"
 _RECIPE = "scales"
+UNDRAWN = "; below 1/32 it is not drawn"
 _LOWEST = -5.0
 """log2 of the least need that is drawn: below 1, the distance to it matters little."""
 
@@ -64,15 +65,15 @@ def draw_scales(evidence: Evidence) -> Drawing | Absent:
     handles.append(Line2D([], [], color=style.REFERENCE, linewidth=2.6, alpha=0.45))
     words = [*names, "what the coverage set needs, no margin"]
     figure.legend(handles, words, loc="outside upper left", ncols=len(words), borderaxespad=0.2, handlelength=1.8)
-    return Drawing(
-        "scales",
-        SCALES,
-        figure,
+    caption = (
         "For each scale and block, the place that needs the most, and by what each variant divides it, all its scales "
-        f"together. Grey: the largest magnitude of the coverage set over the largest number of "
-        f"{evidence.about['format']}; a line above it holds, and the distance is the headroom in powers of two. One "
-        "below 1 needs no scale; below 1/32 it is not drawn.",
+        "together. Grey: the largest magnitude of the coverage set over the largest number of "
+        f"{evidence.about['format']}; a line above it holds, and the distance is the headroom in powers of two."
     )
+    needs = np.log2(chosen.dropna(subset=["site"])["amax"].to_numpy(float) / largest)
+    if (needs < 0).any():
+        caption += f" Where grey is below 1, no scale is needed{UNDRAWN if (needs < _LOWEST).any() else ''}."
+    return Drawing("scales", SCALES, figure, caption)
 
 
 def _distinct(divisors: pd.DataFrame) -> list[str]:
@@ -92,12 +93,23 @@ def draw_headroom(evidence: Evidence) -> Drawing | Absent:
     promised = chosen.groupby("block")["headroom_bits"].min()
     promised = promised[np.isfinite(promised)]
     axes.step(promised.index, promised, where="mid", color=style.PALETTE[0], linewidth=1.5)
+    look: dict[str, Any] = {"color": style.PALETTE[0], "linewidth": 1.5}
+    marks = [("promised by the coverage set", Line2D([], [], **look))] if len(promised) else []
     by_block = rows.assign(block=rows["block"].astype(int), scaled=rows["divisor"] != 1)
-    for scaled, colour in ((True, style.PALETTE[1]), (False, style.PALETTE[2])):
-        own = by_block[by_block["scaled"] == scaled].groupby("block")["measured_bits"].min()
-        axes.plot(own.index, own, "o", color=colour, markersize=4, zorder=3)
+    for scaled, words, colour in (
+        (True, "measured, scaled places", style.PALETTE[1]),
+        (False, "measured, other places", style.PALETTE[2]),
+    ):
+        own = by_block[by_block["scaled"] == scaled].groupby("block")["measured_bits"].min().dropna()
+        look = {"color": colour, "marker": "o", "linestyle": "none", "markersize": 4}
+        axes.plot(own.index, own, zorder=3, **look)
+        if len(own):
+            marks.append((words, Line2D([], [], **look)))
+    dots = len(marks) > (len(promised) > 0)
     margin = evidence.about["margin_bits"]
-    axes.axhline(margin, color=style.MUTED, linewidth=0.8, linestyle=(0, (5, 3)))
+    look = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (5, 3))}
+    axes.axhline(margin, **look)
+    marks.append((f"margin, {margin:g} bit{'' if margin == 1 else 's'}", Line2D([], [], **look)))
     axes.axhline(0, color=style.INK, linewidth=0.8)
     failed = by_block[by_block["measured_bits"].isna()]["block"].unique()
     axes.scatter(failed, np.full(len(failed), 0.965), marker="x", color=style.PALETTE[1], s=16,
@@ -105,27 +117,16 @@ def draw_headroom(evidence: Evidence) -> Drawing | Absent:
     axes.set(xlabel="block", ylabel="headroom in bits (higher is better)")
     style.index_axis(axes.xaxis, int(by_block["block"].max()))
     axes.grid(axis="y")
-    marks: Sequence[Any] = [
-        Line2D([], [], color=style.PALETTE[0], linewidth=1.5),
-        Line2D([], [], color=style.PALETTE[1], marker="o", linestyle="none", markersize=4),
-        Line2D([], [], color=style.PALETTE[2], marker="o", linestyle="none", markersize=4),
-        Line2D([], [], color=style.MUTED, linewidth=0.8, linestyle=(0, (5, 3))),
-    ]
-    words = [
-        "promised by the coverage set",
-        "measured, scaled places",
-        "measured, other places",
-        f"margin, {margin:g} bit{'' if margin == 1 else 's'}",
-    ]
-    figure.legend(marks, words, loc="outside upper left", ncols=4, borderaxespad=0.2, handlelength=1.8)
-    return Drawing(
-        "headroom",
-        HEADROOM,
-        figure,
+    names, handles = zip(*marks, strict=True)
+    figure.legend(handles, names, loc="outside upper left", ncols=4, borderaxespad=0.2, handlelength=1.8)
+    caption = (
         f"log2 of the largest number of {evidence.about['format']} over the largest magnitude, the least over places, "
-        "steps and cases. Line: scaled places in the coverage set, by arithmetic. Dots: in the runs of the held-out "
-        "cases. A cross: not finite there. Below 0 a value overflows.",
+        "steps and cases. Below 0 a value overflows."
     )
+    caption += " Line: scaled places in the coverage set, by arithmetic." if len(promised) else ""
+    caption += " Dots: in the runs of the held-out cases." if dots else ""
+    caption += " Crosses: blocks that are not finite there." if len(failed) else ""
+    return Drawing("headroom", HEADROOM, figure, caption)
 
 
 def _power(value: float) -> str:

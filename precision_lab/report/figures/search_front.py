@@ -71,21 +71,25 @@ def draw_front(found: Sequence[Result], findings: Findings, held_out: int, resul
     above.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     above.xaxis.set_minor_formatter(lambda value, _: "")
     _legend(figure, [each.strategy for each in own])
-    return Drawing("front", FRONT, figure, _caption(found, held_out, bool((drifts == 0).any()), bool(findings.limits)))
+    caption = _caption(found, own, held_out, bool((drifts == 0).any()), len(findings.limits))
+    return Drawing("front", FRONT, figure, caption)
 
 
 def _times(factor: float) -> Callable[[Any], Any]:
     return lambda values: values * factor
 
 
-def _caption(found: Sequence[Result], held_out: int, has_zero: bool, has_limits: bool) -> str:
-    text = (
-        f"One point for each recipe, with its number in the table: the geometric mean over {held_out} held-out cases, "
-        "and its 95 % interval over prompts where there are three. Filled, joined by the line: recipes that no other "
-        "dominates, as measured."
-    )
-    if has_limits:
-        text += " Dotted: the budgets."
+def _caption(found: Sequence[Result], own: Sequence[Result], held_out: int, has_zero: bool, limits: int) -> str:
+    cases = "one held-out case" if held_out == 1 else f"{held_out} held-out cases"
+    over = f"its drift in {cases}" if held_out == 1 else f"the geometric mean over {cases}"
+    interval = " and its 95 % interval over prompts" if any(math.isfinite(each.lo) for each in own) else ""
+    text = f"One point for each recipe, with its number in the table: {over}{interval}."
+    front = sum(each.on_front for each in own)
+    if front:
+        joined = ", joined by the line" if front > 1 else ""
+        text += f" Filled{joined}: {'recipes' if front > 1 else 'the recipe'} that no other dominates, as measured."
+    if limits:
+        text += f" Dotted: the budget{'s' * (limits > 1)}."
     if has_zero:
         text += " On the lower edge: no drift at all."
     without = [str(at + 1) for at, each in enumerate(found) if not math.isfinite(each.held_out)]
@@ -127,10 +131,16 @@ def draw_trials(trials: pd.DataFrame, findings: Findings) -> Drawing | Absent:
         axes.grid(axis="y")
     panels[0].set_ylabel("rel. L2 drift in the search's cases\n(lower is better)")
     _legend(figure, [name for name in WORDS if (single["strategy"] == name).any() and name not in _WITHOUT_LINE], True)
+    drawn = single[single["budget"].isin(budgets)]["strategy"]
     caption = (
-        "Points: the drift of each trial, the geometric mean over the cases of the search. Lines: the least so far. "
-        "Dashed: the choices of the knapsack and of greedy, which need no trial. Each strategy had as many trials."
+        "Points: the drift of each trial, the geometric mean over the cases of the search. Lines: the least so far."
     )
+    needless = [words for name, words in (("knapsack", "the knapsack"), ("greedy", "greedy")) if (drawn == name).any()]
+    if needless:
+        choices = f"the choice{'s' * (len(needless) > 1)} of {' and of '.join(needless)}"
+        caption += f" Dashed: {choices}, which need{'s' * (len(needless) == 1)} no trial."
+    if {"exchange", "optuna"} <= set(drawn):
+        caption += " Both strategies may make the same number of trials."
     return Drawing("trials", OVER_TRIALS, figure, caption)
 
 

@@ -29,15 +29,18 @@ def draw(choices: pd.DataFrame, recipes: Sequence[str]) -> Drawing | Absent:
     names = [AS_STORED, *sorted(candidates)]
     colours = [_STORED, *(style.PALETTE[at % len(style.PALETTE)] for at in range(len(candidates)))]
     codes = {name: at for at, name in enumerate(names)}
+    recipes = [name for name in recipes if (inside["recipe"] == name).any()]
     figure = style.new_figure(0.7 + len(recipes) * (_ROW * len(operations) + 0.45), hspace=0.02, w_pad=0.1)
     panels = figure.subplots(len(recipes), 1, squeeze=False)[:, 0]
     titles = labels.distinct(recipes, 60)
+    has_gaps = False
     for axes, recipe in zip(panels, recipes, strict=True):
         own = inside[inside["recipe"] == recipe]
         table = own.assign(code=own["candidate"].map(codes)).pivot_table(
             index="operation", columns="block", values="code", aggfunc="max"
         )
         cells = table.reindex(index=operations, columns=list(blocks)).to_numpy(float)
+        has_gaps |= bool(np.isnan(cells).any())
         axes.imshow(
             np.ma.masked_invalid(cells),
             cmap=ListedColormap(colours),
@@ -59,6 +62,8 @@ def draw(choices: pd.DataFrame, recipes: Sequence[str]) -> Drawing | Absent:
     figure.legend(handles, present, loc="outside upper left", ncols=len(present), borderaxespad=0.2)
     outside = choices[choices["block"].isna() & choices["recipe"].isin(recipes)]
     caption = "The candidate of each operation of each block."
+    if has_gaps:
+        caption += " White: the block has no such operation that is searched."
     if len(outside):
         caption += " The table search_choices.parquet also lists the modules outside of the blocks."
     return Drawing("map", TITLE, figure, caption, inline="png")

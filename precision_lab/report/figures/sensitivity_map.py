@@ -25,10 +25,11 @@ EXACT = "white"
 UNMEASURED: Any = {"facecolor": "#f1f1f1", "edgecolor": "#b5b5b5", "hatch": "////", "linewidth": 0}
 CAPTION = (
     "Relative L2 error of the model's output, in the main branch, with a candidate at one operation of one block; "
-    "geometric mean over steps {steps} and {cases}, one colour scale for all panels. On the right, modules outside of "
-    "the blocks. The noise floor of rounding is {floor}. Hatched: the candidate does not fit, or there is no such "
-    "operation."
+    "geometric mean over {steps} and {cases}.{scale}{outside} The noise floor of rounding {floor}.{hatched}"
 )
+ONE_SCALE = " All panels have one colour scale."
+OUTSIDE = " On the right: modules outside of the blocks."
+HATCHED = " Hatched: the candidate does not fit, or there is no such operation."
 _ROW, _MARGIN = 0.155, 0.6
 
 Cells = npt.NDArray[np.float64]
@@ -52,13 +53,14 @@ def draw(scan: Scan) -> Drawing | Absent:
     figure = style.new_figure(0.7 + len(candidates) * (_ROW * rows + _MARGIN), hspace=0.02, wspace=0.02, w_pad=0.1)
     ratios = [1.0, 0.03] if outside else [1.0]
     grid = figure.subplots(len(candidates), len(ratios), squeeze=False, width_ratios=ratios)
+    hatched = False
     for axes, name in zip(grid, candidates, strict=True):
         own = ranked[name]
         rows_named = [operation or "block" for operation in operations]
-        _draw_cells(axes[0], _cells(own, "block", blocks, operations), norm, rows_named, blocks[0])
+        hatched |= _draw_cells(axes[0], _cells(own, "block", blocks, operations), norm, rows_named, blocks[0])
         axes[0].set_title(titles[name])
         if outside:
-            _draw_outside(axes[1], own, outside, norm)
+            hatched |= _draw_outside(axes[1], own, outside, norm)
     grid[-1, 0].set_xlabel("block")
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=40, pad=0.025)
     bar.set_label("relative L2 error of the output")
@@ -73,7 +75,8 @@ def draw(scan: Scan) -> Drawing | Absent:
     }
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=2, borderaxespad=0.2)
-    return Drawing("sensitivity", TITLE, figure, _caption(scan), inline="png")
+    caption = _caption(scan, len(candidates) > 1, bool(outside), hatched)
+    return Drawing("sensitivity", TITLE, figure, caption, inline="png")
 
 
 def _norm(table: pd.DataFrame, ranked: Sequence[pd.DataFrame]) -> LogNorm:
@@ -91,7 +94,8 @@ def _cells(ranked: pd.DataFrame, key: str, blocks: Sequence[int], operations: Se
     return cells
 
 
-def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], first: int) -> None:
+def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], first: int) -> bool:
+    """Returns whether a cell was not measured, so that the hatching of the panel is seen."""
     count, width = cells.shape
     place = (first - 0.5, first + width - 0.5, count - 0.5, -0.5)
     axes.patch.set(**UNMEASURED)
@@ -108,24 +112,29 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], f
     axes.set(xlim=place[:2], ylim=place[2:])
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
+    return bool(np.isnan(cells).any())
 
 
-def _draw_outside(axes: Axes, ranked: pd.DataFrame, outside: Sequence[str], norm: LogNorm) -> None:
+def _draw_outside(axes: Axes, ranked: pd.DataFrame, outside: Sequence[str], norm: LogNorm) -> bool:
     found = ranked[ranked["block"].isna()].drop_duplicates("operation").set_index("operation")["velocity_error"]
     short = labels.distinct(outside, 27)
     cells = found.reindex(list(outside)).to_numpy(float)[:, None]
-    _draw_cells(axes, cells, norm, list(short.values()), 0)
+    hatched = _draw_cells(axes, cells, norm, list(short.values()), 0)
     axes.set_xticks([])
     axes.yaxis.tick_right()
+    return hatched
 
 
-def _caption(scan: Scan) -> str:
+def _caption(scan: Scan, several: bool, outside: bool, hatched: bool) -> str:
     table = scan.sensitivity
-    steps = ", ".join(str(step) for step in sorted(table["step"].unique()))
+    steps = [str(step) for step in sorted(table["step"].unique())]
     count = len(table[["prompt_id", "seed"]].drop_duplicates())
     floor = table["noise_floor"].max()
     return CAPTION.format(
-        steps=steps,
+        steps=f"step{'s' * (len(steps) > 1)} {', '.join(steps)}",
         cases="one case" if count == 1 else f"{count} cases",
-        floor="not measured here" if pd.isna(floor) else f"at most {style.plain(float(f'{floor:.1e}'))}",
+        floor="was not measured" if pd.isna(floor) else f"is at most {style.plain(float(f'{floor:.1e}'))}",
+        scale=ONE_SCALE if several else "",
+        outside=OUTSIDE if outside else "",
+        hatched=HATCHED if hatched else "",
     )

@@ -10,10 +10,10 @@ from precision_lab.report.figures.style import Absent, Drawing
 
 TITLE = "What arrives, by block and operation"
 COLOURS = "viridis"
-CAPTION = (
-    "Correlation of what arrives with what was meant in {name}, fused {order} quantising, rounded to {rounding}: of "
-    "the formats, the one in which it is least in the median. White: no linear, or the change is zero."
-)
+CAPTION = "Correlation of what arrives with what was meant in {name}, fused {order} quantising, rounded {rounding}."
+LEAST = " Of all formats and orders, the median is least here."
+WHITE = " White: no linear, or its correlation is not defined."
+ROUNDED = {"nearest": "to nearest", "stochastic": "stochastically"}
 
 
 def draw(table: pd.DataFrame) -> Drawing | Absent:
@@ -54,5 +54,7 @@ def draw(table: pd.DataFrame) -> Drawing | Absent:
     bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02)
     bar.set_label("correlation")
     bar.outline.set_visible(False)
-    caption = CAPTION.format(name=name, order=order, rounding=rounding)
+    caption = CAPTION.format(name=name, order=order, rounding=ROUNDED[rounding])
+    caption += LEAST if len(medians) > 1 else ""
+    caption += WHITE if cells.isna().any(axis=None) else ""
     return Drawing("survival_map", TITLE, figure, caption, inline="png")
