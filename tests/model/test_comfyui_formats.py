@@ -140,7 +140,7 @@ MISTAKES = [
     ("int8 of a row", {"weight_scale": torch.ones(5)}, "expected 1 or 64 numbers"),
     ("convrot 64", {"about": {"convrot_groupsize": 48}}, "convrot_groupsize 48, expected one of 256, 64, 16"),
     ("convrot 64", {"about": {"convrot_groupsize": 256}}, "convrot_groupsize 256, .* divides its 64 channels"),
-    ("int8 of a row", {"about": {"format": "svdquant_w4a4"}}, "stored as 'svdquant_w4a4', which is not read"),
+    ("int8 of a row", {"about": {"format": "asym_w4a8_int8"}}, "stored as 'asym_w4a8_int8', which is not read"),
     ("int8 of a row", {"about": {"format": "int8_tensorwis"}}, "Did you mean int8_tensorwise"),
     ("int8 of a row", {"comfy_quant": None}, "weight is 'I8' .* expected F8_E4M3 or U8"),
     ("int4 16", {"about": {"linear_dtype": "fp4"}}, "linear_dtype 'fp4', expected int4 or int8"),

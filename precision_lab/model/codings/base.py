@@ -68,9 +68,13 @@ def not_a_multiple(channels: int, of: int) -> str | None:
 
 
 class Coding(ABC):
-    """A format for the weight of a linear."""
+    """A format for the weight of a linear.
+
+    of_channels: the names of arrays that belong to the channels, so that weights of some of the outputs share them.
+    """
 
     name: ClassVar[str]
+    of_channels: ClassVar[frozenset[str]] = frozenset()
 
     def unfit(self, shape: tuple[int, ...]) -> str | None:
         """Why a weight of shape (outputs, channels) cannot be stored, such as "48 channels, expected a multiple of 32".

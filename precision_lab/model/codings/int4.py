@@ -15,10 +15,11 @@ from precision_lab.errors import InputError
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours, evenly_spaced, not_a_multiple
 
 LARGEST = 7
+LARGEST_UNSIGNED = 15
 SMALLEST_MAGNITUDE = 1e-10
 GROUP = 64
 
-_SCALES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+SCALES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Int4(Coding):
 
     def __post_init__(self) -> None:
         _check_group("int4.group", self.group)
-        if self.scales not in _SCALES:
-            raise InputError(f"int4.scales is {self.scales!r}, expected one of {', '.join(_SCALES)}")
+        if self.scales not in SCALES:
+            raise InputError(f"int4.scales is {self.scales!r}, expected one of {', '.join(SCALES)}")
 
     def unfit(self, shape: tuple[int, ...]) -> str | None:
         return not_a_multiple(shape[1], self.group or 2)
 
     def encode(self, weight: mx.array) -> dict[str, mx.array]:
-        scale = group_scale(weight, self.group).astype(_SCALES[self.scales])
+        scale = group_scale(weight, self.group).astype(SCALES[self.scales])
         return {"weight": packed(codes(weight, scale.astype(mx.float32))), "scale": scale}
 
     def decode(self, arrays: Arrays) -> mx.array:
@@ -55,9 +56,13 @@ class Int4(Coding):
 
 @dataclass(frozen=True)
 class Int4Inputs(Inputs):
-    """group: the channels of a token that share a scale; null for all of them."""
+    """group: the channels of a token that share a scale; null for all of them.
+
+    unsigned: whether the codes are 0 to 15, one for what is negative.
+    """
 
     group: int | None = GROUP
+    unsigned: bool = False
 
     name = "int4"
 
@@ -68,20 +73,24 @@ class Int4Inputs(Inputs):
         return not_a_multiple(channels, self.group or 1)
 
     def rounded(self, x: mx.array) -> mx.array:
-        scale = group_scale(x, self.group)
-        return scaled(codes(x, scale), scale)
+        least, largest = (0, LARGEST_UNSIGNED) if self.unsigned else (-LARGEST, LARGEST)
+        scale = group_scale(x, self.group, largest)
+        return scaled(codes(x, scale, least, largest), scale)
 
 
-def group_scale(x: mx.array, group: int | None) -> mx.array:
-    """The scale of each group of x (..., channels), (..., groups); not finite where x is not."""
+def group_scale(x: mx.array, group: int | None, largest: int = LARGEST) -> mx.array:
+    """The scale of each group of x (..., channels), (..., groups), whose magnitude has the code `largest`.
+
+    It is not finite where x is not.
+    """
     magnitude = mx.abs(x.reshape(*x.shape[:-1], -1, group or x.shape[-1])).max(axis=-1)
-    return mx.maximum(magnitude, SMALLEST_MAGNITUDE) / LARGEST
+    return mx.maximum(magnitude, SMALLEST_MAGNITUDE) / largest
 
 
-def codes(x: mx.array, scale: mx.array) -> mx.array:
+def codes(x: mx.array, scale: mx.array, least: int = -LARGEST, largest: int = LARGEST) -> mx.array:
     """The codes of x (..., channels), as floating-point numbers; scale (..., groups)."""
     grouped = x.reshape(*scale.shape, -1) / scale[..., None]
-    return mx.clip(mx.round(grouped), -LARGEST, LARGEST).reshape(x.shape)
+    return mx.clip(mx.round(grouped), least, largest).reshape(x.shape)
 
 
 def scaled(values: mx.array, scale: mx.array) -> mx.array:

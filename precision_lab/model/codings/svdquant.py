@@ -45,13 +45,18 @@ class SVDQuant(Coding):
     smooth: the exponent e of `smooth`, (largest magnitude of the weight / largest magnitude of the channel)^e. It moves
     the differences between the channels of the weight to the inputs: it is the choice of DeepCompressor that needs no
     activations, alpha = 0 and beta = e. With 0 there is no such array.
+
+    shift: added to the inputs of the residual before they are rounded, and taken off afterwards: unsigned codes then
+    suit what is hardly below zero.
     """
 
     rank: int | None = None
     residual: Coding = field(default_factory=_int4)
     smooth: float = 0
+    shift: float = 0
 
     name = "svdquant"
+    of_channels = frozenset({"down", "smooth"})
 
     def __post_init__(self) -> None:
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
@@ -90,8 +95,15 @@ class SVDQuant(Coding):
     def product(self, arrays: Arrays, x: mx.array, inputs: Inputs | None = None) -> mx.array:
         """Inputs are divided by `smooth` and rounded for the residual; the factors multiply them as they are."""
         low = (x @ arrays["down"].astype(mx.float32)) @ arrays["up"].astype(mx.float32).T
-        narrow = x / arrays["smooth"].astype(mx.float32) if "smooth" in arrays else x
-        return low + self.residual.product(arrays, narrow, inputs)
+        smooth = arrays["smooth"].astype(mx.float32) if "smooth" in arrays else 1
+        if inputs is None or not self.shift:
+            return low + self.residual.product(arrays, x / smooth, inputs)
+        return low + self.residual.product(arrays, inputs.rounded((x + self.shift) / smooth) - self.shift / smooth)
+
+    def unshifted(self, arrays: Arrays, bias: mx.array) -> mx.array:
+        """The bias (outputs,), fp32, of a linear whose `bias` takes off what `shift` adds to the residual's product."""
+        smooth = arrays["smooth"].astype(mx.float32) if "smooth" in arrays else mx.ones(arrays["down"].shape[0])
+        return bias.astype(mx.float32) + self.residual.product(arrays, self.shift / smooth)
 
     def neighbours(self, arrays: Arrays) -> Neighbours | None:
         """Those of the residual."""

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.errors import InputError, first_line, inline, shown
-from precision_lab.model.stored.formats import FLOATS, Layer, Stored, described, unscaled
+from precision_lab.model.stored.formats import described, unscaled
 from precision_lab.model.stored.formatted import FormattedWeights, scales_beside
+from precision_lab.model.stored.four_bits import PARTS
+from precision_lab.model.stored.layer import FLOATS, Layer, Stored
 from precision_lab.record.files import parse_json
 from precision_lab.record.safetensors import Entry, check_extents, read_entries
 
@@ -34,11 +36,13 @@ _ROOTS = (
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}
 _PLAIN = ("F32", "F16", "BF16", "F8_E4M3")
 _MARKER, _LISTED = "scaled_fp8", "_quantization_metadata"
-_SCALES = ("scale_weight", "weight_scale", "weight_scale_2", "scale_input", "input_scale", "pre_quant_scale")
+_SCALES = ("scale_weight", "weight_scale", "weight_scale_2", "scale_input", "input_scale", "pre_quant_scale", *PARTS)
 """The last parts of the names of tensors beside the weight of a linear."""
 _QUANT = "comfy_quant"
 _PREFERENCE = ".comfy_attention.config"
 """The end of the name of a tensor that asks for another attention; it changes no weight."""
+_NUNCHAKU = (".qweight", ".wscales", ".wzeros", ".lora_down", ".smooth_orig")
+"""The ends of names that only nunchaku's files have."""
 _LARGEST = 1 << 16
 
 
@@ -71,7 +75,8 @@ class ComfyFile(FormattedWeights):
                 # a marker of two elements asks ComfyUI to leave inputs alone
                 wide = marked and entries[_MARKER].shape == (2,)
                 about = declared.get(path, {"format": "float8_e4m3fn", "full_precision_matrix_mult": wide})
-                stored[path] = described(Layer(file, path, tensors, about))
+                bias = {"bias": entries[f"{path}.bias"]} if f"{path}.bias" in entries else {}
+                stored[path] = described(Layer(file, path, tensors | bias, about))
             elif scaled:
                 raise InputError(f"{file}: tensor {inline(path)}.weight_scale is missing")
             else:
@@ -126,6 +131,11 @@ def _check(file: Path, entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
         if name.endswith("__index_timestep_zero__"):
             raise InputError(f"{file}: tensor {inline(name)} marks Qwen-Image-Edit-2511, expected text to image")
+        if name.endswith(_NUNCHAKU):
+            raise InputError(
+                f"{file}: tensor {inline(name)} is in nunchaku's own tiles, which are not read, expected svdquant_w4a4 "
+                "and awq_w4a16 of ComfyUI"
+            )
         if entry.dtype not in _BYTES:
             raise InputError(
                 f"{file}: tensor {inline(name)} is {shown(entry.dtype)}, expected one of {', '.join(_BYTES)}"

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from precision_lab.errors import InputError, inline, shown
 from precision_lab.model.codings.base import Inputs
 from precision_lab.model.codings.float8 import Float8Inputs
-from precision_lab.model.stored.formats import FLOATS, Layer, Stored, float8, nvfp4_rows, unscaled
+from precision_lab.model.stored.formats import float8, nvfp4_rows, unscaled
 from precision_lab.model.stored.formatted import FormattedWeights, read_shards, scales_beside
+from precision_lab.model.stored.layer import FLOATS, Layer, Stored
 from precision_lab.model.weights import read_json
 from precision_lab.record.safetensors import Entry, check_extents, mentions
 

@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from precision_lab.errors import InputError, inline, nearest, shown
 from precision_lab.model.codings.base import Inputs
@@ -27,119 +21,22 @@ from precision_lab.model.codings.int4 import Int4, Int4Inputs
 from precision_lab.model.codings.int8 import Int8, Int8Inputs
 from precision_lab.model.codings.microscaled import MXFP8, NVFP4, Mxfp8Inputs, Nvfp4Inputs
 from precision_lab.model.stored.base import StoredLinear
+from precision_lab.model.stored.four_bits import awq, svdquant
+from precision_lab.model.stored.layer import Layer, Made, Stored, column, no_scale, same
 from precision_lab.record.safetensors import Entry
 
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-"""The types that scales have in files."""
-Floats = npt.NDArray[np.float32]
 INPUT_SCALES = ("scale_input", "input_scale")
 """The last parts of the names of scales of inputs."""
 _TILE = (128, 4)
 """Rows and columns of a tile of scales as cuBLAS reads them."""
 
 
-class Made(NamedTuple):
-    """An array of a linear: the last part of the name of its tensor in the file, and what makes it from that one."""
-
-    tensor: str
-    convert: Callable[[mx.array], mx.array]
-
-
-class Stored(NamedTuple):
-    """A linear in a format of its file.
-
-    form: the name of the format. arrays: those of `linear`, by name. inputs: the last parts of the names of the scales
-    that `linear.inputs` has. blocks: the types of arrays of scales that are checked when they are read, by their names;
-    there are many.
-    """
-
-    form: str
-    linear: StoredLinear
-    arrays: Mapping[str, Made]
-    inputs: tuple[str, ...] = ()
-    blocks: Mapping[str, str] = MappingProxyType({})
-
-
-def no_scale(_: mx.array) -> mx.array:
-    """The scale of a weight that has none in its file."""
-    return mx.ones((1, 1))
-
-
-def _same(array: mx.array) -> mx.array:
-    return array
-
-
-def _column(scales: mx.array) -> mx.array:
-    return scales.astype(mx.float32).reshape(-1, 1)
-
-
-_BY_ROW = {"weight": Made("weight", _same), "scale": Made("weight_scale", _column)}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear of a file before it is checked.
-
-    path: that of the module. entries: its tensors by the last part of their names, as `weight` or `weight_scale`.
-    about: what the file says of it.
-    """
-
-    file: Path
-    path: str
-    entries: Mapping[str, Entry]
-    about: Mapping[str, Any]
-
-    def entry(self, name: str, *dtypes: str) -> Entry:
-        """A tensor of one of these types. Raises InputError if it is missing or of another type."""
-        if name not in self.entries:
-            raise InputError(f"{self.file}: tensor {inline(self.path)}.{name} is missing")
-        if self.entries[name].dtype not in dtypes:
-            raise self.wrong(name, f"expected {' or '.join(dtypes)}")
-        return self.entries[name]
-
-    def matrix(self, *dtypes: str) -> tuple[int, int]:
-        """The shape of the stored weight. Raises InputError if it is no matrix of one of these types."""
-        shape = self.entry("weight", *dtypes).shape
-        if len(shape) != 2 or 0 in shape:
-            raise self.wrong("weight", "expected outputs and channels")
-        return shape[0], shape[1]
-
-    def scales(self, name: str, *counts: int) -> int:
-        """How many numbers the scales of this name have.
-
-        Raises InputError unless that is one of `counts` and all are finite: one scale spoils a whole tensor or row.
-        """
-        values = self._numbers(name, *counts)
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if wrong.size:
-            raise self.wrong(name, f"with {values[wrong[0]]:g} at {wrong[0]}, expected finite numbers")
-        return len(values)
-
-    def number(self, name: str) -> float:
-        """The positive number that a tensor holds. Raises InputError if it holds anything else."""
-        value = float(self._numbers(name, 1)[0])
-        if not 0 < value < math.inf:
-            raise InputError(f"{self.file}: tensor {inline(self.path)}.{name} is {value:g}, expected a positive number")
-        return value
-
-    def _numbers(self, name: str, *counts: int) -> Floats:
-        """The values of a tensor, which must be one of these counts of floats. Raises InputError otherwise."""
-        entry = self.entry(name, *FLOATS)
-        if math.prod(entry.shape) not in counts:
-            raise self.wrong(name, f"expected {' or '.join(map(str, sorted(set(counts))))} numbers")
-        return np.frombuffer(entry.content(), FLOATS[entry.dtype]).astype(np.float32)
-
-    def wrong(self, name: str, why: str) -> InputError:
-        """The error for a tensor of this linear."""
-        entry = self.entries[name]
-        return InputError(
-            f"{self.file}: tensor {inline(self.path)}.{name} is {shown(entry.dtype)} of shape {entry.shape}, {why}"
-        )
+_BY_ROW = {"weight": Made("weight", same), "scale": Made("weight_scale", column)}
 
 
 def unscaled(weight: Entry) -> Stored:
     """A linear in e4m3 without a scale; the inputs are left alone."""
-    arrays = {"weight": Made("weight", _same), "scale": Made("weight", no_scale)}
+    arrays = {"weight": Made("weight", same), "scale": Made("weight", no_scale)}
     linear = StoredLinear(Float8("none"), (weight.shape[0], weight.shape[1]), tuple(arrays))
     return Stored("float8 without scales", linear, arrays)
 
@@ -151,7 +48,7 @@ def float8(layer: Layer) -> Stored:
     scale = "tensor" if layer.scales(name, 1, outputs) == 1 else "channel"
     given = next((name for name in INPUT_SCALES if name in layer.entries), None)
     inputs = Float8Inputs(layer.number(given) if given else 1.0)
-    arrays = {"weight": Made("weight", _same), "scale": Made(name, _column)}
+    arrays = {"weight": Made("weight", same), "scale": Made(name, column)}
     linear = StoredLinear(Float8(scale), (outputs, channels), tuple(arrays), inputs)
     return Stored(f"float8 with {name}", linear, arrays, (given,) if given else ())
 
@@ -177,7 +74,7 @@ def nvfp4_rows(layer: Layer) -> Stored:
     if layer.entry("weight_scale", "F8_E4M3", "U8").shape != (outputs, groups):
         raise layer.wrong("weight_scale", f"expected {outputs} x {groups}")
     codes = Made("weight", lambda codes: codes.view(mx.uint32))
-    return _nvfp4(layer, codes, Made("weight_scale", _same), multiple=1)
+    return _nvfp4(layer, codes, Made("weight_scale", same), multiple=1)
 
 
 def _nvfp4(layer: Layer, codes: Made, scales: Made, multiple: int) -> Stored:
@@ -239,6 +136,8 @@ FORMATS: Mapping[str, Callable[[Layer], Stored]] = {
     "mxfp8": mxfp8,
     "int8_tensorwise": int8,
     "convrot_w4a4": convrot_int4,
+    "awq_w4a16": awq,
+    "svdquant_w4a4": svdquant,
 }
 """The formats of ComfyUI that are read."""
 
@@ -252,7 +151,7 @@ def described(layer: Layer) -> Stored:
             f"{nearest(str(name), FORMATS)}"
         )
     stored = FORMATS[name](layer)
-    known = {made.tensor for made in stored.arrays.values()} | set(INPUT_SCALES)
+    known = {made.tensor for made in stored.arrays.values()} | {"bias", *INPUT_SCALES}
     for other in layer.entries.keys() - known:
         raise layer.wrong(other, f"which {stored.form} has no use for")
     if layer.about.get("full_precision_matrix_mult"):

@@ -13,7 +13,7 @@ from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, first_line, inline
 from precision_lab.model.stored.base import StoredWeights
 from precision_lab.model.stored.finite import Scales
-from precision_lab.model.stored.formats import Stored, no_scale
+from precision_lab.model.stored.layer import Stored, no_scale
 from precision_lab.record.safetensors import Entry, read_entries
 
 
@@ -53,6 +53,9 @@ class FormattedWeights(StoredWeights):
         for path, stored in self._stored.items():
             for name, (tensor, convert) in stored.arrays.items():
                 tensors[f"{path}.{name}"] = convert(read[f"{self._prefix}{path}.{tensor}"])
+            if stored.bias is not None:
+                arrays = {name: tensors[f"{path}.{name}"] for name in stored.arrays}
+                tensors[f"{path}.bias"] = stored.bias(arrays, tensors[f"{path}.bias"])
         return tensors
 
     def _scales(self) -> Mapping[str, Scales]:

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from precision_lab.device.page_cache import Extent
 from precision_lab.errors import InputError, inline
+from precision_lab.model.codings.base import Coding
 from precision_lab.model.stored.base import StoredLinear, StoredWeights
 
 _JOINED = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
@@ -26,6 +27,8 @@ class SplitWeights(StoredWeights):
     _whole: StoredWeights
     _rows: Mapping[str, int]
     """The rows of a half, by path of the joined linear."""
+    _shared: frozenset[str]
+    """The arrays of joined linears that belong to their channels, so that both halves have them."""
 
     @classmethod
     def of(cls, files: StoredWeights) -> StoredWeights:
@@ -43,14 +46,17 @@ class SplitWeights(StoredWeights):
         if not rows:
             return files
         linears: dict[str, StoredLinear] = {}
+        shared: set[str] = set()
         for path, linear in files.linears.items():
             if path in rows:
+                if isinstance(linear.storage, Coding):
+                    shared |= {f"{path}.{array}" for array in linear.storage.of_channels}
                 shape = rows[path], linear.shape[1]
                 linears |= dict.fromkeys(_halves(path), linear._replace(shape=shape, multiple=1))
             else:
                 linears[path] = linear
         common = {field.name: getattr(files, field.name) for field in fields(StoredWeights)}
-        return cls(**common | {"linears": linears}, _whole=files, _rows=rows)
+        return cls(**common | {"linears": linears}, _whole=files, _rows=rows, _shared=frozenset(shared))
 
     @property
     def layout(self) -> str:
@@ -61,10 +67,10 @@ class SplitWeights(StoredWeights):
         return self._whole.files
 
     def _read(self) -> MutableMapping[str, mx.array]:
-        return _Tensors(self._whole.read(), self._rows)
+        return _Tensors(self._whole.read(), self._rows, self._shared)
 
     def _templates(self, paged: str) -> MutableMapping[str, mx.array]:
-        return _Tensors(self._whole.templates(paged), self._rows)
+        return _Tensors(self._whole.templates(paged), self._rows, self._shared)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -89,8 +95,8 @@ class SplitWeights(StoredWeights):
 class _Tensors(MutableMapping[str, mx.array]):
     """Tensors by name; a joined one is taken from `whole` when the first of its halves is."""
 
-    def __init__(self, whole: MutableMapping[str, mx.array], rows: Mapping[str, int]):
-        self._whole, self._rows = whole, rows
+    def __init__(self, whole: MutableMapping[str, mx.array], rows: Mapping[str, int], shared: frozenset[str]):
+        self._whole, self._rows, self._shared = whole, rows, shared
         self._joined = {half: name for name in whole if _path(name) in rows for half in _names(name, rows)}
         """The joined tensors that are not taken yet, by the names of their halves."""
         self._apart: dict[str, mx.array] = {}
@@ -99,7 +105,7 @@ class _Tensors(MutableMapping[str, mx.array]):
         if name in self._joined:
             joined = self._joined[name]
             array, rows = self._whole.pop(joined), self._rows[_path(joined)]
-            split = array.ndim > 0 and array.shape[0] == 2 * rows
+            split = array.ndim > 0 and array.shape[0] == 2 * rows and joined not in self._shared
             halves = (array[:rows], array[rows:]) if split else (array, array)
             for half, part in zip(_names(joined, self._rows), halves, strict=True):
                 if self._joined.pop(half, None) is not None:
