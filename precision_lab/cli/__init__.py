@@ -29,6 +29,7 @@ COMMANDS = {
     "search": ("precision_lab.cli.search", "search"),
     "culprits": ("precision_lab.cli.culprits", "culprits"),
     "survival": ("precision_lab.cli.survival", "survival"),
+    "submit": ("precision_lab.cli.submit", "submit"),
 }
 
 # strategies of `search` with a module and a root configuration of their own

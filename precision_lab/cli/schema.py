@@ -236,6 +236,13 @@ class Device(Closed):
     out: Folder | None
 
 
+class Submit(Closed):
+    """conf/submit.yaml."""
+
+    overrides: Annotated[Sequence[str], "overrides, like [+exp=findings]"]
+    out: Folder | None
+
+
 class BesideAModel(Closed):
     """What a model composes for its cases, unused by a command that needs the model alone."""
 

@@ -33,6 +33,7 @@ ROOTS = {
     "compare_dump": schema.CompareDump,
     "compare_devices": schema.CompareDevices,
     "device": schema.Device,
+    "submit": schema.Submit,
     "models": schema.Models,
     "dump_inputs": schema.DumpInputs,
     "recipe": schema.Recipe,
