@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -120,11 +120,22 @@ def composed_with(group: str, names: Sequence[str]) -> DictConfig:
     """
     given = HydraConfig.get()
     own = [override for override in given.overrides.task if not override.startswith(f"{group}=")]
+    return composed(str(given.job.config_name), [*own, f"{group}=[{','.join(names)}]"])
+
+
+def composed(root: str, overrides: Sequence[str]) -> DictConfig:
+    """A root configuration with overrides, from the folders that the present command reads.
+
+    Raises InputError as a command line does.
+    """
+    parsed(overrides)
     try:
-        loader = GlobalHydra.instance().config_loader()
-        return loader.load_configuration(given.job.config_name, [*own, f"{group}=[{','.join(names)}]"], RunMode.RUN)
+        config = GlobalHydra.instance().config_loader().load_configuration(root, list(overrides), RunMode.RUN)
     except Exception as error:
         raise InputError(described_failure(error)) from error
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def described_failure(error: Exception) -> str:

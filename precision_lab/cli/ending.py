@@ -31,11 +31,14 @@ class Ending:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit code of `action`. What it raises is reported in one or two lines on stderr."""
+    """The exit code of `action`. What it raises is reported in one or two lines on stderr.
+
+    A KeyboardInterrupt that a command raises with a message says what is left of its work.
+    """
     try:
         ending = ending_of(action)
-    except KeyboardInterrupt:
-        ending = _failed("Interrupted. What was finished is kept; resume=true continues.", 130)
+    except KeyboardInterrupt as error:
+        ending = _failed(str(error) or "Interrupted. What was finished is kept; resume=true continues.", 130)
     ending.tell()
     return ending.code
 

@@ -239,7 +239,7 @@ class Device(Closed):
 class Submit(Closed):
     """conf/submit.yaml."""
 
-    overrides: Annotated[Sequence[str], "overrides, like [+exp=findings]"]
+    overrides: Annotated[Sequence[str], "quoted overrides of run, like ['+exp=findings']"]
     out: Folder | None
 
 

@@ -6,23 +6,36 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from precision_lab.cli.composing import composed, parsed
 from precision_lab.cli.folders import claimed, stamped
-from precision_lab.cli.literal import literal
+from precision_lab.cli.literal import literal, settled
 from precision_lab.cli.terminal import open_console
 from precision_lab.errors import InputError
 from precision_lab.record.device import FILE as DEVICE
+from precision_lab.record.files import replacing
 from precision_lab.record.folders import check_name, writable
 
 LARGEST = 20_000_000
 """Bytes of a bundle, below what an issue takes as an attachment (25 MB)."""
+
+ARCHIVE = "bundle.zip"
+
+_NEEDED = 200_000_000
+"""Bytes on the disk: what the two commands measure, the bundle and its archive."""
+
+_PATIENCE = 10.0
+"""Seconds that a command has to end after an interruption."""
 
 _TABLES = "*.parquet"
 _TEXTS = ("manifest.json", "summary.json")
@@ -31,7 +44,7 @@ _README = """# A machine, measured by precision_lab
 
 Device: {device} ({backend}), {os}, MLX {mlx}.
 
-- `device.json`, `device.png`, `device.svg`: how MLX computes on this machine, operation by operation.
+- `device/`: how MLX computes on this machine, operation by operation: `device.json` and its figure.
 - `run/`: a short run ({overrides}): `summary.json`, `manifest.json`, `config.yaml`, {tables}pictures, and
   `report.html`, which a browser opens.
 - `versions.json`: the versions of MLX, of Python and of the packages.
@@ -43,20 +56,61 @@ To attach it: open an issue with the template "A device", and drag `bundle.zip` 
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
-    """Measures and bundles; returns the exit code of the run."""
+    """Measures and bundles; returns the exit code of the run. The folder exists only if all of it is there."""
     from precision_lab.cli import schema
 
     settings = schema.read(schema.Submit, literal(config))
     given = None if settings.out is None else _checked(settings.out)
-    with claimed(stamped("submit")) if given is None else nullcontext(given) as out:
-        _child("device", [f"out={_quoted(out / 'device')}"])
-        code = _child("run", [*settings.overrides, f"out={_quoted(out / 'run')}"])
-        bundle(out, settings.overrides, open_console())
+    _check(settings.overrides)
+    with claimed(stamped("submit")) if given is None else nullcontext(given) as out, replacing(out, _NEEDED) as folder:
+        measured = folder / "measured"
+        try:
+            code = measure("run", settings.overrides, measured / "run", out / "run")
+            measure("device", (), measured / "device", out / "device")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("Interrupted. Nothing was bundled.") from None
+        size = bundle(measured, folder, settings.overrides)
+        shutil.rmtree(measured)
+    _print(out, size, open_console())
     return code
 
 
-def bundle(out: Path, overrides: Sequence[str], console: Console) -> Path:
-    """Makes `bundle` and bundle.zip in `out` from its folders `device` and `run`; prints their size. Returns the zip.
+def measure(command: str, arguments: Sequence[str], out: Path, shown: Path) -> int:
+    """Runs a command in a process of its own, which reads switches such as TF32 anew. Returns its exit code, 0 or 1.
+
+    shown: the folder that it names in what it prints, in place of `out`, which it writes. Raises InputError if it ends
+    with another code, and KeyboardInterrupt.
+    """
+    folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    words = [*(f"--config-dir={folder}" for folder in folders), *arguments, f"out={_quoted(out)}"]
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(
+            [sys.executable, "-m", "precision_lab", command, *words],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    print(line.replace(str(out), str(shown)), end="", flush=True)  # noqa: T201
+                code = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+        errors.seek(0)
+        said = errors.read().strip().replace(str(out), str(shown))
+    if code in (-2, 130):
+        raise KeyboardInterrupt
+    if code not in (0, 1):
+        raise InputError(f"{command}: {said or f'ended with exit code {code}'}")
+    if said:
+        print(said, file=sys.stderr)  # noqa: T201
+    return code
+
+
+def bundle(measured: Path, folder: Path, overrides: Sequence[str]) -> int:
+    """Fills `folder` from the folders `device` and `run` of `measured`. Returns the size of its archive in bytes.
 
     Pages and figures are drawn again from records without personal data. Raises InputError if a record cannot be read.
     """
@@ -68,13 +122,12 @@ def bundle(out: Path, overrides: Sequence[str], console: Console) -> Path:
     from precision_lab.report.figures import device, style
 
     person = Person.here()
-    DeviceRecord.read(out / "device")
-    run = Run.open(out / "run").whole()
-    folder = out / "bundle"
-    record = person.scrubbed(read_json(out / "device" / DEVICE))
-    write_json(folder / DEVICE, record)
+    DeviceRecord.read(measured / "device")
+    run = Run.open(measured / "run").whole()
+    record = person.scrubbed(read_json(measured / "device" / DEVICE))
+    write_json(folder / "device" / DEVICE, record)
     with style.theme():
-        style.save(device.draw(record), folder)
+        style.save(device.draw(record), folder / "device")
     target = folder / "run"
     for part in ("images", "results"):
         if (run.path / part).is_dir():
@@ -87,7 +140,7 @@ def bundle(out: Path, overrides: Sequence[str], console: Console) -> Path:
     for table in run.path.glob(_TABLES):
         shutil.copyfile(table, target / table.name)
     write(Run.open(target))
-    shutil.rmtree(target / "figures")  # the page holds them
+    shutil.rmtree(target / "figures", ignore_errors=True)  # the page holds them
     has_tables = _bounded(folder, target)
     environment: Mapping[str, Any] = record["environment"]
     versions = {"python": environment["python"], "os": environment["os"], **environment["packages"]}
@@ -95,31 +148,46 @@ def bundle(out: Path, overrides: Sequence[str], console: Console) -> Path:
     about = {name: environment[name] for name in ("device", "backend", "os", "mlx")}
     line = person.text(f"`{shlex.join(overrides)}`")
     write_text(folder / "README.md", _README.format(**about, overrides=line, tables="tables (.parquet), " * has_tables))
-    archive = Path(shutil.make_archive(str(out / "bundle"), "zip", out, "bundle"))
-    console.print(f"bundle: {archive}, {archive.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
-    return archive
+    return _archived(folder, [path for path in sorted(folder.rglob("*")) if measured not in path.parents])
+
+
+def _archived(folder: Path, paths: Sequence[Path]) -> int:
+    """Puts files of a folder into ARCHIVE beside them. Returns its size in bytes."""
+    archive = folder / ARCHIVE
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in paths:
+            if path.is_file():
+                file.write(path, Path(archive.stem) / path.relative_to(folder))
+    return archive.stat().st_size
 
 
 def _bounded(folder: Path, target: Path) -> bool:
     """Removes the tables if the bundle is larger than LARGEST, whose page has what they say. Whether they are kept."""
-    if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= LARGEST:
+    files = [*(folder / "device").rglob("*"), *target.rglob("*")]
+    if sum(path.stat().st_size for path in files if path.is_file()) <= LARGEST:
         return True
     for table in target.glob(_TABLES):
         table.unlink()
     return False
 
 
-def _child(command: str, arguments: Sequence[str]) -> int:
-    """Runs a command in a process of its own, which reads switches such as TF32 anew. Returns its exit code, 0 or 1.
+def _check(overrides: Sequence[str]) -> None:
+    """Raises InputError, before anything is measured, for overrides that `run` refuses or that this command sets."""
+    from precision_lab.cli import schema
 
-    Raises InputError if it ended with another.
-    """
-    code = subprocess.run([sys.executable, "-m", "precision_lab", command, *arguments], check=False).returncode
-    if code in (-2, 130):
-        raise KeyboardInterrupt
-    if code not in (0, 1):
-        raise InputError(f"submit: the command {command} ended with exit code {code}, see above; nothing was bundled")
-    return code
+    for override in parsed(overrides):
+        if override.key_or_group in ("out", "resume"):
+            raise InputError(f"overrides: {override.input_line} is set by submit, whose folder is out=DIR")
+    schema.read(schema.Experiment, settled(composed("config", overrides)))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a process, and lets it end its own workers."""
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _quoted(path: Path) -> str:
@@ -138,3 +206,8 @@ def _checked(folder: str) -> Path:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise InputError(f"out={out} exists, expected a new or an empty folder")
     return out
+
+
+def _print(out: Path, size: int, console: Console) -> None:
+    console.print(f"bundle: {out / ARCHIVE}, {size / 1e6:.1f} MB", soft_wrap=True)
+    console.print(f"Look at {out} before you attach the archive to an issue", soft_wrap=True)

@@ -134,8 +134,12 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def replacing(out: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end of the block, or vanishes if it raises."""
+    """A temporary folder beside `out` that becomes `out` at the end of the block.
+
+    If the block raises, it vanishes with the folders that were created above it.
+    """
     out = out.absolute()
+    missing = [folder for folder in out.parents if not folder.exists()]
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists, expected a new or an empty folder")
     try:
@@ -152,6 +156,9 @@ def replacing(out: Path, needed: int) -> Iterator[Path]:
         os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # another command uses it by now
+                folder.rmdir()
         raise
 
 

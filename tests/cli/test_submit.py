@@ -1,9 +1,11 @@
 """`submit`: a bundle of two child runs in which no file names the user, the host or a personal path."""
 
 import json
+import os
 import re
-import shutil
+import signal
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,11 +13,14 @@ import pytest
 from PIL import Image
 
 from precision_lab.cli import main, submit
+from precision_lab.errors import InputError
 from precision_lab.record.anonymous import Person
 from precision_lab.record.device import DeviceRecord
 from precision_lab.record.run import Run
 from precision_lab.record.tables import LEADING, empty
+from precision_lab.report.figures import style
 from tests import fabricated
+from tests.undrawn import undrawn
 
 CPU = Path(__file__).parents[2] / "results" / "reference" / "cpu" / "device" / "device.json"
 HOME = "/Users/jane q"
@@ -30,14 +35,14 @@ SECRETS = ("jane", "janes-mac", "/Users", "/Volumes", "/home/")
 
 
 def fake(folder, planted=PLANTED):
-    """Leaves what the child `device` or `run` leaves, with planted names."""
+    """Leaves what the command `device` or `run` leaves, with planted names."""
+    folder.mkdir(parents=True)
     if folder.name == "device":
         record = json.loads(CPU.read_text())
         record["command"], record["environment"]["blas"] = planted, f"OpenBLAS ({HOME}/lib/blas.so)"
-        folder.mkdir(parents=True)
         (folder / "device.json").write_text(json.dumps(record))
         return
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     fabricated.manifest(command=planted, notes=planted).write(folder)
     for name in LEADING:
         empty(name).to_parquet(folder / f"{name}.parquet")
@@ -47,80 +52,120 @@ def fake(folder, planted=PLANTED):
 
 
 @pytest.fixture
-def children(monkeypatch):
-    """The exit codes of the child commands, which are not run, and what they were given."""
-    codes, seen = {"device": 0, "run": 0}, []
+def commands(monkeypatch):
+    """How the commands end that are not run: an exit code or an exception. And what they were given."""
+    endings, seen = {"device": 0, "run": 0}, []
 
-    real = subprocess.run
+    def measure(command, arguments, out, shown):
+        seen.append([command, *arguments])
+        fake(out)
+        if isinstance(endings[command], BaseException):
+            raise endings[command]
+        return endings[command]
 
-    def run(words, **options):
-        if words[1:3] != ["-m", "precision_lab"]:
-            return real(words, **options)
-        (command, *rest), out = words[3:], Path(words[-1].removeprefix("out='").removesuffix("'"))
-        seen.append([command, *rest])
-        if codes[command] in (0, 1):
-            fake(out)
-        return subprocess.CompletedProcess(words, codes[command])
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(submit, "measure", measure)
     monkeypatch.setattr(Person, "here", classmethod(lambda cls: PERSON))
-    return codes, seen
+    return endings, seen
 
 
-def test_no_text_of_a_bundle_names_anybody(children, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(submit, "LARGEST", 40_000_000)
+@pytest.fixture
+def empty_figure(monkeypatch):
+    """The figure of device.json is an empty one, as drawing takes seconds."""
+
+    def draw(record):
+        figure = style.new_figure(1)
+        figure.subplots()
+        return style.Drawing("device", "", figure, "")
+
+    monkeypatch.setattr("precision_lab.report.figures.device.draw", draw)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Overrides of the run are not composed, which takes half a second."""
+    monkeypatch.setattr(submit, "_check", lambda overrides: None)
+
+
+def texts(folder):
+    return [path for path in folder.rglob("*") if path.suffix in (".json", ".yaml", ".md", ".html", ".svg")]
+
+
+def test_no_text_of_a_bundle_names_anybody(commands, empty_figure, tmp_path, capsys):
     out = tmp_path / "mine"
     assert main(["submit", f"out={out}"]) == 0
-    assert re.search(r"bundle: .*bundle\.zip, \d+\.\d MB", capsys.readouterr().out.replace("\n", ""))
-    assert [words[0] for words in children[1]] == ["device", "run"]
-    assert "+exp=findings" in children[1][1]
-    folder = out / "bundle"
-    texts = [path for path in folder.rglob("*") if path.suffix in (".json", ".yaml", ".md", ".html", ".svg")]
-    assert {path.name for path in texts} >= {
-        "device.json",
-        "manifest.json",
-        "README.md",
-        "report.html",
-        "versions.json",
-    }
-    for path in texts:
+    assert re.search(r"bundle: .*bundle\.zip, \d+\.\d MB", capsys.readouterr().out)
+    assert commands[1] == [["run", "+exp=findings"], ["device"]]
+    assert {path.name for path in out.iterdir()} == {"README.md", "bundle.zip", "device", "run", "versions.json"}
+    assert {"device.json", "manifest.json", "report.html", "config.yaml"} <= {path.name for path in texts(out)}
+    for path in texts(out):
         text = path.read_text().lower()
         assert not [secret for secret in (*SECRETS, str(tmp_path)) if secret.lower() in text], path
-    assert "blas.so" in (folder / "device.json").read_text()
-    assert "<pre>" in (folder / "run" / "report.html").read_text()
-    DeviceRecord.read(folder)
-    Run.open(folder / "run").whole()
+    assert "blas.so" in (out / "device" / "device.json").read_text()
+    assert "<pre>" in (out / "run" / "report.html").read_text()
+    DeviceRecord.read(out / "device")
+    Run.open(out / "run").whole()
     with zipfile.ZipFile(out / "bundle.zip") as archive:
-        assert {name.split("/")[0] for name in archive.namelist()} == {"bundle"}
+        packed = {name.removeprefix("bundle/") for name in archive.namelist()}
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert packed == files - {"bundle.zip"}
 
 
-def test_tables_are_left_out_of_a_bundle_that_is_too_large(children, tmp_path, monkeypatch):
+def test_tables_are_left_out_of_a_bundle_that_is_too_large(commands, unchecked, empty_figure, tmp_path, monkeypatch):
     monkeypatch.setattr(submit, "LARGEST", 1000)
-    assert main(["submit", f"out={tmp_path / 'mine'}"]) == 0
-    assert not list((tmp_path / "mine" / "bundle").rglob("*.parquet"))
-    assert "tables (.parquet)" not in (tmp_path / "mine" / "bundle" / "README.md").read_text()
+    with undrawn():
+        assert main(["submit", f"out={tmp_path / 'mine'}"]) == 0
+    assert not list((tmp_path / "mine").rglob("*.parquet"))
+    assert "tables (.parquet)" not in (tmp_path / "mine" / "README.md").read_text()
 
 
-def test_the_exit_code_is_that_of_the_run(children, tmp_path):
-    children[0]["run"] = 1
-    assert main(["submit", f"out={tmp_path / 'mine'}"]) == 1
+def test_the_exit_code_is_that_of_the_run(commands, unchecked, empty_figure, tmp_path):
+    commands[0]["run"] = 1
+    with undrawn():
+        assert main(["submit", f"out={tmp_path / 'mine'}"]) == 1
     assert (tmp_path / "mine" / "bundle.zip").exists()
 
 
-@pytest.mark.parametrize(("command", "code", "expected"), [("device", 2, 2), ("run", 3, 2), ("run", 130, 130)])
-def test_a_child_that_fails(children, command, code, expected, tmp_path, capsys):
-    children[0][command] = code
-    assert main(["submit", f"out={tmp_path / 'mine'}"]) == expected
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
-    assert not (tmp_path / "mine" / "bundle").exists()
+@pytest.mark.parametrize("command", ["device", "run"])
+@pytest.mark.parametrize(
+    ("ending", "code", "expected"),
+    [(InputError("no such model"), 2, "no such model"), (KeyboardInterrupt(), 130, "Nothing was bundled")],
+)
+def test_nothing_is_left_of_a_command_that_fails(
+    commands, unchecked, command, ending, code, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    commands[0][command] = ending
+    for given in ([], ["out=new/mine"]):
+        assert main(["submit", *given]) == code
+        said = capsys.readouterr().err
+        assert expected in said
+        assert len(said.splitlines()) == 1
+        assert not list(tmp_path.iterdir())
 
 
-def test_usage_errors(children, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["out=."], "new or an empty folder"),
+        (["out=file"], "new or an empty folder"),
+        (["out=''"], "out is ''"),
+        (["out=file/below"], "file/below"),
+        ([f"out={'x' * 300}"], "cannot be written"),
+        (["overrides=['+exp=findngs']"], "findings"),
+        (["overrides=['+exp=findings','seeds=[a]']"], "seeds"),
+        (["overrides=['+exp=findings','out=x']"], "out=x"),
+        (["overrides=['+exp=findings','dtype=float16,float32']"], "dtype"),
+        (["overrides=+exp=findings"], "overrides"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_named_before_anything_is_measured(commands, arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    for out, said in ((tmp_path, "new or an empty folder"), (tmp_path / "file", "new or an empty"), ("''", "a folder")):
-        assert main(["submit", f"out={out}"]) == 2
-        assert said in capsys.readouterr().err
-    assert not children[1]
+    assert main(["submit", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not commands[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -147,10 +192,31 @@ def test_a_user_may_have_the_name_of_a_word_of_the_laboratory():
 
 
 @pytest.mark.slow
-def test_a_real_bundle(tmp_path):
+def test_a_real_bundle(tmp_path, capfd):
     out = tmp_path / "mine"
-    assert main(["submit", f"out={out}"]) == 0
+    small = ["+exp=findings", "sampler.steps=1", "prompts=[a red circle]", "only=[baseline]", "latency.max_rounds=0"]
+    assert main(["submit", f"out={out}", f"overrides={small}"]) == 0
+    said = capfd.readouterr()
+    assert f"report: {out}/run/report.html" in said.out
+    assert ".mine." not in said.out + said.err
     assert (out / "bundle.zip").stat().st_size < submit.LARGEST
-    for path in (out / "bundle").rglob("*.json"):
-        assert str(tmp_path) not in path.read_text()
-    shutil.rmtree(out)
+    for path in out.rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing(sent, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "precision_lab", "submit", "out=a/mine"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert "findings" in next(process.stdout)
+        process.send_signal(sent)
+        assert process.wait(30) == 130
+        assert process.stderr.read().splitlines() == ["Interrupted. Nothing was bundled."]
+    assert not list(tmp_path.iterdir())
