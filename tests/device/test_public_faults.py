@@ -6,7 +6,7 @@ import pytest
 from precision_lab.device.behaviour import accuracy
 from precision_lab.device.behaviour.check import ABSENT, PRESENT
 from precision_lab.device.behaviour.quantised import MODES, Weights, decoded, packed
-from precision_lab.device.behaviour.storage import BFLOAT16, FLOAT32
+from precision_lab.device.behaviour.storage import BFLOAT16, FLOAT16, FLOAT32
 from precision_lab.device.behaviour.subjects.public_faults import faults
 from tests.device import planted
 
@@ -76,7 +76,12 @@ def test_every_check_has_a_planted_fault():
     assert PLANTED.keys() == FAULTS.keys()
 
 
-@pytest.mark.parametrize("name", FAULTS)
+LARGE = ("quantised_8bit_40000_rows", "gathered_rows")  # 40,000 rows of MLX's own product; the same plant at 4,096
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAULTS]
+)
 def test_a_planted_fault_is_named(name):
     fault = FAULTS[name]
     entry = fault.check(PLANTED[name](fault.op))
@@ -129,3 +134,36 @@ def test_the_arithmetic_that_explains_an_error(factors, answer):
     assert outcome.answer == answer
     assert outcome.bound is not None
     assert (outcome.value <= outcome.bound) == (answer == accuracy.WITHIN)
+    assert_inside_what_it_meets(outcome)
+
+
+def assert_inside_what_it_meets(outcome):
+    """The error is inside the bound that the outcome names and outside those before it."""
+    bounds = list(outcome.bounds)
+    assert bounds[0] == "float32"
+    met = bounds.index(outcome.meets) if outcome.meets else len(bounds)
+    assert [outcome.value <= outcome.bounds[name] for name in bounds] == [at >= met for at in range(len(bounds))]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.title)
+@pytest.mark.parametrize("storage", [BFLOAT16, FLOAT16], ids=lambda s: s.name)
+@pytest.mark.parametrize("accumulator", ["float32", "storage", "narrower", "half"])
+def test_the_accumulator_of_a_quantised_product(mode, storage, accumulator):
+    """Right in float32 and in the format; wrong if it is narrower than that, or counts half of the terms."""
+    rng = np.random.default_rng(2)
+    weights = Weights.draw(mode, 16, 128, rng, positive=True)
+    x = storage.round(0.5 + rng.random((64, 128)))
+    exact = x @ weights.values.T
+    rounding = {"float32": planted.float32, "storage": storage.round, "narrower": planted.to_bits(storage.bits - 5)}
+    accumulate = rounding.get(accumulator, planted.float32)
+
+    def multiply(x):
+        terms = (x[:, None] * weights.values).reshape(-1, 128)
+        sums = planted.running_sum(terms[:, :64] if accumulator == "half" else terms, accumulate)
+        return storage.round(sums.reshape(exact.shape))
+
+    outcome = accuracy.rounding_error(multiply, (x,), exact, exact, storage, accuracy.product_noise(128))
+    narrow = f"accumulates in {storage.name}"
+    expected = {"float32": accuracy.WITHIN, "storage": narrow}.get(accumulator, accuracy.WRONG)
+    assert outcome.answer == expected
+    assert_inside_what_it_meets(outcome)

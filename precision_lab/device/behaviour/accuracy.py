@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from precision_lab.device.behaviour.bridge import Op
 from precision_lab.device.behaviour.finding import Outcome
-from precision_lab.device.behaviour.storage import Array, Storage
+from precision_lab.device.behaviour.storage import Array, Storage, width_name
 
 Mask = npt.NDArray[np.bool_]
 
@@ -25,23 +26,35 @@ RIGHT, WRONG = "all rows right", "wrong"
 WITHIN, NARROWER = "within the bound", "narrower than float32"
 
 
-def product_noise(depth: int) -> Callable[[float], float]:
-    """The relative error of a sum of `depth` products whose factors and sums have unit roundoff u, as a function of u.
+@dataclass(frozen=True)
+class Noise:
+    """How far an operation may be off before its result is rounded.
+
+    relative: the error over the sum of the magnitudes of its terms, as a function of the unit roundoff inside. inside:
+    what the operation does in the format inside, as an answer says it.
+    """
+
+    relative: Callable[[float], float]
+    inside: str
+
+
+def product_noise(depth: int) -> Noise:
+    """A sum of `depth` products whose factors and sums have unit roundoff u.
 
     The factors add 2u: they are exact in their own format, but not in a narrower one.
     """
-    return lambda u: (2 + LAMBDA * math.sqrt(depth)) * u
+    return Noise(lambda u: (2 + LAMBDA * math.sqrt(depth)) * u, "accumulates")
 
 
-def attention_noise(q: Array, k: Array, scale: float) -> Callable[[float], float]:
-    """The relative error of softmax(scale q k^T) v, as a function of the unit roundoff u inside.
+def attention_noise(q: Array, k: Array, scale: float) -> Noise:
+    """softmax(scale q k^T) v with unit roundoff u inside.
 
     An error d of the scores changes each probability by a factor e^d, in the numerator and in the denominator. q:
     (..., queries, channels), k: (..., keys, channels).
     """
     channels, keys = k.shape[-1], k.shape[-2]
     spread = scale * float(np.sqrt((q**2).sum(-1).max() * (k**2).sum(-1).max()))
-    return lambda u: 2 * (math.sqrt(channels) + 2) * spread * u + LAMBDA * math.sqrt(2 * keys) * u
+    return Noise(lambda u: 2 * (math.sqrt(channels) + 2) * spread * u + LAMBDA * math.sqrt(2 * keys) * u, "computes")
 
 
 def rounding_error(
@@ -50,13 +63,13 @@ def rounding_error(
     exact: Array,
     magnitude: Array,
     storage: Storage,
-    noise: Callable[[float], float],
+    noise: Noise,
 ) -> Outcome:
     """The largest error divided by the magnitude, in units of 2^-p, and the arithmetic that explains it.
 
     `magnitude` is the sum of the magnitudes of a result's terms; `exact` and `magnitude` have the shape of the result.
-    The bound is that of float32 arithmetic and one rounding of the result. Beyond it, arithmetic of 11 bits (TF32), or
-    of the format if that has fewer, explains the error, or the result is `wrong`.
+    There are two bounds, each with one rounding of the result: that of float32 arithmetic, and that of arithmetic in
+    the format, or of 11 bits (TF32) for float32. An error beyond both is `wrong`.
     """
     result = op(*inputs)
     if result.shape != exact.shape:
@@ -65,12 +78,14 @@ def rounding_error(
         return Outcome("non-finite", f"{int((~np.isfinite(result)).sum())} of {result.size} results are not finite")
     unit = 2.0**-storage.bits
     worst = float(np.max(np.abs(result - exact) / np.maximum(magnitude, storage.smallest_normal)))
-    answer = NARROWER if worst <= unit + noise(2.0 ** -min(11, storage.bits)) else WRONG
-    value, bound = worst / unit, (unit + noise(2.0**-24)) / unit
-    if value <= bound:
-        answer = WITHIN
+    value = worst / unit
+    bounds = {width_name(bits): 1 + noise.relative(2.0**-bits) / unit for bits in (24, min(11, storage.bits))}
+    wide, narrow = bounds
+    answers = {wide: WITHIN, narrow: NARROWER if storage.bits > 11 else f"{noise.inside} in {storage.name}"}
+    meets = next((name for name, bound in bounds.items() if value <= bound), None)
     evidence = f"off by up to {value:.3g} times 2^-{storage.bits} of the terms' magnitude, {result.size} results"
-    return Outcome(answer, evidence, value, f"2^-{storage.bits}", bound, SOURCE)
+    answer = WRONG if meets is None else answers[meets]
+    return Outcome(answer, evidence, value, f"2^-{storage.bits}", bounds[wide], SOURCE, bounds, meets)
 
 
 def wrong_rows(op: Op, inputs: tuple[Array, ...], exact: Array) -> Outcome:

@@ -15,7 +15,8 @@ class Outcome:
     """One behaviour: its name, one sentence of evidence, and the measured value.
 
     bound: what the value may be at most if the operation is as precise as it can be, with the bound's source; None
-    without one.
+    without one. bounds: what it may be at most in arithmetic of each width, by the width's name; meets: the first of
+    them that holds.
     """
 
     answer: str
@@ -24,6 +25,8 @@ class Outcome:
     unit: str = ""
     bound: float | None = None
     source: str = ""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    meets: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,4 +55,6 @@ class Finding:
         entry |= {"unit": self.outcome.unit, "evidence": self.outcome.evidence}
         if self.outcome.bound is not None:
             entry |= {"bound": self.outcome.bound, "bound_source": self.outcome.source}
+        if self.outcome.bounds:
+            entry |= {"bounds": dict(self.outcome.bounds), "meets": self.outcome.meets}
         return entry

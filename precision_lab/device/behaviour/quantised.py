@@ -50,11 +50,14 @@ class Weights:
     packed: Codes
 
     @classmethod
-    def draw(cls, mode: Mode, outputs: int, inner: int, rng: np.random.Generator) -> Weights:
+    def draw(cls, mode: Mode, outputs: int, inner: int, rng: np.random.Generator, *, positive: bool = False) -> Weights:
         """Random codes with a scale of 1. The values of all modes are integers of up to 128, or sixteenths of them."""
         codes = rng.integers(0, 2**mode.bits, (outputs, inner)).astype(np.uint8)
         if mode.name == "mxfp8":
             codes = ((codes & 0x87) | 0x38).astype(np.uint8)  # from 1 to 1.875, of both signs
+        if positive:
+            sign = 2 ** (mode.bits - 1)
+            codes = (codes | sign if mode.name == "affine" else codes & (sign - 1)).astype(np.uint8)
         return cls(mode, decoded(mode, codes), packed(codes, mode.bits))
 
     @property
