@@ -5,15 +5,15 @@ operation is thus judged on the inputs that the foreign program gave it, and one
 alone. Where the dump holds less, an array is judged together with all operations since the foreign arrays before it.
 
 What rounding explains is measured: the same forced pass in the 16-bit format of the dump; or, for fp32, two passes in
-which the inputs of every operation move by about a unit in their last place.
+which the inputs of every operation move by about a unit in their last place. An array with fewer bits than the dump is
+judged as the others are: rounding that the rest of the program does not do is a deviation.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -25,61 +25,18 @@ from precision_lab.instrument.exchange import exchanged
 from precision_lab.instrument.sites import Components, Site, walk
 from precision_lab.instrument.tap import Call, tapped
 from precision_lab.lab.one_pass import Pass, with_values
+from precision_lab.numerics.activations import rounded_in_steps, taken_for
+from precision_lab.numerics.formats import format_named
 from precision_lab.numerics.rounding_share import LEAST, MARGIN, Distance, distance, unit
 from precision_lab.record.address import with_port
 from precision_lab.record.dump import Dump, place_of
+from precision_lab.record.foreign import Comparison, Judged
 
 _TAIL = 2.0
 """Ulps that the tail of an activation may always have: it is rounded once, and its input may be rounded again."""
 
 _DRAWS = 2
 _SUGGESTED = 3
-
-
-class Judged(NamedTuple):
-    """One array of the dump.
-
-    address: its place in the lab. operations: the modules between the foreign arrays before it and itself, in order of
-    execution; none if it should be equal to one of them.
-    format: the narrowest format of its values. error, explained: the distance from fp32 of the foreign array and of
-    rounding, relative L2. share: the error as a multiple of the largest that rounding explains; wrong above 1. tail:
-    whether that is the error of the worst values of an activation, rather than that of the whole array.
-    """
-
-    address: str
-    operations: tuple[str, ...]
-    format: str
-    error: float
-    explained: float
-    share: float
-    tail: bool = False
-
-    @property
-    def wrong(self) -> bool:
-        return not self.share <= 1
-
-    @property
-    def local(self) -> bool:
-        """Whether a single operation on foreign inputs is judged."""
-        return len(self.operations) <= 1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """rows: in order of execution. format: that of most arrays. unknown: names of the dump that the pass has not, with
-    the nearest ones. operations, covered: those of the pass, and those whose output the dump holds.
-    """
-
-    rows: Sequence[Judged]
-    format: str
-    unknown: Mapping[str, str]
-    operations: int
-    covered: int
-
-    @property
-    def first_wrong(self) -> int | None:
-        """The number of the first row that is wrong."""
-        return next((at for at, row in enumerate(self.rows) if row.wrong), None)
 
 
 def compare(one: Pass, dump: Dump) -> Comparison:
@@ -96,32 +53,59 @@ def compare(one: Pass, dump: Dump) -> Comparison:
     leaves = [site for site in sites if site.path not in holders]
     graph = _traced(one, components, sites, leaves)
     names, unknown = _places(dump, graph, one.source.layout.default, given)
-    formats = {place: dump.format(name) for place, name in names.items()}
-    fmt = Counter(formats.values()).most_common(1)[0][0]
+    stored = {place: dump.format(name) for place, name in names.items()}
+    fmt = Counter(stored.values()).most_common(1)[0][0]
+    formats = {place: _at_least(fmt, own) for place, own in stored.items()}
     rounded = {name: _rounded(array, fmt) for name, array in known.items() if name not in given}
     one = replace(one, values={**one.values, **rounded})
     foreign = {place: dump.array(name) for place, name in names.items()}
-    forced = _Forced(one, foreign, sites, leaves)
+    activations = {site.path for site in leaves if _is_activation(site, graph)}
+    forced = _Forced(one, foreign, sites, leaves, activations)
     exact = forced.run(mx.float32)
+    inputs = dict(forced.inputs)
     passes = [] if fmt == "float32" else [forced.run(getattr(mx, fmt))]
     if "float32" in formats.values():
         passes += [forced.run(mx.float32, seed) for seed in range(_DRAWS)]
-    activations = {site.path for site in leaves if _is_activation(site, graph)}
     between = graph.operations(foreign)
     rows = []
     for place in exact:
         operations = between[place]
-        bounded = operations[0] in activations if len(operations) == 1 else False
         found = [distance(each[place], exact[place], formats[place]) for each in passes]
-        error = distance(foreign[place], exact[place], formats[place])
-        explained = Distance(max(each.rel_l2 for each in found), max(each.tail for each in found))
-        share = error.rel_l2 / (MARGIN * max(explained.rel_l2, LEAST[formats[place]] * unit(formats[place])))
-        beyond = error.tail / max(MARGIN * explained.tail, _TAIL) if bounded and formats[place] != "float32" else 0.0
-        row = Judged(with_port(*place), operations, formats[place], error.rel_l2, explained.rel_l2, share)
-        rows.append(row._replace(share=beyond, tail=True) if beyond > share else row)
+        x = inputs.get(operations[0]) if len(operations) == 1 else None
+        rows.append(_judged(place, operations, formats[place], foreign[place], exact[place], found, x))
+        if rows[-1].wrong and stored[place] != formats[place]:
+            rows[-1] = rows[-1]._replace(rounded=stored[place])
     held = {path for path, port in foreign if port.startswith("out")}
     covered = sum(path in held for path in graph.leaves)
     return Comparison(rows, fmt, unknown, len(graph.leaves), covered)
+
+
+def _judged(
+    place: Place,
+    operations: tuple[str, ...],
+    fmt: str,
+    foreign: np.ndarray,
+    exact: np.ndarray,
+    passes: Sequence[Distance],
+    x: np.ndarray | None,
+) -> Judged:
+    """One array. passes: the distances of what rounding does. x: the input, if a single activation is judged."""
+    error = distance(foreign, exact, fmt)
+    explained = Distance(max(each.rel_l2 for each in passes), max(each.tail for each in passes))
+    share = error.rel_l2 / (MARGIN * max(explained.rel_l2, LEAST[fmt] * unit(fmt)))
+    row = Judged(with_port(*place), operations, fmt, error.rel_l2, explained.rel_l2, share)
+    if x is None or x.shape != foreign.shape:
+        return row
+    beyond = error.tail / max(MARGIN * explained.tail, _TAIL) if fmt != "float32" else 0.0
+    fits = taken_for(x, foreign, exact, fmt, beyond > 1)
+    if share <= 1 and not fits and rounded_in_steps(x, foreign, exact, fmt):
+        return row
+    return row._replace(share=max(share, beyond), tail=beyond > share, fits=fits)
+
+
+def _at_least(fmt: str, own: str) -> str:
+    """The format in which an array is judged: its own, or that of the dump if its own has fewer bits."""
+    return own if format_named(own).mantissa_bits >= format_named(fmt).mantissa_bits else fmt
 
 
 def _rounded(array: mx.array, fmt: str) -> np.ndarray:
@@ -182,10 +166,19 @@ def _is_activation(site: Site, graph: Dependence) -> bool:
 class _Forced:
     """Passes that go on with the foreign arrays wherever there is one."""
 
-    def __init__(self, one: Pass, foreign: Mapping[Place, np.ndarray], sites: Sequence[Site], leaves: Sequence[Site]):
-        self._one, self._foreign = one, foreign
+    def __init__(
+        self,
+        one: Pass,
+        foreign: Mapping[Place, np.ndarray],
+        sites: Sequence[Site],
+        leaves: Sequence[Site],
+        activations: Collection[str],
+    ):
+        self._one, self._foreign, self._activations = one, foreign, activations
+        self.inputs: dict[str, np.ndarray] = {}
+        """What the activations were given in the last pass, by path."""
         places = {path for path, _ in foreign}
-        self._sites = {site.path for site in sites if site.path in places}
+        self._sites = {site.path for site in sites if site.path in places} | {*activations}
         self._leaves = {site.path for site in leaves}
 
     def run(self, dtype: mx.Dtype, seed: int | None = None) -> dict[Place, np.ndarray]:
@@ -203,6 +196,8 @@ class _Forced:
             if foreign is not None:
                 seen[site.path, port] = to_numpy(real(array).astype(mx.float32))
                 array = _like(foreign, array)
+            if port == "in" and site.path in self._activations:
+                self.inputs[site.path] = to_numpy(real(array).astype(mx.float32))
             if noise is not None and port.startswith("in") and site.path in self._leaves:
                 array = _moved(array, noise)
             return array

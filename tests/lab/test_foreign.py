@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from precision_lab.cli import main
 from precision_lab.cli.paths import checkpoints_dir
 from precision_lab.device import memory
 from precision_lab.errors import InputError
@@ -219,12 +221,22 @@ def other_rope(model):
     model.pos_embed.forward = lambda *args, **kwargs: tuple(x.conj() for x in original(*args, **kwargs))
 
 
+def unscaled_timestep(model):
+    model.time_text_embed.time_proj.scale = 1
+
+
+def no_last_bias(model):
+    model.proj_out.bias.data.zero_()
+
+
 PLANTED = {
     "img_modulate1": (f"{B}.1.img_modulate1", swap_chunks),
     "gelu": (f"{B}.2.img_mlp.net.0.gelu", exact_gelu),
     "bias": (f"{B}.0.attn.to_q", no_bias),
     "weight": (f"{B}.3.attn.norm_added_q", no_weight),
     "rope": (f"{B}.0.attn.rotary_q", other_rope),
+    "timestep": ("time_text_embed.time_proj", unscaled_timestep),
+    "last bias": ("proj_out", no_last_bias),
 }
 
 
@@ -252,5 +264,9 @@ def test_diffusers_with_the_embedded_checkpoint(tmp_path, dtype):
     one = Pass(QwenImage("micro", str(folder)), Case(0, "a blue star on a yellow background", 1, SETTINGS), step=1)
     write_inputs(one, inputs)
     ports.dump_of_diffusers(folder, inputs, dtype, file)
-    found, operations = judged(read_inputs(one.source, inputs), file)
-    assert (found.format, operations) == (dtype, None)
+    out = tmp_path / "out"
+    assert main(["compare", f"dump={file}", f"inputs={inputs}", f"out={out}"]) == 0
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert (summary["right"], summary["format"], summary["first_wrong"]) == (True, dtype, None)
+    assert summary["arrays"] == len(summary["rows"]) > 3000
+    assert (out / "compare.html").is_file()
