@@ -19,6 +19,7 @@ from precision_lab.cli.literal import literal
 from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
+from precision_lab.device.tf32 import SWITCH
 from precision_lab.errors import InputError
 from precision_lab.record.device import FILE as RECORD
 from precision_lab.record.device import SCHEMA_VERSION
@@ -26,7 +27,7 @@ from precision_lab.record.device import SCHEMA_VERSION
 if TYPE_CHECKING:
     from precision_lab.analysis.claims import Claim
 
-_TF32 = "MLX_ENABLE_TF32"
+_LISTED = 6
 _DTYPES = ("float32", "bfloat16", "float16")
 # properties with a table or a figure of their own
 _WIDTHS = ("input_bits", "accumulator_bits", "interior_bits", "error_growth")
@@ -48,8 +49,9 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         return _measure(out, settings.tf32, claims, command)
 
 
-def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: Sequence[str]) -> int:
-    _switch(tf32)
+def _measure(out: Path, enable_tf32: bool | None, claims: Mapping[str, Any], command: Sequence[str]) -> int:
+    _switch(enable_tf32)
+    from precision_lab.device import tf32
     from precision_lab.device.behaviour.finding import Finding
     from precision_lab.device.behaviour.known import read_behaviour
     from precision_lab.device.behaviour.suite import PARTS, check_public_faults, measure
@@ -63,7 +65,7 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
     parts: dict[str, float] = {}
     started = last = time.monotonic()
     with showing(console) as progress:
-        progress.start(PARTS + 1)
+        progress.start(PARTS + 2)
         for label, part in measure():
             findings += part
             parts[label], last = round(time.monotonic() - last, 2), time.monotonic()
@@ -71,6 +73,11 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
         checks = list(check_public_faults())
         parts["public faults"] = round(time.monotonic() - last, 2)
         progress.advance(1, "public faults")
+        recorded = [finding.record() for finding in findings]
+        last = time.monotonic()
+        tf32_entry = tf32.compare(recorded)
+        parts["TF32"] = round(time.monotonic() - last, 2)
+        progress.advance(1, "TF32")
     ops = judge(findings)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -81,14 +88,20 @@ def _measure(out: Path, tf32: bool | None, claims: Mapping[str, Any], command: S
         "parts": parts,
         "claims": judge_claims(claims, ops),
         "s6": {"ops": ops},
-        "findings": [finding.record() for finding in findings],
+        "findings": recorded,
         "checks": checks,
+        "tf32": tf32_entry,
     }
     record["reading"] = read_behaviour(record["environment"]["backend"], record["findings"])
     write_json(out / RECORD, record)
     with style.theme():
         style.save(device.draw(record), out)
     _print(record, console)
+    console.print(record["tf32"]["text"], soft_wrap=True)
+    for entry in record["tf32"]["changed"][:_LISTED]:
+        console.print(
+            f"  {entry['op']}, {entry['property']}: {entry['on']} with TF32, {entry['off']} without", soft_wrap=True
+        )
     console.print(f"This device behaves {record['reading']['text']}", soft_wrap=True)
     console.print(f"record: {out / RECORD}", soft_wrap=True)
     return 0
@@ -128,12 +141,12 @@ def _switch(tf32: bool | None) -> None:
     if _measured and _measured[0] != tf32:
         raise InputError("MLX reads TF32 once a process: measure with each setting in a process of its own, not by -m")
     _measured[:] = [tf32]
-    found = os.environ.pop(_TF32, None)
+    found = os.environ.pop(SWITCH, None)
     set_numeric_switches()  # for its capacities: on CUDA this is many small graphs too
-    del os.environ[_TF32]
+    del os.environ[SWITCH]
     wanted = found if tf32 is None else str(int(tf32))
     if wanted is not None:
-        os.environ[_TF32] = wanted
+        os.environ[SWITCH] = wanted
 
 
 def _print(record: dict[str, Any], console: Console) -> None:

@@ -14,7 +14,7 @@ from precision_lab.record.files import read_json
 FILE = "device.json"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
-"""Version 2 adds parts, checks and reading, and a bound to findings; what version 1 holds is unchanged."""
+"""Version 2 adds parts, checks, reading and tf32, and bounds to findings; what version 1 holds is unchanged."""
 
 _KEYS = {"environment": dict, "command": list, "created": str, "claims": list, "s6": dict, "findings": list}
 _FINDING = {"op": str, "dtype": str, "property": str, "parameters": dict, "answer": str, "evidence": str}
@@ -27,7 +27,8 @@ class DeviceRecord:
     """findings: op, dtype, property, parameters, answer, value, unit, evidence, and bound with its source.
 
     checks: public faults (name, title, verdict: absent, present or not available, measured, right, links).
-    reading: what is known of devices that behave like this one. parts: seconds. The last three are empty for version 1.
+    reading: what is known of devices that behave like this one. tf32: on, text, and what the other setting changes.
+    parts: seconds. The last four may be empty, as in version 1.
     """
 
     schema_version: int
@@ -39,6 +40,7 @@ class DeviceRecord:
     findings: Sequence[Mapping[str, Any]]
     checks: Sequence[Mapping[str, Any]] = ()
     reading: Mapping[str, Any] = field(default_factory=dict)
+    tf32: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,7 @@ class DeviceRecord:
             known = " or ".join(map(str, READABLE))
             raise InputError(f"{path} has schema_version {str(found)[:40]}, expected {known}. Measure it again")
         _expect(content, _KEYS, path, "")
-        later = {"checks": list, "reading": dict, "parts": dict}
+        later = {"checks": list, "reading": dict, "tf32": dict, "parts": dict}
         _expect(content, {key: kind for key, kind in later.items() if key in content}, path, "")
         _expect(content["s6"], {"ops": list}, path, "s6.")
         for name, entries, keys in (

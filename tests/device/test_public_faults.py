@@ -55,7 +55,25 @@ def scaled(op):
     return lambda *arrays: 57.0 * op(*arrays)
 
 
+def unscaled(op):
+    return lambda x, weights, scale: x @ weights.values.T
+
+
+def one_scale_for_two_groups(op):
+    """Rounds to the grid of the larger group of each 32 values, except in the first 32 lanes."""
+
+    def call(x):
+        pairs = op(x).reshape(-1, 32)
+        step = np.abs(pairs[1:]).max(axis=1, keepdims=True) / 12
+        pairs[1:] = np.rint(pairs[1:] / step) * step
+        return pairs.reshape(x.shape)
+
+    return call
+
+
 PLANTED = {
+    "nvfp4_tensor_scale": unscaled,
+    "nvfp4_groups": one_scale_for_two_groups,
     "fp32_width": narrow,
     "broadcast_operand": narrow_where_broadcast,
     "rows_beyond_8": beyond_8,
@@ -97,10 +115,22 @@ def test_non_finite_results_are_faults():
     assert fault.check(lambda q, k, v: np.full_like(q, np.nan))["verdict"] == PRESENT
 
 
-@pytest.mark.parametrize("name", ["fp32_width", "broadcast_operand", "rows_beyond_8", "attention_82"])
-def test_a_right_operation_passes(name):
-    attention = planted.attention(FLOAT32)
-    right = (lambda q, k, v: attention(q, k, v, 0.125)) if name == "attention_82" else np.matmul
+def attention_82(q, k, v):
+    return planted.attention(FLOAT32)(q, k, v, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("fp32_width", np.matmul),
+        ("broadcast_operand", np.matmul),
+        ("rows_beyond_8", np.matmul),
+        ("attention_82", attention_82),
+        ("nvfp4_tensor_scale", lambda x, weights, scale: scale * x @ weights.values.T),
+        ("nvfp4_groups", lambda x: x),
+    ],
+)
+def test_a_right_operation_passes(name, right):
     assert FAULTS[name].check(right)["verdict"] == ABSENT
 
 

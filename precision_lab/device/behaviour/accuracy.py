@@ -99,7 +99,7 @@ def wrong_rows(op: Op, inputs: tuple[Array, ...], exact: Array) -> Outcome:
     bad = np.flatnonzero((result != exact).reshape(-1, exact.shape[-1]).any(axis=1))
     rows = exact.size // exact.shape[-1]
     if not bad.size:
-        return Outcome(RIGHT, f"all {rows} rows are exact integers", 0.0, "rows", 0.0, "integer arithmetic")
+        return Outcome(RIGHT, f"all {rows} rows are exact", 0.0, "rows", 0.0, "integer arithmetic")
     evidence = f"{bad.size} of {rows} rows are wrong, the first is row {bad[0]}"
     return Outcome(WRONG, evidence, float(bad.size), "rows", 0.0, "integer arithmetic")
 

@@ -43,9 +43,14 @@ def measure() -> Iterator[tuple[str, list[Finding]]]:
 
     The inputs are the same in every call. The caller sets the numeric switches: MLX reads them at its first operation.
     """
-    for family, findings in FAMILIES.items():
+    for name in FAMILIES:
         for storage in STORAGES:
-            yield f"{family}, {storage.name}", list(findings(storage, np.random.default_rng(_SEED)))
+            yield f"{name}, {storage.name}", family(name, storage)
+
+
+def family(name: str, storage: Storage) -> list[Finding]:
+    """The findings of one family in one format."""
+    return list(FAMILIES[name](storage, np.random.default_rng(_SEED)))
 
 
 def check_public_faults() -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ def faults() -> Iterator[PublicFault]:
     yield from _products(rng)
     yield from _attention(rng)
     yield from _quantised(rng)
+    yield from _nvfp4(rng)
     yield PublicFault(
         "random_normal",
         "random.normal differs between chips",
@@ -173,6 +174,58 @@ def _quantised(rng: np.random.Generator) -> Iterator[PublicFault]:
         _in_integers(one, weights),
         (RIGHT,),
     )
+
+
+def _nvfp4(rng: np.random.Generator) -> Iterator[PublicFault]:
+    mode = Mode("nvfp4", 16, 4)
+    # one operand of qqmm is quantised on the way: groups with a 6, the largest value of float4, survive that
+    values = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    x = rng.choice(values, (1, 64)) * rng.choice([-1.0, 1.0], (1, 64))
+    x[:, ::16] = 6.0
+    weights = Weights.draw(mode, 32, 64, rng)
+    yield PublicFault(
+        "nvfp4_tensor_scale",
+        "products in nvfp4 ignore the scale of the tensor",
+        [MLX + "3550", "https://github.com/ml-explore/mlx/pull/3551"],
+        "Metal, one row; refused there since May 2026. On a CPU, MLX 0.32.4 ignores it too: we measured that",
+        "twice the product without the scale, in multiples of a quarter that float32 represents exactly",
+        tensor_scaled,
+        lambda op: accuracy.wrong_rows(lambda x: op(x, weights, 2.0), (x,), 2.0 * x @ weights.values.T),
+        (RIGHT,),
+    )
+    groups = rng.choice(values, (64, 8, 16))
+    groups[..., 0] = 6.0
+    rows = (groups * np.where(np.arange(8) % 2, 8.0, 0.25)[:, None]).reshape(64, 128)
+    yield PublicFault(
+        "nvfp4_groups",
+        "quantising to nvfp4 takes one scale for two groups",
+        [MLX + "3557", "https://github.com/ml-explore/mlx/pull/3934"],
+        "Metal, until July 2026: from the second group of 32 lanes on, a scale is that of 32 values instead of 16",
+        "the values themselves: each group of 16 consists of values that float4 represents at the group's scale",
+        on_mlx(lambda x: mx.dequantize(*_nvfp4_codes(x), mode="nvfp4", dtype=mx.float32), FLOAT32),
+        lambda op: accuracy.wrong_rows(op, (rows,), rows),
+        (RIGHT,),
+    )
+
+
+def _nvfp4_codes(x: mx.array) -> tuple[mx.array, mx.array]:
+    codes, scales, *_ = mx.quantize(x, mode="nvfp4")
+    return codes, scales
+
+
+_NVFP4_ONE = 448.0 * 6.0
+"""The tensor's scale that leaves values as they are: the largest float8 e4m3 times the largest float4."""
+
+
+def tensor_scaled(x: Array, weights: Weights, scale: float) -> Array:
+    """scale * x @ w.T by mx.qqmm, where `scale` is that of the tensor of weights in nvfp4. x: (rows, inner)."""
+
+    def multiply(x: mx.array) -> mx.array:
+        packed, scales, _ = stored(weights, FLOAT32)
+        one, of_weights = mx.array([_NVFP4_ONE]), mx.array([_NVFP4_ONE * scale])
+        return mx.qqmm(x, packed, scales, mode="nvfp4", global_scale_x=one, global_scale_w=of_weights)
+
+    return on_mlx(multiply, FLOAT32)(x)
 
 
 def _gathered(
