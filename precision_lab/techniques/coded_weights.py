@@ -16,6 +16,7 @@ from precision_lab.errors import InputError
 from precision_lab.instrument.sites import Site
 from precision_lab.model.coded import CodedLinear, unfit
 from precision_lab.model.codings.base import Coding, Inputs
+from precision_lab.techniques.parts.encoding import encoder
 from precision_lab.techniques.parts.kinds import expect_kind
 
 
@@ -47,7 +48,11 @@ class CodedWeights:
         why = unfit(self.coding, linear.weight.shape, self.inputs)
         if why is not None:
             raise InputError(f"coded_weights: {site} in {self.coding.name}: {why}; leave it out, or use unfit: keep")
-        return CodedLinear.encoded(self.coding, linear.weight, linear.get("bias"), self.inputs)
+
+        def encode() -> nn.Module:
+            return CodedLinear.encoded(self.coding, linear.weight, inputs=self.inputs)
+
+        return encoder().encoded(linear, (self.coding, self.inputs), encode)
 
     def kept(self, site: Site) -> str | None:
         """Why the format or the rounding of inputs does not fit a linear that is left alone; None if it is not."""

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from precision_lab.instrument.sites import Site
 from precision_lab.model.coded import CodedLinear
 from precision_lab.model.codings.float8 import Float8, Float8Inputs, check_scale
+from precision_lab.techniques.parts.encoding import encoder
 from precision_lab.techniques.parts.kinds import expect_kind
 
 
@@ -40,7 +41,12 @@ class Float8Weights:
         expect_kind("float8_weights", site, nn.Linear)
         linear = site.module
         inputs = Float8Inputs() if self.quantize_input else None
-        return CodedLinear.encoded(Float8(self.scale), linear.weight, linear.get("bias"), inputs)
+        coding = Float8(self.scale)
+
+        def encode() -> nn.Module:
+            return CodedLinear.encoded(coding, linear.weight, inputs=inputs)
+
+        return encoder().encoded(linear, (coding, inputs), encode)
 
 
 def float8_settings(module: nn.Module) -> tuple[str, bool] | None:

@@ -20,6 +20,7 @@ from precision_lab.model.coded import CodedLinear
 from precision_lab.model.quantized import MODES as MODES
 from precision_lab.model.quantized import Quantization, QuantizedLinear
 from precision_lab.techniques.base import first_naming
+from precision_lab.techniques.parts.encoding import encoder
 from precision_lab.techniques.parts.kinds import expect_kind
 
 _ENTRIES = ("sites", "bits", "mode", "group_size", "tensor_scale", "keep")
@@ -108,4 +109,5 @@ class QuantizedWeights:
                 f"quantized_weights: {site} has {channels} input channels, which groups of {quantization.group_size} "
                 "do not divide; keep it, or give a smaller group_size"
             )
-        return QuantizedLinear.packed(site.module, quantization)
+        linear, packing = site.module, quantization
+        return encoder().encoded(linear, packing, lambda: QuantizedLinear.packed(linear, packing))
