@@ -165,7 +165,7 @@ class View:
         main = self.layout.main_branch
         return f"; branch {main} ({self.layout.branches[main]})" if main else ""
 
-    @property
+    @cached_property
     def levels(self) -> dict[int, float]:
         """The level of each step; empty where steps have none, or no activations were recorded."""
         if self.activations is None or not self.layout.level:

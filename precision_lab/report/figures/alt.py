@@ -17,10 +17,11 @@ def describe(drawing: Drawing) -> str:
     figure = drawing.figure
     panels = [axes for axes in figure.axes if axes.axison]
     pictures = [axes for axes in panels if axes.images and not len(axes.get_xticks())]
-    what = (
-        f"Grid of {_counted(len(pictures), 'picture')}" if pictures else f"Plot with {_counted(len(panels), 'panel')}"
-    )
+    number = sum(len(axes.images) for axes in pictures)
+    what = f"Grid of {_counted(number, 'picture')}" if pictures else f"Plot with {_counted(len(panels), 'panel')}"
     titles = _joined(axes.get_title(loc) for axes in panels for loc in ("left", "center"))
+    if pictures:
+        titles = _joined(text.get_text() for axes in pictures for text in axes.texts if text.get_fontweight() == "bold")
     parts = [f"{what}: {titles}" if titles else what]
     if not pictures:
         parts += [

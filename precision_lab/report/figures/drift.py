@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precision_lab.report.figures import style
+from precision_lab.report.figures import panels, style
 from precision_lab.report.figures.style import Absent, Drawing, Look
 from precision_lab.report.view import View, block_outputs, main_branch, results, spread
 
@@ -147,7 +147,9 @@ def _draw_steps(view: View, rows: pd.DataFrame, value: str, label: str) -> Figur
         axes.set_xlabel("step")
         axes.set_xlim(-0.5 if last == 0 else -0.02 * last, last + (0.5 if last == 0 else 0.02 * last))
         style.index_axis(axes.xaxis, last, ticks=11)
-        _label_levels(axes, view.levels, view.layout.level)
+        ticks = [int(tick) for tick in axes.xaxis.get_major_locator()() if int(tick) in view.levels]
+        if ticks:
+            panels.label_beside(axes, "top", {t: f"{view.levels[t]:.2f}" for t in ticks}, view.layout.level)
     _legend(figure, view, rows, value)
     return figure
 
@@ -167,17 +169,6 @@ def _draw_lines(
     bad = rows[rows["nonfinite"]]
     style.mark_nonfinite(axes, {str(name): np.unique(own[by]) for name, own in bad.groupby("variant")}, styles)
     style.log_axis(axes, *limits)
-
-
-def _label_levels(axes: Axes, levels: Mapping[int, float], name: str) -> None:
-    ticks = [int(t) for t in axes.xaxis.get_major_locator()() if int(t) in levels]
-    if not ticks:
-        return
-    upper = axes.secondary_xaxis("top")
-    upper.set_xticks(ticks, [f"{levels[t]:.2f}" for t in ticks])
-    upper.tick_params(length=0, labelcolor=style.MUTED, pad=1)
-    upper.spines["top"].set_visible(False)
-    upper.set_xlabel(name, color=style.MUTED)
 
 
 def _legend(figure: Figure, view: View, rows: pd.DataFrame, value: str) -> None:

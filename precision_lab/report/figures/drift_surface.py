@@ -10,12 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from precision_lab.report.figures import labels, style
+from precision_lab.report.figures import labels, panels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View, block_outputs, main_branch
 
@@ -62,20 +61,20 @@ def draw(view: View) -> Drawing | Absent | None:
     steps = {mode: np.unique(rows.loc[rows["mode"] == mode, "step"]).astype(int) for mode in MODES}
     blocks = np.unique(rows["block"]).astype(int)
     recorded = [name for name in view.variants if (rows["variant"] == name).any()]
-    surfaces = {
-        (name, column): _surface(rows[rows["variant"] == name], column, steps[column[0]], blocks)
-        for name in recorded
-        for column in columns
-    }
-    shown = _telling(recorded, view.baseline, {name: surfaces[name, columns[0]] for name in recorded})
-    drawn = {key: surface for key, surface in surfaces.items() if key[0] in shown}
+    own = {name: rows[rows["variant"] == name] for name in recorded}
+
+    def surface(name: str, column: Column) -> Surface:
+        return _surface(own[name], column, steps[column[0]], blocks)
+
+    shown = _telling(recorded, view.baseline, {name: surface(name, columns[0]) for name in recorded})
+    drawn = {(name, column): surface(name, column) for name in shown for column in columns}
     positive = np.concatenate([surface.positive for surface in drawn.values()])
     if not positive.size and not any(surface.lost.any() for surface in drawn.values()):
         return Absent(TITLE, "Every variant is identical to the reference at every block.")
     norm = _norm(positive)
 
     figure = style.new_figure(1.0 + 1.6 * len(shown), wspace=0.02, hspace=0.03)
-    grid = figure.subplots(len(shown), len(columns), squeeze=False)
+    grid, scale = panels.with_scale(figure, len(shown), len(columns))
     names = labels.folded(shown, 16)
     styles = style.looks(view.by_colour, view.reference)
     for line, name in zip(grid, shown, strict=True):
@@ -102,9 +101,9 @@ def draw(view: View) -> Drawing | Absent | None:
     _label(grid, columns, steps, blocks, view)
     if positive.size:
         extend = "min" if positive.min() < (norm.vmin or 0) else "neither"
-        bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=32, pad=0.015, extend=extend)
-        bar.set_label("rel. L2, lower is better")
-        bar.outline.set_visible(False)
+        panels.draw_scale(scale, norm, COLOURS, "rel. L2, lower is better", extend=extend)
+    else:
+        scale.set_axis_off()
     _legend(figure, list(drawn.values()))
     return Drawing("drift_surface", TITLE, figure, _caption(view, columns, shown, recorded, steps, blocks))
 
@@ -180,7 +179,8 @@ def _draw_cells(axes: Axes, surface: Surface, norm: LogNorm) -> None:
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, zorder=0, **LOST))
     axes.imshow(colours, aspect="auto", interpolation="nearest", extent=extent, zorder=1)
     note = "not measured" if (unseen & ~surface.lost).all() else "identical" if identical.all() else ""
-    axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+    if note:
+        axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
 
@@ -207,17 +207,10 @@ def _label(
             ticks = [int(tick) for tick in axes.yaxis.get_major_locator()()]
             axes.set_yticks(ticks, [f"{own[tick]}" for tick in ticks])
             if is_last and levels:
-                _label_levels(axes, {tick: levels[own[tick]] for tick in ticks if own[tick] in levels}, view.symbol)
+                beside = {tick: f"{levels[own[tick]]:.2f}" for tick in ticks if own[tick] in levels}
+                panels.label_beside(axes, "right", beside, view.symbol)
             if is_first:
                 axes.set_ylabel("step")
-
-
-def _label_levels(axes: Axes, levels: Mapping[int, float], symbol: str) -> None:
-    right = axes.secondary_yaxis("right")
-    right.set_yticks(list(levels), [f"{level:.2f}" for level in levels.values()])
-    right.tick_params(length=0, labelcolor=style.MUTED, pad=1)
-    right.spines["right"].set_visible(False)
-    right.set_ylabel(symbol, color=style.MUTED, rotation=0, labelpad=6)
 
 
 def _legend(figure: Figure, surfaces: Sequence[Surface]) -> None:

@@ -25,7 +25,9 @@ LEAST_COLUMNS = 4  # so that two pictures do not fill a page
 MOST_COLUMNS = (
     8  # pictures and differences share one row up to this number; otherwise the differences have a second row
 )
-THUMBNAIL = 320  # pixels of the longer side in the figure; distances are measured at full size
+LEFT, GAP, SPACE = 0.42, 0.05, 0.1  # inches: for the words on the left, beside a picture, beneath a row
+LINE = 0.185  # inches of a line of text
+TITLES = 10.0  # points
 ALPHA = (
     " Grey squares show through transparent pixels. Such pictures are compared over white, over black and by alpha; "
     "|Δ| is the larger of the first two."
@@ -34,6 +36,7 @@ GAINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Pixels = npt.NDArray[np.uint8]
 Generation = tuple[int, int]  # prompt_id, seed
+Box = tuple[float, float, float, float]  # left, top, width and height in inches
 Pictures = Mapping[tuple[str, Generation], Pixels | None]  # None: the result is not finite
 
 
@@ -68,34 +71,52 @@ def draw(view: View) -> Drawing | Absent | None:
 def _draw_grid(
     names: list[str], shown: list[Generation], pictures: Pictures, reference: str, styles: Mapping[str, Look]
 ) -> Figure:
-    """A row of axes per generation, with pictures and then differences; two rows if one would be too narrow."""
+    """A row per generation with pictures and then differences, or two rows if one would be too narrow.
+
+    All of it is in one pair of axes in inches, y downwards: a pair for each picture takes four times as long.
+    """
     differences = _differences(pictures, reference)
     changed = [name for name in names if any(name == variant for variant, _ in differences)]
     gains = {name: _gain([d for (variant, _), d in differences.items() if variant == name]) for name in changed}
     one_row = len(names) + len(changed) <= MOST_COLUMNS
     columns = max(LEAST_COLUMNS, len(names) + (len(changed) if one_row else 0))
-    side = (style.WIDTH - 0.4) / columns
-    figure = style.new_figure(
-        0.6 + len(shown) * (side + 0.25 if one_row else 2 * side + 0.4), w_pad=0.02, h_pad=0.02, hspace=0, wspace=0
-    )
-    titles = labels.fitted(names, 72 * side * 0.94, 10, lines=3, bold=True)
-    grid = figure.subplots(len(shown) * (1 if one_row else 2), columns, squeeze=False)
-    for axes in grid.flat:
-        _bare(axes)
+    pitch = (style.WIDTH - LEFT) / columns
+    width = pitch - GAP
+    height = width * min(1.0, max((p.shape[0] / p.shape[1] for p in pictures.values() if p is not None), default=1.0))
+    titles = labels.fitted(names, 72 * (width - GAP), TITLES, lines=3, bold=True)
+    head = LINE * (max(title.count("\n") for title in titles.values()) + (2 if one_row and changed else 1)) + GAP
+    beneath = LINE if changed else 0.0
+    row = height + beneath + (0 if one_row or not changed else height) + SPACE
+    gain_row = 0 if one_row or not changed else LINE  # above the first row of differences
+    figure = Figure(figsize=(style.WIDTH, head + gain_row + row * len(shown)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    _bare(axes)
+    axes.set(xlim=(0, style.WIDTH), ylim=(head + gain_row + row * len(shown), 0))
+
+    def box(column: int, y: float) -> Box:
+        return LEFT + column * pitch, y, width, height
+
     for line, at in enumerate(shown):
-        upper, lower = (grid[line], grid[line][len(names) :]) if one_row else grid[2 * line : 2 * line + 2]
-        upper[0].set_ylabel(f"prompt {at[0]}, seed {at[1]}")
-        for axes, name in zip(upper, names, strict=False):
-            _draw_picture(axes, (name, at) in pictures, pictures.get((name, at)))
-        for column, name in enumerate(changed):
-            axes = lower[column] if one_row else lower[names.index(name)]
-            _draw_difference(axes, differences.get((name, at)), gains[name])
+        upper = head + line * row + (gain_row if line else 0)
+        lower = upper if one_row else upper + height + GAP + (0 if line else gain_row)
+        side: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
+        axes.text(LEFT / 2, upper + height / 2, f"prompt {at[0]}\nseed {at[1]}", **side)
+        for column, name in enumerate(names):
+            _draw_picture(axes, box(column, upper), (name, at) in pictures, pictures.get((name, at)))
             if line == 0:
-                heading = f"{titles[name]}\n" if one_row else ""
-                axes.set_title(f"{heading}|Δ| × {gains[name]}", color=styles[name].ink, loc="center")
-    for axes, name in zip(grid[0], names, strict=False):
-        axes.set_title(titles[name], color=styles[name].ink, loc="center")
+                _head(axes, box(column, upper), titles[name], styles[name])
+        for column, name in enumerate(changed):
+            place = box(len(names) + column if one_row else names.index(name), lower)
+            _draw_difference(axes, place, differences.get((name, at)), gains[name])
+            if line == 0:
+                _head(axes, place, f"{titles[name]}\n" * one_row + f"|Δ| × {gains[name]}", styles[name])
     return figure
+
+
+def _head(axes: Axes, box: Box, text: str, look: Look) -> None:
+    x, y, width, _ = box
+    bold: dict[str, Any] = {"fontsize": TITLES, "fontweight": "bold", "color": look.ink}
+    axes.text(x + width / 2, y - GAP, text, ha="center", va="bottom", **bold)
 
 
 def _caption(rows: int, of_rows: int, lost: str, compared: bool) -> str:
@@ -150,35 +171,49 @@ def _gain(differences: Sequence[Pixels]) -> int:
     return max(gain for gain in GAINS if gain <= greatest)
 
 
-def _thumbnail(pixels: Pixels) -> Pixels:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return np.asarray(picture)
-
-
-def _draw_picture(axes: Axes, exists: bool, pixels: Pixels | None) -> None:
-    words: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+def _draw_picture(axes: Axes, box: Box, exists: bool, pixels: Pixels | None) -> None:
+    x, y, width, height = box
+    words: dict[str, Any] = {"ha": "center", "va": "center"}
+    centre = x + width / 2, y + height / 2
     if not exists:
-        axes.text(0.5, 0.5, "no picture", color=style.MUTED, **words)
+        axes.text(*centre, "no picture", color=style.MUTED, **words)
     elif pixels is None:
-        axes.imshow(np.zeros((1, 1, 3)))
-        axes.text(0.5, 0.5, "not finite", color="white", **words)
+        _show(axes, box, np.zeros((1, 1, 3), np.uint8), fills=True)
+        axes.text(*centre, "not finite", color="white", **words)
     else:
-        axes.imshow(_thumbnail(chequered(pixels)), interpolation="nearest")
+        _show(axes, box, chequered(pixels))
 
 
-def _draw_difference(axes: Axes, difference: Pixels | None, gain: int) -> None:
+def _draw_difference(axes: Axes, box: Box, difference: Pixels | None, gain: int) -> None:
+    """The amplified difference and, beneath, its PSNR."""
     if difference is None:
         return
     colours = np.maximum(difference[..., :3], difference[..., 3:6]) if difference.shape[2] > 3 else difference
-    amplified = np.clip(colours.astype(np.int64) * gain, 0, 255).astype(np.uint8)
-    axes.imshow(_thumbnail(amplified), interpolation="nearest")
+    _show(axes, box, np.clip(colours.astype(np.int64) * gain, 0, 255).astype(np.uint8))
     psnr = psnr_db(difference, np.zeros_like(difference))
-    axes.set_xlabel("identical" if math.isnan(psnr) else f"{psnr:.1f} dB", labelpad=2)
+    x, y, width, height = box
+    words = "identical" if math.isnan(psnr) else f"{psnr:.1f} dB"
+    axes.text(x + width / 2, y + height + GAP, words, ha="center", va="top")
+
+
+def _show(axes: Axes, box: Box, pixels: Pixels, fills: bool = False) -> None:
+    """Draws a picture as large as fits into the middle of its box; `fills`: whatever its shape.
+
+    One with more pixels than the figure has there is averaged to these.
+    """
+    x, y, width, height = box
+    scale = min(width / pixels.shape[1], height / pixels.shape[0])
+    w, h = (width, height) if fills else (scale * pixels.shape[1], scale * pixels.shape[0])
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((max(1, round(w * style.DPI)), max(1, round(h * style.DPI))))
+    left, top = x + (width - w) / 2, y + (height - h) / 2
+    extent = (left, left + w, top + h, top)
+    axes.imshow(np.asarray(picture), interpolation="nearest", aspect="auto", extent=extent)
 
 
 def _bare(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_facecolor("none")
+    axes.set_autoscale_on(False)
     for spine in axes.spines.values():
         spine.set_visible(False)

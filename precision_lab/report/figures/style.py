@@ -5,7 +5,7 @@ Uses only matplotlib's object interface, so that no figure outlives its caller a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +173,8 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     figure = drawing.figure
     read_powers_of_ten(figure)
     layout = figure.get_layout_engine()
-    assert layout is not None
-    layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
+    if layout is not None:
+        layout.execute(figure)  # once; otherwise each file would solve it again, which takes as long as drawing
     figure.set_layout_engine(None)  # with "none" each file would draw everything once more, only to solve no layout
     for axes in figure.axes:  # the solver's last bits vary between runs, and SVG ids are hashes of positions
         axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
@@ -215,12 +215,6 @@ def draw_band(axes: Axes, look: Look, summary: pd.DataFrame) -> None:
     if alone.any():  # a line through one point draws nothing
         axes.plot(x[alone], median[alone], "o", color=look.colour, alpha=look.alpha, markersize=5, zorder=look.order)
         axes.vlines(x[alone], low[alone], high[alone], color=look.colour, linewidth=1, zorder=look.order)
-
-
-def label_every_panel(grid: Iterable[Axes]) -> None:
-    """Writes the numbers of the ticks at each panel of a grid, whether it shares its axes or not."""
-    for axes in grid:
-        axes.tick_params(labelbottom=True, labelleft=True)
 
 
 def mark_nonfinite(axes: Axes, positions: Mapping[str, Positions], styles: Mapping[str, Look]) -> None:

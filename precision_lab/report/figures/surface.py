@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from precision_lab.numerics.formats import FORMATS
-from precision_lab.report.figures import labels, style
+from precision_lab.report.figures import labels, panels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View, block_outputs, main_branch
 
@@ -45,7 +44,7 @@ def draw(view: View) -> Drawing | Absent | None:
     columns = min(2, len(shown))
     lines = -(-len(shown) // columns)
     figure = style.new_figure(0.5 + 2.1 * lines, wspace=0.03)
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    grid, scale = panels.with_scale(figure, lines, columns, sharex=True, sharey=True)
     styles = style.looks(view.by_colour, view.reference)
     titles = labels.distinct(shown, 40)
     for axes, (name, surface) in zip(grid.flat, surfaces.items(), strict=False):
@@ -54,12 +53,10 @@ def draw(view: View) -> Drawing | Absent | None:
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _label(grid, rows, view)
-    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02)
-    bar.set_label(r"$\log_{10}$ amax", parse_math=True)
-    bar.outline.set_visible(False)
+    panels.draw_scale(scale, norm, COLOURS, r"$\log_{10}$ amax")
     crossed = norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax
     if crossed:
-        bar.ax.axhline(LIMIT, color="white", linewidth=1.4)
+        scale.axhline(LIMIT, color="white", linewidth=1.4)
     level = f", {view.layout.level} on the right" if view.levels else ""
     caption = CAPTION.format(stream=view.layout.streams[stream].title, level=level, branch=view.in_branch)
     if crossed:
@@ -100,7 +97,7 @@ def _label(grid: np.ndarray, rows: pd.DataFrame, view: View) -> None:
     style.index_axis(grid[0, 0].yaxis, last, ticks=5)
     for axes in grid[:, 0]:
         axes.set_ylabel("step")
-    style.label_every_panel(axes for axes in grid.flat if axes.axison)
+    panels.label_every_panel(axes for axes in grid.flat if axes.axison)
     for column in grid.T:
         [axes for axes in column if axes.axison][-1].set_xlabel("block")
     levels = view.levels
@@ -108,8 +105,4 @@ def _label(grid: np.ndarray, rows: pd.DataFrame, view: View) -> None:
     if not ticks:
         return
     for axes in (axes for axes in grid[:, -1] if axes.axison):
-        labels = axes.secondary_yaxis("right")
-        labels.set_yticks(ticks, [f"{levels[t]:.2f}" for t in ticks])
-        labels.tick_params(length=0)
-        labels.spines["right"].set_visible(False)
-        labels.set_ylabel(view.symbol)
+        panels.label_beside(axes, "right", {tick: f"{levels[tick]:.2f}" for tick in ticks}, view.symbol)
