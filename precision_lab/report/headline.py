@@ -35,6 +35,9 @@ PICTURES = {
 }
 """Titles and units of the measures of pictures. Lower is better but for the last."""
 
+REASONS = {"nonfinite": "not finite"}
+"""Words of the page for reasons that tables state as one word."""
+
 _NOTHING = Quantity(None)
 
 
@@ -85,10 +88,18 @@ def rows(view: View) -> list[Row]:
 
 
 def pictures(view: View) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
-    """The measures of pictures: their columns, and by variant their cells; no rows where none has any."""
+    """The measures of pictures: their columns, and by variant their cells.
+
+    A measure that no picture has is left out; there are no rows where none has any.
+    """
     entries = {name: view.entry(name).pictures for name in view.variants}
-    names = [name for name in PICTURES if any(name in measures for measures in entries.values())]
+    names = [
+        name
+        for name in PICTURES
+        if any(measures.get(name, _NOTHING).value is not None for measures in entries.values())
+    ]
     rows = [(name, [_cell(measures.get(n, _NOTHING)) for n in names]) for name, measures in entries.items() if measures]
+    rows = rows if names else []
     return [Column(*PICTURES[name]) for name in names], rows
 
 
@@ -123,7 +134,7 @@ def _quantities(view: View) -> Iterator[tuple[Column, Callable[[VariantSummary],
         yield Column("PSNR in dB", "higher is better"), lambda entry: _cell(entry.psnr_db)
         yield (
             Column("SSIM", "higher is better"),
-            lambda entry: Cell(wording.fixed(entry.ssim.value, 4), entry.ssim.reason),
+            lambda entry: Cell(wording.fixed(entry.ssim.value, 4), REASONS.get(entry.ssim.reason, entry.ssim.reason)),
         )
     for name in dict.fromkeys(name for variant in view.variants for name in view.entry(variant).metrics):
         title, note = METRICS.get(name, (name.replace("_", " "), _unit(view.manifest, name)))
@@ -131,7 +142,7 @@ def _quantities(view: View) -> Iterator[tuple[Column, Callable[[VariantSummary],
 
 
 def _cell(quantity: Quantity) -> Cell:
-    return Cell(wording.number(quantity.value), quantity.reason)
+    return Cell(wording.number(quantity.value), REASONS.get(quantity.reason, quantity.reason))
 
 
 def _place(first: FirstNonfinite, layout: Layout) -> str:

@@ -74,8 +74,8 @@ def setting(value: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """`name` for HTML; a line may break after each underscore and slash."""
-    return Markup(escape(name).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")))
+    """`name` for HTML; a line may break after each underscore, slash and dot."""
+    return Markup(re.sub(r"([_/]|\.(?=\w))", r"\1<wbr>", str(escape(name))))
 
 
 def slug(text: str) -> str:

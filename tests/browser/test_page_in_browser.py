@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import pytest
 
+from precision_lab.cli import main
+
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page, reported, theme):
     page.open(reported, theme=theme)
     assert page.axe("serious", "critical") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run", [("+exp=recipes", "prompts=[two red circles on a blue background]"), ("+exp=findings", "model=micro_21")]
+)
+def test_pages_of_many_variants_and_of_another_model(page, tmp_path, run):
+    folder = tmp_path / "run"
+    assert main([*run, "seeds=[0]", "sampler.steps=1", "latency.max_rounds=0", f"out={folder}"]) in (0, 1)
+    report = folder / "report.html"
+    assert report.stat().st_size < 20_000_000
+    for width in (1120, 420):
+        for theme in ("light", "dark"):
+            page.open(report, width=width, theme=theme)
+            assert page.axe("serious", "critical") == []
+            assert page.js("return document.documentElement.scrollWidth") <= width
 
 
 def test_what_a_page_must_not_do_is_found(page, tmp_path):

@@ -137,13 +137,13 @@
       field("to", "number", (to) => filter({ to: bound(to) })),
     );
 
-    // chooses a site; cell: the one of the map it was chosen in
-    const pick = (site, cell) => {
+    // chooses a site; cell: the one of the map it was chosen in; turned: whether the table shows the page that has it
+    const pick = (site, cell, turned = true) => {
       state.site = site;
       state.at = cell;
       map.update();
       history.update();
-      table.mark(site);
+      table.mark(site, turned);
       get("history-title").textContent = `${sites.address[site]} over the steps`;
       get("said").textContent = cell ? cell.text.join(", ") : `${sites.address[site]} is chosen`;
     };
@@ -172,11 +172,11 @@
       map.update();
       history.update();
       table.update();
-      if (state.site !== null) table.mark(state.site);
+      if (state.site !== null) table.mark(state.site, true);
     };
     update();
     const first = values.outputs(state.stream).at(-1) ?? 0;
-    pick(first, null);
+    pick(first, null, false); // the table begins at its head
     // for tests and for the console of a browser: the state, what is drawn, and where a cell is
     lab.explorer = {
       state,

@@ -48,7 +48,7 @@
     small.alt = "";
     made.type = "button";
     made.value = value;
-    made.append(small, value);
+    made.append(small, ...lab.breakable(value));
     made.addEventListener("click", () => choose("b", value));
     return made;
   }

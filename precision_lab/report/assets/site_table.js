@@ -58,7 +58,7 @@
           if (at > 0) return lab.element("td", { class: numeric ? "n" : null, "data-label": title }, String(words));
           return lab.element("th", { scope: "row" }, lab.element("button", {
             type: "button", class: "site", "aria-pressed": String(site === state.chosen), onclick: () => choose(site),
-          }, lab.element("code", {}, words)));
+          }, lab.element("code", {}, ...lab.breakable(words))));
         });
         return lab.element("tr", { "data-site": site, class: site === state.chosen ? "chosen" : null }, ...cells);
       }));
@@ -71,11 +71,11 @@
     return {
       update,
       list: (sites) => { state.all = sites; },
-      // shows the page with this site and marks its row
-      mark: (site) => {
+      // marks the row of this site; turned: and shows the page that has it
+      mark: (site, turned) => {
         state.chosen = site;
         const at = state.sites.indexOf(site);
-        if (at >= 0) state.first = Math.floor(at / ROWS) * ROWS;
+        if (at >= 0 && turned) state.first = Math.floor(at / ROWS) * ROWS;
         draw();
       },
     };

@@ -53,7 +53,6 @@ def label_beside(axes: Axes, side: str, texts: Mapping[int, str], title: str) ->
     for tick, text in texts.items():
         at, shift = ((1, tick), (4, 0)) if right else ((tick, 1), (0, 4))
         axes.annotate(text, at, xytext=shift, xycoords=place, fontsize=9, **align, **look)
-    at, shift = (
-        ((1, 0.5), (8 + max(labels.width(text, 9) for text in texts.values()), 0)) if right else ((0.5, 1), (0, 17))
-    )
-    axes.annotate(title, at, xytext=shift, xycoords="axes fraction", **align, **look)
+    widest = max(labels.width(text, 9) for text in texts.values())
+    middle, apart = ((1.0, 0.5), (8.0 + widest, 0.0)) if right else ((0.5, 1.0), (0.0, 17.0))
+    axes.annotate(title, middle, xytext=apart, xycoords="axes fraction", **align, **look)

@@ -101,7 +101,7 @@ def draw(view: View) -> Drawing | None:
 def _caption(view: View, cases: int, floor: float, beyond: bool) -> str:
     text = (
         f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, "
-        f"free-running, log scale. Left: each of the {cases} cases (prompt and seed), and their geometric mean with "
+        f"free-running, log scale. Left: each case (prompt and seed; {cases} in all), and their geometric mean with "
         f"its 95 % interval over prompts, which is wide where prompts differ; the line is {view.baseline}. Right: the "
         f"ratio to {view.baseline} within each case, which leaves that out."
     )
