@@ -114,6 +114,7 @@ class Page:
 
     def axe(self, *impacts: str) -> list[str]:
         """Findings of axe-core with one of these impacts: rule, what it asks for, and the elements."""
+        self.driver.set_script_timeout(110)  # below that of the connection
         self.js(AXE.read_text(encoding="utf-8"))
         found: Sequence[Mapping[str, Any]] = self.driver.execute_async_script(
             "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(r => done(r.violations));"

@@ -35,8 +35,12 @@ def distinct(names: Sequence[str], length: int) -> dict[str, str]:
 
 
 def fold(name: str, length: int) -> str:
-    """`name` over lines of up to `length` characters, broken after underscores and plus signs if there are any."""
+    """`name` over lines of up to `length` characters, broken at spaces; within words, after underscores and plus signs,
+    only where that gives shorter or fewer lines."""
     pieces = textwrap.wrap(re.sub(r"([_+])(?=.)", r"\1 ", name), length)
+    words = textwrap.wrap(name, length, break_long_words=False, break_on_hyphens=False)
+    if len(words) <= len(pieces) and all(len(line) <= length for line in words):
+        return "\n".join(words)
     return "\n".join(re.sub(r"([_+]) ", r"\1", piece) for piece in pieces)
 
 

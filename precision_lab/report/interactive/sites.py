@@ -54,6 +54,7 @@ def explorer(view: View) -> dict[str, Any] | None:
         ],
         "reference": view.reference,
         "lost": LOST,
+        "has_blocks": bool(listed["output"].notna().any()),
         "branches": [{"name": name, "title": _branch(name, view.layout)} for name in branches],
         "steps": steps,
         "streams": [stream.title for stream in _streams(view.layout).values()],
