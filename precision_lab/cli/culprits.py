@@ -17,14 +17,14 @@ from precision_lab.analysis.criteria import Criterion, Judgement
 from precision_lab.analysis.minimal import Minimal, MinimalSet, Names, most_runs
 from precision_lab.cli.candidates import make
 from precision_lab.cli.criteria import build_criterion
-from precision_lab.cli.culprits_spec import ALL_SPARED, NOTHING_SPARED, prepare, spec_of
+from precision_lab.cli.culprits_spec import ALL_SPARED, NOTHING_SPARED, Prepared, prepare, spec_of
 from precision_lab.cli.progress import showing
 from precision_lab.cli.sparing import build_sparing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import VariantError
 from precision_lab.lab.bench import Bench
-from precision_lab.lab.run import Progress
+from precision_lab.lab.outline import Estimating, Progress, counted, resources
 from precision_lab.lab.sparing import Sparing
 from precision_lab.lab.subject import Case
 from precision_lab.lab.trials import Trial, Trials
@@ -43,8 +43,12 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     ends = {NOTHING_SPARED: sparing.trial([]), ALL_SPARED: sparing.trial(sparing.names)}
     spec = replace(spec, variants=[replace(trial.variant(make), name=name) for name, trial in ends.items()])
     console = open_console()
-    with showing(console) as progress:
+    with showing(console) as shown:
+        progress = Estimating(shown, whole="this search, if one group must be spared")
         trials = Trials(spec, progress, make, spec_of, stops=criterion.by_case)
+        progress.workers = trials.plan.workers
+        for line in outline(trials, sparing, criterion, altered, prepared, settings.checks):
+            progress.note(line)
         with trials.opened():
             search = Search(trials, sparing, criterion, others, progress)
             found = search.run(prepared.search, settings.checks, settings.subsets)
@@ -52,6 +56,23 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             search.write(found, validation, altered, spared)
     draw(spec.out, console)
     return 0
+
+
+def outline(
+    trials: Trials, sparing: Sparing, criterion: Criterion, altered: str, prepared: Prepared, checks: int
+) -> list[str]:
+    """What the search is about to do, in a few lines."""
+    groups = len(sparing.names)
+    runs = [f"{most_runs(groups, found)} runs if {found} must be" for found in (1, 2, 4) if found <= groups]
+    first = (
+        f"{prepared.spec.experiment}: which of {counted(groups, 'group')} must be spared, so that {criterion.words} "
+        f"({altered} elsewhere): at most {', '.join(runs)}, and {counted(2 * checks, 'run')} or more of checks"
+    )
+    cases = (
+        f"{counted(len(prepared.search), 'case')} a run, of {counted(trials.bench.steps(prepared.search[0]), 'step')}"
+    )
+    validated = f"; what is found, on {counted(len(prepared.validation), 'case')} more" if prepared.validation else ""
+    return [first, *resources(trials.plan, [f"{cases}{validated}"])]
 
 
 class Search:

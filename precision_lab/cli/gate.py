@@ -98,14 +98,19 @@ def _run(
     _check_reference(Reference(spec.reference.name, spec.reference.dtype, list(spec.reference.techniques)))
     here = Environment(**environment())
     model = spec.source.checkpoint.name
-    if not settings.update or _path(settings, here.backend, spec.experiment, model).is_file():
+    path = _path(settings, here.backend, spec.experiment, model)
+    told = f"gate: a first baseline is learned, {path}"
+    if not settings.update or path.is_file():
         path, choice = _choose(settings, here, spec.experiment, model)
+        told = f"gate: {'the baseline' if settings.update else 'judged by'} {path}, {_entry_name(choice)}"
+        told += ", is learned again" if settings.update else ""
         if len(choice.entry.sketches) and not spec.pinned.recorded and not settings.update:
             raise InputError(f"{path} compares pinned cases, expected pinned.record=true and pinned.cases")
     from precision_lab.cli.report import judge_and_draw
     from precision_lab.lab.run import run
     from precision_lab.record.run import Run
 
+    _say(console, told)
     before = _manifest_text(spec.out)
     try:
         with showing(console) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from precision_lab.cli import schema
 from precision_lab.cli.config import build_spec
 from precision_lab.cli.literal import settled
+from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError
@@ -40,26 +42,41 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     if not spec.has_plain_reference:
         raise InputError("prove compares with the plain model in fp32, expected no other reference")
     from precision_lab.lab import pinned
-    from precision_lab.lab.equivalence import draws_of, prove
+    from precision_lab.lab.equivalence import EVALUATIONS, Proof, check, draws_of, prove
+    from precision_lab.lab.outline import Estimating, counted, weights
     from precision_lab.techniques.reordered_sums import ReorderedSums
 
     for case in spec.cases:  # a proof draws its own cases, but a setting that fits none is a mistake here too
         spec.source.steps(case)
     pinned.check_settings(spec)
     inputs = draws_of(spec.source, spec.cases, count, seed)
-    noise = {"reordered_sums": ReorderedSums(sites=settings.noise)}
+    noise: dict[str, Technique] = {"reordered_sums": ReorderedSums(sites=settings.noise)}
     groups = {name: {name: technique} for name, technique in techniques.items()}
     if len(techniques) > 1 and len(spec.variants) == 1:
         groups["together"] = techniques
+    for group in (noise, *groups.values()):
+        check(spec.source, group)
     rows, broken = [], 0
+    proofs: dict[str, Proof] = {}
+    console = open_console()
+    with showing(console) as shown:
+        progress = Estimating(shown, unit="evaluation", whole="this proof")
+        evaluations = EVALUATIONS * len(inputs) * len(groups)
+        progress.note(
+            f"prove: {', '.join(groups)}: {counted(len(inputs), 'draw')} of one step each, plain, rewritten and with "
+            f"other rounding, in float32: {counted(evaluations, 'evaluation')}. Nothing is written"
+        )
+        progress.note(weights(spec.source.checkpoint))
+        progress.start(evaluations)
+        for name, group in groups.items():
+            proofs[name] = prove(spec.source, group, inputs, noise, partial(progress.advance, 1, name))
     for name, group in groups.items():
-        proof = prove(spec.source, group, inputs, noise)
+        proof = proofs[name]
         claims = all(technique.preserves_function for technique in group.values())
         broken += claims and not proof.holds
         found = "identical" if proof.identical else "holds" if proof.holds else "another function"
         worst = max(proof.changes, key=lambda output: proof.changes[output] / (proof.floors[output] or 1))
         rows.append((name, claims, found, worst, proof.changes[worst], proof.floors[worst]))
-    console = open_console()
     _print(rows, f"{spec.source.checkpoint.name}, {count} draws, fp32", console)
     for name, claims, found, *_ in rows:
         if claims and found == "another function":

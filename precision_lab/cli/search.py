@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from precision_lab.analysis.search.families import Families
     from precision_lab.analysis.search.menu import Menu
     from precision_lab.cli.search_config import Prepared
-    from precision_lab.lab.run import Progress
+    from precision_lab.lab.outline import Progress
     from precision_lab.lab.scan_plan import ScanPlan
     from precision_lab.lab.trials import Trials
     from precision_lab.record.scan import Scan
@@ -58,6 +58,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     from precision_lab.cli.search_config import prepared
     from precision_lab.cli.searched import draw_search
     from precision_lab.lab import scan_plan
+    from precision_lab.lab.outline import Estimating
     from precision_lab.lab.trials import Trials
 
     ready = prepared(config, settings, command, settings.strategy == "knapsack")
@@ -66,12 +67,18 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         raise InputError("budget.latency needs measured times, run the scan with scan.rounds=5")
     planned = None if ready.scan is None else scan_plan.plan(ready.scan)
     console = open_console()
+    generations = _generations(ready, settings, budget)
+    rest = float(generations * ready.spec.source.steps(ready.cases[0]))
     with showing(console) as progress:
-        whole = _Whole(progress, _generated(ready, settings, budget))
+        estimating = Estimating(progress, whole="this search")
+        whole = _Whole(estimating, rest)
         trials = Trials(ready.spec, whole, make, partial(spec_of, kind=search_schema.Search))
         step = math.nan if budget.latency is None else _step_seconds(ready, trials)
         if ready.scanned is not None:
             budget.seconds(_menu(ready, ready.scanned), step)
+        estimating.workers = trials.plan.workers
+        for line in _outline(ready, settings, generations, trials):
+            progress.note(line)
         with trials.opened():
             if budget.latency is not None:
                 write_json(ready.spec.out / _STEP, {"seconds": step})
@@ -176,14 +183,34 @@ def _step_seconds(ready: Prepared, trials: Trials) -> float:
     return sorted(samples)[_STEPS_TIMED // 2] / max(1, len(ready.spec.source.layout.branches))
 
 
-def _generated(ready: Prepared, settings: search_schema.Search, budget: Budget) -> float:
-    """About how many steps the trials compute, for the progress."""
+def _outline(ready: Prepared, settings: search_schema.Search, generations: int, trials: Trials) -> list[str]:
+    """What the search is about to do, in a few lines."""
+    from precision_lab.lab.outline import counted, resources
+
+    names = [candidate.name for candidate in ready.recipes.candidates]
+    budgets = [f"{name}={_words(value)}" for name, value in vars(settings.budget).items() if value is not None]
+    scan = "" if ready.scan is None else ", after a scan of their sensitivities"
+    first = (
+        f"{ready.spec.experiment}: {settings.strategy} within {', '.join(budgets) or 'no budget'}, of "
+        f"{', '.join(names)}: about {counted(generations, 'generation')} of "
+        f"{counted(ready.spec.source.steps(ready.cases[0]), 'step')}{scan}"
+    )
+    title = ready.spec.source.layout.result.title
+    cases = f"{counted(len(ready.cases), 'case')} of the search and {counted(len(ready.held_out), 'case')} held out"
+    return [first, *resources(trials.plan, [f"drift of {title} in {cases}"])]
+
+
+def _words(value: float | Sequence[float]) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else f"[{','.join(f'{each:g}' for each in value)}]"
+
+
+def _generations(ready: Prepared, settings: search_schema.Search, budget: Budget) -> int:
+    """About how many generations the trials are, for the progress."""
     given, sizes = settings.trials, max(1, len(budget.gb) + len(budget.bits))
     common = 1 + len(ready.recipes.candidates) + len(ready.included) + given.sizes
     of_each = 2 * given.evaluations + 2 + 1 + len(ready.noise)
     final = common + 4 * sizes
-    cases = (common + of_each * sizes) * len(ready.cases) + final * len(ready.held_out) + len(ready.spec.cases)
-    return float(cases * ready.spec.source.steps(ready.cases[0]))
+    return (common + of_each * sizes) * len(ready.cases) + final * len(ready.held_out) + len(ready.spec.cases)
 
 
 def _listed(value: float | Sequence[float] | None) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from precision_lab.lab.run import Progress
+    from precision_lab.lab.outline import Progress
     from precision_lab.lab.scan_plan import ScanPlan, ScanSpec
 
 _OF_CASES = ("prompts=", "seeds=")
@@ -37,12 +37,14 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     spec = build_scan(config, settings, command)
     # after the mistakes that a configuration shows: these imports take longer than to find them
     from precision_lab.cli.progress import showing
+    from precision_lab.lab.outline import Estimating
     from precision_lab.lab.scan_plan import plan
 
     planned = plan(spec)
     console = open_console()
     with showing(console) as progress:
-        carry_out(planned, settings.confirm, progress)
+        workers = planned.plan.workers
+        carry_out(planned, settings.confirm, Estimating(progress, workers, "pass", "this scan"))
     draw_scan(spec.run.out, console)
     return 0
 
@@ -53,8 +55,11 @@ def carry_out(planned: ScanPlan, confirm: int, progress: Progress) -> None:
     from precision_lab.lab.scan import Scan
 
     scan = Scan(planned, progress, partial(spec_of, kind=schema.Sensitivity))
+    confirmed = min(2 * confirm * len(planned.spec.candidates), len(planned.injections))
+    for line in planned.outline(confirmed):
+        progress.note(line)
     with scan.occupying():
-        table = scan.measure(2 * confirm * len(planned.spec.candidates))
+        table = scan.measure(confirmed)
         scan.confirm(chosen(table, confirm) if confirm else ())
         scan.time()
         scan.finish()

@@ -11,7 +11,7 @@ norms have the accuracy of fp32 (1e-7 to 4e-7 measured), and some layers set fp3
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ from precision_lab.techniques.base import Technique, applied
 
 Techniques = Mapping[str, Technique]
 Outputs = Mapping[str, np.ndarray]
+
+EVALUATIONS = 3
+"""Evaluations of a draw in a proof: plain, with the techniques, and with the noise technique."""
 
 MARGIN = 10.0
 """A change of up to this multiple of the change by the noise technique counts as rounding."""
@@ -62,6 +65,12 @@ def evaluate(source: Source, dtype: mx.Dtype, draw: Draw, *techniques: Technique
         return {name: to_numpy(array.astype(mx.float32)) for name, array in outputs.items()}
 
 
+def check(source: Source, techniques: Techniques) -> None:
+    """Applies the techniques once; nothing is computed. Raises InputError for those that do not fit the model."""
+    with applied(components_of(source.load(mx.float32), source.layout), techniques):
+        pass
+
+
 @dataclass(frozen=True)
 class Proof:
     """The largest relative L2 change over the draws, by output.
@@ -82,18 +91,27 @@ class Proof:
         return not any(self.changes.values())
 
 
-def prove(source: Source, techniques: Techniques, inputs: Sequence[Draw], noise: Techniques) -> Proof:
+def prove(
+    source: Source,
+    techniques: Techniques,
+    inputs: Sequence[Draw],
+    noise: Techniques,
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> Proof:
     """Compares the techniques with the plain model, both in fp32. `noise` is the same function with other rounding.
 
     A technique that rounds on purpose has an attribute `unrounded`, its form without rounding, which is compared
-    instead.
+    instead. on_evaluation: called after each of the EVALUATIONS of every draw.
     """
     exact = {name: getattr(technique, "unrounded", technique) for name, technique in techniques.items()}
-    changes, floors = [], []
+    changes: list[dict[str, float]] = []
+    floors: list[dict[str, float]] = []
     for draw in inputs:
         plain = evaluate(source, mx.float32, draw)
-        changes.append(_distances(evaluate(source, mx.float32, draw, exact), plain))
-        floors.append(_distances(evaluate(source, mx.float32, draw, noise), plain))
+        on_evaluation()
+        for rows, own in ((changes, exact), (floors, noise)):
+            rows.append(_distances(evaluate(source, mx.float32, draw, own), plain))
+            on_evaluation()
     return Proof(_worst(changes), _worst(floors))
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from precision_lab.errors import InputError, VariantError
@@ -17,7 +17,7 @@ from precision_lab.lab.engine import Slot, WorkerLostError
 from precision_lab.lab.entries import manifest_of, now, worker_entry
 from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
-from precision_lab.lab.outline import WarmUp, outline
+from precision_lab.lab.outline import Progress, WarmUp, outline
 from precision_lab.lab.plan import Plan, plan
 from precision_lab.lab.schedule import MOST_ATTEMPTS, Job, Schedule
 from precision_lab.lab.slots import opened
@@ -28,16 +28,6 @@ from precision_lab.record import tables
 from precision_lab.record.files import NotWrittenError, write_text
 from precision_lab.record.lock import FolderLock
 from precision_lab.record.manifest import Manifest, Status, WorkerEntry
-
-
-class Progress(Protocol):
-    """Receives the progress of a run. `amount` is in denoising steps; timing rounds count as steps."""
-
-    def start(self, total: float) -> None: ...
-
-    def advance(self, amount: float, label: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 def run(spec: RunSpec, progress: Progress, build: Build | None = None) -> None:

@@ -24,7 +24,7 @@ from precision_lab.lab.entries import variant_entry, worker_entry
 from precision_lab.lab.failure import Failure, is_of_the_disk
 from precision_lab.lab.folder import Identity, occupied
 from precision_lab.lab.groups import Group
-from precision_lab.lab.run import Progress
+from precision_lab.lab.outline import Progress
 from precision_lab.lab.scan_plan import ScanPlan
 from precision_lab.lab.schedule import Job, Schedule
 from precision_lab.lab.sensitivity import Confirm, Measure, TimeModules, in_chunks, recorded, scanned_variant

@@ -15,6 +15,7 @@ from precision_lab.lab.candidates import Candidate
 from precision_lab.lab.forced import Forced
 from precision_lab.lab.groups import DEFAULT_KEYS, Group, groups_of
 from precision_lab.lab.injections import Injection, Unfit, injections_of, places_of_noise
+from precision_lab.lab.outline import counted, resources
 from precision_lab.lab.sensitivity import scanned, scanned_variant
 from precision_lab.lab.spec import LOCAL, RunSpec
 from precision_lab.lab.subject import Case
@@ -81,6 +82,26 @@ class ScanPlan:
             for steps in self.steps.values()
             for each in (*self.injections, *self.noise)
         )
+
+    def outline(self, confirmed: int) -> list[str]:
+        """What the scan is about to do, in a few lines. confirmed: generations of each case that follow."""
+        spec, cases = self.spec, self.steps
+        steps = sorted({step for numbers in cases.values() for step in numbers})
+        first = (
+            f"{spec.run.experiment}: {counted(len(self.groups), 'group')} of sites, "
+            f"{counted(len(self.injections), 'pair')} of group and candidate that fit "
+            f"({', '.join(candidate.name for candidate in spec.candidates)}), "
+            f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))} of {counted(len(cases), 'case')}: "
+            f"about {counted(round(self.passes), 'pass', 'passes')} of the model"
+        )
+        measured = ["local error", "error of the output"]
+        if self.noise:
+            measured.append(f"noise floor (at {counted(len(self.noise), 'place')})")
+        if confirmed:
+            measured.append(f"free drift ({counted(confirmed * len(cases), 'generation')})")
+        if spec.rounds:
+            measured.append(f"time of the modules ({counted(spec.rounds, 'round')})")
+        return [first, *resources(self.plan, measured)]
 
 
 def plan(spec: ScanSpec) -> ScanPlan:

@@ -6,17 +6,34 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from precision_lab.analysis.across import Across, Beside
 from precision_lab.analysis.changes import Change
 from precision_lab.analysis.pairing import summed_up
 from precision_lab.report import compared_files, sections
 from precision_lab.report.compared_pictures import pictures
 from precision_lab.report.figures import across as figures
+from precision_lab.report.headline import PICTURES
 from precision_lab.report.sections import Section, text
 from precision_lab.report.wording import MISSING
 
 MOST_ROWS = 1000
 _LONGEST = 160
+_WORDS = ("variant", "run", "dtype", "techniques", "error")
+"""The columns of the variants that hold no numbers."""
+
+_TITLES = {
+    "latent_rel_l2": "final rel. L2",
+    "num_nonfinite": "non-finite values",
+    "amax_final": "final amax",
+    "psnr_db": "PSNR in dB",
+    "ssim": "SSIM",
+    "weight_bytes": "bytes of weights",
+    "bits_per_weight": "bits a weight",
+    "step_s": "step in s",
+    "peak_memory_bytes": "peak memory in bytes",
+}
 _CHANGED = (
     "For each variant, the first array in order of execution that differs from the base's, and the first that "
     "differs by more than rounding explains. Only recorded arrays are compared: the change arose in that operation, "
@@ -127,16 +144,30 @@ def _page(found: Across) -> Iterator[Section]:
             for r in found.claims.to_dict("records")
         ]
         yield Section(
-            "Verdicts of claims", ["Verdict and effect; changed verdicts first."], ("claim", *labels, ""), rows
+            "Verdicts of claims", ["Verdict and effect; changed verdicts first."], ("claim", *labels, "change"), rows
         )
-    shown = found.variants.dropna(axis="columns", how="all")
-    cells = [tuple(text(value) for value in row) for row in shown.itertuples(index=False)]
-    numeric = frozenset(
-        at for at, name in enumerate(shown) if name not in ("variant", "run", "dtype", "techniques", "error")
-    )
-    yield Section("Variants", ["Each run over its own cases."], tuple(map(str, shown)), cells, numeric, searched=True)
+    yield from _variants(found.variants.dropna(axis="columns", how="all"))
     yield from pictures(found)
     yield from _ranges(found)
+
+
+def _variants(table: pd.DataFrame) -> Iterator[Section]:
+    """The numbers of the variants, those that judge their values first; pictures have a table of their own."""
+    of_pictures = [name for name in PICTURES if name in table]
+    first = [name for name in (*_WORDS, "latent_rel_l2", "num_nonfinite") if name in table]
+    rest = [name for name in table if name not in (*first, *of_pictures)]
+    measures = {name: PICTURES[name][0] for name in of_pictures}
+    yield _numbers("Variants", "Each run over its own cases.", table[[*first, *rest]], _TITLES)
+    if of_pictures:
+        words = "Beside the reference's picture of the same prompt and seed, medians over the cases of a run."
+        yield _numbers("Measures of the pictures", words, table[[*first[:2], *of_pictures]], measures)
+
+
+def _numbers(title: str, note: str, table: pd.DataFrame, titles: Mapping[str, str]) -> Section:
+    columns = [titles.get(str(name), str(name).replace("_", " ")) for name in table]
+    cells = [tuple(text(value) for value in row) for row in table.itertuples(index=False)]
+    numeric = frozenset(at for at, name in enumerate(table) if name not in _WORDS)
+    return Section(title, [note], columns, cells, numeric, searched=True)
 
 
 def _cut(fact: str) -> str:

@@ -19,6 +19,10 @@ from precision_lab.report.wording import number
 
 PAGE = "report.html"
 HEADINGS = ("found", "group", "sites", "without it")
+TRIAL_HEADINGS = (
+    *("run", "stage", "spared", "holds", "value", "prompt", "seed", "steps", "rel. L2", "PSNR, dB"),
+    *("first non-finite value", "step", "weights, GB"),
+)
 
 
 def write(folder: Path) -> tuple[Path, Culprits]:
@@ -43,6 +47,7 @@ def write(folder: Path) -> tuple[Path, Culprits]:
         headings=HEADINGS,
         rows=cells(found),
         command=command(folder, found) if found.techniques else "",
+        trial_headings=TRIAL_HEADINGS,
         trials=[_row(row) for row in trials.to_dict("records")],
         figures=figures,
     )
@@ -160,5 +165,12 @@ def _trials(folder: Path) -> pd.DataFrame:
         raise InputError(f"{path} is not a table that can be read: {first_line(error)}. {RESTORE}") from error
 
 
-def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): None if pd.isna(value) else value for key, value in row.items()}
+def _row(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """A trial as text, under `TRIAL_HEADINGS`."""
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    return (
+        *(str(known["run"]), str(known["stage"]), str(known["spared"]), "yes" if known["holds"] else "no"),
+        *(number(known["value"]), str(known["prompt_id"]), str(known["seed"]), str(known["steps"])),
+        *(number(known["rel_l2"]), number(known["psnr_db"]), known["first_site"] or ""),
+        *(number(known["first_step"]), number(known["weights_gb"])),
+    )

@@ -25,12 +25,11 @@ SHOWN = 10
 
 
 class Section(NamedTuple):
-    """One candidate on the page."""
+    """One candidate on the page. rows: as `cells` gives them, and a note where groups are left out."""
 
     candidate: str
     title: str
-    rows: Sequence[Mapping[str, Any]]
-    rest: int
+    rows: Sequence[Sequence[str] | str]
 
 
 def write(scan: Scan) -> Path:
@@ -55,7 +54,7 @@ def write(scan: Scan) -> Path:
             headings=HEADINGS,
             figures=figures,
             remarks=remarks(scan),
-            unfit=scan.unfit.to_dict("records"),
+            unfit=[tuple(map(str, row)) for row in scan.unfit[["group", "candidate", "reason"]].to_numpy()],
             columns=_columns(),
             groups=scan.groups["group"].nunique(),
             steps=steps(scan),
@@ -68,11 +67,10 @@ def write(scan: Scan) -> Path:
 def _section(scan: Scan, candidate: str) -> Section:
     ranked = ranking(scan.sensitivity, candidate)
     shown = ends(ranked, SHOWN)
-    rows = [
-        {"cells": cells(row), "gap": number > 0 and number == SHOWN < len(ranked) - SHOWN}
-        for number, row in enumerate(shown)
-    ]
-    return Section(candidate, title(candidate, ranked), rows, len(ranked) - len(shown))
+    rows: list[Sequence[str] | str] = [cells(row) for row in shown]
+    if len(shown) < len(ranked):
+        rows.insert(SHOWN, f"{len(ranked) - len(shown)} more in sensitivity.parquet")
+    return Section(candidate, title(candidate, ranked), rows)
 
 
 def ends(ranked: pd.DataFrame, count: int) -> list[dict[str, Any]]:

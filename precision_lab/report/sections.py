@@ -16,6 +16,9 @@ from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.rendering import Figure, embed, render
 from precision_lab.report.wording import number, slug
 
+_FEW = 16
+"""The most letters of a cell that is a third of a narrow screen wide."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -28,7 +31,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its heading. rows: cells as text, or pictures. wide: numbers of the columns that hold numbers.
+    """A table with its heading. rows: cells as text, or pictures. numeric: the columns that hold numbers.
 
     folded: whether it is closed at first. searched: whether its rows can be sorted and searched.
     """
@@ -44,6 +47,14 @@ class Section:
     @property
     def id(self) -> str:
         return slug(self.title)
+
+    @property
+    def short(self) -> frozenset[int]:
+        """The columns of few letters, which stand side by side on a narrow screen."""
+        texts = [column for column in range(len(self.columns)) if column not in self.numeric]
+        return frozenset(
+            at for at in texts if all(len(row[at]) <= _FEW for row in self.rows if isinstance(row[at], str))
+        )
 
 
 def write(

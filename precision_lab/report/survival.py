@@ -87,7 +87,7 @@ def write(folder: Path) -> tuple[Path, View]:
         found=found,
         weights_text=weights_text(found.checkpoint),
         title=title(view),
-        statements=statements(view),
+        statements=statements(view, verdicts=False),
         headings=HEADINGS,
         rows=cells(view),
         claims=claims,

@@ -171,7 +171,10 @@ def test_a_plant_takes_only_if_its_sites_are_the_culprits(fragile, tmp_path):
 )
 def test_a_search_without_an_answer_says_so(culprits, tmp_path, capsys, overrides, words):
     assert culprits(tmp_path / "out", *overrides) == 0
-    assert words in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert words in said
+    assert re.search(r"culprits: which of \d+ groups? must be spared, so that .*: at most \d+ runs if 1 must", said)
+    assert f"folder: {tmp_path}" in said
     assert words in (tmp_path / "out" / "report.html").read_text()
     assert not (tmp_path / "out" / "technique").exists()
 

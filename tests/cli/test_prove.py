@@ -26,6 +26,9 @@ def row(out, technique):
 def test_an_exact_scaling_is_identical_and_the_naive_one_is_another_function(prove):
     code, out, err = prove("technique=[ffn_scaling_exact,ffn_scaling]")
     assert (code, err) == (0, "")
+    assert "prove: ffn_scaling_exact, ffn_scaling: 1 draw of one step each" in out
+    assert "6 evaluations. Nothing is written" in out
+    assert "for this proof" in out
     assert row(out, "ffn_scaling_exact")[1:3] == ["yes", "identical"]
     assert row(out, "ffn_scaling")[1:5] == ["no", "another", "function", "output"]
 

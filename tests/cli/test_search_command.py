@@ -184,9 +184,11 @@ def test_a_budget_of_drift_has_the_smallest_recipe_that_is_found_within_it(again
 @pytest.mark.slow
 def test_a_size_and_a_drift_that_exclude_each_other_are_a_stated_result(again, tmp_path, capsys):
     assert again(tmp_path / "out", "budget.bits=5", "budget.drift=1e-4") == 0
-    assert (
-        "5bits and budget.drift=0.0001 contradict each other: the least drift that was found" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "5bits and budget.drift=0.0001 contradict each other: the least drift that was found" in said
+    assert "search: knapsack within bits=5, drift=0.0001, of affine4, affine8: about " in said
+    assert "1 case of the search and 1 case held out" in said
+    assert re.search(r"a step of \S+ takes .* for this search", said)
 
 
 @pytest.mark.slow

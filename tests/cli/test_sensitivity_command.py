@@ -1,6 +1,7 @@
 """`sensitivity`: tables that hold what they say, whatever the number of workers, and mistakes that cost nothing."""
 
 import json
+import re
 import shutil
 import textwrap
 
@@ -184,7 +185,11 @@ def test_coarse_groups_and_a_candidate_that_fits_some(sensitivity, tmp_path, cap
     assert "is LayerNorm, expected Linear" in unfit["reason"][0]
     assert (rows["num_sites"] == 2).all()
     assert rows["block"].isna().all()
-    assert "affine8 is not applicable to 1 of 3 groups" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "affine8 is not applicable to 1 of 3 groups" in said
+    assert "sensitivity: 3 groups of sites, 5 pairs of group and candidate that fit (affine8, bfloat16), step 2" in said
+    assert f"folder: {out}" in said
+    assert re.search(r"a pass of \S+ takes .* for this scan", said)
 
 
 def test_a_foreign_model(tmp_path):

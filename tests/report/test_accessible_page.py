@@ -165,3 +165,13 @@ def test_the_parts_of_the_page_are_in_the_order_of_a_reader(page):
     order = ["conclusion", "figure-images", "figure-growth", "figure-drift_steps", "headroom", "variants"]
     places = [ids.index(name) for name in [*order, "figure-latency", "claims", "figure-claims", "method"]]
     assert all(before < after for before, after in pairwise(places))
+
+
+def test_every_template_names_its_sections_and_the_cells_of_its_cards():
+    for template in (Path(report.__file__).parent / "templates").glob("*.html"):
+        text = template.read_text(encoding="utf-8")
+        assert not re.search(r"<section(?! id=)", text), template
+        if ('class="cards' not in text and "sortable cards" not in text) or template.name == "table.html":
+            continue
+        cells = re.findall(r"<td[ >][^\n]*?(?:</td>|$)", text, re.MULTILINE)
+        assert all("data-label" in cell or "colspan" in cell or cell == "<td></td>" for cell in cells), template
