@@ -58,7 +58,7 @@ def _measure(out: Path, enable_tf32: bool | None, claims: Mapping[str, Any], com
     from precision_lab.device.behaviour.verdict import judge
     from precision_lab.device.environment import environment
     from precision_lab.record.files import write_json
-    from precision_lab.report.figures import device, style
+    from precision_lab.report.figures import device, device_errors, style
 
     console = open_console()
     findings: list[Finding] = []
@@ -95,7 +95,9 @@ def _measure(out: Path, enable_tf32: bool | None, claims: Mapping[str, Any], com
     record["reading"] = read_behaviour(record["environment"]["backend"], record["findings"])
     write_json(out / RECORD, record)
     with style.theme():
-        style.save(device.draw(record), out)
+        for drawing in (device.draw(record), device_errors.draw(record)):
+            if drawing is not None:
+                style.save(drawing, out)
     _print(record, console)
     console.print(record["tf32"]["text"], soft_wrap=True)
     for entry in record["tf32"]["changed"][:_LISTED]:

@@ -82,7 +82,8 @@ def test_the_record(measured):
 
 @whole
 def test_every_kind_of_operation_is_judged_and_drawn(everything):
-    assert sorted(path.name for path in everything[0].iterdir()) == ["device.json", "device.png", "device.svg"]
+    figures = {f"{name}.{kind}" for name in ("device", "device_errors") for kind in ("png", "svg")}
+    assert {path.name for path in everything[0].iterdir()} == {"device.json", *figures}
     judged = {op["op"] for op in everything[1]["s6"]["ops"]}
     for op in ("matmul", "softmax", "fast.sdpa", "fast.layer_norm", "fast.rope", "nn.gelu_approx", "mean"):
         assert op in judged

@@ -2,7 +2,7 @@
 
 import pytest
 
-from precision_lab.report.figures import device, style
+from precision_lab.report.figures import device, device_errors, style
 
 
 def record(ops, findings=()):
@@ -42,6 +42,44 @@ def test_drawn_from_any_record(findings, tmp_path):
     assert {"supported", "inconclusive"} <= words
     if findings:
         assert {"20", "-"} <= words
+
+
+def error(op, dtype, value, meets, **sizes):
+    bounds = {"float32": 1.0, "float16 or TF32": 60.0}
+    named = {"op": op, "property": "rounding_error", "dtype": dtype, "value": value, "parameters": sizes}
+    return named | {"bound": 1.0, "bounds": bounds, "meets": meets}
+
+
+ERRORS = [
+    error("matmul, many rows", "float32", 0.5, "float32", rows=4096),
+    error("matmul, many rows", "float32", 0.0, "float32", rows=40_000),
+    error("fast.sdpa, masks", "float32", 0.5, "float32", head_dim=64, mask="none"),
+    error("fast.sdpa, masks", "float32", 7.0, "float16 or TF32", head_dim=64, mask="causal"),
+    error("quantized_matmul mxfp4", "float16", 99.0, None, rows=1),
+]
+CHECKS = [{"name": "a_fault", "verdict": "present"}, {"name": "other", "verdict": "not available"}]
+
+
+def test_errors_beside_their_bounds_and_faults(tmp_path):
+    with style.theme():
+        drawing = device_errors.draw(record(OPS, ERRORS) | {"checks": CHECKS})
+        style.save(drawing, tmp_path)
+    errors, faults = drawing.figure.axes
+    labels = [label.get_text() for label in errors.get_yticklabels()]
+    assert labels == ["matmul, 4,096 rows", "matmul, 40,000 rows", "fast.sdpa, masks, heads of 64", "quantized mxfp4"]
+    assert [text.get_text() for text in errors.texts] == ["float32", "float32", "storage dtype", "wrong"]
+    assert [text.get_text() for text in faults.texts] == ["a fault", "present", "other", "not available"]
+    assert "Left" in drawing.caption
+
+
+def test_what_is_missing_is_not_drawn_or_described():
+    assert device_errors.draw(record(OPS, ATTENTION)) is None
+    with style.theme():
+        alone = device_errors.draw(record(OPS, ERRORS))
+        faults = device_errors.draw(record(OPS) | {"checks": CHECKS})
+    assert len(alone.figure.axes) == len(faults.figure.axes) == 1
+    assert not any(word in drawing.caption for word in ("Left", "Right") for drawing in (alone, faults))
+    assert "bound" not in faults.caption
 
 
 def test_limits_are_those_of_the_verdict():
