@@ -115,6 +115,17 @@ def test_names_of_a_run_are_text_whatever_they_hold(small_run):
     assert hostile in json.dumps(json.loads(text[text.index(">") + 1 : text.rindex("<")]))
 
 
+def test_a_run_without_block_outputs_says_so(small_run):
+    run = small_run()
+    assert sites.explorer(View.open(run))["has_blocks"]
+    for name in ("activations", "drift"):
+        table = pd.read_parquet(run / f"{name}.parquet")
+        table[table["component"] == "pipeline"].to_parquet(run / f"{name}.parquet")
+    told = sites.explorer(View.open(run))
+    assert not told["has_blocks"]
+    assert told["sites"]["component"] == ["pipeline"]
+
+
 def test_a_run_without_tables_has_no_explorer(small_run):
     run = small_run(blocks=2, steps=2)
     for name in ("activations", "drift"):

@@ -46,7 +46,7 @@
       const box = lab.element("input", { type: "checkbox", checked: state.on[at], onchange: () => { state.on[at] = box.checked; update(); } });
       const swatch = lab.element("span", { class: "swatch" });
       swatch.style.background = colour;
-      return [box, lab.element("label", {}, box, swatch, name)];
+      return [box, lab.element("label", { class: "curve" }, box, swatch, lab.element("span", {}, ...lab.breakable(name)))];
     });
     const all = (on) => () => { state.on.fill(on); boxes.forEach(([box]) => (box.checked = on)); update(); };
     get("variants").append(...boxes.map(([, label]) => label),
