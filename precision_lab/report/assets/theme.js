@@ -26,7 +26,7 @@
   system.addEventListener("change", () => root.dataset.theme || changed());
 
   lab.ready(() => {
-    const header = document.querySelector("body > header");
+    const header = document.querySelector("header");
     if (!header) return;
     const name = () => (theme.dark() ? "Light theme" : "Dark theme");
     const button = lab.element("button", {
