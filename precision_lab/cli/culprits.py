@@ -66,7 +66,7 @@ def outline(
     runs = [f"{most_runs(groups, found)} runs if {found} must be" for found in (1, 2, 4) if found <= groups]
     first = (
         f"{prepared.spec.experiment}: which of {counted(groups, 'group')} must be spared, so that {criterion.words} "
-        f"({altered} elsewhere): at most {', '.join(runs)}, and {counted(2 * checks, 'run')} or more of checks"
+        f"({altered} elsewhere): at most {', '.join(runs)}, and at least {counted(2 * checks, 'run')} of checks"
     )
     cases = (
         f"{counted(len(prepared.search), 'case')} a run, of {counted(trials.bench.steps(prepared.search[0]), 'step')}"

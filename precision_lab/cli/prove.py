@@ -77,7 +77,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         found = "identical" if proof.identical else "holds" if proof.holds else "another function"
         worst = max(proof.changes, key=lambda output: proof.changes[output] / (proof.floors[output] or 1))
         rows.append((name, claims, found, worst, proof.changes[worst], proof.floors[worst]))
-    _print(rows, f"{spec.source.checkpoint.name}, {count} draws, fp32", console)
+    _print(rows, f"{spec.source.checkpoint.name}, {counted(count, 'draw')}, fp32", console)
     for name, claims, found, *_ in rows:
         if claims and found == "another function":
             console.print(f"exit code 1: {name} claims the same function and is another", soft_wrap=True)

@@ -16,7 +16,7 @@ from precision_lab.report.rendering import embed, render, weights_text
 from precision_lab.report.wording import MISSING, number
 
 PAGE = "report.html"
-HEADINGS = ("", "recipe", "by", "GB", "bits", "predicted", "drift", "held out", "95 % interval", "PSNR dB", "front")
+HEADINGS = ("no.", "recipe", "by", "GB", "bits", "predicted", "drift", "held out", "95 % interval", "PSNR dB", "front")
 _MOST_MAPS = 4
 
 
