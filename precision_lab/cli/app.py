@@ -14,7 +14,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from precision_lab.cli.composing import check_files, described_failure, parsed
+from precision_lab.cli.composing import check_experiment, check_files, described_failure, parsed
 from precision_lab.cli.ending import guarded
 from precision_lab.cli.folders import with_folder
 from precision_lab.cli.paths import conf_dir
@@ -30,9 +30,10 @@ def launch(task: Task, config_name: str, argv: Sequence[str], command: Sequence[
     def compose_and_run() -> int:
         args = _parse(argv)
         overrides = parsed(args.overrides)
+        name = args.config_name or config_name
+        check_experiment(name, command, overrides)
         with _composing():
             hydra = _hydra(args.config_dir)
-            name = args.config_name or config_name
             if args.cfg:
                 hydra.show_cfg(name, args.overrides, args.cfg, package=args.package, resolve=args.resolve)
                 return 0

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from precision_lab.cli.folders import claimed, stamped
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, first_line, nearest, shown
+from precision_lab.record.folders import given_folder, user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,9 +84,7 @@ def checked_folder(out: str | None) -> Path | None:
     """The folder to write. Raises InputError if it is no folder, or holds anything but an earlier comparison."""
     if out is None:
         return None
-    folder = Path(out).expanduser()
-    if not out or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"out is {shown(out)}, expected a folder")
+    folder = given_folder(out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "compare.html").is_file():
         raise InputError(f"out={out} holds other files, expected a new or an empty folder, or an earlier comparison")
     return folder
@@ -107,7 +106,7 @@ def _renamings(sites: str | Mapping[str, str] | None) -> list[Renaming]:
     if isinstance(sites, str):
         from precision_lab.record.files import read_text
 
-        path = Path(sites).expanduser()
+        path = user_path(sites)
         try:
             read: Any = OmegaConf.to_container(OmegaConf.create(read_text(path)), resolve=False)
         except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
@@ -130,9 +129,9 @@ def find_runs(given: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for entry in given:
         if not has_magic(entry) or Path(entry).is_dir():
-            paths.append(Path(entry).expanduser())
+            paths.append(user_path(entry))
             continue
-        found = [Path(path) for path in glob(str(Path(entry).expanduser()))]
+        found = [Path(path) for path in glob(str(user_path(entry)))]
         matched = sorted(
             (path for path in found if (path / manifest.FILE).is_file()), key=lambda path: natural(str(path))
         )
@@ -150,10 +149,10 @@ def _reference(given: str) -> Generations:
     if not given:
         raise InputError(f"reference is {given!r}, expected RUN:VARIANT, the folder of a run and one of its variants")
     folder, colon, name = given.rpartition(":")
-    if not colon or Path(given).expanduser().is_dir():
-        run = Run.open(Path(given).expanduser()).whole()
+    if not colon or user_path(given).is_dir():
+        run = Run.open(user_path(given)).whole()
         return Generations(run, run.reference)
-    run = Run.open(Path(folder).expanduser()).whole()
+    run = Run.open(user_path(folder)).whole()
     if name not in run.manifest.variants:
         raise InputError(f"reference: {folder} has no variant {name!r}. {nearest(name, run.manifest.variants)}")
     return Generations(run, name)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from precision_lab.cli.paths import groups, options, suggested
+from precision_lab.cli.paths import conf_dir, groups, options, suggested
 from precision_lab.errors import InputError, first_line, nearest, shown
 
 _MOST_ENTRIES = 100_000
@@ -97,6 +97,17 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
                 raise InputError(f"Unknown setting 'hydra.{setting}'. {nearest(setting, known)}")
         found += one
     return found
+
+
+def check_experiment(root: str, command: Sequence[str], overrides: Sequence[Override]) -> None:
+    """Raises InputError if a command that runs none is given an experiment, whose settings it would be given too."""
+    for override in overrides:
+        if str(override.key_or_group) != "exp" or not (conf_dir() / f"{root}.yaml").is_file():
+            continue
+        from precision_lab.cli import meanings  # few mistakes need it
+
+        if not any(group.name == "exp" for group in meanings.root(root).groups):
+            raise InputError(f"{command[0]} has no use for {override.input_line}: it runs no experiment")
 
 
 def _chooses(override: Override) -> bool:

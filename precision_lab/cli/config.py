@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +19,7 @@ from precision_lab.lab.measures import PinnedCase, PinnedSpec
 from precision_lab.lab.spec import REFERENCE, Evidence, ProcessSpec, RunSpec, Variant
 from precision_lab.lab.subject import Source
 from precision_lab.probes.base import Probe, StreamProbe
+from precision_lab.record.folders import user_path
 from precision_lab.settings import validated
 from precision_lab.techniques.base import Technique
 
@@ -54,7 +54,7 @@ def build_spec(
         teacher=settings.drift.teacher,
         pinned=_pinned(settings.pinned, resolved),
         latency=settings.latency,
-        out=Path(out).expanduser() if out else stamped(settings.experiment),
+        out=user_path(out) if out else stamped(settings.experiment),
         resume=settings.resume,
         resolved=OmegaConf.to_yaml(resolved),
         command=["python", "-m", "precision_lab", *command],

@@ -13,6 +13,7 @@ from precision_lab.cli.literal import settled
 from precision_lab.cli.probes import without_settings_of_absent
 from precision_lab.errors import InputError
 from precision_lab.lab.measures import LatencySpec, PinnedSpec, TeacherSpec
+from precision_lab.lab.pinned import check_settings
 from precision_lab.lab.spec import RunSpec, Variant
 from precision_lab.lab.subject import Case
 
@@ -48,6 +49,7 @@ def prepare(config: DictConfig, command: Sequence[str]) -> Prepared:
             config.model.name = None
     resolved = config.copy()
     spec = build_spec(config, command, culprits_schema.Culprits)
+    check_settings(spec)  # its trials run no pinned case, which the rest of the spec does not show
     others = {variant.name: variant for variant in spec.variants}
     search, validation = _cases(settings, spec)
     spec = replace(

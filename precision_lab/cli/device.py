@@ -23,6 +23,7 @@ from precision_lab.device.tf32 import SWITCH
 from precision_lab.errors import InputError
 from precision_lab.record.device import FILE as RECORD
 from precision_lab.record.device import SCHEMA_VERSION
+from precision_lab.record.folders import given_folder
 
 if TYPE_CHECKING:
     from precision_lab.analysis.claims import Claim
@@ -128,13 +129,9 @@ def judge_claims(claims: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) ->
 
 def _checked(folder: str) -> Path:
     """The folder to write. Raises InputError if it is no path or holds another record."""
-    if not folder:
-        raise InputError("out is '', expected a folder")
-    out = Path(folder).expanduser()
+    out = given_folder(folder)
     if (out / RECORD).exists():
         raise InputError(f"out={out} already holds {RECORD}. Give another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file, expected a folder")
     return out
 
 

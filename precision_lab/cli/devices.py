@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,6 +15,7 @@ from precision_lab.cli.folders import claimed, stamped
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, shown
 from precision_lab.record.device import FILE, DeviceRecord
+from precision_lab.record.folders import user_path
 
 _LISTED = 6
 
@@ -28,7 +28,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             f"compare needs devices=[A,B], two or more {FILE} files or their folders; got {shown(settings.devices)}"
         )
     out = checked_folder(settings.out)
-    paths = [Path(entry).expanduser() for entry in settings.devices]
+    paths = [user_path(entry) for entry in settings.devices]
     records = [DeviceRecord.read(path) for path in paths]
     named = labels([path.parent if path.name == FILE and len(path.parts) > 1 else path for path in paths])
     found = compare(dict(zip(named, records, strict=True)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -15,8 +14,10 @@ from precision_lab.cli.unused import check_used
 from precision_lab.device.environment import set_numeric_switches
 from precision_lab.errors import InputError, nearest, shown
 from precision_lab.lab.one_pass import Pass
+from precision_lab.lab.pinned import check_settings
 from precision_lab.lab.spec import RunSpec
 from precision_lab.lab.subject import Case
+from precision_lab.record.folders import user_path
 
 USED = ("model", "dump_inputs", "prompts", "seeds", "sampler", "image", "case", "step")
 UNUSED = (
@@ -46,7 +47,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     check_used(command, USED, UNUSED, " with dump_inputs=")
     settings = schema.read(schema.DumpInputs, settled(config))
     one = pass_of(build_spec(config, command, schema.DumpInputs), settings)
-    file = Path(settings.dump_inputs).expanduser()
+    file = user_path(settings.dump_inputs)
     if not settings.dump_inputs:
         raise InputError("dump_inputs is empty, expected a file to write")
     if file.is_dir():
@@ -62,6 +63,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 def pass_of(spec: RunSpec, settings: schema.OnePass) -> Pass:
     """The pass that the settings name: of the first prompt and seed, or of a pinned case."""
+    check_settings(spec)  # of all pinned cases, as a run does
     if settings.case is None:
         return Pass(spec.source, spec.cases[0], settings.step)
     cases = spec.pinned.cases

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -19,6 +18,7 @@ from precision_lab.errors import InputError
 from precision_lab.lab.foreign import compare
 from precision_lab.lab.one_pass import read_inputs
 from precision_lab.record.dump import Dump
+from precision_lab.record.folders import user_path
 
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     folder = checked_folder(settings.out)
     if not settings.dump:
         raise InputError("dump is empty, expected a safetensors file")
-    dump = Dump.open(Path(settings.dump).expanduser())
+    dump = Dump.open(user_path(settings.dump))
     spec = build_spec(config, command, schema.CompareDump)
     if settings.inputs is None:
         one = pass_of(spec, settings)
@@ -44,7 +44,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
             ("prompts", "seeds", "sampler", "image", "case", "step"),
             " with inputs=",
         )
-        one = read_inputs(spec.source, Path(settings.inputs).expanduser())
+        one = read_inputs(spec.source, user_path(settings.inputs))
     found = compare(one, dump)
     from precision_lab.report import compared_dump
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -43,6 +42,7 @@ from precision_lab.lab.plan import plan
 from precision_lab.lab.weight_ranges import weight_ranges
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.record.files import write_atomically, write_json
+from precision_lab.record.folders import user_path
 from precision_lab.record.patterns import patterns_of
 from precision_lab.record.run import Run
 
@@ -64,7 +64,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     goal = Goal(FORMATS["float8_e4m3fn"], settings.margin.bits)
     of_inputs = fp8_inputs.goal_of(settings, command)
     check_variants(settings, RECIPE)
-    out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)
+    out = user_path(settings.out) if settings.out else stamped(settings.experiment)
     check_resumed(settings, out)
     covering, cases = _cases(settings, config, of_inputs is not None)
     variants: dict[str, Any] = {str(name): plain(node or {}) for name, node in config.variants.items()}

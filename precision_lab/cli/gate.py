@@ -17,6 +17,7 @@ from precision_lab.cli.terminal import open_console
 from precision_lab.cli.verdict import conclude
 from precision_lab.errors import InputError, VariantError, first_line
 from precision_lab.record.files import RESTORE
+from precision_lab.record.folders import user_path
 from precision_lab.record.run import CONFIG
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = _settings(given.gate)
     console = open_console()
     if given.run is not None:
-        run, code = Run.open(Path(given.run).expanduser()).whole(), 0
+        run, code = Run.open(user_path(given.run)).whole(), 0
     else:
         try:
             run, code = _run(config, given, settings, command, console)
@@ -219,7 +220,7 @@ def _settings(given: schema.GateSettings) -> Settings:
     from precision_lab.analysis.gate.judge import Limits
 
     return Settings(
-        baseline=Path(given.baseline).expanduser() if given.baseline else None,
+        baseline=user_path(given.baseline) if given.baseline else None,
         update=given.update,
         history=given.history or (),
         prompts=given.learn.prompts or (),

@@ -7,12 +7,12 @@ that contains `${` is therefore escaped again, because the next reader would oth
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from precision_lab.errors import InputError
+from precision_lab.record.folders import user_path
 
 _PROMPTS = (("prompts",), ("learning", "prompts"), ("gate", "learn", "prompts"))
 _LARGEST = 1 << 20
@@ -54,7 +54,7 @@ def _resolved(config: DictConfig) -> dict[Any, Any]:
 def _prompts(name: str, key: str) -> list[str]:
     """The lines of a file, without those that are empty."""
     try:
-        with Path(name).expanduser().open("rb") as file:
+        with user_path(name).open("rb") as file:
             content = file.read(_LARGEST + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,6 +15,7 @@ from precision_lab.cli.progress import showing
 from precision_lab.cli.terminal import open_console
 from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.errors import InputError, nearest
+from precision_lab.record.folders import user_path
 
 USED = ("model", "inspect", "make", "from", "technique", "dtype", "to", "seed")
 
@@ -44,6 +44,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     elif config.technique or config["from"] or config.dtype:
         _convert(config, next((f"{each} " for each in command[1:] if each.startswith("model=")), ""), console)
     else:
+        check_used(command, USED, ["to", "seed"], " without make= and from=")
         listing.show(console)
     return 0
 
@@ -56,7 +57,7 @@ def _make(preset: str, to: str | None, seed: int, console: Console) -> None:
     if not to:
         raise InputError(f"make={preset} needs to=DIR, the folder to write")
     reader = f"model={preset}_synthetic "
-    _write(lambda on_bytes: make(PRESETS[preset], Path(to).expanduser(), seed, on_bytes), reader, to, console)
+    _write(lambda on_bytes: make(PRESETS[preset], user_path(to), seed, on_bytes), reader, to, console)
 
 
 def _convert(config: DictConfig, reader: str, console: Console) -> None:
@@ -83,7 +84,7 @@ def _convert(config: DictConfig, reader: str, console: Console) -> None:
     if not isinstance(original, Quantizable):
         raise InputError(f"model={config.model.name}: its checkpoints cannot be written quantised")
     dtype = None if config.dtype is None else getattr(mx, config.dtype)
-    out = Path(str(to)).expanduser()
+    out = user_path(str(to))
     _write(lambda on_bytes: write(original, techniques, out, on_bytes, dtype=dtype), reader, to, console)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -26,6 +25,7 @@ from precision_lab.recipes.dialects import DIALECTS
 from precision_lab.recipes.documents import Document
 from precision_lab.recipes.naming import Naming
 from precision_lab.recipes.recipe import Loss, Recipe, Target
+from precision_lab.record.folders import user_path
 from precision_lab.techniques.base import Technique
 
 USED = ("model", "technique", "sites", "to", "from", "file", "name")
@@ -44,7 +44,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     losses: list[Loss] = []
     if reader is not None:
         target = _target(source, components, settings.from_ or "", reader)
-        recipe, losses = reader.read(Document.read(Path(settings.file or "").expanduser()), target)
+        recipe, losses = reader.read(Document.read(user_path(settings.file or "")), target)
         said = f"{reader.title}, {settings.file}"
     else:
         techniques = _techniques(config, settings)
@@ -103,7 +103,7 @@ def _target(source: Source, components: Components, name: str, dialect: Dialect)
 
 def _techniques(config: DictConfig, settings: schema.Recipe) -> Mapping[str, Technique]:
     if settings.file:
-        return read_techniques(Path(settings.file).expanduser(), config.sites)
+        return read_techniques(user_path(settings.file), config.sites)
     return {str(name): build(node, Technique, f"technique.{name}") for name, node in config.technique.items()}
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from precision_lab.cli import report_formats as reports
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
+from precision_lab.record.folders import given_folder, user_path
 
 if TYPE_CHECKING:
     from precision_lab.record.run import Run
@@ -37,17 +38,17 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         draw_runs(settings.runs, settings.out, settings.format)
         return 0
     if settings.run:
-        return _report_run(Path(settings.run).expanduser(), settings.format)
+        return _report_run(user_path(settings.run), settings.format)
     if settings.sweep:
         from precision_lab.cli.sweep_index import draw_index, planned
 
-        folder = Path(settings.sweep).expanduser()
+        folder = user_path(settings.sweep)
         if settings.format == "badge":
             raise InputError(f"format=badge: {folder} holds a sweep, which has the formats html and md")
         draw_index(folder, open_console(), planned(folder), whole=True, form=settings.format)
         return 0
-    history = Path(str(settings.history)).expanduser()
-    out = Path(settings.out).expanduser() if settings.out else history.parent
+    history = user_path(str(settings.history))
+    out = history.parent if settings.out is None else given_folder(settings.out)
     if settings.format == "html":
         draw_history(history, out, open_console())
     else:
@@ -113,8 +114,6 @@ def draw_history(path: Path, out: Path, console: Console) -> None:
     from precision_lab.report.history import changes, write
 
     history = read(path)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file, expected a folder")
     found = steps(history)
     page = write(history, found, path.stem, out)
     rows = [

@@ -60,8 +60,6 @@ def of_history(path: Path, out: Path, form: str) -> None:
     from precision_lab.analysis.history import read, steps
     from precision_lab.report.markdown import of_history
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file, expected a folder")
     log = read(path)
     text = of_history(log, steps(log), out / f"{path.stem}.html")
     leave_markdown(text, out / f"{path.stem}.md")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError, nearest, shown
+from precision_lab.record.folders import given_folder, user_path
 
 if TYPE_CHECKING:
     from precision_lab.report.entries import Collected
@@ -55,14 +56,14 @@ def _found(given: Sequence[str], out: str | None) -> tuple[list[Path], Path]:
 
     folders: dict[Path, Path] = {}
     for entry in given:
-        path = Path(entry).expanduser()
+        path = user_path(entry)
         is_pattern = has_magic(entry) and not path.exists()
         matched = [Path(name) for name in glob(str(path))] if is_pattern else [path]
         own = [run for folder in matched if folder.is_dir() for run in find(folder)]
         if not own:
             raise InputError(f"runs: {_nothing(entry, path, matched, is_pattern)}")
         folders |= {run.resolve(): run for run in own}
-    if len(given) == 1 and list(folders.values()) == [Path(given[0]).expanduser()] and not out:
+    if len(given) == 1 and list(folders.values()) == [user_path(given[0])] and not out:
         raise InputError(f"runs={given[0]} is the folder of one run. Did you mean run={given[0]}?")
     return list(folders.values()), _place(given, list(folders), out)
 
@@ -79,12 +80,9 @@ def _nothing(entry: str, path: Path, matched: Sequence[Path], is_pattern: bool) 
 
 def _place(given: Sequence[str], runs: Sequence[Path], out: str | None) -> Path:
     """The folder of the index: `out`, the one folder that is given, or the nearest one that holds all runs."""
-    if out:
-        place = Path(out).expanduser()
-        if place.exists() and not place.is_dir():
-            raise InputError(f"out={out} is a file, expected a folder")
-        return place
-    only = Path(given[0]).expanduser()
+    if out is not None:
+        return given_folder(out)
+    only = user_path(given[0])
     if len(given) == 1 and only.is_dir() and only.resolve() not in runs:
         return only
     place = Path(os.path.commonpath([run.parent for run in runs]))

@@ -18,6 +18,7 @@ from precision_lab.errors import InputError, nearest
 from precision_lab.lab.run import run
 from precision_lab.lab.spec import RunSpec
 from precision_lab.record.files import write_text
+from precision_lab.record.folders import user_path
 from precision_lab.record.manifest import FILE, Manifest
 from precision_lab.record.run import CONFIG, Run
 
@@ -169,7 +170,7 @@ def opened(folders: Sequence[str], fingerprint: str) -> dict[str, Run]:
     """
     found: dict[str, Run] = {}
     for folder in folders:
-        run = Run.open(Path(folder).expanduser()).whole().completed()
+        run = Run.open(user_path(folder)).whole().completed()
         own = run.manifest.checkpoint
         if own.fingerprint != fingerprint:
             raise InputError(

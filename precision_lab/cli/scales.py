@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,6 +33,7 @@ from precision_lab.instrument.sites import Site, walk
 from precision_lab.lab.bench import Bench
 from precision_lab.lab.compute import Compute
 from precision_lab.numerics.formats import format_named
+from precision_lab.record.folders import user_path
 from precision_lab.record.glob import named_sites
 from precision_lab.record.patterns import patterns_of
 from precision_lab.record.run import Run
@@ -66,7 +66,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     offered = Offered.of(config)
     check_variants(settings, RECIPE)
     variants = {str(name): plain(node or {}) for name, node in config.variants.items()}
-    out = Path(settings.out).expanduser() if settings.out else stamped(settings.experiment)
+    out = user_path(settings.out) if settings.out else stamped(settings.experiment)
     check_resumed(settings, out)
     covering, trying = coverage_of(settings, config), heldout_of(settings, config)
     own = {"dtype": plain(config)["dtype"], "technique": {}}

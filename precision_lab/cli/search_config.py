@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +29,7 @@ from precision_lab.lab.values import NAMED, is_name
 from precision_lab.record import manifest
 from precision_lab.record.address import NO_STREAM
 from precision_lab.record.files import read_text
+from precision_lab.record.folders import user_path
 from precision_lab.record.run import CONFIG
 from precision_lab.record.scan import Scan
 
@@ -72,7 +72,7 @@ def prepared(config: DictConfig, settings: search_schema.Search, command: Sequen
 
     Raises InputError for values that fit none, before anything is written.
     """
-    scanned = Scan.open(Path(settings.sensitivity).expanduser()) if settings.sensitivity else None
+    scanned = Scan.open(user_path(settings.sensitivity)) if settings.sensitivity else None
     if scanned is not None:
         config.candidate = _candidates_of(scanned, config, command)
     if not config.candidate:

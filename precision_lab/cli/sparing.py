@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +18,7 @@ from precision_lab.lab.groups import groups_of
 from precision_lab.lab.sparing import Part, Sparing, accepting, addresses_of, differing, named_by
 from precision_lab.lab.spec import Variant
 from precision_lab.lab.values import one_of
+from precision_lab.record.folders import user_path
 
 _TECHNIQUES = "precision_lab.techniques"
 _RESTRICTED = f"{_TECHNIQUES}.restricted.Restricted"
@@ -37,7 +37,7 @@ def compares_checkpoints(settings: culprits_schema.Culprits, resolved: DictConfi
     if not unknown:
         return False
     for name in unknown:
-        if "/" not in name and not Path(name).expanduser().exists():
+        if "/" not in name and not user_path(name).exists():
             raise InputError(f"between: {name!r} is no variant, and no checkpoint. {nearest(name, known)}")
     if len(unknown) == 1:
         raise InputError("between compares two variants or two checkpoints, not one of each")

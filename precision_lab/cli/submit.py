@@ -19,12 +19,12 @@ from rich.console import Console
 
 from precision_lab.cli.composing import composed, parsed
 from precision_lab.cli.folders import claimed, stamped
-from precision_lab.cli.literal import literal, settled
+from precision_lab.cli.literal import literal
 from precision_lab.cli.terminal import open_console
 from precision_lab.errors import InputError
 from precision_lab.record.device import FILE as DEVICE
 from precision_lab.record.files import replacing
-from precision_lab.record.folders import check_name, writable
+from precision_lab.record.folders import given_folder
 
 LARGEST = 20_000_000
 """Bytes of a bundle, below what an issue takes as an attachment (25 MB)."""
@@ -173,12 +173,12 @@ def _bounded(folder: Path, target: Path) -> bool:
 
 def _check(overrides: Sequence[str]) -> None:
     """Raises InputError, before anything is measured, for overrides that `run` refuses or that this command sets."""
-    from precision_lab.cli import schema
+    from precision_lab.cli.config import build_spec
 
     for override in parsed(overrides):
         if override.key_or_group in ("out", "resume"):
             raise InputError(f"overrides: {override.input_line} is set by submit, whose folder is out=DIR")
-    schema.read(schema.Experiment, settled(composed("config", overrides)))
+    build_spec(composed("config", overrides), ("run", *overrides))
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -198,13 +198,9 @@ def _quoted(path: Path) -> str:
 
 def _checked(folder: str) -> Path:
     """The folder to write. Raises InputError unless it is new or empty."""
-    if not folder:
-        raise InputError("out is '', expected a folder")
-    out = Path(folder).expanduser()
-    check_name(out)
-    with writable(out):
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise InputError(f"out={out} exists, expected a new or an empty folder")
+    out = given_folder(folder)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"out={out} exists, expected a new or an empty folder")
     return out
 
 

@@ -25,6 +25,7 @@ from precision_lab.cli.unused import OF_CASES, check_used
 from precision_lab.device.environment import environment, set_numeric_switches
 from precision_lab.errors import InputError
 from precision_lab.lab.candidates import Candidate
+from precision_lab.record.folders import given_folder
 
 NAME = "survival"
 _USED = ("model", "adapter", "other", "strength", "rms", "rank", "seed", "candidate", "of", "orders", "roundings")
@@ -37,7 +38,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     settings = schema.read(Settings, config)
     check_used(command, _USED, OF_CASES)
     settings.check()
-    given = None if settings.out is None else _checked(Path(settings.out).expanduser())
+    given = None if settings.out is None else _checked(given_folder(settings.out))
     candidates = build_candidates(config)
     from precision_lab.lab.survival import Survival
 
@@ -205,15 +206,11 @@ def _nothing(planned: _Plan, unchanged: Sequence[str], unfit: Mapping[str, Seque
 
 
 def _checked(out: Path) -> Path:
-    """Raises InputError for a folder that already holds a result, or for no folder."""
+    """Raises InputError for a folder that already holds a result."""
     from precision_lab.record import manifest
-    from precision_lab.record.folders import check_name
     from precision_lab.record.survival import FILE
 
-    check_name(out)
     for name in (FILE, manifest.FILE):
         if (out / name).exists():
             raise InputError(f"out={out} already holds {name}. Give another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file, expected a folder")
     return out

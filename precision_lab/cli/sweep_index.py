@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from precision_lab.errors import InputError, first_line
 from precision_lab.record import manifest
+from precision_lab.record.folders import user_path
 
 TABLE = "sweep.csv"
 _OUT = "out"
@@ -117,4 +118,4 @@ def _folder(job: JobReturn) -> Path | None:
     HydraConfig.instance().set_config(job.hydra_cfg)  # `out` may refer to the number of its job
     out = OmegaConf.select(job.cfg, _OUT)
     hydra = job.hydra_cfg.hydra
-    return Path(str(out)).expanduser() if out else Path(str(hydra.sweep.dir)) / str(hydra.job.num)
+    return user_path(str(out)) if out else Path(str(hydra.sweep.dir)) / str(hydra.job.num)

@@ -17,6 +17,7 @@ from precision_lab.errors import InputError
 from precision_lab.record import manifest
 from precision_lab.record.columns import Column
 from precision_lab.record.culprits import holds_culprits
+from precision_lab.record.folders import user_path
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import Manifest
 from precision_lab.record.run import Run
@@ -52,7 +53,7 @@ def load_run(folder: str | os.PathLike[str]) -> LoadedRun:
 
     Raises InputError, a ValueError, if the folder holds no run, and names the newest run below it, if there is one.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     for what, holds in _OTHERS.items():
         if holds(path):
             raise InputError(f"{path} holds {what}, expected the run of an experiment")

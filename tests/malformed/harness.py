@@ -153,6 +153,7 @@ class Dry:
 @pytest.fixture
 def dry(monkeypatch: pytest.MonkeyPatch) -> Dry:
     """Stops runs, proofs and measurements before they begin: the input is valid, and nothing is written."""
+    from precision_lab.cli import submit
     from precision_lab.device.behaviour import suite
     from precision_lab.lab import equivalence, run
     from precision_lab.lab.plan import plan
@@ -170,6 +171,7 @@ def dry(monkeypatch: pytest.MonkeyPatch) -> Dry:
     monkeypatch.setattr(run, "run", planned)
     monkeypatch.setattr(equivalence, "prove", stopped)
     monkeypatch.setattr(suite, "measure", stopped)
+    monkeypatch.setattr(submit, "measure", stopped)
     return state
 
 

@@ -1,18 +1,22 @@
 """Malformed command lines and yaml files: a refusal that names the culprit, in time, with nothing left behind."""
 
+import random
 import shutil
 
 import pytest
 
-from tests.malformed.command_line import OF_COMMANDS, generated
+from tests.malformed import commands
+from tests.malformed.command_line import generated
 from tests.malformed.harness import Input, assert_stated, call, call_process, dry, write
 
 __all__ = ["dry"]
 
 QUICK = generated(120, seed=1)
 MANY = generated(900, seed=2)
-COMMANDS = generated(12, seed=4, kinds=OF_COMMANDS)
-MANY_COMMANDS = generated(320, seed=5, kinds=OF_COMMANDS)
+OF_COMMANDS = commands.listed(seed=5)
+COMMANDS = random.Random(4).sample(OF_COMMANDS, 12)
+MANY_COMMANDS = [*OF_COMMANDS, *generated(500, seed=5, kinds=(commands.of_another_type, commands.of_unknown_names))]
+OF_NO_RUN = ("compare", "report", "device", "models", "recipe", "completion", "submit")
 PROCESSES = [given for given in generated(100, seed=3) if given.culprits is not None][:10]
 
 
@@ -25,10 +29,7 @@ def judge(dry, tmp_path, small_checkpoint, monkeypatch):
         folder = tmp_path / "work"
         folder.mkdir()
         write(given.files, folder)
-        runs = not any(
-            argument in ("compare", "report", "device", "models", "recipe", "completion")
-            for argument in given.arguments
-        )
+        runs = not any(argument in OF_NO_RUN for argument in given.arguments)
         own = any(argument.lstrip("+~").startswith("model") for argument in given.arguments)
         dry.plans = given.deep
         arguments = [*given.arguments, *([f"model.path={small_checkpoint}"] if runs and not own else [])]
@@ -72,3 +73,7 @@ def test_many_malformed_commands(judge, given):
 def test_malformed_in_a_process(judge, given):
     given = Input(given.name, [a for a in given.arguments if "\0" not in a], given.culprits, given.files)
     judge(given, call_process)
+
+
+def test_the_commands_have_many_inputs():
+    assert len({tuple(given.arguments) for given in MANY_COMMANDS}) >= 660
