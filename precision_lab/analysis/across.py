@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from precision_lab.analysis import changes
-from precision_lab.analysis.alike import facts, same_model, shared_cases, text_of
+from precision_lab.analysis import changes, exactness
+from precision_lab.analysis.alike import Difference, differences, facts, same_model, shared_cases, text_of
 from precision_lab.analysis.changes import Change
 from precision_lab.analysis.collected import collect
+from precision_lab.analysis.exactness import Outcomes, Sketched, configuration, environment, sketched
 from precision_lab.analysis.outcomes import Generations, distances
 from precision_lab.analysis.pairing import Blocks, Pairing, Renaming, match
 from precision_lab.errors import InputError, nearest
@@ -20,23 +21,34 @@ from precision_lab.record.run import Run
 
 @dataclass(frozen=True)
 class Beside:
-    """A run beside the base. why: the reason why no array is compared moment by moment; empty if they are."""
+    """A run beside the base. why: the reason why no array is compared moment by moment; empty if they are.
+
+    expects_equality: whether machine, commit and software are the same. configured: by shared variant, what of its
+    configuration differs. environment: what of machine and software differs. digests: by shared variant. sketched: of
+    the pinned cases, None unless both have recorded the same.
+    """
 
     pairing: Pairing
     is_same_model: bool
     expects_equality: bool
+    configured: Mapping[str, Sequence[Difference]]
+    environment: Sequence[Difference]
     why: str
     rows: pd.DataFrame
     changes: Sequence[Change]
     peaks: pd.DataFrame
     outcomes: pd.DataFrame
     shared: Sequence[str]
+    digests: Mapping[str, Outcomes]
+    sketched: Sketched | None
 
     @property
     def is_equal(self) -> bool:
         """Whether every compared array and outcome is the same, with at least one of them."""
         outcomes = self.outcomes[~self.outcomes["nonfinite"].astype(bool)] if len(self.outcomes) else self.outcomes
         same = all((outcomes["rel_l2"].fillna(0) == 0) & (outcomes["psnr_db"].fillna(float("inf")) == float("inf")))
+        same &= all(each.equal == each.compared for each in self.digests.values())
+        same &= self.sketched is None or self.sketched.first is None
         found = sum(change.compared for change in self.changes)
         return found > 0 and same and all(change.equal == change.compared for change in self.changes)
 
@@ -78,16 +90,22 @@ def compare(
             "reference=RUN:VARIANT compares the outcomes of variants with different names"
         )
     about: dict[str, dict[str, str]] = {name: {} for name in runs}
+    known = {name: facts(run, settings[name]) for name, run in runs.items()}
     return Across(
         runs=runs,
-        facts=_facts(runs, settings),
+        facts=_facts(known),
         variants=_by_variant(collect(runs, about), base_name),
         claims=_claims(runs),
-        beside={name: _beside(base, run, renamed, blocks) for name, run in others},
+        beside={
+            name: _beside(base, run, differences(known[base_name], known[name]), renamed, blocks)
+            for name, run in others
+        },
     )
 
 
-def _beside(base: Run, run: Run, renamed: Sequence[Renaming], blocks: Blocks | None) -> Beside:
+def _beside(
+    base: Run, run: Run, differing: Sequence[Difference], renamed: Sequence[Renaming], blocks: Blocks | None
+) -> Beside:
     pairing = match(base.layout, run.layout, (changes.places(base), changes.places(run)), renamed, blocks)
     is_same = same_model(base, run)
     cases = shared_cases(base, run)
@@ -98,12 +116,9 @@ def _beside(base: Run, run: Run, renamed: Sequence[Renaming], blocks: Blocks | N
         why = "their settings differ" if base.manifest.case != run.manifest.case else "no prompt and seed is shared"
     elif not pairing.pairs:
         why = "no recorded array has a counterpart"
-    rows = (
-        changes.compared(base, run, pairing)
-        if not why
-        else changes.compared(base, run, Pairing({}, {}, "index", (0, 0)))
-    )
     shared = [name for name in base.manifest.variants if name in run.manifest.variants]
+    configured = {name: own for name in shared if (own := configuration(differing, name))}
+    rows = changes.compared(base, run, Pairing({}, {}, "index", (0, 0)) if why else pairing, configured)
     outcomes = [_outcomes(base, run, name) for name in shared] if is_same else []
     outcomes = [frame for frame in outcomes if len(frame)]
     empty = pd.DataFrame(columns=["variant", "prompt_id", "seed", "rel_l2", "psnr_db", "ssim", "nonfinite"])
@@ -111,12 +126,16 @@ def _beside(base: Run, run: Run, renamed: Sequence[Renaming], blocks: Blocks | N
         pairing=pairing,
         is_same_model=is_same,
         expects_equality=changes.expects_equality(base, run),
+        configured=configured,
+        environment=environment(differing),
         why=why,
         rows=rows,
         changes=_ordered(changes.first_changes(rows, base.layout), base),
         peaks=changes.peaks(base, run, pairing),
         outcomes=pd.concat(outcomes, ignore_index=True) if outcomes else empty,
         shared=shared,
+        digests={name: found for name in shared if is_same and (found := exactness.outcomes(base, run, name)).compared},
+        sketched=sketched(base, run) if is_same else None,
     )
 
 
@@ -130,10 +149,7 @@ def _outcomes(base: Run, run: Run, variant: str) -> pd.DataFrame:
     return found.assign(variant=variant)
 
 
-def _facts(
-    runs: Mapping[str, Run], settings: Mapping[str, Mapping[str, Any]]
-) -> Sequence[tuple[str, bool, Sequence[str]]]:
-    known = {name: facts(run, settings[name]) for name, run in runs.items()}
+def _facts(known: Mapping[str, Mapping[str, Any]]) -> Sequence[tuple[str, bool, Sequence[str]]]:
     listed: list[tuple[str, bool, Sequence[str]]] = []
     for fact in dict.fromkeys(key for one in known.values() for key in one):
         texts = [text_of(one[fact]) if fact in one else "-" for one in known.values()]

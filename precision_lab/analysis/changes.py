@@ -1,14 +1,14 @@
 """What changed first between two runs: arrays of the same variant, prompt, seed and moment, in order of execution.
 
-Runs of one machine, commit and software are expected to agree bit for bit, so that any difference counts. Otherwise an
-array may differ by what rounding explains: four times the drift from fp32 that either run had recorded up to there, or
-four units of rounding of its dtype where that is more; for fp32 the tolerance of the gate.
+Runs of one machine, commit, software and configuration are expected to agree bit for bit, so that any difference
+counts. Otherwise an array may differ by what rounding explains: four times the drift from fp32 that either run had
+recorded up to there, or four units of rounding of its dtype where that is more; for fp32 the tolerance of the gate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,13 @@ def expects_equality(first: Run, second: Run) -> bool:
     return same and first.manifest.checkpoint.fingerprint == second.manifest.checkpoint.fingerprint
 
 
-def compared(first: Run, second: Run, pairing: Pairing) -> pd.DataFrame:
+def compared(first: Run, second: Run, pairing: Pairing, configured: Collection[str] = ()) -> pd.DataFrame:
     """One row for each array of the same variant, case and moment, in order of execution.
 
     size: the larger relative difference of amax and rms, infinite for another dtype, shape or number of non-finite
     values; units: in units of rounding of the coarser dtype; allowed: relative; equal: whether every number recorded of
-    both is the same. Empty for runs without a case in common.
+    both is the same. configured: variants whose configuration differs, so that equal bits are not expected. Empty for
+    runs without a case in common.
     """
     cases = shared_cases(first, second)
     wanted = [*_KEY, "order", "dtype", "shape", *_STATISTICS, *_COUNTS]
@@ -73,7 +74,7 @@ def compared(first: Run, second: Run, pairing: Pairing) -> pd.DataFrame:
     both = ours.merge(theirs, on=_KEY, suffixes=("", "_other"))
     early = both["component"].isin(first.layout.before) & both["step"].isna()
     both = both.assign(late=~early).sort_values([*_GENERATION, "late", "order"], kind="stable", ignore_index=True)
-    return _judged(both, [first, second])
+    return _judged(both, [first, second], configured)
 
 
 def _renamed(rows: pd.DataFrame, back: Mapping[Place, Place], prompts: Mapping[int, int]) -> pd.DataFrame:
@@ -88,7 +89,7 @@ def _renamed(rows: pd.DataFrame, back: Mapping[Place, Place], prompts: Mapping[i
     return rows.assign(prompt_id=rows["prompt_id"].map(prompts).astype("Int64"))
 
 
-def _judged(both: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
+def _judged(both: pd.DataFrame, runs: list[Run], configured: Collection[str]) -> pd.DataFrame:
     size = np.zeros(len(both))
     for name in ("amax", "rms"):
         one, other = (both[column].to_numpy(float, na_value=math.nan) for column in (name, f"{name}_other"))
@@ -107,6 +108,8 @@ def _judged(both: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
     units = [both[name].map(of_dtype).to_numpy(float, na_value=math.nan) for name in ("dtype", "dtype_other")]
     rounding = np.fmax(*units)
     allowed = _allowed(both, runs, rounding)
+    if expects_equality(*runs):
+        allowed = np.where(both["variant"].isin(list(configured)).to_numpy(bool), allowed, 0.0)
     what = np.where(equal, "", np.where(size > 0, "range", "other values within the range"))
     what = np.where(lost, "non-finite values", what)
     what = np.where(texts["shape"], "shape", what)
@@ -119,8 +122,6 @@ def _judged(both: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
 
 def _allowed(both: pd.DataFrame, runs: list[Run], rounding: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The relative difference that rounding explains at each row, which never falls within a generation."""
-    if expects_equality(*runs):
-        return np.zeros(len(both), dtype=np.float64)
     tolerance = max(tolerance_of(run.manifest.environment.backend) for run in runs)
     limit = np.where(
         both["dtype"].to_numpy(str) == "float32", np.maximum(tolerance, MARGIN * rounding), MARGIN * rounding

@@ -174,3 +174,27 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     small = {"blocks": 2, "steps": 1, "prompts": ("a",), "seeds": (0,), "side": 16, "teacher": False}
     return [fabricate(folder / name, **small) for name in "ab"]
+
+
+@pytest.mark.slow
+def test_a_technique_planted_in_one_layer_is_where_equality_ends(small_checkpoint, tmp_path, capsys):
+    """Two real runs: every operation before the layer is equal, the layer is the first that is not."""
+    site = "transformer_blocks.2.attn.to_v"
+    quick = ["sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "seeds=[0]"]
+    quick += ["latency.min_rounds=0", "latency.max_rounds=0", f"model.path={small_checkpoint}"]
+    quick += ["probe.range.sites=[**]", "probe.range.ports=[in,out]"]
+    rules = "_target_: precision_lab.techniques.quantized_weights.QuantizedWeights, "
+    rules += f"rules: [{{sites: [{site}], bits: 4}}]"
+    for name, technique in (("a", "{}"), ("b", f"{{four_bits: {{{rules}}}}}")):
+        variant = f"+variants.planted={{dtype: bfloat16, technique: {technique}}}"
+        assert main([*quick, variant, f"out={tmp_path / name}"]) == 0
+    capsys.readouterr()
+    assert main(["compare", f"runs=[{tmp_path / 'a'},{tmp_path / 'b'}]", f"out={tmp_path / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "out" / "summary.json").read_text())["beside"].values()
+    first = {change["variant"]: change["first"] for change in found["changes"]}
+    assert (first["reference"], first["baseline"]) == (None, None)
+    assert (first["planted"]["site"], first["planted"]["before"]) == (site, f"{site} (in)")
+    assert [each["what"] for each in found["configuration"]["planted"]] == ["techniques"]
+    assert "its configuration differs: techniques none and four_bits" in said
+    assert "0 of 1 results are equal to the bit" in said

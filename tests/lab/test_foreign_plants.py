@@ -17,7 +17,6 @@ WRONG = {
     f"{B}.2.attn.attend": (plants.with_scale(1.1), plants.heads_swapped, plants.causal),
     f"{B}.1.img_norm2": (plants.over_tokens, plants.unnormalised),
     f"{B}.2.attn.norm_k": (plants.over_heads,),
-    f"{B}.1.txt_norm1": (plants.without_mean,),
     f"{B}.2.txt_mlp.net.0.gelu": (plants.quick_gelu, plants.silu, ports.exact_gelu, plants.erf_gelu_of_mlx),
     "norm_out.silu": (ports.relu,),
     "time_text_embed.timestep_embedder.act": (ports.unchanged,),
@@ -28,6 +27,10 @@ WRONG = {
     f"{B}.1.attn.to_out.0": (plants.bias_twice,),
     "img_in": (plants.reversed_tokens,),
     "proj_out": (plants.negated,),
+}
+HIDDEN_IN_BFLOAT16 = {
+    f"{B}.1.txt_norm1": plants.without_mean,
+    f"{B}.0.img_norm1": ports.norm_with_eps(1e-2),
 }
 WRONG_21 = {
     f"{B}.1.attn.attend": plants.with_scale(1.1),
@@ -83,6 +86,12 @@ def one_21(small_checkpoint_21):
 @pytest.mark.parametrize(("site", "change"), named(WRONG))
 def test_the_planted_operation_is_named(one, tmp_path, site, change, dtype):
     assert judged(one, ports.dump_of_lab(one, dtype, tmp_path / "d.safetensors", {site: change}))[1] == (site,)
+
+
+@pytest.mark.parametrize("site", HIDDEN_IN_BFLOAT16)
+def test_what_rounding_hides_is_named_in_fp32(one, tmp_path, site):
+    planted = {site: HIDDEN_IN_BFLOAT16[site]}
+    assert judged(one, ports.dump_of_lab(one, mx.float32, tmp_path / "d.safetensors", planted))[1] == (site,)
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
