@@ -16,6 +16,7 @@ from precision_lab.analysis.pairing import summed_up
 from precision_lab.report import compared_files, sections
 from precision_lab.report.compared_pictures import pictures
 from precision_lab.report.figures import across as figures
+from precision_lab.report.figures.labels import shorten
 from precision_lab.report.headline import PICTURES
 from precision_lab.report.sections import Section, text
 from precision_lab.report.wording import MISSING
@@ -101,7 +102,11 @@ def _results(digests: Outcomes | None) -> str:
     """How many results have equal digests."""
     if digests is None:
         return ""
-    first = "" if digests.first is None else f", not that of prompt {digests.first[0]}, seed {digests.first[1]}"
+    first = (
+        ""
+        if digests.first is None or not digests.equal
+        else f", not that of prompt {digests.first[0]}, seed {digests.first[1]}"
+    )
     return f", and {digests.equal} of {digests.compared} results are equal to the bit{first}"
 
 
@@ -118,13 +123,9 @@ def _cause(variant: str, beside: Beside) -> str:
 
 
 def _listed(found: Sequence[Difference]) -> str:
-    named = [f"{each.what} {_short(each.first)} and {_short(each.second)}" for each in found[:_NAMED]]
+    named = [f"{each.what} {shorten(each.first, _SHORT)} and {shorten(each.second, _SHORT)}" for each in found[:_NAMED]]
     more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return f"{', '.join(named)}{more}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
 
 
 def _sketched(beside: Beside) -> list[str]:

@@ -19,7 +19,7 @@ SUMMARY = "summary.json"
 SCHEMA_VERSION = 1
 MOST_ROWS = 1000
 AROUND = 5
-COLUMNS = ("array", "format", "error", "units", "rounding", "share of the limit", "judged with", "verdict")
+COLUMNS = ("array", "verdict", "units", "share of the limit", "error", "rounding", "format", "judged with")
 _NUMERIC = frozenset({2, 3, 4, 5})
 _NAMED = 4
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -110,9 +110,9 @@ def cells(row: Judged) -> tuple[str, ...]:
         judged = row.operations[0] if row.operations else "an array of the dump"
     else:
         judged = f"accumulated over {len(row.operations)} operations: {', '.join(row.operations)}"
-    numbers = (text(row.error), text(row.units), text(row.explained), text(row.share))
+    numbers = (text(row.units), text(row.share), text(row.error), text(row.explained))
     looks = f": {row.fits}" if row.fits else f": rounded to {row.rounded}" if row.rounded else ""
-    return (row.address, row.format, *numbers, judged, f"wrong{looks}" if row.wrong else "right")
+    return (row.address, f"wrong{looks}" if row.wrong else "right", *numbers, row.format, judged)
 
 
 def _page(found: Comparison) -> Iterator[Section]:

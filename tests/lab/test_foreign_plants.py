@@ -37,7 +37,7 @@ WRONG_21 = {
     f"{B}.1.img_gate2": plants.sigmoid,
     f"{B}.1.img_mlp.activation_fn": ports.exact_gelu,
     f"{B}.2.attn.rotary_q": plants.twisted,
-    f"{B}.3.img_modulate1": ports.swapped_modulation,
+    f"{B}.3.img_modulate1": ports.unchanged,
     f"{B}.0.img_mlp.multiply": plants.first,
     "txt_in.act": plants.erf_gelu_of_mlx,
     "time_text_embed.time_proj": plants.milliseconds,
