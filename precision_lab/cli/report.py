@@ -95,9 +95,11 @@ def judge_and_draw(run: Run, console: Console) -> int:
     from precision_lab import report
     from precision_lab.analysis.summary import failures, summarize
     from precision_lab.cli.summary import print_summary
+    from precision_lab.report.drawing import process_beside
 
-    summary = summarize(run)
-    page = report.write(run)
+    with process_beside(run) as beside:
+        summary = summarize(run)
+        page = report.write(run, beside)
     print_summary(summary, run.layout, console)
     if run.standing:
         console.print(run.standing, markup=False, highlight=False, soft_wrap=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from precision_lab.analysis.near_misses import NEAR_BITS
 from precision_lab.numerics.formats import REDUCED_FORMATS
 from precision_lab.record.files import write_text, writing
 from precision_lab.record.run import Run
-from precision_lab.report import anomaly, conclusion, gallery, headline, headroom
+from precision_lab.report import anomaly, conclusion, drawing, gallery, headline, headroom
 from precision_lab.report.figures import (
     claim_forest,
     contributions,
@@ -21,18 +22,14 @@ from precision_lab.report.figures import (
     growth,
     images,
     latency,
-    style,
     surface,
     variant_forest,
 )
-from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.interactive import sites
-from precision_lab.report.rendering import Figure, embed, render, weights_text
+from precision_lab.report.rendering import Figure, render, weights_text
 from precision_lab.report.view import View
 
-Draw = Callable[[View], Drawing | Absent | None]
-
-FIGURES: Mapping[str, tuple[Draw, ...]] = {
+FIGURES: Mapping[str, tuple[drawing.Draw, ...]] = {
     "pictures": (images.draw,),
     "growth": (growth.draw, surface.draw, exponents.draw, contributions.draw),
     "error": (
@@ -58,22 +55,23 @@ STATUS = {
 }
 
 
-def write(run: Run | Path) -> Path:
+def write(run: Run | Path, beside: ProcessPoolExecutor | None = None) -> Path:
     """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the folder of a run; returns the page's path.
 
     It reads only the files of that folder, so a report can be made again at any time; the same files give the same
-    bytes. Raises InputError where `run` is no run folder, or holds a file that cannot be read.
+    bytes. beside: draws some of the figures, see `drawing.process_beside`. Raises InputError where `run` is no run
+    folder, or holds a file that cannot be read.
     """
     view = View.open(run)
     folder = view.run.path / "figures"
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    with style.theme():
-        drawings = [(part, drawing) for part, draws in FIGURES.items() for draw in draws if (drawing := draw(view))]
-        embedded = embed((drawing for _, drawing in drawings), folder)
+    places = [(part, draw) for part, draws in FIGURES.items() for draw in draws]
+    drawn = drawing.figures(view, [draw for _, draw in places], folder, beside)
     figures: dict[str, list[Figure]] = {part: [] for part in FIGURES}
-    for (part, _), figure in zip(drawings, embedded, strict=True):
-        figures[part].append(figure)
+    for (part, _), figure in zip(places, drawn, strict=True):
+        if figure is not None:
+            figures[part].append(figure)
     page = view.run.path / "report.html"
     write_text(page, _render(view, figures))
     return page

@@ -27,7 +27,7 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 class Figure:
     """A figure on the page: a data URI, or the reason for its absence.
 
-    name: unique on the page. number: counted over the figures that are there, 0 for an absent one.
+    name: unique on the page. number: counted over the figures that are there, 0 for an absent one and before counting.
     """
 
     name: str
@@ -43,21 +43,25 @@ def embed(drawings: Iterable[Drawing | Absent], folder: Path, prefix: str = "") 
 
     prefix: of the names of the files.
     """
+    return [figure for figure in numbered(embedded(drawing, folder, prefix) for drawing in drawings) if figure]
+
+
+def numbered(figures: Iterable[Figure | None]) -> list[Figure | None]:
+    """Figures in their order on a page; those that are there are numbered from 1."""
     number = itertools.count(1)
-    return [
-        Figure(wording.slug(drawing.title), drawing.title, drawing.reason)
-        if isinstance(drawing, Absent)
-        else _embed(replace(drawing, name=f"{prefix}{drawing.name}"), folder, next(number))
-        for drawing in drawings
-    ]
+    return [replace(figure, number=next(number)) if figure and figure.uri else figure for figure in figures]
 
 
-def _embed(drawing: Drawing, folder: Path, number: int) -> Figure:
+def embedded(drawing: Drawing | Absent, folder: Path, prefix: str = "") -> Figure:
+    """Writes the files of a figure into `folder`, and returns it for a page, without its number."""
+    if isinstance(drawing, Absent):
+        return Figure(wording.slug(drawing.title), drawing.title, drawing.reason)
+    drawing = replace(drawing, name=f"{prefix}{drawing.name}")
     png, svg = style.save(drawing, folder)
     file = png if drawing.inline == "png" else svg
     data = base64.b64encode(file.read_bytes()).decode("ascii")
     uri = f"data:{MEDIA[drawing.inline]};base64,{data}"
-    return Figure(drawing.name, drawing.title, drawing.caption, number, describe(drawing), uri)
+    return Figure(drawing.name, drawing.title, drawing.caption, alt=describe(drawing), uri=uri)
 
 
 def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any] | None = None, **content: Any) -> str:

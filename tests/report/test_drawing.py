@@ -1,0 +1,56 @@
+"""Figures that another process draws are the same bytes, in the same places, and its faults are this process's."""
+
+import os
+
+import pytest
+
+from precision_lab.errors import InputError
+from precision_lab.record.run import Run
+from precision_lab.report import drawing, page, write
+from precision_lab.report.figures import claim_forest, contributions, latency
+from precision_lab.report.view import View
+from tests.report.conftest import SMALL
+from tests.report.fabricated_run import fabricate
+
+
+def refused(view):
+    raise InputError(f"planted, in another process: {os.getpid() != int(os.environ['PLANTED_IN'])}")
+
+
+def files(run):
+    return {path.name: path.read_bytes() for path in (run / "report.html", *(run / "figures").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return fabricate(tmp_path_factory.mktemp("beside") / "run", **(SMALL | {"blocks": 2, "seeds": (0,)}))
+
+
+def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
+    monkeypatch.setattr(drawing, "LARGE", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(page, "FIGURES", {"growth": (contributions.draw,), "time": (latency.draw, claim_forest.draw)})
+    write(folder)
+    alone = files(folder)
+    for path in (folder / "figures").iterdir():
+        path.unlink()
+    monkeypatch.setenv("PLANTED_IN", str(os.getpid()))
+    with drawing.process_beside(Run.open(folder)) as beside:
+        assert beside is not None
+        there = beside.submit(drawing._drawn_there, folder, claim_forest.draw, folder / "figures").result()
+        assert there.uri in alone["report.html"].decode()
+        write(folder, beside)
+        assert files(folder) == alone
+        draws = [latency.draw, *[claim_forest.draw] * 3, refused]
+        monkeypatch.setattr(drawing, "_either", lambda view, draw, at, future: future.result())
+        with pytest.raises(InputError, match="planted, in another process: True"):
+            drawing.figures(View.open(folder), draws, folder / "figures", beside)
+    assert beside._processes is None, "the process is gone"
+
+
+@pytest.mark.parametrize(("least", "cores"), [(10**9, 2), (1, 1)])
+def test_a_small_run_and_a_single_core_are_drawn_here(folder, monkeypatch, least, cores):
+    monkeypatch.setattr(drawing, "LARGE", least)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with drawing.process_beside(Run.open(folder)) as beside:
+        assert beside is None
