@@ -67,9 +67,9 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
         try:
             code = measure("run", settings.overrides, measured / "run", out / "run")
             measure("device", (), measured / "device", out / "device")
+            size = bundle(measured, folder, settings.overrides)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("Interrupted. Nothing was bundled.") from None
-        size = bundle(measured, folder, settings.overrides)
         shutil.rmtree(measured)
     _print(out, size, open_console())
     return code
@@ -119,7 +119,7 @@ def bundle(measured: Path, folder: Path, overrides: Sequence[str]) -> int:
     from precision_lab.record.files import read_json, write_json, write_text
     from precision_lab.record.run import Run
     from precision_lab.report import write
-    from precision_lab.report.figures import device, style
+    from precision_lab.report.figures import device, device_errors, style
 
     person = Person.here()
     DeviceRecord.read(measured / "device")
@@ -127,7 +127,9 @@ def bundle(measured: Path, folder: Path, overrides: Sequence[str]) -> int:
     record = person.scrubbed(read_json(measured / "device" / DEVICE))
     write_json(folder / "device" / DEVICE, record)
     with style.theme():
-        style.save(device.draw(record), folder / "device")
+        for drawing in (device.draw(record), device_errors.draw(record)):
+            if drawing is not None:
+                style.save(drawing, folder / "device")
     target = folder / "run"
     for part in ("images", "results"):
         if (run.path / part).is_dir():

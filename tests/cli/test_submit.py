@@ -70,14 +70,15 @@ def commands(monkeypatch):
 
 @pytest.fixture
 def empty_figure(monkeypatch):
-    """The figure of device.json is an empty one, as drawing takes seconds."""
+    """The figures of device.json are empty ones, as drawing takes seconds."""
+    for name in ("device", "device_errors"):
 
-    def draw(record):
-        figure = style.new_figure(1)
-        figure.subplots()
-        return style.Drawing("device", "", figure, "")
+        def draw(record, name=name):
+            figure = style.new_figure(1)
+            figure.subplots()
+            return style.Drawing(name, "", figure, "")
 
-    monkeypatch.setattr("precision_lab.report.figures.device.draw", draw)
+        monkeypatch.setattr(f"precision_lab.report.figures.{name}.draw", draw)
 
 
 @pytest.fixture
@@ -103,6 +104,7 @@ def test_no_text_of_a_bundle_names_anybody(commands, empty_figure, tmp_path, cap
     assert "blas.so" in (out / "device" / "device.json").read_text()
     assert "<pre>" in (out / "run" / "report.html").read_text()
     DeviceRecord.read(out / "device")
+    assert {path.stem for path in (out / "device").glob("*.svg")} == {"device", "device_errors"}
     Run.open(out / "run").whole()
     with zipfile.ZipFile(out / "bundle.zip") as archive:
         packed = {name.removeprefix("bundle/") for name in archive.namelist()}
@@ -141,6 +143,18 @@ def test_nothing_is_left_of_a_command_that_fails(
         assert expected in said
         assert len(said.splitlines()) == 1
         assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_bundle_that_is_interrupted(commands, unchecked, tmp_path, monkeypatch, capsys):
+    def interrupted(measured, folder, overrides):
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(submit, "bundle", interrupted)
+    assert main(["submit", "out=mine"]) == 130
+    assert capsys.readouterr().err.splitlines() == ["Interrupted. Nothing was bundled."]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
