@@ -161,7 +161,7 @@ def test_nothing_is_left_of_a_bundle_that_is_interrupted(commands, unchecked, tm
     ("arguments", "said"),
     [
         (["out=."], "new or an empty folder"),
-        (["out=file"], "new or an empty folder"),
+        (["out=file"], "is a file, expected a folder"),
         (["out=''"], "out is ''"),
         (["out=file/below"], "file/below"),
         ([f"out={'x' * 300}"], "cannot be written"),
