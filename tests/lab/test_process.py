@@ -64,7 +64,8 @@ def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "process_witness.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "conf" / "exp").mkdir(parents=True)
-    monkeypatch.setattr(report, "write", lambda run: run.path / "report.html")  # drawing takes longer than the runs
+    # drawing takes longer than the runs
+    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
 
     def call(*args, variants=ONE, rounds=0):
         code = main([*arguments(tmp_path, small_checkpoint, variants, rounds), *args])
