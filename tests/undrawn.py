@@ -10,5 +10,5 @@ import pytest
 def undrawn() -> Iterator[None]:
     """Context manager in which a run of this process ends with its tables and its summary."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("precision_lab.report.write", lambda run, beside: run.path / "report.html")
+        patch.setattr("precision_lab.report.write", lambda run, beside=None: run.path / "report.html")
         yield

@@ -78,7 +78,7 @@ from precision_lab.device import blas
 blas.preload()
 from precision_lab import cli, report
 
-report.write = lambda run, beside: run.path / "report.html"
+report.write = lambda run, beside=None: run.path / "report.html"
 sys.exit(cli.main())
 """
 """The command line without the figures of the report, which take most of the time of a short run."""

@@ -32,7 +32,7 @@ SMALL = (
 WITHOUT_FIGURES = """
 import sys
 from precision_lab import cli, report
-report.write = lambda run, beside: run.path
+report.write = lambda run, beside=None: run.path
 """
 
 
@@ -49,7 +49,7 @@ def cluster():
 @pytest.fixture
 def call(small_checkpoint, tmp_path, monkeypatch, capsys):
     """Runs the small experiment into tmp_path/NAME; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+    monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
 
     def called(name, *args):
         code = main([*SMALL, f"model.path={small_checkpoint}", f"out={tmp_path / name}", *args])
@@ -64,7 +64,7 @@ def alone(small_checkpoint, tmp_path_factory):
     """The run of one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+        patch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
         assert main([*SMALL, f"model.path={small_checkpoint}", f"out={run}"]) == 0
     return run
 

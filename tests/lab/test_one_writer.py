@@ -51,7 +51,7 @@ def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "one_writer_busy.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "conf" / "exp").mkdir(parents=True)
-    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+    monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
     arguments = [
         *(
             "--config-dir",

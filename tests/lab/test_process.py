@@ -65,7 +65,7 @@ def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "conf" / "exp").mkdir(parents=True)
     # drawing takes longer than the runs
-    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+    monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
 
     def call(*args, variants=ONE, rounds=0):
         code = main([*arguments(tmp_path, small_checkpoint, variants, rounds), *args])

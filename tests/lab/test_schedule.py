@@ -218,7 +218,7 @@ def test_a_wrong_number_is_an_error(tmp_path, wrong):
 
 
 def test_two_processes_leave_the_tables_of_one(small_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+    monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
     runs = [tmp_path / name for name in ("one", "two")]
     for number, run in enumerate(runs, start=1):
         code = main(

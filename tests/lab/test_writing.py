@@ -28,7 +28,7 @@ TINY = (
 def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     """Calls the command line in an empty folder without drawing; returns (exit code, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+    monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
 
     def call(*args):
         code = main([*args, *(() if args and args[0] == "report" else (f"model.path={small_checkpoint}", *TINY))])

@@ -41,7 +41,7 @@ def folders(small_checkpoint, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(report, "write", lambda run, beside: run.path / "report.html")
+        patch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
         learn = ("gate.update=true", "gate.learn.prompts=[a blue star]", "gate.learn.seeds=[1]")
         assert main(["gate", *start[1:], *learn, "out=learned"]) == 0
         assert main(["gate", *start[1:], *UNTIMED, "out=complete"]) == 0
