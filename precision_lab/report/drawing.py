@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -42,17 +43,28 @@ def figures(
 def process_beside(run: Run) -> Iterator[ProcessPoolExecutor | None]:
     """A process that already reads the tables of a large run; None for a small one, or on one core.
 
-    An interruption of this process ends it, without a traceback of its own.
+    It ends with this process, also where that is killed, and without a traceback of its own.
     """
     if len(run.tables["activations"]) < LARGE or (os.cpu_count() or 1) < 2:
         yield None
         return
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
     try:
         pool.submit(_read, run.path)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that owns the page
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os._exit(130)
 
 
 def _either(view: View, draw: Draw, folder: Path, there: Future[Figure | None]) -> Figure | None:

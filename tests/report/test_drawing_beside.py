@@ -1,7 +1,10 @@
 """Figures that another process draws are the same bytes, in the same places, and its faults are this process's."""
 
 import os
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from precision_lab.errors import InputError
@@ -46,6 +49,30 @@ def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
         with pytest.raises(InputError, match="planted, in another process: True"):
             drawing.figures(View.open(folder), draws, folder / "figures", beside)
     assert beside._processes is None, "the process is gone"
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from precision_lab.record.run import Run
+from precision_lab.report import drawing
+
+if __name__ == "__main__":
+    drawing.LARGE = 1
+    with drawing.process_beside(Run.open(Path(sys.argv[1]))) as beside:
+        print(*beside._processes, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_the_second_process_ends_with_a_killed_one(folder, tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    with subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True) as owner:
+        beside = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+    beside.wait(30)
 
 
 @pytest.mark.parametrize(("least", "cores"), [(10**9, 2), (1, 1)])
