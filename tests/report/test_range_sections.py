@@ -12,7 +12,7 @@ from precision_lab.report.view import View
 
 
 def text_of(page):
-    return " ".join(re.sub(r'src="data:[^"]*"', "", page.read_text(encoding="utf-8")).split())
+    return " ".join(re.sub(r'src="data:[^"]*"|<wbr>', "", page.read_text(encoding="utf-8")).split())
 
 
 def with_exponents(run, blocks=6, steps=2):
