@@ -39,6 +39,7 @@ def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
     for name in (*FIRST, *ALWAYS, *EXPLORER, *SCRIPTS):
         page = page.replace(f"<script>{source(name)}</script>", "", 1)
     assert "<script>" not in page
+    page = page.replace("<wbr>", "")  # where a long source may break
     manifest = json.loads((hostile_run / "manifest.json").read_text())
     claims, cases = len(manifest["claims"]), len(manifest["seeds"])
     assert page.count(ESCAPED) == 3 * claims + 5 + cases, (
