@@ -180,7 +180,7 @@ def shell_of(page, section):
 def small(small_checkpoint, tmp_path, monkeypatch):
     """Runs the words of a command of the page on machines on a small model; returns the run's manifest."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")
+    monkeypatch.setattr("precision_lab.report.write", lambda run, beside=None: run.path / "report.html")
 
     def call(words, *changes):
         given = dict(word.split("=", 1) for word in (*words[3:], *QUICK, f"model.path={small_checkpoint}", *changes))

@@ -31,7 +31,7 @@ def learned(small_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("precision_lab.report.write", lambda run: run)  # drawing takes longer than the run
+        patch.setattr("precision_lab.report.write", lambda run, beside=None: run)  # drawing takes longer than the run
         given = (*SMALL, f"model.path={small_checkpoint}")
         assert main(["gate", *given, *LEARN, "out=learned"]) == 0
         assert main(["gate", *given, "out=passed"]) == 0
@@ -43,7 +43,7 @@ def gate(learned, small_checkpoint, tmp_path, monkeypatch, capsys):
     """Calls the command in a copy of that folder; returns (exit code, stdout, stderr)."""
     folder = shutil.copytree(learned, tmp_path / "work")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("precision_lab.report.write", lambda run: run)
+    monkeypatch.setattr("precision_lab.report.write", lambda run, beside=None: run)
 
     def call(*arguments, run=False):
         given = (*SMALL, f"model.path={small_checkpoint}") if run else ()

@@ -44,7 +44,7 @@ def _learned(folder: Path, *model: str) -> Gate:
         out = folder / str(len(list(folder.iterdir())))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            patch.setattr("precision_lab.report.write", lambda run: run.path / "report.html")
+            patch.setattr("precision_lab.report.write", lambda run, beside=None: run.path / "report.html")
             code = main(
                 [
                     *("gate", *SETTINGS, *model, f"out={out}"),
