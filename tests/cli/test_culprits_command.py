@@ -68,7 +68,7 @@ def test_what_it_leaves(finished, fragile):
         assert row["spared"] == 1
     assert trials["run"].nunique() == found.runs + found.checks + 1
     assert trials["stage"].value_counts()["validation"] == 1
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text().replace("<wbr>", "")  # where names may break
     for text in (*fragile[1], "only minimal set", "Validated on 1 case", "synthetic"):
         assert text in page
     assert Manifest.read(finished).status == "complete"

@@ -93,7 +93,7 @@ def test_a_massive_activation_that_the_coverage_set_lacks_is_named(lab, planted,
         assert (row["site"], row["prompt_id"], row["seed"]) == (PLACE, 1, 2)
         assert row["case"].startswith(f"'{RARE}', seed 2")
     assert f"not finite in the held-out case '{RARE}', seed 2: at {PLACE}, step" in " ".join(out.split())
-    page = (tmp_path / "one" / "scales.html").read_text()
+    page = (tmp_path / "one" / "scales.html").read_text().replace("<wbr>", "")  # where names may break
     assert PLACE in page
     assert "synthetic" in page
 

@@ -66,7 +66,7 @@ def test_what_it_leaves(finished):
     assert recipes.groupby("recipe")["rel_l2"].max().drop("plain").between(1e-5, 1).all()
     for figure in ("front", "trials", "additivity"):
         assert (finished / "figures" / f"{figure}.png").stat().st_size > 5000
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text().replace("<wbr>", "")  # where names may break
     assert "search_6bits" in page
     assert "affine8_modulation" in page
 

@@ -74,7 +74,7 @@ def test_what_it_leaves(finished):
     assert drift.groupby("candidate").count().tolist() == [2, 2]
     assert (drift["as_stored"].dropna() == 0).all()
     assert (finished / "figures" / "sensitivity.png").stat().st_size > 5000
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text().replace("<wbr>", "")  # where names may break
     assert "transformer_blocks.1.attn.to_out.0" in page
 
 

@@ -73,7 +73,7 @@ def test_what_it_leaves(finished, capsys):
     assert {path.name for path in (finished / "figures").iterdir()} == {
         f"{name}.{kind}" for name in ("survival", "survival_map") for kind in ("png", "svg")
     }
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text().replace("<wbr>", "")  # where names may break
     for text in ("affine4", "worst linear", "by construction", "L_unchanged", "synthetic", "a uniform quantiser"):
         assert text in page
 

@@ -112,7 +112,7 @@ def test_a_run_says_so_everywhere(small_checkpoint, tmp_path, capsys, share):
     assert main([f"model.path={folder}", f"out={out}", *QUICK]) == 1
     said = capsys.readouterr()
     summary = json.loads((out / "summary.json").read_text())
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text().replace("<wbr>", "")  # where names may break
     kinds = {entry["kind"] for entry in summary["health"]}
     if share == "one weight":
         assert kinds == {"weights", "reference"}
