@@ -14,7 +14,7 @@ from precision_lab.cli.folders import claimed
 from precision_lab.errors import InputError
 
 AT_ONCE = 8
-NOTHING = SimpleNamespace(entry=SimpleNamespace(sketches=()))
+NOTHING = SimpleNamespace(entry=SimpleNamespace(sketches=(), device="here", mlx="0"), match="exact")
 QUICK = (
     *("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "seeds=[0]", "workers=1", "probe=[range]"),
     *("latency.min_rounds=0", "latency.max_rounds=0", "pinned.record=false", "gate.learn.prompts=[]"),
