@@ -27,7 +27,7 @@ HOME = "/Users/jane q"
 PERSON = Person(HOME, {"jane q": "USER", "janes-mac.local": "HOST", "janes-mac": "HOST"})
 PLANTED = [
     f"out={HOME}/runs/mine",
-    "model.path=/Volumes/work/jane/weights",
+    "model.path=/Volumes/disk/jane/weights",
     "tcp://janes-mac.local:8786",
     "by jane q on janes-mac",
 ]
@@ -48,7 +48,7 @@ def fake(folder, planted=PLANTED):
         empty(name).to_parquet(folder / f"{name}.parquet")
     for variant in ("reference", "baseline"):
         Image.new("RGB", (8, 8)).save(folder / "images" / f"{variant}__p0__s0.png")
-    (folder / "config.yaml").write_text(f"out: {HOME}/run\nmodel: {{path: /Volumes/work/jane/weights}}\n")
+    (folder / "config.yaml").write_text(f"out: {HOME}/run\nmodel: {{path: /Volumes/disk/jane/weights}}\n")
 
 
 @pytest.fixture
