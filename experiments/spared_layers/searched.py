@@ -4,12 +4,15 @@ SCAN: the folder of a finished scan of the same model that measured affine4, nvf
 over the sensitivities chooses which groups have the format, within the bytes of the published set. Writes
 `conf/exp/spared_layers_searched.yaml` beside this file: the variants of +exp=spared_layers, the searched sets, and a
 claim for each published set.
+
+--formats affine4: only sets in these formats, which are all that SCAN must have. --name NAME: of the file. Further
+arguments are overrides, such as model=transformer_synthetic model.path=DIR for the sets of another model.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from precision_lab.techniques.base import applied
 from precision_lab.techniques.parts.weight_storage import weight_storage
 
 HERE = Path(__file__).parent
+EXPERIMENT = "spared_layers_searched"
 FORMATS = {"affine4": ["affine4"], "nvfp4": ["nvfp4_scaled"], "fp8": ["fp8_channel"]}
 """The candidates of each format; what none of them has is as stored."""
 MIXED = {"fp8_nunchaku": ["fp8_channel", "affine4"]}
@@ -39,16 +43,17 @@ ALIKE = 0.005
 """Relative difference in bytes up to which a published and a searched set are of one size."""
 
 ABOUT = (
-    "# Written by searched.py: +exp=spared_layers, and for each set the searched set of its size on the embedded\n"
-    "# checkpoint micro. FORMAT_searched_NAME has the size of FORMAT_NAME, and of others that are as large.\n"
+    "# Written by searched.py: +exp=spared_layers, and for each set the searched set of its size on the checkpoint\n"
+    "# {}. FORMAT_searched_NAME has the size of FORMAT_NAME, and of others that are as large.\n"
 )
 
 
-def main(scan: Path) -> None:
-    """Writes the experiment. Raises SystemExit where no choice is within 0.5 % of a published size."""
-    names = sorted({name for own in (*FORMATS.values(), *MIXED.values()) for name in own})
+def main(scan: Path, overrides: Sequence[str] = (), formats: Sequence[str] = (*FORMATS,), to: str = EXPERIMENT) -> None:
+    """Writes the experiment `to`, of sets in `formats`. Raises SystemExit where no choice is within 0.5 % of a size."""
+    mixed = [own for name, own in MIXED.items() if name.partition("_")[0] in formats]
+    names = sorted({name for own in (*(FORMATS[form] for form in formats), *mixed) for name in own})
     with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base="1.3"):
-        spec = build_spec(compose("config", overrides=["+exp=spared_layers"]), [])
+        spec = build_spec(compose("config", overrides=["+exp=spared_layers", *overrides]), [])
         config = compose("sensitivity", overrides=[f"candidate=[{','.join(names)}]"])
     OmegaConf.resolve(config.candidate)
     components, opened = Bench(spec).components("float32"), Scan.open(scan)
@@ -59,7 +64,7 @@ def main(scan: Path) -> None:
     sources = {claim["subject"]: claim["source"] for claim in spec.claims if claim["against"] in FORMATS}
     for variant in spec.variants:
         form, _, name = variant.name.partition("_")
-        if form not in FORMATS or name in ("", "twin"):
+        if form not in formats or name in ("", "twin"):
             continue
         with applied(components, variant.techniques):
             size = weight_storage(components)["transformer"].bits // 8
@@ -75,7 +80,7 @@ def main(scan: Path) -> None:
             by_size[form, size] = f"{form}_searched_{name}"
             variants[by_size[form, size]] = {"technique": recipes.nodes(menu.assigned(found.choice))}
         claims[f"SS_{variant.name}"] = _claim(variant.name, by_size[form, size], sources[variant.name])
-    write_experiment("spared_layers_searched", ABOUT, variants, claims)
+    write_experiment(to, ABOUT.format(spec.source.checkpoint.name), variants, claims)
 
 
 def _claim(published: str, searched: str, source: str) -> Mapping[str, Any]:
@@ -100,4 +105,10 @@ def write_experiment(name: str, about: str, variants: Mapping[str, Any], claims:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[*FORMATS])
+    parser.add_argument("--name", default=EXPERIMENT)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args()
+    main(given.scan, given.overrides, given.formats, given.name)
