@@ -17,6 +17,7 @@ import mlx.nn as nn
 from precision_lab.errors import InputError, nearest
 from precision_lab.instrument.sites import Site
 from precision_lab.model.coded import CodedLinear
+from precision_lab.model.layers import on_cpu
 from precision_lab.model.quantized import MODES as MODES
 from precision_lab.model.quantized import Quantization, QuantizedLinear
 from precision_lab.techniques.base import first_naming
@@ -110,4 +111,6 @@ class QuantizedWeights:
                 "do not divide; keep it, or give a smaller group_size"
             )
         linear, packing = site.module, quantization
+        if not on_cpu():  # where packing is fast, and where `fast` joins arrays: kept ones would be a second copy
+            return QuantizedLinear.packed(linear, packing)
         return encoder().encoded(linear, packing, lambda: QuantizedLinear.packed(linear, packing))

@@ -17,6 +17,7 @@ from precision_lab.model.quantized import QuantizedLinear
 from precision_lab.techniques import coded_weights, float8_weights, quantized_weights
 from precision_lab.techniques.base import applied
 from precision_lab.techniques.coded_weights import CodedWeights
+from precision_lab.techniques.fast.block import packed
 from precision_lab.techniques.float8_weights import Float8Weights
 from precision_lab.techniques.parts.encoding import Encoder
 from precision_lab.techniques.quantized_weights import QuantizedWeights
@@ -133,3 +134,16 @@ def test_a_format_that_can_change_is_encoded_each_time(encoder, count):
     for _ in range(2):
         results(model, technique, mx.zeros((1, 256)))
     assert (count.total(), encoder.nbytes) == (4, 0)
+
+
+def test_a_gpu_keeps_no_second_copy_of_weights_that_fast_joins(encoder, monkeypatch):
+    monkeypatch.setattr(quantized_weights, "on_cpu", lambda: False)
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(3)))
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    with applied({"transformer": model}, {"packed": QuantizedWeights([{"sites": "*"}])}):
+        joined = [packed(model.layers, name) for name in ("weight", "scales", "biases")]
+        gc.collect()
+        own = sum(array.nbytes for array in joined)
+        assert mx.get_active_memory() - before < 1.1 * own
+    assert encoder.nbytes == 0
