@@ -1,7 +1,8 @@
 """`python -m experiments.spared_layers.figure SUMMARY DIR`: drift against bits a weight, of all sets in three formats.
 
-SUMMARY: summary.json of a run of +exp=spared_layers_searched. Writes DIR/pareto.png and .svg, and DIR/sets.json: for
-each published set and format its bits, its drift, and the ratio to the drift of the searched set of its size.
+SUMMARY: summary.json of a run of +exp=spared_layers_searched, or of spared_layers_20b. Writes DIR/pareto.png and .svg,
+and DIR/sets.json: for each published set and format its bits, its drift, and the ratio to the drift of the searched set
+of its size.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ PUBLISHED, SEARCHED = style.PALETTE[1], style.PALETTE[0]
 
 
 def draw(variants: Mapping[str, Any]) -> Drawing:
-    """A panel for each format. variants: those of a summary, by name."""
+    """A panel for each format that was run. variants: those of a summary, by name."""
     figure = style.new_figure(4.4)
-    panels = figure.subplots(1, len(FORMATS), sharey=True)
-    shown = [own for name, own in variants.items() if name.partition("_")[0] in FORMATS]
+    formats = {form: title for form, title in FORMATS.items() if form in variants}
+    panels = figure.subplots(1, len(formats), sharey=True, squeeze=False)[0]
+    shown = [own for name, own in variants.items() if name.partition("_")[0] in formats]
     low, high = style.log_range([[own["latent_rel_l2"] for own in shown]])
-    for axes, (form, title) in zip(panels, FORMATS.items(), strict=True):
+    for axes, (form, title) in zip(panels, formats.items(), strict=True):
         _panel(axes, form, variants)
         style.log_axis(axes, low, high)
         axes.set_title(title)
@@ -59,7 +61,8 @@ def draw(variants: Mapping[str, Any]) -> Drawing:
         Line2D([], [], marker="D", color=style.INK, linestyle="none", label="every linear"),
         *(
             Line2D([], [], marker="o", color=PUBLISHED, linestyle="none", markersize=3, label=f"{number} {label}")
-            for number, label in enumerate(SETS.values(), 1)
+            for number, (name, label) in enumerate(SETS.items(), 1)
+            if any(f"{form}_{name}" in variants for form in formats)
         ),
     ]
     figure.legend(handles=marks, loc="outside upper left", ncols=5, fontsize=8.5, columnspacing=1.2)

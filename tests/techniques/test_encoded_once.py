@@ -138,11 +138,12 @@ def test_a_format_that_can_change_is_encoded_each_time(encoder, count):
 
 def test_a_gpu_keeps_no_second_copy_of_weights_that_fast_joins(encoder, monkeypatch):
     monkeypatch.setattr(quantized_weights, "on_cpu", lambda: False)
-    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(3)))
+    model = Two()
+    model.second = nn.Linear(256, 8)
     mx.eval(model.parameters())
     before = mx.get_active_memory()
     with applied({"transformer": model}, {"packed": QuantizedWeights([{"sites": "*"}])}):
-        joined = [packed(model.layers, name) for name in ("weight", "scales", "biases")]
+        joined = [packed([model.first, model.second], name) for name in ("weight", "scales", "biases")]
         gc.collect()
         own = sum(array.nbytes for array in joined)
         assert mx.get_active_memory() - before < 1.1 * own
