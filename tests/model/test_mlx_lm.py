@@ -24,7 +24,11 @@ from tests.undrawn import undrawn
 pytest.importorskip("mlx_lm")
 TOKENIZER = Path(__file__).parents[2] / "precision_lab" / "checkpoints" / "micro" / "tokenizer"
 TEXT = "two red circles on a blue background"
-QUICK = ("latency.min_rounds=0", "latency.max_rounds=0", "pinned.cases=null", "sampler.steps=4")
+QUICK = (
+    *("latency.min_rounds=0", "latency.max_rounds=0", "pinned.cases=null"),
+    *("sampler.steps=4", f"prompts=[{TEXT}]", "workers=1"),
+)
+"""One case and no times. A second worker, which more cases would start, takes seconds to import the packages."""
 BUSY = ("gate.latency_margin=1000", "gate.latency_ratio_margin=1000")
 """Margins for times, which are not the subject of a test on a busy machine."""
 
@@ -100,7 +104,8 @@ def test_a_step_does_not_change_its_input_state(folder):
 
 def test_a_run_with_drift_local_error_and_kl(folder, tmp_path):
     settings = ("model=mlx_lm", f"model.path={folder}", "drift.teacher.mode=sampled", f"out={tmp_path / 'run'}")
-    assert main([*settings, *QUICK]) == 0
+    with undrawn():
+        assert main([*settings, *QUICK]) == 0
     run = Run.open(tmp_path / "run")
     logits = run.drift.query("site == 'logits' and variant == 'baseline'")
     assert set(logits["mode"]) == {"free", "teacher"}
@@ -115,14 +120,15 @@ def test_a_run_with_drift_local_error_and_kl(folder, tmp_path):
     assert summary["variants"]["baseline"]["amax_final"] > 0
 
 
-@pytest.mark.parametrize("technique", ["ffn_scaling", "fp8_channel", "fp32_norms", "affine4", "reordered_sums"])
-def test_techniques_that_name_groups_of_sites(technique, tmp_path, tmp_path_factory):
+def test_techniques_that_name_groups_of_sites(tmp_path, tmp_path_factory):
+    expected = {"ffn_scaling": 3, "fp8_channel": 21, "fp32_norms": 13, "affine4": 21, "reordered_sums": 3}
     folder = write(tmp_path_factory.mktemp("lm") / "tiny")
-    settings = ("model=mlx_lm", f"model.path={folder}", f"technique=[{technique}]", f"out={tmp_path / 'run'}")
-    assert main([*settings, *QUICK]) == 0
+    variants = [f"+technique@variants.with_{name}.technique=[{name}]" for name in expected]
+    with undrawn():
+        assert main(["model=mlx_lm", f"model.path={folder}", *variants, *QUICK, f"out={tmp_path / 'run'}"]) == 0
     run = Run.open(tmp_path / "run")
-    matched = run.manifest.sites["custom"][technique].matched
-    assert matched == {"ffn_scaling": 3, "fp32_norms": 13, "reordered_sums": 3}.get(technique, 21)
+    matched = {name: run.manifest.sites[f"with_{name}"][name].matched for name in expected}
+    assert matched == expected
 
 
 def test_local_error_of_a_layer_that_writes_into_its_cache_is_rejected(folder, tmp_path, capsys):
@@ -229,7 +235,6 @@ def conf(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_techniques_probes_claims_gate_and_report(tmp_path_factory, tmp_path, conf, capsys):
     folder = write(tmp_path_factory.mktemp("lm") / "plain")
     model = ("--config-dir", str(conf), "model=mlx_lm", f"model.path={folder}", "+exp=four_bits")
@@ -264,8 +269,10 @@ def test_techniques_probes_claims_gate_and_report(tmp_path_factory, tmp_path, co
 
 def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch):
     folder = write(tmp_path_factory.mktemp("lm") / "plain")
-    model = ("model=mlx_lm", f"model.path={folder}", "+exp=plain", "sampler.steps=4", "latency.max_rounds=2")
+    # one worker: another process would not have the change below
+    model = ("model=mlx_lm", f"model.path={folder}", "+exp=plain", "sampler.steps=4", "latency.max_rounds=2", "workers=1")
     command = ["gate", *model, *BUSY, "latency.min_rounds=2", f"gate.baseline={tmp_path / 'baseline.json'}"]
+    command += [f"prompts=[{TEXT}]", "gate.learn.prompts=[a small star]", "gate.learn.seeds=[1]"]
     with undrawn():
         assert main([*command, "gate.update=true", f"out={tmp_path / 'learned'}"]) == 0
     original = LanguageModel.load
