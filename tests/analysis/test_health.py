@@ -153,7 +153,7 @@ def test_nothing_is_judged_against_a_reference_that_is_not_finite(metric):
 
 def test_a_gate_fails_on_an_unsound_run_and_learns_nothing_from_it(tmp_path):
     sound = fabricated_gate.fabricate(tmp_path / "sound")
-    choice = Choice(learn(sound, fabricated_gate.CONFIG), "device", True)
+    choice = Choice(fabricated_gate.learned(), "device", True)
     assert not gate(sound, fabricated_gate.CONFIG, choice, Limits(), "b").violations
     spoilt = fabricated_gate.fabricate(tmp_path / "spoilt")
     constant = generations(lambda rows: rows.update({"is_constant": [True] * len(rows)}))
@@ -169,8 +169,7 @@ def test_a_gate_fails_on_an_unsound_run_and_learns_nothing_from_it(tmp_path):
 
 
 def test_a_gate_names_where_a_value_arose_before_the_sites_that_received_it(tmp_path):
-    sound = fabricated_gate.fabricate(tmp_path / "sound")
-    choice = Choice(learn(sound, fabricated_gate.CONFIG), "device", True)
+    choice = Choice(fabricated_gate.learned(), "device", True)
     table = fabricated_gate.activations()
     received = (table["variant"] == "baseline") & (table["site"] == "proj_out") & (table["seed"] == 1)
     table.loc[received, "num_nan"] = 5

@@ -270,7 +270,14 @@ def test_techniques_probes_claims_gate_and_report(tmp_path_factory, tmp_path, co
 def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch):
     folder = write(tmp_path_factory.mktemp("lm") / "plain")
     # one worker: another process would not have the change below
-    model = ("model=mlx_lm", f"model.path={folder}", "+exp=plain", "sampler.steps=4", "latency.max_rounds=2", "workers=1")
+    model = (
+        "model=mlx_lm",
+        f"model.path={folder}",
+        "+exp=plain",
+        "sampler.steps=4",
+        "latency.max_rounds=2",
+        "workers=1",
+    )
     command = ["gate", *model, *BUSY, "latency.min_rounds=2", f"gate.baseline={tmp_path / 'baseline.json'}"]
     command += [f"prompts=[{TEXT}]", "gate.learn.prompts=[a small star]", "gate.learn.seeds=[1]"]
     with undrawn():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
+from precision_lab.analysis.gate.entry import Entry, learn
 from precision_lab.numerics.sketch import SKETCH_COLUMNS, sketch
 from precision_lab.record import tables
 from precision_lab.record.manifest import PinnedCases, VariantEntry
@@ -159,3 +162,10 @@ def fabricate(run: Path, **given) -> Run:
     given.get("manifest", manifest()).write(run)
     (run / "config.yaml").write_text(json.dumps(CONFIG))
     return Run.open(run)
+
+
+@cache
+def learned() -> Entry:
+    """What is learned from the run as it is; not to be changed."""
+    with TemporaryDirectory() as folder:
+        return learn(fabricate(Path(folder) / "run"), CONFIG)

@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
 def path(run):
     """A baseline learned from a run."""
     path = baseline.path_of("cpu", "small", "micro")
-    baseline.write(path, "cpu", "small", learn(run("learned"), fabricated.CONFIG))
+    baseline.write(path, "cpu", "small", fabricated.learned())
     return path
 
 

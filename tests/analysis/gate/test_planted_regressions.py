@@ -1,8 +1,14 @@
-"""Planted regressions: every one is caught, and the guilty site is among the first three that the gate names."""
+"""Planted regressions: every one is caught, and the guilty site is among the first three that the gate names.
+
+By default one of each kind of check that needs the model: a deviation of values, a dtype that nothing after it shows,
+and the rate of misrounded values. What objects to sites gone and to NaN has tests on tables.
+"""
 
 import pytest
 
 from tests.analysis.gate import plants
+
+slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -15,13 +21,18 @@ from tests.analysis.gate import plants
             id="one weight times 8",
         ),
         pytest.param(
-            plants.norm_out_upcast_removed, "transformer:norm_out.norm", "dtype", id="FP32 norm_out upcast removed"
+            plants.norm_out_upcast_removed,
+            "transformer:norm_out.norm",
+            "dtype",
+            id="FP32 norm_out upcast removed",
+            marks=slow,
         ),
         pytest.param(
             plants.promoted("transformer_blocks.1.attn.to_out.0"),
             "transformer:transformer_blocks.1.attn.to_out",
             "dtype",
             id="a module promoted to fp32",
+            marks=slow,
         ),
         # the attention rounds to the dtype of the queries: nothing after it shows
         pytest.param(
@@ -31,38 +42,71 @@ from tests.analysis.gate import plants
             id="a module promoted to fp32 whose values are rounded again",
         ),
         pytest.param(
-            plants.rope_off_by_one_on_odd_grids, "transformer:pos_embed", "rel_l2", id="RoPE off by one on odd grids"
+            plants.rope_off_by_one_on_odd_grids,
+            "transformer:pos_embed",
+            "rel_l2",
+            id="RoPE off by one on odd grids",
+            marks=slow,
         ),
-        pytest.param(plants.norm_out_without_bias, "transformer:norm_out.linear", "rel_l2", id="norm_out without bias"),
+        pytest.param(
+            plants.norm_out_without_bias,
+            "transformer:norm_out.linear",
+            "rel_l2",
+            id="norm_out without bias",
+            marks=slow,
+        ),
         pytest.param(
             plants.rms_norm_for_layer_norm,
             "transformer:transformer_blocks.0.img_norm1",
             "rel_l2",
             id="RMSNorm in place of LayerNorm",
+            marks=slow,
         ),
         pytest.param(
-            plants.gate_times(), "transformer:transformer_blocks.1.img_add2", "rel_l2", id="a gate multiplied twice"
+            plants.gate_times(),
+            "transformer:transformer_blocks.1.img_add2",
+            "rel_l2",
+            id="a gate multiplied twice",
+            marks=slow,
         ),
         pytest.param(
             plants.nan_in_one_token,
             "transformer:transformer_blocks.3.txt_mlp.net.2",
             "num_nonfinite",
             id="NaN in one token",
+            marks=slow,
         ),
         # the schedule is no module: the first that it reaches are the step's width and, one step later, the timestep
         pytest.param(
-            plants.terminal_stretch_removed, "pipeline:euler_step", "rel_l2", id="terminal sigma stretch removed"
+            plants.terminal_stretch_removed,
+            "pipeline:euler_step",
+            "rel_l2",
+            id="terminal sigma stretch removed",
+            marks=slow,
         ),
-        pytest.param(plants.timestep_in_bfloat16, "pipeline:timestep", "rel_l2", id="timestep rounded to bf16"),
+        pytest.param(
+            plants.timestep_in_bfloat16, "pipeline:timestep", "rel_l2", id="timestep rounded to bf16", marks=slow
+        ),
         pytest.param(
             plants.timestep_in_bfloat16_inside,
             "transformer:time_text_embed.time_proj",
             "rel_l2",
             id="timestep rounded to bf16 inside the transformer",
+            marks=slow,
         ),
-        pytest.param(plants.site_gone, "transformer:transformer_blocks.2.img_modulate2", "site gone", id="a site gone"),
         pytest.param(
-            plants.gate_times(1.5), "transformer:transformer_blocks.1.img_add2", "rel_l2", id="one gate times 1.5"
+            plants.site_gone,
+            "transformer:transformer_blocks.2.img_modulate2",
+            "site gone",
+            id="a site gone",
+            marks=slow,
+        ),
+        pytest.param(
+            plants.gate_times(1.5),
+            "transformer:transformer_blocks.1.img_add2",
+            "rel_l2",
+            id="one gate times 1.5",
+            marks=slow,
         ),
         pytest.param(
             plants.gelu_in_16_bits,
@@ -75,14 +119,18 @@ from tests.analysis.gate import plants
             "transformer:transformer_blocks.*.img_add1",
             "misrounded_pct",
             id="GatedAdd rounded once",
+            marks=slow,
         ),
         pytest.param(
             plants.another_eps_of_one_norm,
             "transformer:transformer_blocks.2.attn.norm_added_k",
             "rel_l2",
             id="another eps of one norm",
+            marks=slow,
         ),
-        pytest.param(plants.mask_dropped, "transformer:transformer_blocks.0.attn.attend", "rel_l2", id="mask dropped"),
+        pytest.param(
+            plants.mask_dropped, "transformer:transformer_blocks.0.attn.attend", "rel_l2", id="mask dropped", marks=slow
+        ),
     ],
 )
 def test_is_caught_where_it_was_made(gate, monkeypatch, plant, guilty, metric):
