@@ -7,7 +7,8 @@ import pytest
 from precision_lab.cli import main
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+# in dark, axe reads this page by default in test_explorer.py
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_nothing_serious(page, reported, theme):
     page.open(reported, theme=theme)
     assert page.axe("serious", "critical") == []

@@ -11,6 +11,7 @@ from precision_lab.cli import compare, main
 from precision_lab.record import results
 from precision_lab.record.run import Run
 from tests.report.fabricated_run import fabricate
+from tests.thinned import thinned
 
 SMALL = {"blocks": 3, "steps": 2, "prompts": ("a bicycle", "a lake"), "seeds": (0,), "side": 24, "teacher": False}
 
@@ -169,7 +170,7 @@ def test_several_runs_and_patterns_are_one_table(run, said, tmp_path):
     assert "fingerprint" not in out
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", thinned([80, 100], keep=1))
 def test_tables_fit(run, capsys, monkeypatch, width):
     monkeypatch.setattr("precision_lab.cli.terminal._WIDTH_OF_LOGS", width)
     names = ("reference", "baseline", "baseline+fp32_residual+fp32_modulation+fp32_norms")

@@ -16,6 +16,8 @@ from precision_lab.cli import main
 from precision_lab.lab import bench
 from precision_lab.record.culprits import Culprits
 from precision_lab.record.manifest import Manifest
+from tests.thinned import thinned
+from tests.undrawn import undrawn, unrendered
 
 KIND = {kind.name: kind for kind in KINDS}
 FEED_FORWARDS = "of=['transformer_blocks.*.{img,txt}_mlp']"
@@ -78,6 +80,7 @@ def test_what_it_leaves(finished, fragile):
     }
 
 
+@undrawn()
 def test_the_recipe_runs_by_name_and_no_site_of_it_can_be_switched_off(finished, fragile, tmp_path):
     """In one run: the recipe as `technique=culprits`, and for each of its sites a variant without it."""
     model, sites = fragile
@@ -98,6 +101,7 @@ def test_the_recipe_runs_by_name_and_no_site_of_it_can_be_switched_off(finished,
         assert found[f"without_{site}"]["first_nonfinite"]["site"].startswith(site)
 
 
+@unrendered()
 def test_a_killed_search_continues_to_the_same_result(finished, culprits, tmp_path, monkeypatch):
     original, made = bench.Bench.make, []
 
@@ -164,10 +168,13 @@ def test_a_plant_takes_only_if_its_sites_are_the_culprits(fragile, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [
-        ((*FOUR_BITS, "criterion.drift=100"), "Nothing to find"),
-        (("dtype=float16", "candidate=[float32]", "at=found", "of=[proj_out]"), "No set will do"),
-    ],
+    thinned(
+        [
+            ((*FOUR_BITS, "criterion.drift=100"), "Nothing to find"),
+            (("dtype=float16", "candidate=[float32]", "at=found", "of=[proj_out]"), "No set will do"),
+        ],
+        keep=1,
+    ),
 )
 def test_a_search_without_an_answer_says_so(culprits, tmp_path, capsys, overrides, words):
     assert culprits(tmp_path / "out", *overrides) == 0
@@ -195,6 +202,7 @@ def test_between_two_variants(culprits, fragile, tmp_path):
     assert (found.altered, found.spared) == ("as in bad", "as in good")
 
 
+@unrendered()
 def test_between_two_checkpoints(culprits, small_checkpoint, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(small_checkpoint, bad)
@@ -233,28 +241,31 @@ def test_a_claim_as_the_criterion(culprits, fragile, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (["criterion=finit"], "criterion is 'finit'.*Did you mean finite"),
-        (["criterion.metric=psnr", "criterion.least=40"], "criterion.metric.*'psnr'.*Did you mean psnr_db"),
-        (["criterion.metric=ssim"], "criterion.least= or criterion.most="),
-        (["criterion.most=3"], "criterion.metric=NAME, which is missing"),
-        (["criterion.drift=0.1", "criterion.metric=ssim"], "exclude each other"),
-        (["criterion.drift=-1"], "criterion.drift is -1"),
-        (["criterion.claim=small"], "unknown claim 'small'"),
-        (["candidate=[affine5b]"], "Unknown candidate 'affine5b'. Did you mean affine5"),
-        (["candidate=[affine4,fp8]"], "candidate names 2 options, expected one"),
-        (["by=[blok]"], "by: unknown key 'blok'.*Did you mean block"),
-        (["of=[nowhere]"], "Site pattern 'nowhere' matches nothing"),
-        (["of=[]"], "of is \\[\\], expected patterns"),
-        (["at=everywhere"], "at is 'everywhere', expected one of rest, found"),
-        (["between=[baseline]"], "expected two names or paths"),
-        (["between=[baseline,basline]"], "'basline' is no variant, and no checkpoint. Did you mean baseline"),
-        (["between=[baseline,/tmp]"], "two variants or two checkpoints"),
-        (["searched=3"], "searched is 3, but there are 2 prompts"),
-        (["validate.seeds=[-1]"], "validate.seeds"),
-        (["checks=-1"], "checks is -1"),
-        (["chekcs=1"], "Unknown setting 'chekcs'. Did you mean checks"),
-    ],
+    thinned(
+        [
+            (["criterion=finit"], "criterion is 'finit'.*Did you mean finite"),
+            (["criterion.metric=psnr", "criterion.least=40"], "criterion.metric.*'psnr'.*Did you mean psnr_db"),
+            (["criterion.metric=ssim"], "criterion.least= or criterion.most="),
+            (["criterion.most=3"], "criterion.metric=NAME, which is missing"),
+            (["criterion.drift=0.1", "criterion.metric=ssim"], "exclude each other"),
+            (["criterion.drift=-1"], "criterion.drift is -1"),
+            (["criterion.claim=small"], "unknown claim 'small'"),
+            (["candidate=[affine5b]"], "Unknown candidate 'affine5b'. Did you mean affine5"),
+            (["candidate=[affine4,fp8]"], "candidate names 2 options, expected one"),
+            (["by=[blok]"], "by: unknown key 'blok'.*Did you mean block"),
+            (["of=[nowhere]"], "Site pattern 'nowhere' matches nothing"),
+            (["of=[]"], "of is \\[\\], expected patterns"),
+            (["at=everywhere"], "at is 'everywhere', expected one of rest, found"),
+            (["between=[baseline]"], "expected two names or paths"),
+            (["between=[baseline,basline]"], "'basline' is no variant, and no checkpoint. Did you mean baseline"),
+            (["between=[baseline,/tmp]"], "two variants or two checkpoints"),
+            (["searched=3"], "searched is 3, but there are 2 prompts"),
+            (["validate.seeds=[-1]"], "validate.seeds"),
+            (["checks=-1"], "checks is -1"),
+            (["chekcs=1"], "Unknown setting 'chekcs'. Did you mean checks"),
+        ],
+        keep=6,
+    ),
 )
 def test_mistakes_leave_nothing(culprits, tmp_path, capsys, overrides, message):
     assert culprits(tmp_path / "out", *overrides) == 2

@@ -12,6 +12,7 @@ import pytest
 from precision_lab.cli import folders, main
 from precision_lab.cli.folders import claimed
 from precision_lab.errors import InputError
+from tests.thinned import thinned
 
 AT_ONCE = 8
 NOTHING = SimpleNamespace(entry=SimpleNamespace(sketches=(), device="here", mlx="0"), match="exact")
@@ -84,15 +85,18 @@ def test_a_folder_above_that_is_a_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "experiment"),
-    [
-        (["run"], "custom"),
-        (["gate", "gate.update=true", "gate.baseline=baseline.json"], "gate"),
-        (["sensitivity"], "sensitivity"),
-        (["search", "budget.bits=5"], "search"),
-        (["search", "strategy=scales"], "scales"),
-        (["search", "strategy=fp8_scales"], "fp8_scales"),
-        (["culprits"], "culprits"),
-    ],
+    thinned(
+        [
+            (["run"], "custom"),
+            (["gate", "gate.update=true", "gate.baseline=baseline.json"], "gate"),
+            (["sensitivity"], "sensitivity"),
+            (["search", "budget.bits=5"], "search"),
+            (["search", "strategy=scales"], "scales"),
+            (["search", "strategy=fp8_scales"], "fp8_scales"),
+            (["culprits"], "culprits"),
+        ],
+        keep=3,
+    ),
 )
 def test_the_second_command_of_a_second_writes_beside_the_first(
     monkeypatch, tmp_path, frozen, small_checkpoint, command, experiment
@@ -151,6 +155,7 @@ def test_a_gate_whose_folder_another_takes_judges_nothing(monkeypatch, tmp_path,
     assert [path.name for path in Path("shared").iterdir()] == ["manifest.json"]
 
 
+@pytest.mark.slow
 def test_sweeps_of_one_second_have_folders_of_their_own(monkeypatch, tmp_path, small_checkpoint):
     monkeypatch.chdir(tmp_path)
     seen = []

@@ -12,6 +12,7 @@ from precision_lab.lab.subject import Case
 from precision_lab.report.figures.style import Absent
 from precision_lab.synthetic.source import QwenImage
 from tests.lab import foreign_ports as ports
+from tests.thinned import thinned
 
 
 @pytest.fixture
@@ -64,14 +65,17 @@ def test_a_right_port_exits_0(small_checkpoint, tmp_path, said):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [
-        (["compare", "dump="], "dump is empty"),
-        (["compare", "dump=gone.safetensors"], "gone.safetensors: no such file"),
-        (["compare", "dump=gone.safetensors", "out="], "out is ''"),
-        (["compare", "dump=gone.safetensors", "dtype=float32"], "has no use for dtype with dump="),
-        (["models", "dump_inputs=x", "case=wid"], "no pinned case 'wid'. Did you mean wide?"),
-        (["models", "dump_inputs=x", "step=99"], "step is 99, expected 0 to 5"),
-    ],
+    thinned(
+        [
+            (["compare", "dump="], "dump is empty"),
+            (["compare", "dump=gone.safetensors"], "gone.safetensors: no such file"),
+            (["compare", "dump=gone.safetensors", "out="], "out is ''"),
+            (["compare", "dump=gone.safetensors", "dtype=float32"], "has no use for dtype with dump="),
+            (["models", "dump_inputs=x", "case=wid"], "no pinned case 'wid'. Did you mean wide?"),
+            (["models", "dump_inputs=x", "step=99"], "step is 99, expected 0 to 5"),
+        ],
+        keep=3,
+    ),
 )
 def test_mistakes(argv, message, tmp_path, monkeypatch, said):
     monkeypatch.chdir(tmp_path)

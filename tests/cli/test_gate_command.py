@@ -13,6 +13,7 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.transformer import Transformer
+from tests.thinned import thinned
 
 SMALL = (
     *("+exp=baseline", "experiment=small", "only=[baseline]", "sampler.steps=1", "image.height=32", "image.width=48"),
@@ -127,7 +128,7 @@ def test_a_variant_that_raises_fails_the_gate(gate, monkeypatch):
     assert json.loads(Path("broken/gate.json").read_text())["violations"][0]["metric"] == "raised"
 
 
-@pytest.mark.parametrize("kind", [ValueError, InputError])
+@pytest.mark.parametrize("kind", [pytest.param(ValueError, marks=pytest.mark.slow), InputError])
 def test_an_exception_in_the_run_is_a_verdict(gate, monkeypatch, kind):
     from precision_lab.model.layers import LayerNorm
 
@@ -149,6 +150,7 @@ def test_an_exception_in_the_run_is_a_verdict(gate, monkeypatch, kind):
     assert "no kernel" in Path("broken/gate.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_block_called_twice_deviates(gate, monkeypatch):
     plain = TransformerBlock.__call__
     monkeypatch.setattr(TransformerBlock, "__call__", lambda self, x, *args: plain(self, plain(self, x, *args), *args))
@@ -202,17 +204,20 @@ def test_a_run_without_pinned_cases_says_how_to_record_them(gate, small_checkpoi
 
 @pytest.mark.parametrize(
     ("arguments", "run", "said"),
-    [
-        (("experiment=smal", "out=x"), True, "Did you mean small?"),
-        (("gate.baseline=nowhere.json", "out=x"), True, "There is no baseline nowhere.json"),
-        (("gate.margin_bits=-1",), True, "gate.margin_bits is -1"),
-        (("gate.update=maybe",), True, "gate.update is 'maybe', expected true or false"),
-        (("gate.history=yes",), True, "gate.history is 'yes'"),
-        (("run=nowhere",), False, "is not the folder of a run"),
-        (("run=3",), False, "run is 3"),
-        (("+exp=gat",), False, "Did you mean gate"),
-        (("run=passed", "gate.margin_bit=1"), False, "Unknown setting"),
-    ],
+    thinned(
+        [
+            (("experiment=smal", "out=x"), True, "Did you mean small?"),
+            (("gate.baseline=nowhere.json", "out=x"), True, "There is no baseline nowhere.json"),
+            (("gate.margin_bits=-1",), True, "gate.margin_bits is -1"),
+            (("gate.update=maybe",), True, "gate.update is 'maybe', expected true or false"),
+            (("gate.history=yes",), True, "gate.history is 'yes'"),
+            (("run=nowhere",), False, "is not the folder of a run"),
+            (("run=3",), False, "run is 3"),
+            (("+exp=gat",), False, "Did you mean gate"),
+            (("run=passed", "gate.margin_bit=1"), False, "Unknown setting"),
+        ],
+        keep=4,
+    ),
 )
 def test_mistakes_leave_nothing(gate, tmp_path, arguments, run, said):
     before = sorted((tmp_path / "work").rglob("*"))
@@ -224,6 +229,7 @@ def test_mistakes_leave_nothing(gate, tmp_path, arguments, run, said):
     assert sorted((tmp_path / "work").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_after_the_run(gate):
     code, _, err = gate("sampler.guidance_scale=2", "out=other", run=True)
     assert code == 2

@@ -25,7 +25,7 @@ def ranked(checkpoint, out, candidate, monkeypatch, *overrides):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["outliers", "overflow"])
+@pytest.mark.parametrize("kind", ["outliers", pytest.param("overflow", marks=pytest.mark.slow)])
 def test_planted_layers_come_first(small_checkpoint, tmp_path, monkeypatch, kind, seed):
     """outliers: columns 64 times as large as those that share a scale of 4 bits with them, among the linears of blocks.
 

@@ -5,6 +5,7 @@ import textwrap
 import pytest
 
 from precision_lab.cli import main
+from tests.thinned import thinned
 
 QUICK = ("draws=1",)
 
@@ -80,22 +81,25 @@ def test_the_techniques_of_an_experiment(prove):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        ((), "prove needs techniques: technique=[NAME]"),
-        (("technique=[ffn_scalign]",), "Did you mean ffn_scaling"),
-        (("technique=[ffn_scaling]", "draws=0"), "draws is 0, expected a whole number of at least 1"),
-        (("technique=[ffn_scaling]", "noise=[]"), "noise is [], expected patterns of linears"),
-        (("technique=[ffn_scaling]", "noise=[nowhere]"), "matches nothing"),
-        (
+    thinned(
+        [
+            ((), "prove needs techniques: technique=[NAME]"),
+            (("technique=[ffn_scalign]",), "Did you mean ffn_scaling"),
+            (("technique=[ffn_scaling]", "draws=0"), "draws is 0, expected a whole number of at least 1"),
+            (("technique=[ffn_scaling]", "noise=[]"), "noise is [], expected patterns of linears"),
+            (("technique=[ffn_scaling]", "noise=[nowhere]"), "matches nothing"),
             (
-                "technique=[ffn_scaling]",
-                "+variants.other.technique.ffn_scaling._target_=precision_lab.techniques.ffn_scaling.FFNScaling",
-                "+variants.other.technique.ffn_scaling.sites=['**.img_mlp']",
+                (
+                    "technique=[ffn_scaling]",
+                    "+variants.other.technique.ffn_scaling._target_=precision_lab.techniques.ffn_scaling.FFNScaling",
+                    "+variants.other.technique.ffn_scaling.sites=['**.img_mlp']",
+                ),
+                "Technique ffn_scaling has different settings in two variants",
             ),
-            "Technique ffn_scaling has different settings in two variants",
-        ),
-        (("technique=[ffn_scaling]", "drwas=2"), "Unknown setting 'drwas'. Did you mean draws"),
-    ],
+            (("technique=[ffn_scaling]", "drwas=2"), "Unknown setting 'drwas'. Did you mean draws"),
+        ],
+        keep=4,
+    ),
 )
 def test_mistakes(prove, overrides, message):
     code, out, err = prove(*overrides)

@@ -12,6 +12,7 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.lab.measures import LatencySpec
 from tests.malformed.harness import Accepted, dry
+from tests.thinned import thinned
 
 __all__ = ["dry"]
 
@@ -80,36 +81,45 @@ def own(tmp_path, monkeypatch, small_checkpoint, capsys):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [
-        ("+seed=3", "Unknown setting 'seed'. Did you mean seeds"),
-        ("+steps=9", "Unknown setting 'steps'. Did you mean pinned.steps, sampler.steps?"),
-        ("+lora=F", "Unknown setting 'lora'"),
-        ("+scheduler.shift_terminal=null", "Unknown setting 'scheduler'"),
-        ("+drift.sties=[a]", "Unknown setting 'drift.sties'. Did you mean sites?"),
-        ("+drift.teacher.foo=1", "Unknown setting 'drift.teacher.foo'"),
-        ("+factorial.foo=1", "Unknown setting 'factorial.foo'"),
-        ("+latency.rounds=1", "Unknown setting 'latency.rounds'. Did you mean min_rounds, max_rounds"),
-        ("+learning.prompt=[a]", "Unknown setting 'learning.prompt'. Did you mean prompts?"),
-        ("+pinned.step=1", "Unknown setting 'pinned.step'. Did you mean steps"),
-        ("+variants.baseline.process.tf=true", "Unknown setting 'variants.baseline.process.tf'. Did you mean tf32?"),
-        ("+gate.margin=1", "Unknown setting 'gate.margin'"),
-        ("+sampler.height=64", "sampler.height and image.height are the same setting"),
-        ("seeds=[1.5]", "seeds[0] is 1.5, expected a whole number"),
-        ("only=[null]", "only[0] is None, expected text"),
-        ("latency.margin='['", "latency.margin is '[', expected a number above 0, or null"),
-        ("probe.range.sites=norm_out", "probe.range.sites is 'norm_out', expected a list like probe.range.sites=[a,b]"),
-        ("technique=[true]", "technique=[true] chooses options of the group technique, expected a name"),
-        ("probe=0.1", "probe=0.1 chooses options of the group probe"),
-        ("prompts=['a\0b']", "prompts"),
-        ("image.height=100000000", "image.height is 100000000"),
-        ("sampler.steps=100000000000", "sampler.steps is 100000000000"),
-        ("sampler.guidance_scale=inf", "sampler.guidance_scale is inf, expected a finite number"),
-        ("drift.sites=['x.{0..99999999}']", "has more than 4096 numbers"),
-        ("workers=1000000", "workers is 1000000, expected null or a number of processes from 1 to"),
-        ("dtype=${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE"),
-        ("technique=[mien]", "Unknown technique 'mien'. Did you mean mine"),
-        ("+exp=their", "Unknown experiment 'their'. Did you mean theirs"),
-    ],
+    thinned(
+        [
+            ("+seed=3", "Unknown setting 'seed'. Did you mean seeds"),
+            ("+steps=9", "Unknown setting 'steps'. Did you mean pinned.steps, sampler.steps?"),
+            ("+lora=F", "Unknown setting 'lora'"),
+            ("+scheduler.shift_terminal=null", "Unknown setting 'scheduler'"),
+            ("+drift.sties=[a]", "Unknown setting 'drift.sties'. Did you mean sites?"),
+            ("+drift.teacher.foo=1", "Unknown setting 'drift.teacher.foo'"),
+            ("+factorial.foo=1", "Unknown setting 'factorial.foo'"),
+            ("+latency.rounds=1", "Unknown setting 'latency.rounds'. Did you mean min_rounds, max_rounds"),
+            ("+learning.prompt=[a]", "Unknown setting 'learning.prompt'. Did you mean prompts?"),
+            ("+pinned.step=1", "Unknown setting 'pinned.step'. Did you mean steps"),
+            (
+                "+variants.baseline.process.tf=true",
+                "Unknown setting 'variants.baseline.process.tf'. Did you mean tf32?",
+            ),
+            ("+gate.margin=1", "Unknown setting 'gate.margin'"),
+            ("+sampler.height=64", "sampler.height and image.height are the same setting"),
+            ("seeds=[1.5]", "seeds[0] is 1.5, expected a whole number"),
+            ("only=[null]", "only[0] is None, expected text"),
+            ("latency.margin='['", "latency.margin is '[', expected a number above 0, or null"),
+            (
+                "probe.range.sites=norm_out",
+                "probe.range.sites is 'norm_out', expected a list like probe.range.sites=[a,b]",
+            ),
+            ("technique=[true]", "technique=[true] chooses options of the group technique, expected a name"),
+            ("probe=0.1", "probe=0.1 chooses options of the group probe"),
+            ("prompts=['a\0b']", "prompts"),
+            ("image.height=100000000", "image.height is 100000000"),
+            ("sampler.steps=100000000000", "sampler.steps is 100000000000"),
+            ("sampler.guidance_scale=inf", "sampler.guidance_scale is inf, expected a finite number"),
+            ("drift.sites=['x.{0..99999999}']", "has more than 4096 numbers"),
+            ("workers=1000000", "workers is 1000000, expected null or a number of processes from 1 to"),
+            ("dtype=${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE"),
+            ("technique=[mien]", "Unknown technique 'mien'. Did you mean mine"),
+            ("+exp=their", "Unknown experiment 'their'. Did you mean theirs"),
+        ],
+        keep=8,
+    ),
 )
 def test_settings(own, setting, message):
     code, err = own(setting)
@@ -120,19 +130,22 @@ def test_settings(own, setting, message):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [
-        ("technique.mine.factr=3", "Unknown setting 'technique.mine.factr'. Did you mean factor"),
-        ("technique.mine.factor=text", "technique.mine.factor is 'text', expected a number"),
-        ("technique.mine.count=2.5", "technique.mine.count is 2.5, expected a whole number"),
-        ("technique.mine.sites=norm_out", "technique.mine.sites is 'norm_out', expected a list"),
-        ("~technique.mine.sites", "Setting 'technique.mine.sites' is missing"),
-        ("technique.mine.factor=13", "own_code.Mine raised LookupError: no such factor (own_code.py:14)"),
-        ("technique.mine._target_=own_code.Mien", "own_code has no 'Mien'. Did you mean Mine"),
-        ("technique.mine._target_=own_cod.Mine", "no module 'own_cod' is installed or in the working folder"),
-        ("technique.mine._target_=broken_code.Mine", "importing broken_code raised SyntaxError: invalid syntax"),
-        ("technique.mine._target_=broken_code.Mine", "(broken_code.py:2)"),
-        ("technique.mine._target_=own_code.Peak", "own_code.Peak is no Technique, it lacks"),
-    ],
+    thinned(
+        [
+            ("technique.mine.factr=3", "Unknown setting 'technique.mine.factr'. Did you mean factor"),
+            ("technique.mine.factor=text", "technique.mine.factor is 'text', expected a number"),
+            ("technique.mine.count=2.5", "technique.mine.count is 2.5, expected a whole number"),
+            ("technique.mine.sites=norm_out", "technique.mine.sites is 'norm_out', expected a list"),
+            ("~technique.mine.sites", "Setting 'technique.mine.sites' is missing"),
+            ("technique.mine.factor=13", "own_code.Mine raised LookupError: no such factor (own_code.py:14)"),
+            ("technique.mine._target_=own_code.Mien", "own_code has no 'Mien'. Did you mean Mine"),
+            ("technique.mine._target_=own_cod.Mine", "no module 'own_cod' is installed or in the working folder"),
+            ("technique.mine._target_=broken_code.Mine", "importing broken_code raised SyntaxError: invalid syntax"),
+            ("technique.mine._target_=broken_code.Mine", "(broken_code.py:2)"),
+            ("technique.mine._target_=own_code.Peak", "own_code.Peak is no Technique, it lacks"),
+        ],
+        keep=5,
+    ),
 )
 def test_keys_beside_a_target(own, setting, message):
     prefix = "" if setting.startswith("~") else "++"
@@ -141,7 +154,9 @@ def test_keys_beside_a_target(own, setting, message):
     assert message in err
 
 
-@pytest.mark.parametrize("setting", ["sampler.steps=3.0", "image.height=128.0", "seeds=[1.0]", "workers=2.0"])
+@pytest.mark.parametrize(
+    "setting", thinned(["sampler.steps=3.0", "image.height=128.0", "seeds=[1.0]", "workers=2.0"], keep=1)
+)
 def test_whole_floats_are_integers(own, dry, setting):
     assert own(setting) == (0, "")
 
@@ -202,7 +217,7 @@ def test_prompts_of_a_file(own, dry, monkeypatch, tmp_path):
         assert message in err
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", thinned(range(4), keep=2))
 def test_options_may_stand_anywhere(own, dry, monkeypatch, tmp_path, capsys, place):
     (tmp_path / "other").mkdir()
     arguments = ["prove", "technique=[fp32_norms]", "draws=0"]
@@ -262,7 +277,7 @@ def test_a_sweep_writes_into_its_folder_alone(tmp_path, monkeypatch, small_check
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-@pytest.mark.parametrize("command", [[], ["report"], ["compare"]])
+@pytest.mark.parametrize("command", thinned([[], ["report"], ["compare"]], keep=1))
 def test_a_sweep_of_mistakes_leaves_nothing(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     settings = {"report": "run=nowhere,elsewhere", "compare": "runs=[a],[b]"}.get("".join(command), "seeds=[-1],[-2]")

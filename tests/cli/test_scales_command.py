@@ -15,6 +15,7 @@ from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import ports, tapped
 from precision_lab.lab.subject import components_of, generation
 from tests.subjects import case, source
+from tests.thinned import thinned
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 QUICK = (
@@ -166,43 +167,49 @@ def test_ranges_of_finished_runs(lab, planted, small_checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (["margin.bits=-1"], "margin.bits is -1, expected a number from 0 to 30"),
-        (["margin.bits=much"], "margin.bits is 'much', expected a number of bits"),
-        (["margin.bit=1"], "Unknown setting 'margin.bit'. Did you mean"),
-        (["dtype=float32"], "dtype is float32, expected one format"),
-        (["dtype=float8_e4m3fn"], "search strategy=fp8_scales chooses the kind of scale"),
-        (["coverage.prompts=[]"], "coverage has no cases"),
-        (["coverage.seeds=[]"], "coverage has no cases"),
-        (["holdout.prompts=[]"], "holdout has no cases"),
-        (["holdout.settings=[{},{}]"], r"holdout.settings\[1\] is the same as holdout.settings\[0\]"),
-        (
-            ["holdout.prompts=[a]", "coverage.prompts=[a]", "holdout.seeds=[0]"],
-            "holdout has a case of coverage, prompt 'a'",
-        ),
-        (["coverage.settings=[{stepz: 3}]"], "stepz"),
-        (["coverage.runs=[nowhere]"], "nowhere is not the folder of a run"),
-        (["scalings=null"], "scalings"),
-        (["scalings.scaled_attention._target_=precision_lab.techniques.narrow.Narrow"], "scalings.scaled_attention"),
-        (["+technique@scalings=[fp32_norms]"], "Float32 has no `divisions`"),
-        (["technique@wide=[fp32_norms]"], "Float32 has no `widens`"),
-        (["technique=[fp32_norms]"], "scales chooses the techniques"),
-        (["noise=reorderd"], "noise: unknown variant 'reorderd'. Did you mean reordered"),
-        (["+variants.scales={dtype: float16}"], "variants has scales"),
-        (["reference.dtype=bfloat16"], "expected no other reference"),
-        (["probe=[absorption]"], "probe leaves out range"),
-        (["only=[nothing]"], "only: unknown variant 'nothing'"),
-        (["resume=true"], "resume=true: one holds no run"),
-        (
-            [
-                "~scalings.scaled_attention",
-                "~scalings.scaled_feed_forward",
-                "+scalings.scaled_first_linear.sites=[x.*]",
-            ],
-            "This model has none of the places that scaled_first_linear divide",
-        ),
-        (["++strategy=scale"], "search: unknown strategy 'scale'. Did you mean scales"),
-    ],
+    thinned(
+        [
+            (["margin.bits=-1"], "margin.bits is -1, expected a number from 0 to 30"),
+            (["margin.bits=much"], "margin.bits is 'much', expected a number of bits"),
+            (["margin.bit=1"], "Unknown setting 'margin.bit'. Did you mean"),
+            (["dtype=float32"], "dtype is float32, expected one format"),
+            (["dtype=float8_e4m3fn"], "search strategy=fp8_scales chooses the kind of scale"),
+            (["coverage.prompts=[]"], "coverage has no cases"),
+            (["coverage.seeds=[]"], "coverage has no cases"),
+            (["holdout.prompts=[]"], "holdout has no cases"),
+            (["holdout.settings=[{},{}]"], r"holdout.settings\[1\] is the same as holdout.settings\[0\]"),
+            (
+                ["holdout.prompts=[a]", "coverage.prompts=[a]", "holdout.seeds=[0]"],
+                "holdout has a case of coverage, prompt 'a'",
+            ),
+            (["coverage.settings=[{stepz: 3}]"], "stepz"),
+            (["coverage.runs=[nowhere]"], "nowhere is not the folder of a run"),
+            (["scalings=null"], "scalings"),
+            (
+                ["scalings.scaled_attention._target_=precision_lab.techniques.narrow.Narrow"],
+                "scalings.scaled_attention",
+            ),
+            (["+technique@scalings=[fp32_norms]"], "Float32 has no `divisions`"),
+            (["technique@wide=[fp32_norms]"], "Float32 has no `widens`"),
+            (["technique=[fp32_norms]"], "scales chooses the techniques"),
+            (["noise=reorderd"], "noise: unknown variant 'reorderd'. Did you mean reordered"),
+            (["+variants.scales={dtype: float16}"], "variants has scales"),
+            (["reference.dtype=bfloat16"], "expected no other reference"),
+            (["probe=[absorption]"], "probe leaves out range"),
+            (["only=[nothing]"], "only: unknown variant 'nothing'"),
+            (["resume=true"], "resume=true: one holds no run"),
+            (
+                [
+                    "~scalings.scaled_attention",
+                    "~scalings.scaled_feed_forward",
+                    "+scalings.scaled_first_linear.sites=[x.*]",
+                ],
+                "This model has none of the places that scaled_first_linear divide",
+            ),
+            (["++strategy=scale"], "search: unknown strategy 'scale'. Did you mean scales"),
+        ],
+        keep=7,
+    ),
 )
 def test_mistakes(lab, small_checkpoint, tmp_path, overrides, message):
     code, _, err = lab(small_checkpoint, "out=one", *overrides)

@@ -22,6 +22,8 @@ from precision_lab.record.scan_tables import KEPT, OF_A_SCAN
 from precision_lab.techniques.base import applied
 from tests.cli.planted_layers import planted
 from tests.subjects import settings, source
+from tests.thinned import thinned
+from tests.undrawn import unrendered
 
 CASE = ("image.height=32", "image.width=64", "sampler.steps=3", "prompts=[two red circles]")
 OF = ("of=['transformer_blocks.{1,3}.attn.{to_q,to_out.0}',proj_out,img_in]", "candidate=[affine4,as_stored]")
@@ -113,6 +115,7 @@ def norm(x):
     return np.linalg.norm(x.ravel())
 
 
+@unrendered()
 def test_the_tables_do_not_depend_on_the_workers_and_a_killed_scan_ends_in_the_same(
     sensitivity, finished, tmp_path, monkeypatch
 ):
@@ -154,6 +157,7 @@ def test_the_scan_in_markdown(finished, tmp_path, capsys):
     assert out == (copy / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_is_drawn_again_from_the_tables(finished, tmp_path, capsys):
     copy = tmp_path / "scan"
     shutil.copytree(finished, copy)
@@ -171,6 +175,7 @@ def test_other_commands_say_what_it_is(finished, capsys, command):
     assert "holds a scan of sensitivity, expected the run of an experiment" in capsys.readouterr().err
 
 
+@unrendered()
 def test_coarse_groups_and_a_candidate_that_fits_some(sensitivity, tmp_path, capsys):
     out = tmp_path / "scan"
     of = "of=['transformer_blocks.{0,2}.{img_mod.1,img_norm1,attn.to_q}']"
@@ -192,6 +197,7 @@ def test_coarse_groups_and_a_candidate_that_fits_some(sensitivity, tmp_path, cap
     assert re.search(r"a pass of \S+ takes .* for this scan", said)
 
 
+@unrendered()
 def test_a_foreign_model(tmp_path):
     from tests.foreign.test_foreign_subject import MODEL
 
@@ -206,34 +212,40 @@ def test_a_foreign_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (("candidate=[afine4]",), "Unknown candidate 'afine4'. Did you mean affine4"),
-        (("candidate=[gptq]",), "candidate gptq: this format cannot be measured yet. The nearest that can is affine4"),
-        (("candidate=[q4_k_m]",), "The nearest that can is q4_k"),
-        (("candidate=[nunchaku]",), "The nearest that can is svdquant"),
-        (("candidate=[]",), "candidate is empty, expected names"),
-        (("of=[transformer_blocks.*.attn.to_qq]",), "matches nothing. Did you mean"),
-        (("of=[]",), "of is empty"),
-        (("by=[blok]",), "by: unknown key 'blok', expected some of site, operation, block"),
-        (("by=[]",), "by is [], expected some of"),
-        (("scan.steps=[3]",), "scan.steps holds 3, expected numbers from 0 to 2, the last step"),
-        (("scan.steps=[-1]",), "scan.steps holds -1"),
-        (("scan.steps=[]",), "scan.steps is []"),
-        (("scan.steps=[1,1]",), "expected each step once"),
-        (("scan.steps=last",), "scan.steps is 'last', expected numbers of steps"),
-        (("confirm=-1",), "confirm is -1, expected a whole number of at least 0"),
-        (("scan.rounds=-1",), "scan.rounds is -1"),
-        (("scan.cases=0",), "scan.cases is 0"),
-        (("of=[transformer_blocks.*.img_norm1]",), "candidate affine4 fits none of the 4 groups"),
-        (("technique=[affine4]",), "expected no variants and no techniques"),
-        (("+exp=recipes",), "expected no variants and no techniques"),
-        (("reference.dtype=bfloat16",), "expected no other reference"),
-        (("candidate@noise=[affine4]",), "noise.affine4 changes the function of the model"),
-        (("scan.step=[1]",), "Unknown setting 'scan.step'. Did you mean scan.steps"),
-        (("candidate.affine4.rules=[]",), "nothing in it is SITES"),
-        (("dtype=float64",), "expected one of"),
-        (("resume=true",), "holds no run"),
-    ],
+    thinned(
+        [
+            (("candidate=[afine4]",), "Unknown candidate 'afine4'. Did you mean affine4"),
+            (
+                ("candidate=[gptq]",),
+                "candidate gptq: this format cannot be measured yet. The nearest that can is affine4",
+            ),
+            (("candidate=[q4_k_m]",), "The nearest that can is q4_k"),
+            (("candidate=[nunchaku]",), "The nearest that can is svdquant"),
+            (("candidate=[]",), "candidate is empty, expected names"),
+            (("of=[transformer_blocks.*.attn.to_qq]",), "matches nothing. Did you mean"),
+            (("of=[]",), "of is empty"),
+            (("by=[blok]",), "by: unknown key 'blok', expected some of site, operation, block"),
+            (("by=[]",), "by is [], expected some of"),
+            (("scan.steps=[3]",), "scan.steps holds 3, expected numbers from 0 to 2, the last step"),
+            (("scan.steps=[-1]",), "scan.steps holds -1"),
+            (("scan.steps=[]",), "scan.steps is []"),
+            (("scan.steps=[1,1]",), "expected each step once"),
+            (("scan.steps=last",), "scan.steps is 'last', expected numbers of steps"),
+            (("confirm=-1",), "confirm is -1, expected a whole number of at least 0"),
+            (("scan.rounds=-1",), "scan.rounds is -1"),
+            (("scan.cases=0",), "scan.cases is 0"),
+            (("of=[transformer_blocks.*.img_norm1]",), "candidate affine4 fits none of the 4 groups"),
+            (("technique=[affine4]",), "expected no variants and no techniques"),
+            (("+exp=recipes",), "expected no variants and no techniques"),
+            (("reference.dtype=bfloat16",), "expected no other reference"),
+            (("candidate@noise=[affine4]",), "noise.affine4 changes the function of the model"),
+            (("scan.step=[1]",), "Unknown setting 'scan.step'. Did you mean scan.steps"),
+            (("candidate.affine4.rules=[]",), "nothing in it is SITES"),
+            (("dtype=float64",), "expected one of"),
+            (("resume=true",), "holds no run"),
+        ],
+        keep=7,
+    ),
 )
 def test_mistakes(sensitivity, tmp_path, capsys, overrides, message):
     out = tmp_path / "scan"
@@ -299,6 +311,7 @@ def test_damaged_parts_are_named(sensitivity, finished, tmp_path, capsys):
     assert "Remove it: resume=true makes it again" in capsys.readouterr().err
 
 
+@unrendered()
 def test_a_language_model_whose_caches_forbid_replay(tmp_path, capsys):
     pytest.importorskip("mlx_lm")
     from tests.model.test_mlx_lm import write

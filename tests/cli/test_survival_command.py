@@ -11,6 +11,8 @@ import pytest
 from precision_lab.cli import main
 from precision_lab.lab import survival
 from precision_lab.record.survival import COLUMNS, Findings
+from tests.thinned import thinned
+from tests.undrawn import unrendered
 
 OF = "of=['transformer_blocks.{0..1}.{attn.to_q,img_mlp.net.2}']"
 Q, MLP = "transformer_blocks.{}.attn.to_q", "transformer_blocks.{}.img_mlp.net.2"
@@ -111,6 +113,7 @@ def test_the_report_is_drawn_again(finished, capsys):
     assert "refuted" in out
 
 
+@unrendered()
 def test_a_second_time_with_streamed_weights_the_table_is_the_same(call, finished, tmp_path):
     assert call(tmp_path / "stream", OF, "rms=0.03", "candidate=[affine4,int8]", "model.stream=true") == 0
     assert Findings.read(tmp_path / "stream").stated == []
@@ -118,6 +121,7 @@ def test_a_second_time_with_streamed_weights_the_table_is_the_same(call, finishe
     pd.testing.assert_frame_equal(streamed, pd.read_parquet(finished / "survival.parquet"))
 
 
+@unrendered()
 def test_an_adapter_changes_only_its_linears(call, adapter, tmp_path):
     path, change = adapter
     assert call(tmp_path / "lora", f"adapter={path}", "strength=0.5", FORMATS) == 0
@@ -131,6 +135,7 @@ def test_an_adapter_changes_only_its_linears(call, adapter, tmp_path):
     assert "64" in found["q4_k"].reason
 
 
+@unrendered()
 def test_a_second_checkpoint_changes_what_differs(call, small_checkpoint, tmp_path):
     name = f"{Q.format(0)}.weight"
     other = other_of(small_checkpoint, tmp_path / "other", lambda key, x: x * 1.25 if key == name else x)
@@ -141,6 +146,8 @@ def test_a_second_checkpoint_changes_what_differs(call, small_checkpoint, tmp_pa
     assert (found.sites, found.unchanged) == (1, 3)
 
 
+@pytest.mark.slow
+@unrendered()
 def test_without_candidates_all_formats_are_measured(call, tmp_path, capsys):
     one = "of=['transformer_blocks.0.attn.to_q']"
     assert call(tmp_path / "all", one, "orders=[after]", "roundings=[nearest]", "rank=null", "seed=3") == 0
@@ -154,6 +161,7 @@ def test_without_candidates_all_formats_are_measured(call, tmp_path, capsys):
     assert found.change == "generated, Gaussian, full rank, rms 0.1 of each weight's, seed 3"
 
 
+@unrendered()
 def test_what_is_finished_is_kept_when_it_is_interrupted(call, tmp_path, monkeypatch):
     original, seen = survival.Survival._in_format, []
 
@@ -172,26 +180,32 @@ def test_what_is_finished_is_kept_when_it_is_interrupted(call, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [
-        (("candidate=[affine44]",), "affine44"),
-        (("candidate=[float16]",), "candidate float16 stores no weights in a format"),
-        (("rms=0",), "rms is 0, expected a number above 0"),
-        (("rms=nan",), "rms"),
-        (("adapter=nowhere.safetensors",), "nowhere.safetensors"),
-        (("other=nowhere/model",), "nowhere/model"),
-        (("rms=0.1", "adapter=a.safetensors"), "adapter= and rms= each state a change"),
-        (("strength=2",), "strength=2 is that of adapter= or other="),
-        (("orders=[during]",), "orders is 'during'"),
-        (("of=[nowhere]",), "nowhere"),
-        (("of=['transformer_blocks.0.attn.norm_q']",), "names no linear"),
-        (("sampler.steps=3",), "survival has no use for sampler.steps"),
-        (("candidate=[q4_k]", "of=['transformer_blocks.0.attn.to_q']"), "No format fits any of the linears. q4_k"),
-        (("+claims.a={text: a, source: b, metric: drift, relation: equal, subject: 'x', bound: 1}",), "that of a run"),
-        (
-            ("+claims.a={text: a, source: b, metric: survived_gain, relation: equal, subject: int8, bound: 1}",),
-            "expected FORMAT:ORDER:ROUNDING",
-        ),
-    ],
+    thinned(
+        [
+            (("candidate=[affine44]",), "affine44"),
+            (("candidate=[float16]",), "candidate float16 stores no weights in a format"),
+            (("rms=0",), "rms is 0, expected a number above 0"),
+            (("rms=nan",), "rms"),
+            (("adapter=nowhere.safetensors",), "nowhere.safetensors"),
+            (("other=nowhere/model",), "nowhere/model"),
+            (("rms=0.1", "adapter=a.safetensors"), "adapter= and rms= each state a change"),
+            (("strength=2",), "strength=2 is that of adapter= or other="),
+            (("orders=[during]",), "orders is 'during'"),
+            (("of=[nowhere]",), "nowhere"),
+            (("of=['transformer_blocks.0.attn.norm_q']",), "names no linear"),
+            (("sampler.steps=3",), "survival has no use for sampler.steps"),
+            (("candidate=[q4_k]", "of=['transformer_blocks.0.attn.to_q']"), "No format fits any of the linears. q4_k"),
+            (
+                ("+claims.a={text: a, source: b, metric: drift, relation: equal, subject: 'x', bound: 1}",),
+                "that of a run",
+            ),
+            (
+                ("+claims.a={text: a, source: b, metric: survived_gain, relation: equal, subject: int8, bound: 1}",),
+                "expected FORMAT:ORDER:ROUNDING",
+            ),
+        ],
+        keep=5,
+    ),
 )
 def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, capsys, overrides, words):
     assert call(tmp_path / "out", *overrides) == 2
@@ -201,6 +215,7 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, capsys, overrid
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_for_another_architecture_is_refused(call, tmp_path, capsys, small_checkpoint_21):
     path = tmp_path / "lora.safetensors"
     shapes = {"lora_A": (2, 256), "lora_B": (64, 2)}

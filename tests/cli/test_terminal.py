@@ -22,6 +22,7 @@ from precision_lab.cli.terminal import Terminal, print_table
 from precision_lab.errors import visible
 from tests.composing import configurations
 from tests.fabricated import QWEN_IMAGE, run_of
+from tests.thinned import thinned
 
 WIDTHS = (80, 100)
 HOSTILE = ("[matmul] failed", "[/]", "[red]x[/red]", "$5 and $6", ":smile:", r"$\frac{1$", "a\\[b]", "<b>&amp;</b>")
@@ -174,7 +175,7 @@ def test_the_widths_and_answers_of_a_device_fit(width):
     assert {"[4,", "8]", "7.98", "refuted", "probabilities", "present"} <= set(words)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", thinned(WIDTHS, keep=1))
 def test_the_lists_of_prove_and_models_fit(width, names):
     rows = [
         (name, True, "another function", "transformer_blocks.59.attn.to_add_out", 1.23e-5, 4.56e-7) for name in names

@@ -8,6 +8,7 @@ import pytest
 from tests.malformed import commands
 from tests.malformed.command_line import generated
 from tests.malformed.harness import Input, assert_stated, call, call_process, dry, write
+from tests.thinned import thinned
 
 __all__ = ["dry"]
 
@@ -46,7 +47,7 @@ def names(inputs):
     ]
 
 
-@pytest.mark.parametrize("given", QUICK, ids=names(QUICK))
+@pytest.mark.parametrize("given", thinned(QUICK, keep=36), ids=names(QUICK))
 def test_malformed(judge, given):
     judge(given)
 
@@ -57,7 +58,7 @@ def test_many_malformed(judge, given):
     judge(given)
 
 
-@pytest.mark.parametrize("given", COMMANDS, ids=names(COMMANDS))
+@pytest.mark.parametrize("given", thinned(COMMANDS, keep=6), ids=names(COMMANDS))
 def test_malformed_commands(judge, given):
     judge(given)
 

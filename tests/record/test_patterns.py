@@ -59,6 +59,7 @@ def test_other_components_are_named():
     assert patterns_of(OTHER, SITES, "transformer") == ["vae:**"]
 
 
+@pytest.mark.slow
 def test_a_choice_without_structure_stays_within_the_bounds_of_the_grammar():
     sites = [("net", f"layers.{i}.part_{j}.linear_{k}") for i in range(50) for j in range(12) for k in range(12)]
     rng = np.random.default_rng(1)
