@@ -1,6 +1,7 @@
 """Reading a GGUF file and a float8 file through the loader, compared with plain reading of their bytes.
 
     python -m experiments.benchmarks.reading_files --folder DIR [--gb 4] [--rounds 3] [--to FILE]
+    python -m experiments.benchmarks.reading_files --folder DIR --gb 20 --arms "plain cold" "streamed cold"
 
 Writes three files of about `--gb` GB to DIR, with blocks of the published width of Qwen-Image 1.x and random bytes as
 weights (Q8_0, Q4_K, and float8 with a scale a tensor), and deletes them afterwards. Each arm runs in its own process;
@@ -13,7 +14,8 @@ the arms of a round are in random order:
 
 Before each cold arm, the file is dropped from the page cache (Linux); a warm arm follows a reading of the file. The
 peak of anonymous memory is that of RssAnon in /proc/self/status, sampled every 5 ms, above its value before the arm: it
-holds the arrays, and not the pages of the file. Target: at most 1.2 times plain for streamed, 1.2 times whole for
+holds the arrays, and not the pages of the file. A file larger than memory has no warm arms and no resident one: the
+second command. Target: at most 1.2 times plain for streamed, 1.2 times whole for
 resident, and 3 GiB streamed.
 """
 
@@ -29,7 +31,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +178,8 @@ ARMS: Mapping[str, Callable[[Path, Path], None]] = {
     "resident": resident,
     "streamed": streamed,
 }
+STATES = ("cold", "warm")
+NAMES = tuple(f"{arm} {state}" for arm in ARMS for state in STATES)
 
 
 def anonymous() -> int:
@@ -223,8 +227,8 @@ def in_child(arm: str, file: Path, base: Path, cold: bool) -> dict[str, Any]:
     return result
 
 
-def measure(form: str, folder: Path, nbytes: float, rounds: int) -> dict[str, Any]:
-    """Writes a file, runs all arms, and deletes it."""
+def measure(form: str, folder: Path, nbytes: float, rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    """Writes a file, runs the arms of these `names`, and deletes it."""
     config = replace(TransformerConfig(), num_layers=depth(BITS[form], nbytes))
     base, shapes = folder / f"base_{form}", shapes_of(config)
     file = folder / f"reading_{form}{'.safetensors' if form == 'float8' else '.gguf'}"
@@ -235,7 +239,7 @@ def measure(form: str, folder: Path, nbytes: float, rounds: int) -> dict[str, An
         else:
             write_gguf(file, shapes, getattr(gguf.GGMLQuantizationType, form.upper()))
         os.sync()  # unwritten pages would stay in the page cache
-        arms: dict[str, list[dict[str, Any]]] = {f"{arm} {state}": [] for arm in ARMS for state in ("cold", "warm")}
+        arms: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         rng = np.random.default_rng(0)
         for _ in range(rounds):
             for name in rng.permutation(list(arms)):
@@ -254,7 +258,8 @@ def ratios(arms: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
             for own, beside in zip(arms[f"{arm} {state}"], arms[f"{other} {state}"], strict=True)
         ]
         for arm, other in (("resident", "whole"), ("streamed", "plain"))
-        for state in ("cold", "warm")
+        for state in STATES
+        if f"{arm} {state}" in arms and f"{other} {state}" in arms
     }
     return {"ratios": found, "medians": {name: statistics.median(values) for name, values in found.items()}}
 
@@ -265,6 +270,7 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=4, help="of each file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--arms", nargs="+", choices=NAMES, default=list(NAMES), metavar="ARM")
     parser.add_argument("--to", type=Path, help="a JSON file for what was measured")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -274,7 +280,7 @@ def main() -> None:
         print(json.dumps(run_arm(args.arm, args.file, args.folder, args.cold)))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    results = {form: measure(form, args.folder, args.gb * 1e9, args.rounds) for form in args.only}
+    results = {form: measure(form, args.folder, args.gb * 1e9, args.rounds, args.arms) for form in args.only}
     print(
         f"{device_name()}, {args.rounds} rounds\n| file | arm | seconds | GB/s | anonymous GiB |\n|---|---|---|---|---|"
     )
