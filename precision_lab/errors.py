@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 # control characters, overrides of the direction of writing, and surrogates, which no encoding can print
 _CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
@@ -49,20 +49,30 @@ def first_line(error: BaseException) -> str:
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A sentence naming the `choices` most like `name`, or the first few where none is alike."""
-    import difflib  # here, as below: --help imports this module and finds no mistake
-
     choices = sorted(set(choices))
-    name = name[:_COMPARED]
-    close = [choice for choice in choices if _is_one_edit(name, choice)][:_MOST_NAMED]
-    if len(close) < count:
-        alike = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
-        close = [*close, *(choice for choice in alike if choice not in close)][:count]
-    if close:
+    if close := _alike(name, choices, count):
         return f"Did you mean {', '.join(close)}?"
     if not choices:
         return "None are available."
     more = ", ..." if len(choices) > 2 * count else ""
     return f"Available: {', '.join(choices[: 2 * count])}{more}."
+
+
+def expected(choices: Collection[str], name: str) -> str:
+    """The clause "expected one of" with all `choices`, and a sentence on those most like `name`, if any are."""
+    close = _alike(name, sorted(set(choices)))
+    return f"expected one of {', '.join(choices)}" + (f". Did you mean {', '.join(close)}?" if close else "")
+
+
+def _alike(name: str, choices: Sequence[str], count: int = 3) -> list[str]:
+    import difflib  # here, as below: --help imports this module and finds no mistake
+
+    name = name[:_COMPARED]
+    close = [choice for choice in choices if _is_one_edit(name, choice)][:_MOST_NAMED]
+    if len(close) < count:
+        alike = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
+        close = [*close, *(choice for choice in alike if choice not in close)][:count]
+    return close
 
 
 def _is_one_edit(one: str, other: str) -> bool:

@@ -17,7 +17,7 @@ from precision_lab.analysis.scales.inputs import by_margin, on_cases
 from precision_lab.analysis.scales.ranges import CASE, ranges_of
 from precision_lab.analysis.scales.weights import KINDS
 from precision_lab.cli import scales_schema
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected
 from precision_lab.instrument.sites import Site
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.record.files import write_atomically
@@ -45,7 +45,7 @@ def goal_of(settings: scales_schema.Fp8Scales, command: Sequence[str]) -> Goal |
                 raise InputError(f"{argument}: no scale is chosen from ranges, expected inputs.scale=static with it")
         return None
     if given.scale != STATIC:
-        raise InputError(f"inputs.scale is {given.scale!r}, expected null or static. {nearest(given.scale, [STATIC])}")
+        raise InputError(f"inputs.scale is {given.scale!r}, {expected(['null', STATIC], given.scale)}")
     try:
         return Goal(FORMATS["float8_e4m3fn"], given.margin_bits)
     except InputError as error:

@@ -16,7 +16,7 @@ from precision_lab.cli.config import build_source
 from precision_lab.cli.literal import literal, literally
 from precision_lab.cli.recipe_file import read_techniques
 from precision_lab.cli.unused import OF_CASES, check_used
-from precision_lab.errors import InputError, nearest, visible
+from precision_lab.errors import InputError, expected, visible
 from precision_lab.instrument.sites import Components
 from precision_lab.lab.recipe import nodes, stated, target_of
 from precision_lab.lab.subject import Source, components_of, naming
@@ -81,9 +81,7 @@ def _check(settings: schema.Recipe) -> None:
 
 def _dialect(key: str, name: str) -> Dialect:
     if name not in DIALECTS:
-        raise InputError(
-            f"{key}={name:.80}: unknown dialect, expected one of {', '.join(DIALECTS)}. {nearest(name, DIALECTS)}"
-        )
+        raise InputError(f"{key}={name:.80}: unknown dialect, {expected(DIALECTS, name)}")
     return DIALECTS[name]
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import mlx.nn as nn
 
-from precision_lab.errors import InputError, nearest, shown
+from precision_lab.errors import InputError, expected, shown
 from precision_lab.instrument.sites import Site, select, walk
 from precision_lab.model.coded import LINEARS
 
@@ -69,7 +69,7 @@ def check_keys(by: Sequence[str]) -> None:
         raise InputError(f"by is [], expected some of {', '.join(KEYS)}")
     for key in by:
         if key not in KEYS:
-            raise InputError(f"by: unknown key {shown(key)}, expected some of {', '.join(KEYS)}. {nearest(key, KEYS)}")
+            raise InputError(f"by: unknown key {shown(key)}, {expected(KEYS, key)}")
     if len(set(by)) < len(by):
         raise InputError(f"by is {list(by)}, expected each key once")
 

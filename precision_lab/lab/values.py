@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from precision_lab.errors import InputError, nearest, shown
+from precision_lab.errors import InputError, expected, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _LONGEST = 200  # bytes of UTF-8: names of files hold it, and may have 255
@@ -15,9 +15,7 @@ NAMED = "letters, digits, '_', '.', '+' and '-', at most 200 bytes"
 def one_of(what: str, value: str, choices: Sequence[str]) -> str:
     """Returns `value` if it is one of `choices`. Otherwise raises InputError with the nearest choice."""
     if value not in choices:
-        raise InputError(
-            f"{what} is {shown(value)}, expected one of {', '.join(choices)}. {nearest(str(value), choices)}"
-        )
+        raise InputError(f"{what} is {shown(value)}, {expected(choices, str(value))}")
     return value
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from precision_lab.errors import InputError, nearest, shown
+from precision_lab.errors import InputError, expected, shown
 from precision_lab.recipes.dialect import Dialect, Spelled, UnspeakableError
 from precision_lab.recipes.documents import Document, mapping, names
 from precision_lab.recipes.expressions import Rules
@@ -71,8 +71,8 @@ class IgnoreList(Dialect):
         method = next((content[key] for key in self.method_keys if key in content), None)
         if not isinstance(method, str) or method not in self.methods:
             raise InputError(
-                f"{document.name}: {self.method_keys[0]} is {shown(method)}, the lab has of {self.title}: "
-                f"{', '.join(self.methods)}. {nearest(str(method), self.methods)}"
+                f"{document.name}: {self.method_keys[0]} of {self.title} is {shown(method)}, "
+                f"{expected(self.methods, str(method))}"
             )
         key = next((key for key in self.keys if content.get(key) is not None), self.keys[0])
         everything = target.naming.ours(target.channels)

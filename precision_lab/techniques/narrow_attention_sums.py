@@ -15,7 +15,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected
 from precision_lab.instrument.sites import Site
 from precision_lab.model.attention import Attend
 from precision_lab.techniques.chunked_attention import ChunkedAttention
@@ -32,9 +32,7 @@ INSTRUCTION = 16
 def check_accumulator(setting: str, name: str) -> None:
     """Raises InputError unless `name` is one of ACCUMULATORS; the message names `setting`."""
     if name not in ACCUMULATORS:
-        raise InputError(
-            f"{setting} is {name!r}, expected one of {', '.join(ACCUMULATORS)}. {nearest(str(name), ACCUMULATORS)}"
-        )
+        raise InputError(f"{setting} is {name!r}, {expected(ACCUMULATORS, str(name))}")
 
 
 def sum_values(scores: mx.array, v: mx.array, accumulator: str, block: int, step: int = INSTRUCTION) -> mx.array:

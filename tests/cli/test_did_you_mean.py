@@ -7,7 +7,7 @@ import pytest
 from precision_lab import cli
 from precision_lab.cli import meanings
 from precision_lab.cli.paths import options
-from precision_lab.errors import nearest
+from precision_lab.errors import expected, nearest
 from tests.malformed.harness import dry
 
 __all__ = ["dry"]
@@ -74,3 +74,8 @@ def test_a_command_names_it(arguments, right, dry, tmp_path, monkeypatch, capsys
     assert right in err
     assert len(err.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_choices_that_a_message_lists_are_not_listed_again():
+    assert expected(("wide", "narrow"), "zzz") == "expected one of wide, narrow"
+    assert expected(("wide", "narrow"), "widr") == "expected one of wide, narrow. Did you mean wide?"

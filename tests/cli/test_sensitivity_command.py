@@ -224,7 +224,7 @@ def test_a_foreign_model(tmp_path):
             (("candidate=[]",), "candidate is empty, expected names"),
             (("of=[transformer_blocks.*.attn.to_qq]",), "matches nothing. Did you mean"),
             (("of=[]",), "of is empty"),
-            (("by=[blok]",), "by: unknown key 'blok', expected some of site, operation, block"),
+            (("by=[blok]",), "by: unknown key 'blok', expected one of site, operation, block"),
             (("by=[]",), "by is [], expected some of"),
             (("scan.steps=[3]",), "scan.steps holds 3, expected numbers from 0 to 2, the last step"),
             (("scan.steps=[-1]",), "scan.steps holds -1"),

@@ -76,7 +76,7 @@ def test_of_a_model_that_states_only_where_its_blocks_are():
 @pytest.mark.parametrize(
     ("patterns", "by", "message"),
     [
-        (None, ["blocks"], "unknown key 'blocks', expected some of site, operation, block, stream, component. Did you"),
+        (None, ["blocks"], "unknown key 'blocks', expected one of site, operation, block, stream, component. Did you"),
         (None, [], r"by is \[\], expected some of"),
         (None, ["block", "block"], "expected each key once"),
         (["transformer_blocks.*.attn.to_qq"], ["block"], "matches nothing. Did you mean"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,9 @@ def call_process(arguments: Sequence[str], folder: Path, patience: float = PATIE
     return Outcome(done.returncode, done.stdout, done.stderr, _changed(before, folder), time.monotonic() - started)
 
 
+_LISTED_TWICE = re.compile(r"expected (one|some) of \S+, .*\bAvailable: ")
+
+
 def assert_stated(outcome: Outcome, culprits: Iterable[str] | None, may_leave: bool = False) -> None:
     """Fails unless `outcome` is a refusal that names one of `culprits`, or, where they are None, may be a result.
 
@@ -124,6 +128,7 @@ def assert_stated(outcome: Outcome, culprits: Iterable[str] | None, may_leave: b
     if outcome.code == 2:
         lines = outcome.err.strip().splitlines()
         assert 1 <= len(lines) <= 2, shown
+        assert not _LISTED_TWICE.search(outcome.err), f"lists its choices twice\n{shown}"
         if culprits is not None:
             assert any(culprit in outcome.err for culprit in culprits), f"names none of {culprits}\n{shown}"
     if outcome.code == 2 or not may_leave:

@@ -63,6 +63,7 @@ def test_a_valid_input_is_a_result(planted):
         Outcome(2, err="image.height", left=["a"]),
         Outcome(2, err="image.height", seconds=21),
         Outcome(2, err="Traceback: image.height"),
+        Outcome(2, err="image.height is 3, expected one of 8, 16. Available: 16, 8."),
     ],
 )
 def test_refusals_that_are_none(outcome):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected
 from precision_lab.model.codings.base import Arrays, Coding, Inputs, Neighbours
 from precision_lab.model.codings.floats import floating
 from precision_lab.numerics.formats import FORMATS
@@ -31,7 +31,7 @@ _AXES = {"tensor": (0, 1), "channel": (1,)}
 def check_scale(setting: str, scale: object) -> None:
     """Raises InputError unless `scale` is one of SCALES; the message names `setting`."""
     if scale not in SCALES:
-        raise InputError(f"{setting} is {scale!r}, expected one of {', '.join(SCALES)}. {nearest(str(scale), SCALES)}")
+        raise InputError(f"{setting} is {scale!r}, {expected(SCALES, str(scale))}")
 
 
 @dataclass(frozen=True)

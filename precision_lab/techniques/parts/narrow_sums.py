@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -17,7 +17,7 @@ DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 def dtype_named(setting: str, name: str) -> mx.Dtype:
     """The floating-point dtype called `name`. Raises InputError for an unknown one; the message names `setting`."""
     if name not in DTYPES:
-        raise InputError(f"{setting} is {name!r}, expected one of {', '.join(DTYPES)}. {nearest(str(name), DTYPES)}")
+        raise InputError(f"{setting} is {name!r}, {expected(DTYPES, str(name))}")
     return DTYPES[name]
 
 
