@@ -71,7 +71,7 @@ class IgnoreList(Dialect):
         method = next((content[key] for key in self.method_keys if key in content), None)
         if not isinstance(method, str) or method not in self.methods:
             raise InputError(
-                f"{document.name}: {self.method_keys[0]} of {self.title} is {shown(method)}, "
+                f"{document.name}: {self.method_keys[0]} is {shown(method)}, in {self.title} "
                 f"{expected(self.methods, str(method))}"
             )
         key = next((key for key in self.keys if content.get(key) is not None), self.keys[0])
