@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from precision_lab.analysis.ratios import over_rounds
 from precision_lab.numerics.intervals import latency_verdict, simultaneous_confidence
 from precision_lab.numerics.pictures import MEASURES
 from precision_lab.record.address import DEFAULT_PORT
+from precision_lab.record.beside import run_there, shared
 from precision_lab.record.layout import Layout
 from precision_lab.record.manifest import VariantEntry
 from precision_lab.record.run import Run
@@ -41,16 +44,22 @@ NEAREST = 5
 _NOT_MEASURED = Quantity(None, "not measured")
 
 
-def summarize(run: Run | Path) -> Summary:
-    """Judges the tables of a run and writes its summary.json. Raises InputError if `run` is no run folder."""
+def summarize(run: Run | Path, beside: ProcessPoolExecutor | None = None) -> Summary:
+    """Judges the tables of a run and writes its summary.json. Raises InputError if `run` is no run folder.
+
+    beside: does a part of the work, see `record.beside`.
+    """
     run = Run.open(run) if isinstance(run, Path) else run
     manifest = run.manifest
+    names = list(manifest.variants)
+    results = shared(names, partial(_variant, run), _variant_there, run.path, beside)
     claims = [Claim.from_dict(raw) for raw in manifest.claims]
+    entries = shared(claims, partial(_judged, run), _judged_there, run.path, beside)
     summary = Summary(
         experiment=manifest.experiment,
         reference=run.reference,
-        variants=variants(run),
-        claims=[claim_entry(claim, judge(claim, run)) for claim in claims],
+        variants=dict(zip(names, results, strict=True)),
+        claims=list(entries),
         factorials=factorial.records(run),
         weights=manifest.checkpoint.weights,
         path=manifest.checkpoint.path,
@@ -111,6 +120,18 @@ def claim_entry(claim: Claim, verdict: Verdict) -> ClaimEntry:
         ci95_reason="" if bounded else verdict.reason or "a count has no interval",
         verdict_reason=verdict.reason,
     )
+
+
+def _judged(run: Run, claim: Claim) -> ClaimEntry:
+    return claim_entry(claim, judge(claim, run))
+
+
+def _judged_there(path: Path, claim: Claim) -> ClaimEntry:
+    return _judged(run_there(path), claim)
+
+
+def _variant_there(path: Path, name: str) -> VariantSummary:
+    return _variant(run_there(path), name)
 
 
 def _variant(run: Run, name: str) -> VariantSummary:

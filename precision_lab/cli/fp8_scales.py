@@ -100,7 +100,7 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     specs = [spec_for(config, each, out, command, **tries_on) for each in cases]
     tried = {spec.out.name: carried_out(spec, console) for spec in specs}
     write_config(config, out)
-    code = max(judge_and_draw(run.whole(), console) for run in tried.values())
+    code = max(judge_and_draw(run, console) for run in tried.values())
     noise = settings.noise if only is None or settings.noise in only else None
     others = [name for name in names_of(tried) if name != RECIPE]
     drift = compared(tried, RECIPE, others, noise)

@@ -123,7 +123,7 @@ def _run(
             raise
         cause = error.__cause__ if isinstance(error, VariantError) else error
         raise RunError(spec.out, cause if isinstance(cause, Exception) else error) from error
-    measured = Run.open(spec.out).whole()
+    measured = Run.open(spec.out)
     return measured, judge_and_draw(measured, console)
 
 

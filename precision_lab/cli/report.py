@@ -66,7 +66,7 @@ def _report_run(folder: Path, form: str) -> int:
     if form != "html":
         return reports.write(folder, kind, form)
     if kind == "run":
-        return judge_and_draw(Run.open(folder).whole(), open_console())
+        return judge_and_draw(Run.open(folder), open_console())
     _drawing(kind)(folder, open_console())
     return 0
 
@@ -91,14 +91,19 @@ def _drawing(kind: str) -> Callable[[Path, Console], None]:
 
 
 def judge_and_draw(run: Run, console: Console) -> int:
-    """Verdicts and report of a run's tables; prints the table of variants and the path of the page."""
-    from precision_lab import report
-    from precision_lab.analysis.summary import failures, summarize
-    from precision_lab.cli.summary import print_summary
-    from precision_lab.report.drawing import process_beside
+    """Verdicts and report of a run's tables; prints the table of variants and the path of the page.
 
-    with process_beside(run) as beside:
-        summary = summarize(run)
+    Raises InputError that names the file if one is missing or damaged; then nothing was written.
+    """
+    from precision_lab.record.beside import process_beside
+
+    with process_beside(run.path, "precision_lab.report") as beside:  # before the imports, which both need
+        from precision_lab import report
+        from precision_lab.analysis.summary import failures, summarize
+        from precision_lab.cli.summary import print_summary
+
+        run.whole()
+        summary = summarize(run, beside)
         page = report.write(run, beside)
     print_summary(summary, run.layout, console)
     if run.standing:

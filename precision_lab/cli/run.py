@@ -24,4 +24,4 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
     console = open_console()
     with showing(console) as progress:
         run(spec, progress, spec_of)
-    return judge_and_draw(Run.open(spec.out).whole(), console)
+    return judge_and_draw(Run.open(spec.out), console)

@@ -59,7 +59,7 @@ def conclude(trial: Trial, console: Console) -> int:
     """Writes recipe, tables and page; prints the verdict; returns the exit code of the runs' claims."""
     from precision_lab.report import scales as page
 
-    code = max(judge_and_draw(run.whole(), console) for run in trial.tried.values())
+    code = max(judge_and_draw(run, console) for run in trial.tried.values())
     evidence = evidence_of(trial)
     recipe = write_recipe(trial.out, RECIPE, trial.nodes, page.comment(evidence)) if trial.nodes else None
     evidence.write(trial.out)

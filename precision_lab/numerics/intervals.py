@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, stdtrit
 
 LEAST_GROUPS = 3
 """The fewest groups that have an interval: with two, Student's t multiplies the standard error by 12.7."""
@@ -80,6 +79,8 @@ def mean_interval(x: Floats, confidence: float) -> tuple[Floats, Floats]:
 
     It covers exactly for independent normal values.
     """
+    from scipy.special import stdtrit  # here: its import takes 0.2 s, and most that import intervals need none
+
     n = x.shape[-1]
     half_width = stdtrit(n - 1, (1 + confidence) / 2) * x.std(axis=-1, ddof=1) / math.sqrt(n)
     mean = x.mean(axis=-1)
@@ -97,6 +98,8 @@ def median_interval(x: Floats, confidence: float) -> tuple[Floats, Floats]:
     `mean_interval`, which assumes a symmetric distribution: one outlier widens it and never excludes what the other
     values agree on.
     """
+    from scipy.special import bdtr
+
     n = x.shape[-1]
     covered = 1 - 2 * bdtr(np.arange(n // 2 + 1), n, 0.5)  # of the ends number d = 1, 2, ...; at last 0 or less
     if covered[0] < confidence:

@@ -59,7 +59,7 @@ def write(run: Run | Path, beside: ProcessPoolExecutor | None = None) -> Path:
     """Writes `figures/*.png`, `figures/*.svg` and `report.html` into the folder of a run; returns the page's path.
 
     It reads only the files of that folder, so a report can be made again at any time; the same files give the same
-    bytes. beside: draws some of the figures, see `drawing.process_beside`. Raises InputError where `run` is no run
+    bytes. beside: draws some of the figures, see `record.beside`. Raises InputError where `run` is no run
     folder, or holds a file that cannot be read.
     """
     view = View.open(run)

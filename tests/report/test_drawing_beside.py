@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from precision_lab.errors import InputError
-from precision_lab.record.run import Run
+from precision_lab.record import beside as beside_module
+from precision_lab.record.beside import process_beside
 from precision_lab.report import drawing, page, write
 from precision_lab.report.figures import claim_forest, contributions, latency
 from precision_lab.report.view import View
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
-    monkeypatch.setattr(drawing, "LARGE", 1)
+    monkeypatch.setattr(beside_module, "LARGE", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(page, "FIGURES", {"growth": (contributions.draw,), "time": (latency.draw, claim_forest.draw)})
     write(folder)
@@ -38,14 +39,14 @@ def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
     for path in (folder / "figures").iterdir():
         path.unlink()
     monkeypatch.setenv("PLANTED_IN", str(os.getpid()))
-    with drawing.process_beside(Run.open(folder)) as beside:
+    with process_beside(folder, "precision_lab.report") as beside:
         assert beside is not None
-        there = beside.submit(drawing._drawn_there, folder, claim_forest.draw, folder / "figures").result()
+        there = beside.submit(drawing._drawn_there, folder / "figures", folder, claim_forest.draw).result()
         assert there.uri in alone["report.html"].decode()
         write(folder, beside)
         assert files(folder) == alone
         draws = [latency.draw, *[claim_forest.draw] * 3, refused]
-        monkeypatch.setattr(drawing, "_either", lambda view, draw, at, future: future.result())
+        monkeypatch.setattr(beside_module, "_either", lambda here, item, future: future.result())
         with pytest.raises(InputError, match="planted, in another process: True"):
             drawing.figures(View.open(folder), draws, folder / "figures", beside)
     assert beside._processes is None, "the process is gone"
@@ -54,13 +55,12 @@ def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
 OWNER = """
 import sys, time
 from pathlib import Path
-from precision_lab.record.run import Run
-from precision_lab.report import drawing
+from precision_lab.record import beside
 
 if __name__ == "__main__":
-    drawing.LARGE = 1
-    with drawing.process_beside(Run.open(Path(sys.argv[1]))) as beside:
-        print(*beside._processes, flush=True)
+    beside.LARGE = 1
+    with beside.process_beside(Path(sys.argv[1])) as pool:
+        print(*pool._processes, flush=True)
         time.sleep(600)
 """
 
@@ -77,7 +77,7 @@ def test_the_second_process_ends_with_a_killed_one(folder, tmp_path):
 
 @pytest.mark.parametrize(("least", "cores"), [(10**9, 2), (1, 1)])
 def test_a_small_run_and_a_single_core_are_drawn_here(folder, monkeypatch, least, cores):
-    monkeypatch.setattr(drawing, "LARGE", least)
+    monkeypatch.setattr(beside_module, "LARGE", least)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    with drawing.process_beside(Run.open(folder)) as beside:
+    with process_beside(folder) as beside:
         assert beside is None
