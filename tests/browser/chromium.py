@@ -11,6 +11,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -62,6 +63,7 @@ class Page:
         )
         self.driver.get("about:blank")  # a fragment alone would not load the page again
         self.driver.get(path.resolve().as_uri() + fragment)
+        ActionBuilder(self.driver).clear_actions()  # no key or button is held, and the pointer is nowhere
         return self
 
     def command(self, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -84,6 +86,21 @@ class Page:
         element = self.find(selector)
         self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
         element.click()
+
+    def focus(self, selector: str) -> None:
+        """Gives an element the focus. A page that has just loaded may lose it once, while the browser moves its own
+        focus to the page."""
+        element = self.find(selector)
+        for _ in range(50):
+            self.js("arguments[0].focus()", element)
+            # the answer is that of a later frame
+            if self.driver.execute_async_script(
+                "const [e, done] = arguments;"
+                "requestAnimationFrame(() => requestAnimationFrame(() => done(document.activeElement === e)))",
+                element,
+            ):
+                return
+        raise AssertionError(f"{selector} does not keep the focus")
 
     def press(self, *keys: str) -> None:
         """Keys for the element in focus, one after the other."""

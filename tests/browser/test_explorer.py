@@ -58,7 +58,7 @@ def test_a_cell_chooses_its_row_and_a_row_its_history(explorer):
 
 
 def test_keys_move_over_the_map_and_choose(explorer):
-    explorer.js("document.getElementById('explorer-map').focus()")
+    explorer.focus("#explorer-map")
     explorer.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
     assert "transformer_blocks.1 (out.0)" in explorer.find("#explorer-said").text
     assert "step 1" in explorer.find("#explorer-said").text

@@ -86,7 +86,7 @@ def test_zoom_and_pan_move_both_pictures(page, reported):
     page.open(reported)
     measured(page)
     scale, x, y = place_of(page)
-    page.js("document.querySelector('.stage').focus()")
+    page.focus(".stage")
     page.press("+", "+")
     assert place_of(page)[0] == pytest.approx(2 * scale)
     assert page.js("return document.querySelector('.layer img').style.imageRendering") == "pixelated"
@@ -147,7 +147,7 @@ def test_pictures_are_chosen_and_swapped_and_say_what_is_not_finite(page, report
     page.js("document.querySelector('input[value=blink]').click()")
     assert not page.find("[data-part=automatic]").is_enabled(), "motion is reduced"
     assert page.js("return document.querySelector('.stage').dataset.shows") == "a"
-    page.js("document.querySelector('.stage').focus()")
+    page.focus(".stage")
     page.press("b")
     assert page.js("return document.querySelector('.stage').dataset.shows") == "b"
     page.click("[data-part=swap]")
