@@ -22,7 +22,7 @@ from precision_lab.model.rotary import Grid
 from precision_lab.probes.base import Declaring, Probe
 from precision_lab.record.run import Run
 from precision_lab.techniques.base import Technique, applied
-from tests.undrawn import undrawn
+from tests.undrawn import undrawn, unrendered
 
 GUIDE = Path(__file__).parents[1] / "experiments" / "guide"
 CONFIG = TransformerConfig(
@@ -52,6 +52,7 @@ def test_the_technique_and_the_probe():
     assert kurtosis.measure(mx.random.normal((200, 200)))["kurtosis"].item() == pytest.approx(3, rel=0.05)
 
 
+@unrendered()
 def test_the_yaml_of_the_probe(small_checkpoint, tmp_path, monkeypatch):
     (yaml,) = yaml_blocks("own_probe.md")
     (tmp_path / "kurtosis.py").write_text(python_blocks("own_probe.md")[0])
@@ -108,13 +109,18 @@ def chatter(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_commands_of_the_page_on_own_models(chatter, capsys):
+def commands_on_own_models():
     page = (GUIDE / "own_model.md").read_text()
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
     commands = [shlex.split(line)[3:] for line in shell.splitlines() if line.startswith("python")]
     assert [command[0] for command in commands] == ["--config-dir", "--config-dir", "gate", "prove"]
-    run, capped, gate, prove = commands
-    timing = ["latency.min_rounds=3", "latency.max_rounds=3"]
+    return commands
+
+
+@unrendered()
+def test_the_commands_of_the_page_on_own_models(chatter):
+    run, capped, *_ = commands_on_own_models()
+    timing = ["latency.min_rounds=2", "latency.max_rounds=2"]
     assert main([*run, *timing, "out=run"]) == 0
     found = Run.open(chatter / "run")
     assert set(found.drift["mode"]) == {"free", "teacher"}
@@ -124,6 +130,15 @@ def test_the_commands_of_the_page_on_own_models(chatter, capsys):
     with undrawn():
         assert main([*capped, *timing, "out=capped"]) == 0
         assert Run.open(chatter / "capped").manifest.sites["custom"]["softcap"].matched == 1
+
+
+@pytest.mark.slow
+def test_the_gate_and_the_proof_of_the_page_on_own_models(chatter, capsys):
+    """That a model from outside is gated and compared is tested by default in tests/foreign."""
+    run, _, gate, prove = commands_on_own_models()
+    timing = ["latency.min_rounds=3", "latency.max_rounds=3"]
+    with undrawn():
+        assert main([*run, *timing, "out=run"]) == 0
         timing += ["gate.latency_margin=1000", "gate.latency_ratio_margin=1000"]  # not the subject on a busy machine
         assert main([*gate, *timing, "out=learned"]) == 0
         assert main([*[word for word in gate if "update" not in word], *timing, "out=judged"]) == 0
@@ -192,6 +207,7 @@ def small(small_checkpoint, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_command_for_several_gpus(small):
     (command,) = shell_of("machines.md", "One host with four GPUs")
     assert {worker.name for worker in small(command).workers} >= {"this machine", "worker 2 of this machine"}

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,16 @@ KNOW_NO_MODEL = {"record", "recipes", "instrument", "lab", "analysis", "report",
 PUBLISHED_NAMES = ("transformer_blocks", "text_encoder", "euler_step", "txt_", "img_", "uncond", "guidance_scale")
 
 
+@cache
 def imports(file):
+    names = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            yield str(node.module)
+            names.append(str(node.module))
+    return names
 
 
 def files():

@@ -101,6 +101,8 @@ def test_the_recipe_runs_by_name_and_no_site_of_it_can_be_switched_off(finished,
         assert found[f"without_{site}"]["first_nonfinite"]["site"].startswith(site)
 
 
+# by default, test_sensitivity_command.py kills a scan and tests/foreign a run
+@pytest.mark.slow
 @unrendered()
 def test_a_killed_search_continues_to_the_same_result(finished, culprits, tmp_path, monkeypatch):
     original, made = bench.Bench.make, []

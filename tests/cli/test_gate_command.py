@@ -182,6 +182,14 @@ def test_an_exception_under_other_settings_is_no_verdict(gate, monkeypatch):
     assert not Path("other/gate.json").exists()
 
 
+def test_a_gate_without_pinned_cases_is_refused_before_it_runs(gate):
+    code, _, err = gate("pinned.record=false", "out=vain", run=True)
+    assert code == 2
+    assert "compares pinned cases" in err
+    assert not Path("vain").exists()
+
+
+@pytest.mark.slow
 def test_a_run_without_pinned_cases_says_how_to_record_them(gate, small_checkpoint):
     """`run` records them only on request; a baseline that has them neither judges such a run nor learns from it."""
     given = (*SMALL, f"model.path={small_checkpoint}")
@@ -192,10 +200,6 @@ def test_a_run_without_pinned_cases_says_how_to_record_them(gate, small_checkpoi
         code, _, err = gate(*command)
         assert code == 2
         assert "Run it again with pinned.record=true" in err
-    code, _, err = gate("pinned.record=false", "out=vain", run=True)
-    assert code == 2
-    assert "compares pinned cases" in err
-    assert not Path("vain").exists()
     assert main([*given, "pinned.record=true", "out=recorded"]) == 0
     code, out, _ = gate("run=recorded", "gate.history=null")
     assert code == 0

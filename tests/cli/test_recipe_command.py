@@ -1,13 +1,20 @@
 """`recipe`: what it prints, what it says of what is lost, and its answers to files of others."""
 
+import copy
 import json
 import os
 
 import pandas as pd
 import pytest
+from hydra import compose
 
 from precision_lab.cli import main
+from precision_lab.cli.ending import guarded
+from precision_lab.cli.recipe import task
 from precision_lab.record.run import Run
+from tests.composing import configurations
+from tests.thinned import thinned
+from tests.undrawn import undrawn
 
 Q8 = "q8_0, groups of 32 with a scale alone"
 QUICK = ("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "latency.max_rounds=0", "probe=[]")
@@ -27,7 +34,7 @@ def recipe(small_checkpoint, capsys):
     ("technique", "dialect", "suffix"),
     [
         ("affine4_img_mod8", "mflux", "py"),
-        ("affine4_boundary16", "mlx_lm", "json"),
+        pytest.param("affine4_boundary16", "mlx_lm", "json", marks=pytest.mark.slow),
         ("fp8_skip_sensitive", "sglang", "json"),
     ],
 )
@@ -43,7 +50,8 @@ def test_the_yaml_alone_makes_the_same_result(recipe, small_checkpoint, tmp_path
     frames = []
     for name, options in ((technique, ()), ("theirs", ("--config-dir", f"{tmp_path}/elsewhere"))):
         run = (f"technique=[{name}]", f"model.path={small_checkpoint}", f"out={tmp_path / name}", *QUICK)
-        assert main(["run", *options, *run, "only=[custom]"]) == 0
+        with undrawn():
+            assert main(["run", *options, *run, "only=[custom]"]) == 0
         frames.append(Run.open(tmp_path / name).drift)
     capsys.readouterr()
     assert (frames[0]["rel_l2"] > 0).any()
@@ -87,26 +95,35 @@ OURS = "precision_lab.techniques.quantized_weights.QuantizedWeights"
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        ((), "recipe needs to=DIALECT or from=DIALECT, one of mlx_lm"),
-        (("technique=affine4",), "recipe needs to=DIALECT"),
-        (("to=mflux",), "either technique=[NAME] or file=RECIPE.yaml"),
-        (("to=mflx", "technique=affine4"), "to=mflx: unknown dialect, expected one of mlx_lm, mflux"),
-        (("from=mflux",), "from=mflux reads file=FILE"),
-        (("from=mflux", "file=nowhere.py"), "nowhere.py is missing"),
-        (("from=mflux", "file=x", "name=a-b"), "name is 'a-b', expected letters"),
-        (("technique=fp32_norms", "to=mflux"), "nothing of the recipe can be expressed for mflux: left out: technique"),
-        (("technique=affine4", "to=comfyui"), "can be expressed for ComfyUI: ComfyUI has no 4 bits in groups of 64"),
-        (
-            ("technique=affine4", "to=sglang", "model=micro_21", "model.path=package://micro_21"),
-            "can be expressed for SGLang",
-        ),
-        (
-            ("technique=fp8", "to=vllm_omni", "model=micro_21", "model.path=package://micro_21"),
-            "does not say how vLLM-Omni names its modules",
-        ),
-        (("technique=affine4", "to=mflux", "file=a.yaml"), "either technique=[NAME] or file=RECIPE.yaml"),
-    ],
+    thinned(
+        [
+            ((), "recipe needs to=DIALECT or from=DIALECT, one of mlx_lm"),
+            (("technique=affine4",), "recipe needs to=DIALECT"),
+            (("to=mflux",), "either technique=[NAME] or file=RECIPE.yaml"),
+            (("to=mflx", "technique=affine4"), "to=mflx: unknown dialect, expected one of mlx_lm, mflux"),
+            (("from=mflux",), "from=mflux reads file=FILE"),
+            (("from=mflux", "file=nowhere.py"), "nowhere.py is missing"),
+            (("from=mflux", "file=x", "name=a-b"), "name is 'a-b', expected letters"),
+            (
+                ("technique=fp32_norms", "to=mflux"),
+                "nothing of the recipe can be expressed for mflux: left out: technique",
+            ),
+            (
+                ("technique=affine4", "to=comfyui"),
+                "can be expressed for ComfyUI: ComfyUI has no 4 bits in groups of 64",
+            ),
+            (
+                ("technique=affine4", "to=sglang", "model=micro_21", "model.path=package://micro_21"),
+                "can be expressed for SGLang",
+            ),
+            (
+                ("technique=fp8", "to=vllm_omni", "model=micro_21", "model.path=package://micro_21"),
+                "does not say how vLLM-Omni names its modules",
+            ),
+            (("technique=affine4", "to=mflux", "file=a.yaml"), "either technique=[NAME] or file=RECIPE.yaml"),
+        ],
+        keep=6,
+    ),
 )
 def test_settings_that_say_no_recipe(recipe, arguments, said):
     code, out, err = recipe(*arguments)
@@ -172,17 +189,38 @@ FILES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def composed(small_checkpoint):
+    """The settings of the command, composed once: that takes ten times as long as to refuse a file."""
+    with configurations():
+        return compose("recipe", overrides=[f"model.path={small_checkpoint}"])
+
+
+@pytest.fixture
+def reading(composed, capsys):
+    """Runs the command on settings whose configuration is composed already."""
+
+    def call(**settings):
+        config = copy.deepcopy(composed)
+        config.update(settings)
+        code = guarded(lambda: task(config, ["recipe", *(f"{key}={value}" for key, value in settings.items())]))
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return call
+
+
 @pytest.mark.parametrize(("dialect", "text", "said"), FILES)
-def test_files_of_others(recipe, tmp_path, dialect, text, said):
+def test_files_of_others(reading, tmp_path, dialect, text, said):
     file = tmp_path / "a.yaml"
     file.write_text(text)
-    code, out, err = recipe(*((f"from={dialect}",) if dialect else ("to=mlx_lm",)), f"file={file}")
+    code, out, err = reading(**({"from": dialect} if dialect else {"to": "mlx_lm"}), file=str(file))
     assert (code, out) == (2, ""), err
     assert said in err
     assert len(err.splitlines()) <= 2
 
 
-def test_files_that_are_no_texts(recipe, tmp_path):
+def test_files_that_are_no_texts(reading, tmp_path):
     (tmp_path / "large.json").write_bytes(b" " * ((1 << 24) + 1))
     (tmp_path / "binary.json").write_bytes(bytes(range(256)))
     (tmp_path / "short.safetensors").write_bytes(b"\x05")
@@ -212,7 +250,7 @@ def test_files_that_are_no_texts(recipe, tmp_path):
         ("comfyui", "cut.safetensors", "truncated"),
         ("comfyui", "others.safetensors", "no quantised layers"),
     ):
-        code, out, err = recipe(f"from={dialect}", f"file={tmp_path / name}")
+        code, out, err = reading(**{"from": dialect, "file": str(tmp_path / name)})
         assert (code, out) == (2, ""), name
         assert said in err, (name, err)
         assert len(err.splitlines()) == 1

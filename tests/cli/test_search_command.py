@@ -12,6 +12,8 @@ import yaml
 from precision_lab.cli import main, searched, searching
 from precision_lab.record.search import Search
 from precision_lab.record.search_tables import OF_A_SEARCH
+from tests.thinned import thinned
+from tests.undrawn import undrawn as without_a_page
 
 CASE = ("image.height=32", "image.width=32", "sampler.steps=2", "sampler.guidance_scale=1.0", "seeds=[0]")
 CASES = ("prompts=[a,b]", "learning.prompts=[]", "trials.cases=1", "holdout.seeds=[1]")
@@ -82,6 +84,7 @@ def test_the_bytes_of_a_recipe_are_those_that_its_choice_predicts(finished):
         assert sizes[name] == sizes["plain"] - less
 
 
+@without_a_page()
 def test_the_yaml_alone_reproduces_the_recipe(finished, small_checkpoint, tmp_path):
     text = (finished / "technique" / "search_6bits.yaml").read_text()
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
@@ -134,7 +137,6 @@ def test_the_result_does_not_depend_on_the_workers(again, finished, tmp_path, un
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_path, monkeypatch, undrawn):
     out, original, count = tmp_path / "out", searching.Search._outcomes, 0
 
@@ -154,6 +156,7 @@ def test_a_killed_search_ends_resumed_in_the_same_result(again, finished, tmp_pa
     same(out, finished)
 
 
+@pytest.mark.slow
 def test_a_search_killed_in_its_scan_continues(search, finished, tmp_path, monkeypatch, undrawn):
     from precision_lab.lab import scan
 
@@ -215,6 +218,7 @@ def test_the_recipes_in_markdown(finished, tmp_path, capsys):
     assert "| recipe | by | GB |" in out
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_from_the_tables(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
@@ -226,28 +230,31 @@ def test_the_report_is_made_again_from_the_tables(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [
-        ((), "The budget is empty"),
-        (("budget.bits=[]",), "The budget is empty"),
-        (("budget.bits=2",), r"budget\.bits=2 cannot be met: .* the smallest is bits=4\.\d+"),
-        (("budget.gb=1e-6",), r"budget\.gb=1e-06 cannot be met: .* the smallest is gb=0\.000"),
-        (("budget.bits=16",), "leaves nothing to search"),
-        (("budget.gb=1", "budget.bits=5"), "both limit the size; expected one"),
-        (("budget.bits=-1",), "expected a number above 0"),
-        (("budget.size=5",), r"Unknown setting 'budget\.size'"),
-        ((BUDGET, "candidate=[affine44]"), "Unknown candidate 'affine44'"),
-        ((BUDGET, "candidate=[]"), "candidate is empty"),
-        ((BUDGET, "strategy=knap"), "Did you mean knapsack"),
-        ((BUDGET, "by=[kind]"), "unknown key 'kind'"),
-        ((BUDGET, "of=[nowhere.*]"), "nowhere"),
-        ((BUDGET, "include=[affine88]"), "affine88"),
-        ((BUDGET, "holdout.prompts=[]"), "no case is left"),
-        ((BUDGET, "holdout.prompts=[a]", "holdout.seeds=[0]"), "is a case of the search too"),
-        ((BUDGET, "sensitivity=/nowhere"), "/nowhere"),
-        ((BUDGET, "budget.latency=0.9"), r"needs measured times, run the scan with scan\.rounds=5"),
-        (("strategy=optuna", "budget.drift=0.1"), "searches within a size"),
-        ((BUDGET, "dtype=float8"), "dtype"),
-    ],
+    thinned(
+        [
+            ((), "The budget is empty"),
+            (("budget.bits=[]",), "The budget is empty"),
+            (("budget.bits=2",), r"budget\.bits=2 cannot be met: .* the smallest is bits=4\.\d+"),
+            (("budget.gb=1e-6",), r"budget\.gb=1e-06 cannot be met: .* the smallest is gb=0\.000"),
+            (("budget.bits=16",), "leaves nothing to search"),
+            (("budget.gb=1", "budget.bits=5"), "both limit the size; expected one"),
+            (("budget.bits=-1",), "expected a number above 0"),
+            (("budget.size=5",), r"Unknown setting 'budget\.size'"),
+            ((BUDGET, "candidate=[affine44]"), "Unknown candidate 'affine44'"),
+            ((BUDGET, "candidate=[]"), "candidate is empty"),
+            ((BUDGET, "strategy=knap"), "Did you mean knapsack"),
+            ((BUDGET, "by=[kind]"), "unknown key 'kind'"),
+            ((BUDGET, "of=[nowhere.*]"), "nowhere"),
+            ((BUDGET, "include=[affine88]"), "affine88"),
+            ((BUDGET, "holdout.prompts=[]"), "no case is left"),
+            ((BUDGET, "holdout.prompts=[a]", "holdout.seeds=[0]"), "is a case of the search too"),
+            ((BUDGET, "sensitivity=/nowhere"), "/nowhere"),
+            ((BUDGET, "budget.latency=0.9"), r"needs measured times, run the scan with scan\.rounds=5"),
+            (("strategy=optuna", "budget.drift=0.1"), "searches within a size"),
+            ((BUDGET, "dtype=float8"), "dtype"),
+        ],
+        keep=6,
+    ),
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(search, tmp_path, capsys, overrides, said):
     out = tmp_path / "out"
@@ -318,9 +325,15 @@ def test_a_plain_model_that_drifts_more_than_allowed_is_a_stated_result(search, 
     assert "cannot be met: the plain model itself drifts" in capsys.readouterr().out
 
 
-def test_an_experiment_may_narrow_the_ranges_that_search_does_not_record(search, tmp_path):
+def test_an_experiment_may_narrow_the_ranges_that_search_does_not_record(again, tmp_path, monkeypatch):
+    """The search is stopped at its first trial, when its configuration is written."""
+
+    def stopped(self, pairs, cases):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching.Search, "_outcomes", stopped)
     (tmp_path / "conf" / "exp").mkdir(parents=True)
     own = "# @package _global_\nprobe: {range: {sites: [proj_out]}}\n"
     (tmp_path / "conf" / "exp" / "own.yaml").write_text(own)
-    assert search(tmp_path / "out", BUDGET, "--config-dir", str(tmp_path / "conf"), "+exp=own") == 0
+    assert again(tmp_path / "out", BUDGET, "--config-dir", str(tmp_path / "conf"), "+exp=own") == 130
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["probe"] == {}

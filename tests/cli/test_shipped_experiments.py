@@ -18,6 +18,7 @@ from precision_lab.lab.plan import plan
 from tests.composing import configurations
 
 CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
 
 
 @cache
@@ -26,7 +27,7 @@ def composed(name):
         return build_spec(compose("config", overrides=[f"+exp={name}"]), [])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
+@pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_its_claims_name_its_variants(name):
     spec = composed(name)
     assert spec.experiment == name
@@ -37,10 +38,18 @@ def test_it_builds_and_its_claims_name_its_variants(name):
         assert named <= variants
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
 @pytest.mark.parametrize(
-    ("command", "kind"),
-    [("search", Search), pytest.param("culprits", Culprits, marks=pytest.mark.slow)],
+    ("name", "command", "kind"),
+    [
+        ("findings", "search", Search),
+        ("stream_growth", "culprits", Culprits),
+        *(
+            pytest.param(name, command, kind, marks=pytest.mark.slow)
+            for name in NAMES
+            for command, kind in (("search", Search), ("culprits", Culprits))
+            if (name, command) not in (("findings", "search"), ("stream_growth", "culprits"))
+        ),
+    ],
 )
 def test_commands_that_record_no_ranges_take_it(name, command, kind):
     """An experiment may narrow the sites of a probe that the command does not compose."""
@@ -65,7 +74,7 @@ BOUND_TO_1X = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "exp").glob("*.yaml")))
+@pytest.mark.parametrize("name", NAMES)
 def test_it_fits_the_other_architecture_or_says_what_does_not(name):
     with configurations():
         spec = build_spec(compose("config", overrides=[f"+exp={name}", "model=micro_21"]), [])

@@ -17,7 +17,7 @@ from precision_lab.cli import main
 from precision_lab.cli.composing import described_failure
 from precision_lab.record import sweep as record
 from precision_lab.record.manifest import Manifest
-from tests.undrawn import undrawn
+from tests.undrawn import undrawn, unrendered
 
 QUICK = (
     *("sampler.steps=1", "image.height=32", "image.width=32", "prompts=[a]", "seeds=[0]", "probe=[]", "workers=1"),
@@ -42,12 +42,20 @@ class Breaking:
 """
 
 
+def empty_page(run, beside=None):
+    page = run.path / "report.html"
+    page.touch()
+    return page
+
+
 @pytest.fixture(scope="module")
 def swept(small_checkpoint, tmp_path_factory) -> Path:
     """The folder of a sweep of three jobs, the second of which is refused; copy it before changing it."""
     folder = tmp_path_factory.mktemp("sweeps") / "swept"
     settings = (*QUICK, *TIMED, f"model.path={small_checkpoint}", f"hydra.sweep.dir={folder}")
-    assert main(["-m", "dtype=bfloat16,bf17,float16", *settings]) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("precision_lab.report.write", empty_page)  # of the jobs; the page of the sweep is drawn
+        assert main(["-m", "dtype=bfloat16,bf17,float16", *settings]) == 2
     return folder
 
 
@@ -70,7 +78,8 @@ def call(small_checkpoint, tmp_path, monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    with unrendered():  # in this process; the workers of a launcher draw
+        yield run
 
 
 def breaking(*ways: str) -> str:
@@ -216,7 +225,7 @@ def test_runs_outside_the_folder_of_the_sweep_are_linked(call, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "settings"),
     [
-        ("joblib", ("hydra.launcher.n_jobs=2",)),
+        pytest.param("joblib", ("hydra.launcher.n_jobs=2",), marks=pytest.mark.slow),
         pytest.param("submitit_local", ("hydra.launcher.timeout_min=10",), marks=pytest.mark.slow),
     ],
 )

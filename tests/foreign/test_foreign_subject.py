@@ -15,7 +15,7 @@ from precision_lab.record.run import Run
 from precision_lab.record.tables import read
 from tests.foreign.denoiser import Source as Denoiser
 from tests.foreign.denoiser import Subject as Foreign
-from tests.undrawn import undrawn
+from tests.undrawn import undrawn, unrendered
 
 CONF = str(Path(__file__).parent / "conf")
 MODEL = ("--config-dir", CONF, "model=denoiser")
@@ -24,6 +24,13 @@ QUICK = ("latency.min_rounds=3", "latency.max_rounds=3")
 
 def run(out, *overrides, command=()):
     return main([*command, *MODEL, *QUICK, f"out={out}", *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_figures():
+    """That a page has the same bytes with its figures is tested in tests/report."""
+    with unrendered():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,8 @@ def test_the_gate_learns_passes_and_names_a_planted_change(tmp_path, monkeypatch
 
 def test_compare_and_report_again(finished, tmp_path, capsys):
     other = tmp_path / "other"
-    assert run(other, "+exp=foreign", "seeds=[0,1,2]", "dtype=float16") == 0
+    with undrawn():
+        assert run(other, "+exp=foreign", "seeds=[0,1,2]", "dtype=float16") == 0
     capsys.readouterr()
     assert main(["compare", f"runs=[{finished},{other}]"]) == 0
     assert "baseline" in capsys.readouterr().out

@@ -27,6 +27,7 @@ SMALL = (
     *("drift.teacher.mode=full", "pinned.record=true", "pinned.steps=1"),
     *("latency.min_rounds=0", "latency.max_rounds=0"),
 )
+PLAIN = ("only=[baseline]",)
 
 
 WITHOUT_FIGURES = """
@@ -34,6 +35,12 @@ import sys
 from precision_lab import cli, report
 report.write = lambda run, beside=None: run.path
 """
+
+
+def small(args):
+    """The settings of the small experiment but those that the arguments give."""
+    given = {argument.split("=")[0] for argument in args}
+    return [each for each in SMALL if each.split("=")[0] not in given]
 
 
 def start(workers):
@@ -52,21 +59,30 @@ def call(small_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
 
     def called(name, *args):
-        code = main([*SMALL, f"model.path={small_checkpoint}", f"out={tmp_path / name}", *args])
+        code = main([*small(args), f"model.path={small_checkpoint}", f"out={tmp_path / name}", *args])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
     return called
 
 
+def made_alone(small_checkpoint, run, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
+        assert main([*small(args), f"model.path={small_checkpoint}", f"out={run}", *args]) == 0
+    return run
+
+
 @pytest.fixture(scope="module")
 def alone(small_checkpoint, tmp_path_factory):
     """The run of one process."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda run, beside=None: run.path / "report.html")
-        assert main([*SMALL, f"model.path={small_checkpoint}", f"out={run}"]) == 0
-    return run
+    return made_alone(small_checkpoint, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.fixture(scope="module")
+def plain(small_checkpoint, tmp_path_factory):
+    """The same without the variant that needs processes of its own."""
+    return made_alone(small_checkpoint, tmp_path_factory.mktemp("plain") / "run", *PLAIN)
 
 
 def assert_same(run, alone):
@@ -80,13 +96,25 @@ def assert_same(run, alone):
     assert not list(run.rglob("*.tmp"))
 
 
-def test_a_table_of_every_kind_is_compared(alone):
-    assert all(len(tables.read(alone, table)) for table in TABLES)
-    drift = tables.read(alone, "drift")
+def test_a_table_of_every_kind_is_compared(plain):
+    assert all(len(tables.read(plain, table)) for table in TABLES)
+    drift = tables.read(plain, "drift")
     assert set(drift["mode"]) == {"free", "teacher"}
 
 
-@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_the_tables_of_plain_variants_are_those_of_one_process(call, cluster, plain, tmp_path):
+    """Two workers; each starts one process, where the slow test below starts two in each of three."""
+    code, _, err = call("run", f"engine={cluster.scheduler_address}", "workers=2", *PLAIN)
+    assert code == 0, err
+    assert_same(tmp_path / "run", plain)
+    made = read_json(tmp_path / "run" / "manifest.json")["workers"]
+    parts = [part for worker in made for part in worker["parts"]]
+    assert len(parts) == len(set(parts)) == 3 * 2 + 3
+    assert all(worker["name"].startswith("tcp://") and worker["mlx"] and worker["device"] for worker in made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])
 def test_the_tables_are_those_of_one_process(call, cluster, alone, tmp_path, number):
     code, _, err = call("run", f"engine={cluster.scheduler_address}", f"workers={number}")
     assert code == 0, err
@@ -106,6 +134,7 @@ def test_so_are_those_of_several_processes_of_this_machine(call, alone, tmp_path
     assert_same(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_references_are_made_again_where_the_run_folder_is_not_seen(call, cluster, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(station, "sees", lambda order: False)
     code, _, err = call("run", f"engine={cluster.scheduler_address}")
