@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from precision_lab.report import write
+from precision_lab.report import page, write
 from precision_lab.report.figures import style
 from tests.report.fabricated_run import fabricate
 
@@ -31,10 +31,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but written as empty files: for tests of the page's text, in a fifth of the time."""
-
+def _save_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(drawing: style.Drawing, folder: Path) -> tuple[Path, Path]:
         png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
         png.touch()
@@ -42,3 +39,35 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
         return png, svg
 
     monkeypatch.setattr(style, "save", save)
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but written as empty files: for tests of which figures there are, in a fifth of the time."""
+    _save_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def unrendered_module() -> Iterator[None]:
+    """`unrendered` for fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        _save_nothing(patch)
+        yield
+
+
+@pytest.fixture
+def drawing_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Limits the figures of the pages that the test writes to those of some functions; without any, to none."""
+
+    def limit(*draws: Callable[..., Any]) -> None:
+        kept = {part: tuple(draw for draw in known if draw in draws) for part, known in page.FIGURES.items()}
+        assert sum(map(len, kept.values())) == len(draws)
+        monkeypatch.setattr(page, "FIGURES", kept)
+
+    return limit
+
+
+@pytest.fixture
+def figureless(drawing_only: Callable[..., None]) -> None:
+    """Pages have no figures: for tests of the rest of their text."""
+    drawing_only()

@@ -106,7 +106,7 @@ def test_the_style_sheet_knows_print_motion_focus_and_narrow_screens():
     assert "prefers-color-scheme" not in CSS  # a theme is the pairs of light-dark(), or print would be dark
 
 
-def test_all_pictures_can_be_reached_whatever_the_figure_shows(small_run, unrendered):
+def test_all_pictures_can_be_reached_whatever_the_figure_shows(small_run, figureless):
     names = ("reference", *(f"variant_{i}" for i in range(11)))
     run = small_run(variants=names, overflowing=("variant_3",), blocks=2, steps=2, side=16, teacher=False)
     (run / "images" / "variant_5__p0__s0.png").unlink()
@@ -123,7 +123,7 @@ def test_all_pictures_can_be_reached_whatever_the_figure_shows(small_run, unrend
 
 
 def test_every_picture_is_in_the_page_once_with_the_bytes_of_its_file_as_far_as_the_limit_goes(
-    small_run, unrendered, monkeypatch
+    small_run, figureless, monkeypatch
 ):
     run = small_run(blocks=2, steps=2, teacher=False)
     files = {path.name: path for path in (run / "images").iterdir()}

@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgba
 from precision_lab.report.figures import drift_surface, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View
+from tests.spread import slow
 
 
 def rewritten(run, change):
@@ -83,7 +84,7 @@ def test_sampled_steps_stand_apart_with_their_own_numbers(small_run):
     assert not accumulated.lines
 
 
-@pytest.mark.parametrize(("blocks", "steps"), [(1, 2), (60, 2), (1, 50)])
+@pytest.mark.parametrize(("blocks", "steps"), [slow((1, 2)), (60, 2), (1, 50)])
 def test_any_size(small_run, blocks, steps):
     run = rewritten(small_run(blocks=blocks, steps=steps, seeds=(0,)), with_text)
     _, drawn = panels(run)

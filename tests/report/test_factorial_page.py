@@ -6,6 +6,7 @@ import pytest
 
 from precision_lab.record.summary import Summary
 from precision_lab.report import write
+from precision_lab.report.figures import factorial as figures
 
 
 def with_factorials(run, *factorials):
@@ -27,6 +28,12 @@ def factorial(**changes):
     return {**record, "noise_floor": 0.06, **changes}
 
 
+@pytest.fixture
+def only_the_factorial(drawing_only):
+    drawing_only(figures.draw)
+
+
+@pytest.mark.usefixtures("only_the_factorial")
 def test_effects_are_listed_and_drawn(small_run):
     run = with_factorials(small_run(), factorial())
     page = write(run).read_text()
@@ -41,14 +48,14 @@ def test_effects_are_listed_and_drawn(small_run):
     assert (run / "figures" / "factorial.svg").stat().st_size
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("only_the_factorial")
 def test_without_effects_there_is_a_reason(small_run):
     lost = factorial(effects=[], effects_reason="the drift of baseline+x is lost", noise_floor=None)
     page = write(with_factorials(small_run(), lost)).read_text()
     assert page.count("the drift of baseline+x is lost") == 2
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("only_the_factorial")
 def test_a_run_without_a_factorial_has_no_section(small_run):
     page = write(small_run()).read_text()
     assert "Factorial" not in page

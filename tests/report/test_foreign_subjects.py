@@ -37,9 +37,20 @@ HTML = r'role="img"|img-src'  # a role of an element, a directive of a content s
 
 
 @pytest.fixture(scope="module", params=list(DRAWN))
-def page(request, tmp_path_factory) -> tuple[Layout, set[str], Path]:
+def page(request, tmp_path_factory, unrendered_module) -> tuple[Layout, set[str], Path]:
     layout, figures = DRAWN[request.param]
     return layout, figures, report.write(fabricate(tmp_path_factory.mktemp("foreign") / "run", layout))
+
+
+@pytest.mark.parametrize(
+    "name", ["perceptron", *(pytest.param(n, marks=pytest.mark.slow) for n in ("language", "three"))]
+)
+def test_every_figure_is_written(name, tmp_path):
+    layout, figures = DRAWN[name]
+    page = report.write(fabricate(tmp_path / "run", layout))
+    files = {path.name: path.stat().st_size for path in (page.parent / "figures").iterdir()}
+    assert set(files) == {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+    assert min(files.values()) > 5_000
 
 
 def test_every_figure_that_belongs_is_drawn_and_no_other(page):

@@ -56,7 +56,10 @@ def words(figure):
         {"runs": 1},
         {"runs": 2, "blocks": 1, "step": {"transformer:norm_out": (1, -2.0)}},
         {"step": STEP, "lost": {"transformer:norm_out": 5}},
-        {"runs": 12, "step": STEP, "machines": 2, "variants": ("baseline", "a_very_long_name_of_a_variant_" * 3)},
+        pytest.param(
+            {"runs": 12, "step": STEP, "machines": 2, "variants": ("baseline", "a_very_long_name_of_a_variant_" * 3)},
+            marks=pytest.mark.slow,
+        ),
         {"blocks": 60, "runs": 5, "step": STEP},
     ],
     ids=["one run", "two runs", "a value lost", "two machines", "all blocks"],
@@ -181,7 +184,7 @@ def test_a_change_lists_the_largest_steps(tmp_path):
 
 
 def test_the_same_history_gives_the_same_bytes(tmp_path):
-    content = recorded(tmp_path / "gate.csv", step=STEP)
+    content = recorded(tmp_path / "gate.csv", runs=5, step=STEP)
     first, second = (page.write(*content, "gate", tmp_path / name) for name in "ab")
     for file in sorted(first.parent.iterdir()):
         assert file.read_bytes() == (second.parent / file.name).read_bytes(), file.name

@@ -18,6 +18,7 @@ from precision_lab import report
 from precision_lab.errors import InputError
 from precision_lab.record.manifest import Manifest, Storage, VariantEntry
 from precision_lab.record.summary import Dtypes, Latency, Quantity, Summary
+from precision_lab.report.figures import latency, surface
 from precision_lab.report.view import View
 
 DRIFT = ("drift_steps", "drift_blocks", "drift_surface")
@@ -97,7 +98,7 @@ def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
     assert text.count("Figure ") == len(NAMES)
 
 
-def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_own(small_run, unrendered):
+def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_own(small_run, figureless):
     run = small_run()
     stored = {"transformer": Storage(1024, 576, 4.5), "text_encoder": Storage(64, 128, 16.0)}
     off, on = Manifest.read(run).environment.switches, {"MLX_ENABLE_TF32": "1"}
@@ -119,7 +120,7 @@ def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_
         ("other", ["stream x2"], "Weights, stream x2: the run does not say"),
     ],
 )
-def test_the_page_names_the_weights_with_the_notes_of_their_source(small_run, unrendered, kind, notes, badge):
+def test_the_page_names_the_weights_with_the_notes_of_their_source(small_run, figureless, kind, notes, badge):
     run = small_run()
     edit(run, checkpoint=replace(Manifest.read(run).checkpoint, weights=kind, notes=notes))
     text = text_of(report.write(run))
@@ -127,16 +128,30 @@ def test_the_page_names_the_weights_with_the_notes_of_their_source(small_run, un
     assert text.count("stream x") == 2 * len(notes), "on top, and where the checkpoint is described"
 
 
-def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "draws",
+    [
+        pytest.param((surface.draw, latency.draw), id="a heat map and lines"),
+        pytest.param(None, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_files_give_the_same_bytes_with_no_font_missing(reported, tmp_path, caplog, drawing_only, draws):
+    """By default without the page: test_drawing_beside.py compares pages, with figures of other kinds."""
     again = shutil.copytree(reported, tmp_path / "again", ignore=shutil.ignore_patterns("figures", "report.html"))
+    if draws:
+        drawing_only(*draws)
     with caplog.at_level(logging.WARNING):
         report.write(again)
     assert not caplog.records  # matplotlib logs missing fonts
-    for name in ("report.html", *(f"figures/{name}.{kind}" for name in NAMES for kind in ("png", "svg"))):
+    names = {path.name for path in (again / "figures").iterdir()}
+    assert names == {
+        f"{name}.{kind}" for name in (("surface", "latency") if draws else NAMES) for kind in ("png", "svg")
+    }
+    for name in (*(f"figures/{name}" for name in names), *(() if draws else ("report.html",))):
         assert (again / name).read_bytes() == (reported / name).read_bytes()
 
 
-def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, unrendered):
+def test_parts_of_an_unfinished_run_are_read_like_the_whole(small_run, figureless):
     run = small_run()
     whole = View.open(run)
     assert all(len(whole.run.tables[table]) for table in ("activations", "drift", "latency"))  # read before they move
@@ -192,16 +207,25 @@ def test_an_absent_table_costs_its_section_only(small_run, unrendered, missing, 
     assert {p.stem for p in (run / "figures").iterdir()} == figures
 
 
+NOTHING_FINITE = {"variants": ("reference", "float16"), "overflowing": ("reference", "float16"), "blocks": 2}
+FEW = {"teacher": False, "side": 8}
+
+
 @pytest.mark.parametrize(
     "shape",
     [
-        {"variants": ("reference", *LONG), "overflowing": LONG[2:5], "teacher": False},
-        {"blocks": 1, "steps": 1, "seeds": (3,), "teacher": False},
-        {"steps": 1, "prompts": tuple("abcd"), "side": 8, "teacher": False},
-        {"variants": ("reference", "float16"), "overflowing": ("reference", "float16"), "blocks": 2, "teacher": False},
-        {"variants": ("reference",), "overflowing": ()},
+        pytest.param(
+            {"variants": ("reference", *LONG), "overflowing": LONG[2:5], **FEW},
+            id="many long names",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"blocks": 1, "steps": 1, "seeds": (3,), **FEW}, id="one of each"),
+        pytest.param(
+            {"steps": 1, "prompts": tuple("abcd"), **FEW}, id="one step and many pictures", marks=pytest.mark.slow
+        ),
+        pytest.param({**NOTHING_FINITE, **FEW}, id="nothing finite"),
+        pytest.param({"variants": ("reference",), "overflowing": ()}, id="reference alone", marks=pytest.mark.slow),
     ],
-    ids=["many long names", "one of each", "one step and many pictures", "nothing finite", "reference alone"],
 )
 def test_awkward_runs_are_drawn(small_run, shape):
     page = report.write(small_run(**shape))
@@ -212,7 +236,7 @@ def test_awkward_runs_are_drawn(small_run, shape):
         assert "The first 6 of 8 pairs" in text_of(page)
 
 
-def test_a_variant_that_raised_or_broke_its_expectation_says_so(small_run, unrendered):
+def test_a_variant_that_raised_or_broke_its_expectation_says_so(small_run, figureless):
     run = small_run()
     broken = {"expect": "finite", "expectation_met": False}
     edit_variants(run, float16=broken, baseline={"error": "MemoryError: 82 GB"})
@@ -221,7 +245,7 @@ def test_a_variant_that_raised_or_broke_its_expectation_says_so(small_run, unren
     assert "raised: MemoryError: 82 GB" in text
 
 
-def test_numbers_may_be_null_with_a_reason(small_run, unrendered):
+def test_numbers_may_be_null_with_a_reason(small_run, figureless):
     run = small_run()
     timing = Latency(1.5, 1.02, "inconclusive", None, "one round")
     untimed = {"dtype": Dtypes("float16", "float16"), "latency": None}

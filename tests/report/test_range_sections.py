@@ -41,7 +41,7 @@ def with_exponents(run, blocks=6, steps=2):
     return pd.DataFrame(rows)
 
 
-def test_near_misses_of_a_run(small_run, unrendered):
+def test_near_misses_of_a_run(small_run, figureless):
     run = small_run()
     frame = pd.read_parquet(run / "activations.parquet")
     chosen = (frame["variant"] == "float16") & (frame["site"] == "img_in") & (frame["step"] == 0)
@@ -56,13 +56,13 @@ def test_near_misses_of_a_run(small_run, unrendered):
     assert "img_in, step 0" in text
 
 
-def test_a_run_without_near_misses_has_no_such_section(small_run, unrendered):
+def test_a_run_without_near_misses_has_no_such_section(small_run, figureless):
     run = small_run(variants=("reference", "baseline"), overflowing=())
     assert anomaly.near(View.open(run)) == []
     assert "Near misses" not in text_of(report.write(run))
 
 
-def test_exponents_are_a_figure_where_they_were_counted(small_run):
+def test_exponents_are_a_figure_where_they_were_counted(small_run, drawing_only):
     run = small_run()
     assert exponents.draw(View.open(run)) is None
     rows = with_exponents(run)
@@ -73,6 +73,7 @@ def test_exponents_are_a_figure_where_they_were_counted(small_run):
     shares = exponents._shares(rows[(rows["variant"] == "reference") & (rows["port"] == "out.0")])
     assert np.allclose(shares.sum(), 1)
     assert shares.index.tolist() == list(range(-14, 15))
+    drawing_only(exponents.draw)
     report.write(run)
     assert (run / "figures" / "exponents.png").stat().st_size > 10_000
 

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from precision_lab.report import write
 from precision_lab.report.embedding import ALWAYS, FIRST, source
-from precision_lab.report.figures import style
+from precision_lab.report.figures import claim_forest, growth, style
 from precision_lab.report.gallery import SCRIPTS
 from precision_lab.report.page import EXPLORER
 
@@ -48,7 +48,12 @@ def test_a_report_shows_text_as_it_is_written(hostile_run, unrendered):
     )
 
 
-def test_figures_read_only_their_own_labels_as_mathtext(hostile_run, monkeypatch):
+@pytest.mark.parametrize(
+    "draws", [(growth.draw, claim_forest.draw), pytest.param((), marks=pytest.mark.slow)], ids=["two figures", "all"]
+)
+def test_figures_read_only_their_own_labels_as_mathtext(hostile_run, monkeypatch, drawing_only, draws):
+    if draws:
+        drawing_only(*draws)
     texts = []
     save = style.save
 
