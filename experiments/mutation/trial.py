@@ -183,6 +183,7 @@ class Sandbox:
             "PYTHONPATH": str(self.folder),
             "OPENBLAS_NUM_THREADS": "1",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # they take longer to import than some tests to run
+            "PYTEST_ADDOPTS": "",  # of whoever runs the study: a plugin of theirs cannot be imported here
         }
         command = [sys.executable, *arguments]
         return subprocess.run(

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,19 @@ from experiments.mutation.trial import Sandbox
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
+@cache
+def population_of(model):
+    return all_mutants(ROOT, model)
+
+
+@pytest.fixture
 def population():
-    return all_mutants(ROOT)
+    return population_of("micro")
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(params=FILES)
 def population_of_a_model(request):
-    return request.param, all_mutants(ROOT, request.param)
+    return request.param, population_of(request.param)
 
 
 def test_every_mutant_is_another_program(population_of_a_model):
@@ -190,7 +196,8 @@ def sandbox(tmp_path):
         ("equal", trial.SURVIVED, ""),
     ],
 )
-def test_verdicts(sandbox, value, by, evidence):
+def test_verdicts(sandbox, monkeypatch, value, by, evidence):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no_such_plugin")  # the options of a user are not those of the trial
     file = "precision_lab/model/qwen_image/vae.py"
     sandbox.learn()
     sandbox.timeout = 1 if value == "slow" else 60
