@@ -20,7 +20,7 @@ from tests.undrawn import undrawn
 STEPS = 2
 QUICK = (
     *(f"sampler.steps={STEPS}", "image.height=32", "image.width=64", "seeds=[0]", "prompts=[a red circle]"),
-    "workers=1",
+    *("workers=1", "pinned.cases=null"),
 )
 
 
@@ -60,6 +60,7 @@ def test_the_prompt_of_21_is_recorded_once_with_no_step_and_that_of_1_in_every_s
     assert set(streams["step"]) == set(range(STEPS))
 
 
+@pytest.mark.slow
 def test_without_its_cache_the_prompt_has_the_same_values_in_every_step(tmp_path, runs, small_checkpoint_21):
     """Text is modulated with t = 0 and reads no token of the image, whatever the noise level and the latents."""
     quick = ("model=micro_21", "only=[baseline]", "drift.teacher.mode=off")

@@ -50,6 +50,7 @@ from tests.experiments.fabricated_gpu_benchmark import (
     record,
     record_21,
 )
+from tests.spread import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -316,7 +317,7 @@ def test_an_arm_that_fails_is_left_out_and_the_others_go_on(tmp_path, capsys):
     assert "out of memory" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shape", [TINY, TINY_21], ids=["1.x", "2.1"])
+@pytest.mark.parametrize("shape", [slow(TINY), TINY_21], ids=["1.x", "2.1"])
 def test_made_weights_fill_every_parameter_and_the_output_is_finite(shape):
     model = made_transformer(shape, mx.bfloat16)
     for name, array in tree_flatten(model.parameters()):

@@ -167,21 +167,34 @@ def test_gradients_are_those_of_the_whole_loss_with_detached_states():
     ) == {"blocks.img_mod.1.weight"}
 
 
-def test_training_learns_and_slices_of_any_length_give_the_same(tmp_path):
-    base, norms = Base.of(small_model()), row_norms(Base.of(small_model()))
+@pytest.fixture
+def trainer_of():
+    """Makes trainers of the same small model, and its batch."""
+    base = Base.of(small_model())
     batch = trajectories(base, 8, 9)
-    whole = Trainer(base, {n: t.requires_grad_() for n, t in initial(base, 1).items()}, batch.weight())
-    before = train.distance(base, batch, whole.channels)
+    return lambda adapter: Trainer(base, {n: t.requires_grad_() for n, t in adapter.items()}, batch.weight()), batch
+
+
+@pytest.mark.slow
+def test_training_learns(trainer_of):
+    make, batch = trainer_of
+    whole = make(initial(Base.of(small_model()), 1))
+    before = train.distance(whole.base, batch, whole.channels)
     losses = [whole.step(batch, 5e-3)[0].sum().item() for _ in range(24)]
     assert losses[-1] < 0.3 * losses[0]
-    assert train.distance(base, batch, whole.channels, adapted(base, whole.adapter, norms)) < 0.6 * before
-    first = Trainer(base, {n: t.requires_grad_() for n, t in initial(base, 1).items()}, batch.weight())
+    rewritten = adapted(whole.base, whole.adapter, row_norms(whole.base))
+    assert train.distance(whole.base, batch, whole.channels, rewritten) < 0.6 * before
+
+
+def test_slices_of_any_length_give_the_same(trainer_of, tmp_path):
+    make, batch = trainer_of
+    first = make(initial(Base.of(small_model()), 1))
     for _ in range(2):
         first.step(batch, 5e-3)
     first.save(tmp_path / "adapter.safetensors", 2, 3)
     tensors, numbers = train.state.load(tmp_path / "adapter.safetensors")
     assert numbers == {"step": 2, "steps": 3}
-    resumed = Trainer(base, {name: tensors[name].requires_grad_() for name in first.adapter}, batch.weight())
+    resumed = make({name: tensors[name] for name in first.adapter})
     resumed.load(tensors, 2)
     for trainer in (first, resumed):
         trainer.step(batch, 5e-3)

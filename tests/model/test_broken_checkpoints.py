@@ -14,6 +14,7 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image import checkpoint as qwen_image
 from precision_lab.model.qwen_image_21 import checkpoint as qwen_image_21
+from tests.spread import slow
 
 PARTS = ("transformer", "text_encoder", "vae")
 CONFIGS = {
@@ -434,9 +435,9 @@ def test_the_other_model_says_which_option_reads_it(asked, given, command, reque
     [
         ("{tokenizer}", None, "{tokenizer}"),
         ("transformer/diffusion_pytorch_model.safetensors", b"cut", "diffusion_pytorch_model.safetensors"),
-        ("vae/config.json", b'{"_class_name": "AutoencoderKLWan"}', "AutoencoderKLWan"),
-        ("text_encoder/config.json", b'{"model_type": "llama"}', "llama"),
-        ("model_index.json", b'{"_class_name": "FluxPipeline"}', "FluxPipeline"),
+        slow(("vae/config.json", b'{"_class_name": "AutoencoderKLWan"}', "AutoencoderKLWan")),
+        slow(("text_encoder/config.json", b'{"model_type": "llama"}', "llama")),
+        slow(("model_index.json", b'{"_class_name": "FluxPipeline"}', "FluxPipeline")),
     ],
 )
 def test_a_command_on_a_broken_folder_ends_with_code_2(model, folder, tmp_path, capsys, name, content, named):

@@ -1,6 +1,7 @@
 """Single safetensors files as ComfyUI reads them, written by torch, against the technique on the folder."""
 
 import json
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,7 @@ from precision_lab.techniques.float8_weights import Float8Weights
 from tests.model.codings.kitchen import eager
 from tests.model.test_comfyui_formats import quantised
 from tests.model.test_lone_weights import velocity
+from tests.spread import slow, spread
 
 SITES = ["transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}", "transformer_blocks.*.attn.to_{q,k,v}"]
 LINEARS = ("_mlp.net.0.proj.weight", "_mlp.net.2.weight", "to_q.weight", "to_k.weight", "to_v.weight")
@@ -50,9 +52,17 @@ def scaled(folder, layout, prefix=""):
     return tensors, listed if layout == "metadata" else None
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("layout", "prefix"), [("marker", "model.diffusion_model."), ("comfy_quant", ""), ("metadata", "diffusion_model.")]
+    ("layout", "prefix", "dtype"),
+    [
+        ("marker", "model.diffusion_model.", mx.bfloat16),
+        ("comfy_quant", "", mx.float32),
+        ("metadata", "diffusion_model.", mx.bfloat16),
+        slow(("marker", "model.diffusion_model.", mx.float32)),
+        slow(("comfy_quant", "", mx.bfloat16)),
+        slow(("metadata", "diffusion_model.", mx.float32)),
+    ],
+    ids=str,
 )
 def test_scaled_float8_is_the_technique_bit_for_bit(small_checkpoint, tmp_path, layout, prefix, dtype):
     """In bfloat16, in which the other weights are stored, too: the scales stay in fp32, resident and streamed."""
@@ -67,8 +77,10 @@ def test_scaled_float8_is_the_technique_bit_for_bit(small_checkpoint, tmp_path, 
     assert mx.array_equal(velocity(QwenImage(path=path, base=base, stream=True), dtype), expected)
 
 
-@pytest.mark.parametrize("inputs", [None, "stored"])
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "int8 of a row", "convrot 16", "int4 16"])
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    spread(product(["nvfp4", "mxfp8", "int8 of a row", "convrot 16", "int4 16"], [None, "stored"]), 3),
+)
 def test_formats_stream_with_the_same_bits(small_checkpoint, tmp_path, name, inputs):
     """Also with rounded inputs, for which a packed weight becomes a coded one."""
     tensors = stored(small_checkpoint)
@@ -133,7 +145,8 @@ def test_a_file_all_in_float8(small_checkpoint, tmp_path):
     assert np.array_equal(np.array(read[name].astype(mx.float32)), tensors[name].float().numpy())
 
 
-def test_200_mutated_files_are_read_or_refused_in_one_line(small_checkpoint, tmp_path):
+@pytest.mark.parametrize("count", [40, slow(200)])
+def test_mutated_files_are_read_or_refused_in_one_line(small_checkpoint, tmp_path, count):
     tensors, _ = scaled(small_checkpoint, "comfy_quant")
     for name, linear in (("nvfp4", "to_q"), ("mxfp8", "to_k"), ("convrot 16", "to_v")):
         path = f"transformer_blocks.0.attn.{linear}"
@@ -145,7 +158,7 @@ def test_200_mutated_files_are_read_or_refused_in_one_line(small_checkpoint, tmp
     whole, rng = file.read_bytes(), np.random.default_rng(7)
     header = 8 + int.from_bytes(whole[:8], "little")
     refusals = []
-    for case in range(200):
+    for case in range(count):
         content = bytearray(whole)
         if case % 4 == 0:
             content = content[: rng.integers(len(whole))]
@@ -158,5 +171,5 @@ def test_200_mutated_files_are_read_or_refused_in_one_line(small_checkpoint, tmp
             source.opened.transformer(mx.float32)
         except InputError as error:
             refusals.append(str(error))
-    assert len(refusals) > 150
+    assert len(refusals) > 0.75 * count
     assert all(str(file) in message and len(message.splitlines()) == 1 for message in refusals)

@@ -24,6 +24,7 @@ from tests.model.codings.kitchen import adversarial
 from tests.model.stored_files import fp32
 from tests.model.test_comfyui_files import LINEARS, SITES, stored
 from tests.model.test_lone_weights import velocity
+from tests.spread import slow
 
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["proj_out"]}
 FLOAT = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
@@ -65,14 +66,21 @@ def in_float8(tensors, scale, inputs=None):
     return found
 
 
-@pytest.mark.parametrize("whole", [True, False])
+TOKENS = FLOAT | {"dynamic": True, "strategy": "token"}
+FOLDERS = [
+    ("tensor", MODELOPT, 0.01, 3),
+    ("tensor", compressed(inputs=FLOAT), 0.01, 1),
+    ("channel", compressed("channel", TOKENS, "naive-quantized"), None, 2),
+    ("channel", None, None, 1),
+]
+
+
+# whole and alone in turn
 @pytest.mark.parametrize(
-    ("scale", "quantization", "inputs", "shards"),
+    ("scale", "quantization", "inputs", "shards", "whole"),
     [
-        ("tensor", MODELOPT, 0.01, 3),
-        ("tensor", compressed(inputs=FLOAT), 0.01, 1),
-        ("channel", compressed("channel", FLOAT | {"dynamic": True, "strategy": "token"}, "naive-quantized"), None, 2),
-        ("channel", None, None, 1),
+        *((*folder, at % 2 == 0) for at, folder in enumerate(FOLDERS)),
+        *(slow((*folder, at % 2 == 1)) for at, folder in enumerate(FOLDERS)),
     ],
 )
 def test_a_folder_is_the_technique_bit_for_bit(small_checkpoint, tmp_path, scale, quantization, inputs, shards, whole):

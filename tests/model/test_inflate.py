@@ -19,6 +19,7 @@ from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from precision_lab.model.qwen_image.inflate import exponent, inflate_streams
 from tests.model.oracle import copy_of, ours, random_inputs, random_transformer, relative_l2
+from tests.spread import some, spread
 
 FACTORS = [2.0**-20, 2.0**-8, 2.0**-1, 2, 2**4, 2**12, 2.0**25]
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -28,6 +29,12 @@ LAST_LINEARS = ("to_out.0", "to_add_out", "img_mlp.net.2", "txt_mlp.net.2")
 @pytest.fixture(scope="module")
 def inputs():
     return random_inputs(np.random.default_rng(0), (5, 7), batch=2, text_width=64, lengths=(11, 6))
+
+
+@pytest.fixture(scope="module")
+def few_inputs():
+    """One sample of few tokens, for 60 blocks."""
+    return random_inputs(np.random.default_rng(0), (3, 3), text_width=64, tokens=7)
 
 
 @pytest.fixture
@@ -131,7 +138,7 @@ def test_fp32_weights_may_be_scaled_further_than_their_fp16_copy(small_checkpoin
 # --- the function
 
 
-@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("factor", spread(FACTORS, 3))
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 def test_output_is_identical_and_streams_are_scaled(small_checkpoint, inputs, dtype, factor):
     plain = Checkpoint(small_checkpoint).transformer(dtype)
@@ -143,8 +150,9 @@ def test_output_is_identical_and_streams_are_scaled(small_checkpoint, inputs, dt
         np.testing.assert_array_equal(after, before * np.float32(factor))
 
 
-@pytest.mark.parametrize("factor", [2.0**-8, 2**4, 2**12])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "factor"), spread([(t, f) for f in (2**12, 2**4, 2.0**-8) for t in (mx.bfloat16, mx.float32)], 5), ids=str
+)
 def test_latents_and_pictures_are_identical(small_checkpoint, dtype, factor):
     plain = latents_and_pixels(Checkpoint(small_checkpoint), dtype)
     inflated = latents_and_pixels(Checkpoint(small_checkpoint, inflate=factor), dtype)
@@ -152,10 +160,10 @@ def test_latents_and_pictures_are_identical(small_checkpoint, dtype, factor):
         np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("factor", [2.0**-12, 2**12])
-def test_60_growing_blocks_are_identical(micro_synthetic, inputs, factor):
+@pytest.mark.parametrize("factor", some([2.0**-12, 2**12], [2.0**-12]))
+def test_60_growing_blocks_are_identical(micro_synthetic, few_inputs, factor):
     plain, inflated = (Checkpoint(micro_synthetic, inflate=f).transformer(mx.float32) for f in (1, factor))
-    np.testing.assert_array_equal(ours(inflated, inputs), ours(plain, inputs))
+    np.testing.assert_array_equal(ours(inflated, few_inputs), ours(plain, few_inputs))
 
 
 @pytest.mark.parametrize(("seed", "layers", "heads", "axes"), [(1, 3, 4, (4, 6, 6)), (2, 2, 1, (16, 24, 24))])
@@ -192,12 +200,12 @@ def test_float16_overflows(small_checkpoint, inputs):
     assert not np.isfinite(ours(inflated, inputs, mx.float16)).all()
 
 
-def test_float16_is_pulled_under_its_end(micro_synthetic, inputs):
+def test_float16_is_pulled_under_its_end(micro_synthetic, few_inputs):
     """At 2^-10, streams of 5e7 fit float16, which is then closer to fp32 than bfloat16 is."""
-    expected = ours(Checkpoint(micro_synthetic).transformer(mx.float32), inputs)
-    assert not np.isfinite(ours(Checkpoint(micro_synthetic).transformer(mx.float16), inputs, mx.float16)).all()
-    pulled = ours(Checkpoint(micro_synthetic, inflate=2.0**-10).transformer(mx.float16), inputs, mx.float16)
-    bf16 = ours(Checkpoint(micro_synthetic).transformer(mx.bfloat16), inputs, mx.bfloat16)
+    expected = ours(Checkpoint(micro_synthetic).transformer(mx.float32), few_inputs)
+    assert not np.isfinite(ours(Checkpoint(micro_synthetic).transformer(mx.float16), few_inputs, mx.float16)).all()
+    pulled = ours(Checkpoint(micro_synthetic, inflate=2.0**-10).transformer(mx.float16), few_inputs, mx.float16)
+    bf16 = ours(Checkpoint(micro_synthetic).transformer(mx.bfloat16), few_inputs, mx.bfloat16)
     assert relative_l2(pulled, expected) < 0.3 * relative_l2(bf16, expected)
 
 

@@ -17,6 +17,7 @@ from precision_lab.model.qwen_image_21.checkpoint import Checkpoint
 from precision_lab.shapes import correct, parse
 from tests.model.oracle import relative_l2
 from tests.model.qwen_image_21.pictures import our_images, our_noise, reference_images
+from tests.spread import slow
 
 FOLDER = checkpoints_dir() / "micro_21"
 LATENTS = 2e-5
@@ -59,19 +60,16 @@ def test_weights_are_bfloat16_and_finite_in_float16(part):
             assert mx.isfinite(tensor.astype(mx.float16)).all(), name
 
 
-@pytest.fixture(scope="module")
-def drawn() -> np.ndarray:
-    """Pixels (4, 128, 128, 4) of PROMPTS in fp32 with 8 steps."""
+@pytest.mark.parametrize("count", [2, slow(4)])
+def test_it_draws_what_the_prompts_say(count):
+    """In fp32 with 8 steps, with and without a background."""
     with evaluate.lab(FOLDER, "float32", "cpu") as draw:
-        return draw(PROMPTS, range(4), 8, 128, 128)
-
-
-def test_it_draws_what_the_prompts_say(drawn):
-    for caption, image in zip(PROMPTS, rounded(drawn)[0], strict=True):
+        drawn = draw(PROMPTS[:count], range(count), 8, 128, 128)
+    for caption, image in zip(PROMPTS[:count], rounded(drawn)[0], strict=True):
         assert correct(parse(caption), image), caption
 
 
-@pytest.mark.parametrize(("height", "width", "seed"), [(128, 128, 0), (96, 160, 3)])
+@pytest.mark.parametrize(("height", "width", "seed"), [slow((128, 128, 0)), (96, 160, 3)])
 def test_diffusers_draws_the_same_pictures(height, width, seed):
     """Unrounded pixels differ by at most 0.05 on the scale of 255; colours of transparent pixels are compared too."""
     pipeline = Checkpoint(FOLDER).pipeline(mx.float32)

@@ -28,6 +28,7 @@ from precision_lab.model.qwen_image.pipeline import Pipeline
 from precision_lab.shapes import correct
 from tests.model.oracle import relative_l2
 from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
+from tests.spread import slow
 
 FOLDER = checkpoints_dir() / "micro"
 FP16_MAX = 65504.0
@@ -109,7 +110,7 @@ def reference() -> QwenImagePipeline:
 @pytest.mark.parametrize(
     ("prompt", "seed", "height", "width"),
     [
-        ("two large yellow triangles on a white background, top", 0, 128, 128),
+        slow(("two large yellow triangles on a white background, top", 0, 128, 128)),
         ("a small red star on a blue background", 1, 144, 112),
     ],
 )
@@ -128,7 +129,7 @@ def test_diffusers_draws_the_same_picture(reference, pipeline, prompt, seed, hei
 OUTPUTS = ("img_in", "norm_out", "proj_out")
 BRANCHES = tuple(f"transformer_blocks.*.{name}" for name in ("attn.to_out", "attn.to_add_out", "img_mlp", "txt_mlp"))
 PROMPTS = tuple(scene.caption for scene in tally.held_out(2))
-STEPS = 5
+STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -286,15 +287,17 @@ def finite(call: Call, kind: str) -> bool:
 # --- pictures
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-def test_held_out_prompts_are_drawn_right(dtype):
-    """Uses the first four of the prompts on which the notebook measures accuracy, at 10 steps."""
-    scenes = tally.held_out(4)
+@pytest.mark.parametrize(
+    ("dtype", "count", "least"), [("bfloat16", 1, 1), slow(("bfloat16", 4, 3)), slow(("float32", 4, 3))]
+)
+def test_held_out_prompts_are_drawn_right(dtype, count, least):
+    """Uses the first of the prompts on which the notebook measures accuracy, at 10 steps."""
+    scenes = tally.held_out(count)
     pipeline = Checkpoint(FOLDER).pipeline(getattr(mx, dtype))
     captions = [scene.caption for scene in scenes]
-    images, num_nonfinite = tally.rounded(evaluate.draw(pipeline, captions, range(4), 10, 128, 128))
+    images, num_nonfinite = tally.rounded(evaluate.draw(pipeline, captions, range(count), 10, 128, 128))
     assert num_nonfinite == 0
-    assert sum(correct(scene, image) for scene, image in zip(scenes, images, strict=True)) >= 3
+    assert sum(correct(scene, image) for scene, image in zip(scenes, images, strict=True)) >= least
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -46,6 +47,7 @@ from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.model.oracle import ours, random_inputs
 from tests.model.paged import block_nbytes, measure_blocks, widen
+from tests.spread import slow, spread
 from tests.subjects import case, picture, source
 from tests.techniques.configured import SITES
 from tests.undrawn import undrawn
@@ -89,8 +91,7 @@ def held(*modules) -> int:
 # --- the same bits
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "weights_dtype"), spread(product(DTYPES, [None, mx.float16]), 3), ids=str)
 def test_a_generation_has_the_same_bits_every_time(small_checkpoint, dtype, weights_dtype):
     resident, paged = both(small_checkpoint, dtype, weights_dtype=weights_dtype)
     expected = generated(resident)
@@ -98,8 +99,17 @@ def test_a_generation_has_the_same_bits_every_time(small_checkpoint, dtype, weig
         np.testing.assert_array_equal(generated(paged), expected)
 
 
-@pytest.mark.parametrize("sites", ["{transformer_blocks.*,norm_out}", "**", "text_encoder:**"])
-@pytest.mark.parametrize("ports", [["out"], ["in", "out"]])
+@pytest.mark.parametrize(
+    ("sites", "ports"),
+    [
+        ("{transformer_blocks.*,norm_out}", ["out"]),
+        ("**", ["in", "out"]),
+        ("text_encoder:**", ["out"]),
+        slow(("{transformer_blocks.*,norm_out}", ["in", "out"])),
+        slow(("**", ["out"])),
+        slow(("text_encoder:**", ["in", "out"])),
+    ],
+)
 def test_probes_see_the_same_at_the_same_sites(small_checkpoint, sites, ports):
     rows = []
     pipelines = both(small_checkpoint, mx.bfloat16)
@@ -140,7 +150,7 @@ TECHNIQUES = {
 }
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES.values(), ids=TECHNIQUES)
+@pytest.mark.parametrize("technique", spread(TECHNIQUES.values(), 2), ids=TECHNIQUES)
 def test_techniques_have_the_same_bits(small_checkpoint, technique):
     outputs = []
     for pipeline in both(small_checkpoint, mx.bfloat16):
@@ -191,8 +201,7 @@ def test_local_error_is_the_same(small_checkpoint):
 
 
 @pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="fast replacements for CPUs")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "weights_dtype"), spread(product(DTYPES, [None, mx.float16]), 3), ids=str)
 def test_replacements_that_evaluate_during_a_call_have_the_same_bits(
     small_checkpoint, monkeypatch, dtype, weights_dtype
 ):

@@ -31,6 +31,7 @@ from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
+from tests.spread import some
 from tests.subjects import source
 from tests.techniques.configured import SITES
 from tests.undrawn import undrawn
@@ -291,7 +292,7 @@ def test_extents_have_published_names(mflux_folder):
         }
 
 
-@pytest.mark.parametrize("bits", [3, 5, 6, 8])
+@pytest.mark.parametrize("bits", some([3, 5, 6, 8], [3, 8]))
 def test_mflux_at_other_levels(mflux_folder, small_checkpoint, bits):
     transformer = Checkpoint(small_checkpoint).transformer(mx.bfloat16)
     nn.quantize(transformer, bits=bits)
@@ -619,6 +620,7 @@ def test_a_quantised_linear_computes_as_a_plain_one_with_the_decoded_weights(mod
     assert 0 < error < (1e-6 if kind is ReorderedSums else 1e-2)
 
 
+@pytest.mark.slow
 @undrawn()
 def test_the_commands_of_the_page(small_checkpoint, tmp_path, monkeypatch):
     """The page's commands as written, with a folder for DIR and the settings of a short run."""

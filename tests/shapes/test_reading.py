@@ -20,6 +20,9 @@ from precision_lab.shapes.scenes import POSITIONS, SIZES
 
 Picture = npt.NDArray[np.uint8]
 Degrade = Callable[[Picture, np.random.Generator], Picture]
+MANY = pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)], ids=["some", "many"])
+"""How many scenes are read: by default a third."""
+
 SIDES = [(128, 128), (192, 128), (128, 192), (256, 256), (112, 144)]
 
 
@@ -50,10 +53,11 @@ def sample(n: int, rng: np.random.Generator) -> Iterator[Scene]:
     return (scenes[i] for i in rng.choice(len(scenes), n, replace=False))
 
 
+@MANY
 @pytest.mark.parametrize(("height", "width"), SIDES)
-def test_a_rendered_scene_is_read_in_full(height: int, width: int) -> None:
+def test_a_rendered_scene_is_read_in_full(height: int, width: int, times: int) -> None:
     rng = np.random.default_rng(height * width)
-    wrong = [s.caption for s in sample(80, rng) if not all(verdict(s, render(s, height, width, rng)).values())]
+    wrong = [s.caption for s in sample(27 * times, rng) if not all(verdict(s, render(s, height, width, rng)).values())]
     assert not wrong
 
 
@@ -65,11 +69,12 @@ def test_a_rendered_scene_is_read_in_full_for_many(height: int, width: int) -> N
     assert not wrong
 
 
+@MANY
 @pytest.mark.parametrize("degrade", [blur, noise, jpeg, shift])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (112, 144)])
-def test_slight_damage_leaves_98_percent_correct(degrade: Degrade, height: int, width: int) -> None:
+def test_slight_damage_leaves_98_percent_correct(degrade: Degrade, height: int, width: int, times: int) -> None:
     rng = np.random.default_rng(height)
-    right = [correct(scene, degrade(render(scene, height, width, rng), rng)) for scene in sample(150, rng)]
+    right = [correct(scene, degrade(render(scene, height, width, rng), rng)) for scene in sample(50 * times, rng)]
     assert np.mean(right) >= 0.98
 
 
@@ -112,13 +117,14 @@ def test_noise_and_plain_pictures_are_no_scene() -> None:
             assert everywhere_wrong(to_picture(127 + 60 * smooth / smooth.std()))
 
 
+@MANY
 @pytest.mark.parametrize("rubbish", ["noise", "black", "white"])
 @pytest.mark.parametrize("half", ["left", "right", "top", "bottom"])
-def test_a_half_destroyed_picture_is_wrong(rubbish: str, half: str) -> None:
+def test_a_half_destroyed_picture_is_wrong(rubbish: str, half: str, times: int) -> None:
     rng = np.random.default_rng(len(rubbish + half))
     rows = {"top": slice(0, 64), "bottom": slice(64, 128)}.get(half, slice(None))
     columns = {"left": slice(0, 64), "right": slice(64, 128)}.get(half, slice(None))
-    for scene in sample(60, rng):
+    for scene in sample(20 * times, rng):
         image = render(scene, 128, 128, rng)
         if rubbish == "noise":
             image[rows, columns] = rng.integers(0, 256, image[rows, columns].shape)
@@ -129,9 +135,10 @@ def test_a_half_destroyed_picture_is_wrong(rubbish: str, half: str) -> None:
         assert not correct(scene, image), scene.caption
 
 
-def test_one_object_destroyed_among_three_is_wrong() -> None:
+@MANY
+def test_one_object_destroyed_among_three_is_wrong(times: int) -> None:
     rng = np.random.default_rng(11)
-    for scene in sample(120, rng):
+    for scene in sample(40 * times, rng):
         image = render(scene, 128, 128, rng)
         numbered, count = ndimage.label((image != image[0, 0]).any(axis=-1), np.ones((3, 3)))
         assert count == scene.count
@@ -226,19 +233,21 @@ def opaque(image: Picture, alpha: int = 255) -> Picture:
     return np.concatenate((image, np.full_like(image[..., :1], alpha)), axis=-1)
 
 
+@MANY
 @pytest.mark.parametrize(("height", "width"), SIDES)
-def test_a_rendered_transparent_scene_is_read_in_full(height: int, width: int) -> None:
+def test_a_rendered_transparent_scene_is_read_in_full(height: int, width: int, times: int) -> None:
     rng = np.random.default_rng(height - width + 200)
-    scenes = transparent_sample(80, rng)
+    scenes = transparent_sample(27 * times, rng)
     assert not [s.caption for s in scenes if not all(verdict(s, render(s, height, width, rng)).values())]
 
 
+@MANY
 @pytest.mark.parametrize("degrade", [blur, noise, shift])
-def test_slightly_damaged_transparent_pictures_are_read(degrade: Degrade) -> None:
+def test_slightly_damaged_transparent_pictures_are_read(degrade: Degrade, times: int) -> None:
     """Alpha is damaged, and colours only where a pixel is visible: straight alpha has no colour elsewhere."""
     rng = np.random.default_rng(6)
     right = []
-    for scene in transparent_sample(120, rng):
+    for scene in transparent_sample(50 * times, rng):
         image = render(scene, 128, 128, rng)
         image[..., :3] = image[image[..., 3] > 0][0, :3]
         color, alpha = degrade(image[..., :3], rng), degrade(np.repeat(image[..., 3:], 3, 2), rng)[..., :1]
@@ -257,9 +266,10 @@ def test_the_colour_under_transparent_pixels_is_immaterial() -> None:
             assert read(image) == expected
 
 
-def test_an_opaque_alpha_channel_changes_nothing() -> None:
+@MANY
+def test_an_opaque_alpha_channel_changes_nothing(times: int) -> None:
     rng = np.random.default_rng(9)
-    for scene in sample(40, rng):
+    for scene in sample(14 * times, rng):
         image = render(scene, 128, 128, rng)
         assert read(opaque(image)) == read(opaque(image, 250)) == read(image)
 

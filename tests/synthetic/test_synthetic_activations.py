@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, TEMPLATE
 from precision_lab.synthetic import PRESETS, make
+from tests.spread import slow
 
 GRIDS = ((8, 8), (7, 9))
 TIMESTEPS = (1.0, 0.75, 0.5, 0.25, 0.05)
@@ -126,7 +127,7 @@ def measure(generated: Generated, grid: tuple[int, int], seed: int, t: float) ->
     )
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["seed0", "seed1"])
+@pytest.fixture(scope="module", params=[0, slow(1)], ids=["seed0", "seed1"])
 def micro(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generated:
     folder = tmp_path_factory.mktemp("activations") / "micro"
     make(PRESETS["micro"], folder, seed=request.param)

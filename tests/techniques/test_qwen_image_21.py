@@ -48,6 +48,7 @@ from tests.model.qwen_image_21.oracle import (
     reference,
     rounded,
 )
+from tests.spread import slow, spread
 from tests.techniques.configured import CONF, NAMES
 
 SHAPE = Shape(3, text_width=64)
@@ -122,7 +123,7 @@ OF_A_FILE = ("lora", "lora_fused")
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["one pass", "with a prefix"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*ELSEWHERE, *OF_A_FILE)])
+@pytest.mark.parametrize("name", spread([name for name in NAMES if name not in (*ELSEWHERE, *OF_A_FILE)], 5))
 def test_a_shipped_technique_applies_and_keeps_the_function_it_claims(models, inputs, name, cached):
     if name == "compiled_blocks" and on_cpu() and not shutil.which("g++"):
         pytest.skip("MLX compiles with g++ on CPUs")
@@ -327,8 +328,7 @@ def test_the_modulation_is_fp32_and_the_tokens_are_not(models, inputs):
     ],
     ids=lambda technique: f"{type(technique).__name__}",
 )
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("batch", "padded"), [(1, False), slow((1, True)), slow((2, False)), (2, True)])
 def test_attention_in_another_form_is_the_same_function(models, technique, batch, padded):
     """Masks of the text have a row for each query; without padding they have one row for all samples."""
     lengths = (40, 17)[:batch] if padded else None

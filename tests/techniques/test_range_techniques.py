@@ -20,6 +20,7 @@ from precision_lab.techniques.parts.scaled_parts import at_block
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.composing import configurations
+from tests.spread import spread
 from tests.subjects import source
 from tests.techniques.configured import named
 from tests.techniques.evaluation import Draw, draws, evaluate, pipelines
@@ -196,7 +197,7 @@ def references(micro):
     return evaluate(micro(mx.float32), DRAW), evaluate(micro(mx.bfloat16), DRAW)
 
 
-@pytest.mark.parametrize("recipe", [f"draw_things_{model}" for model in MODELS] + ["ggml_scales"])
+@pytest.mark.parametrize("recipe", [*spread([f"draw_things_{model}" for model in MODELS], len(MODELS)), "ggml_scales"])
 def test_recipes_keep_float16_finite_where_it_overflows(micro, references, recipe):
     exact, bfloat16 = references
     found, seen = observed(micro(mx.float16), None, named(recipe))

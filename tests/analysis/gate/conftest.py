@@ -11,7 +11,7 @@ from precision_lab.cli import main
 
 SETTINGS = (
     *("+exp=gate", "sampler.steps=2", "pinned.steps=3", "image.height=32", "image.width=48"),
-    *("latency.min_rounds=0", "latency.max_rounds=0", "gate.learn.prompts=[two small stars]"),
+    *("latency.min_rounds=0", "latency.max_rounds=0", "gate.learn.prompts=[two small stars]", "gate.learn.seeds=[1]"),
 )
 
 

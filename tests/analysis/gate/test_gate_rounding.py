@@ -10,6 +10,7 @@ import pytest
 from precision_lab.analysis.gate import rounding
 from precision_lab.errors import InputError
 from tests.fabricated import QWEN_IMAGE as LAYOUT
+from tests.spread import slow
 
 OPERATIONS = {"transformer_blocks.{}.img_mlp.net.0.gelu": 2e-5, "transformer_blocks.{}.img_add1": 0.06, "norm_out": 0.3}
 
@@ -51,7 +52,7 @@ def test_only_16_bit_rows_with_a_rate_count():
     assert rounding.learn(rows.drop(columns="own_misrounded_pct"), LAYOUT).empty
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("spread", [slow(0.0), slow(0.1), 0.3])
 def test_other_cases_pass(spread):
     learned = rounding.learn(table(spread=spread), LAYOUT)
     for seed in range(1, 60):

@@ -108,6 +108,7 @@ def test_in_16_bits_the_error_is_that_of_torch(dtype, kind, tmp_path):
     assert relative_l2(outputs(transformer, inputs, kind(path), dtype=dtype), exact) <= 1.25 * theirs
 
 
+@pytest.mark.slow
 def test_the_embedded_model_with_an_adapter_equals_diffusers(tmp_path):
     folder = checkpoints_dir() / "micro"
     model = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)

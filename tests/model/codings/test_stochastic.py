@@ -9,6 +9,7 @@ from precision_lab.errors import InputError
 from precision_lab.model.codings.base import Coding
 from precision_lab.model.codings.float8 import Float8, stochastic_codes
 from precision_lab.model.codings.int8 import Int8
+from tests.spread import slow
 
 comfy = pytest.importorskip("comfy_kitchen.backends.eager.quantization")
 
@@ -29,7 +30,7 @@ def test_what_is_not_finite_is_not_hidden():
     assert np.isnan(np.array(mx.from_fp8(codes, mx.float32))).tolist() == [True, True, True, False]
 
 
-@pytest.mark.parametrize("coding", [Float8(), Float8("channel"), Float8("none"), Int8()])
+@pytest.mark.parametrize("coding", [Float8(), slow(Float8("channel")), slow(Float8("none")), Int8()])
 def test_the_mean_of_many_draws_is_the_value(coding):
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((8, 32)).astype(np.float32)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -31,6 +32,7 @@ from precision_lab.techniques.base import applied
 from precision_lab.techniques.parts.weight_storage import model_storage, weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from tests.model.paged import block_nbytes, measure_blocks, widen
+from tests.spread import spread
 from tests.subjects import picture
 from tests.undrawn import undrawn
 
@@ -68,8 +70,7 @@ def generated(pipeline, **changed) -> np.ndarray:
 # --- streamed
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("weights_dtype", [None, mx.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "weights_dtype"), spread(product(DTYPES, [None, mx.float16]), 3), ids=str)
 def test_a_streamed_generation_has_the_same_bits_every_time(small_checkpoint_21, dtype, weights_dtype):
     resident, streamed = both(small_checkpoint_21, dtype, weights_dtype=weights_dtype)
     expected = generated(resident)
@@ -77,8 +78,9 @@ def test_a_streamed_generation_has_the_same_bits_every_time(small_checkpoint_21,
         np.testing.assert_array_equal(generated(streamed), expected)
 
 
-@pytest.mark.parametrize("prefix_cache", ["none", "float32", "float16"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("prefix_cache", "guidance_scale"), spread(product(["none", "float32", "float16"], [1.0, 3.0]), 5)
+)
 def test_however_the_prefix_is_kept(small_checkpoint_21, prefix_cache, guidance_scale):
     pictures = [
         generated(pipeline, prefix_cache=prefix_cache, guidance_scale=guidance_scale, padding=3)
@@ -172,6 +174,7 @@ def test_streamed_checkpoints_are_rejected_with_the_same_message(small_checkpoin
         assert messages[0] == messages[1]
 
 
+@pytest.mark.slow  # test_paging.py has such a run of 1.x
 def test_a_run_has_the_same_tables(small_checkpoint_21, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = (
@@ -223,7 +226,7 @@ def test_a_quantised_copy_is_streamed(saved, dtype):
     np.testing.assert_array_equal(generated(streamed), generated(resident))
 
 
-@pytest.mark.parametrize("technique", ["affine4", "affine8", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("technique", spread(["affine4", "affine8", "mxfp4", "mxfp8", "nvfp4"], 4))
 def test_the_command(small_checkpoint_21, tmp_path, capsys, technique):
     target = tmp_path / "quantised"
     arguments = ["model=qwen_image_21", f"technique=[{technique}]", f"from={small_checkpoint_21}", f"to={target}"]
