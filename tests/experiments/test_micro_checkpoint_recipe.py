@@ -19,6 +19,7 @@ from experiments.micro_checkpoint import model as recipe
 from experiments.micro_checkpoint.model import Batch, Parameters, forward, stack, unstack
 from precision_lab.model.qwen_image.prompt import PREFIX_TOKENS, Tokenizer
 from precision_lab.shapes import correct, held_out_scenes, training_scenes
+from tests.spread import slow
 
 FP32 = 2e-6
 ANGLES = 1e-4
@@ -61,7 +62,7 @@ def exact_angles(monkeypatch) -> Callable[[QwenImageTransformer2DModel, Paramete
     return use
 
 
-@pytest.mark.parametrize(("seed", "blocks"), [(0, 1), (1, 3), (2, 5)])
+@pytest.mark.parametrize(("seed", "blocks"), [(0, 1), (1, 3), slow((2, 5))])
 def test_the_forward_equals_diffusers_on_folded_weights(seed, blocks, exact_angles):
     """Without growth, with the trial's rate, and with so much that three blocks reach the final size."""
     model = small_model(blocks)
@@ -485,6 +486,7 @@ def test_the_same_slices_give_the_same_training(work):
     assert_equal_tensors(*contents)
 
 
+@pytest.mark.slow  # as the transformer above does
 def test_an_interrupted_vae_goes_on_where_it_was(tmp_path, monkeypatch, small_checkpoint):
     monkeypatch.setattr(state, "Clock", StepsClock)
     monkeypatch.setattr(vae, "BATCH", 1)

@@ -416,7 +416,7 @@ def test_other_classes_are_refused_by_name(model, folder, part, values, named):
 
 
 @pytest.mark.parametrize(("asked", "given"), [(V1, V21), (V21, V1)])
-@pytest.mark.parametrize("command", ["run", "models"])
+@pytest.mark.parametrize("command", ["run", slow("models")])
 def test_the_other_model_says_which_option_reads_it(asked, given, command, request, tmp_path, capsys):
     folder = request.getfixturevalue(MODELS[given].fixture)
     arguments = {

@@ -107,10 +107,11 @@ def reference() -> QwenImagePipeline:
     return load_reference(FOLDER)
 
 
+@pytest.mark.slow  # test_transformer.py compares 60 blocks with such streams
 @pytest.mark.parametrize(
     ("prompt", "seed", "height", "width"),
     [
-        slow(("two large yellow triangles on a white background, top", 0, 128, 128)),
+        ("two large yellow triangles on a white background, top", 0, 128, 128),
         ("a small red star on a blue background", 1, 144, 112),
     ],
 )

@@ -245,7 +245,7 @@ def test_dtypes_do_not_share_paged_weights(small_checkpoint):
     assert models.load(mx.bfloat16) is narrow
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, slow(8)])
 def test_a_checkpoint_of_quantised_weights_has_the_same_bits(folder, bits):
     """Quantises, as mlx-lm writes them, the linears that are divisible into groups of 64."""
     file = folder / FILES["transformer"]

@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from precision_lab.model.qwen_image.config import TextEncoderConfig
 from precision_lab.model.qwen_image.text_encoder import TextEncoder
 from tests.model.text_bodies import DTYPES, loaded, ours, padding, randomised, relative_l2
+from tests.spread import slow
 
 VOCABULARY = 97
 
@@ -69,7 +70,7 @@ def encoder(tmp_path_factory) -> TextEncoder:
     return load(make_oracle(seed=0), tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.mark.parametrize("original_layout", [True, False])
+@pytest.mark.parametrize("original_layout", [True, slow(False)])
 @pytest.mark.parametrize(
     ("seed", "layers", "heads", "kv_heads", "head_dim"),
     [(1, 2, 4, 4, 16), (2, 3, 4, 2, 12), (3, 1, 6, 1, 32), (4, 2, 7, 1, 8), (5, 2, 2, 2, 128)],

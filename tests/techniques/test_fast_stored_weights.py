@@ -1,5 +1,7 @@
 """Fused blocks over weights that are stored in fewer bits, and the choice between two products of them."""
 
+from itertools import product
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from precision_lab.techniques.fast.matrices import Beside, Packed, matrix
 from precision_lab.techniques.fast.routes import NEVER, ROWS, Routes, measured
 from precision_lab.techniques.fast.technique import Fast, FusedBlocks
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from tests.spread import spread
 from tests.techniques import small_model_21
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, small_model
 
@@ -35,8 +38,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("name", STORED)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("name", "masked"), spread(product(STORED, [False, True]), 3))
 def test_the_function_is_that_of_the_plain_blocks_with_these_weights(name, masked):
     model, stored = small_model(), STORED[name]
     plain = rewritten(model, stored, masked=masked)

@@ -201,7 +201,7 @@ class Computed(nn.Module):
 BRANCHES = "transformer_blocks.*.{attn.{to_q,to_v,attend,attend_prefix,to_out.0},img_mlp.{proj,multiply,out}}"
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [mx.float16, slow(mx.bfloat16)], ids=str)
 @pytest.mark.parametrize(
     "others",
     [(), (Float32Modulation(),), (Float32(("norm_out",)),), (ScaledFeedForward(), ScaledAttention())],

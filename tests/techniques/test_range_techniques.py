@@ -20,7 +20,7 @@ from precision_lab.techniques.parts.scaled_parts import at_block
 from precision_lab.techniques.scaled_attention import ScaledAttention
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.composing import configurations
-from tests.spread import spread
+from tests.spread import slow, spread
 from tests.subjects import source
 from tests.techniques.configured import named
 from tests.techniques.evaluation import Draw, draws, evaluate, pipelines
@@ -72,7 +72,7 @@ OTHERS = ("fp32_norm_out", "fp32_modulation", "fp32_norms", "fp32_gates", "draw_
 
 
 @pytest.mark.parametrize("names", [["fp32_residual"], *permutations(["fp32_residual", "fp32_norm_out"])], ids="-".join)
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("dtype", [mx.float16, slow(mx.bfloat16)])
 def test_the_residual_streams_are_fp32_and_the_branches_are_not(models, dtype, names):
     techniques = named(*names)
     assert dtypes(models(dtype), "transformer_blocks.*", techniques) == {mx.float32}
@@ -80,7 +80,7 @@ def test_the_residual_streams_are_fp32_and_the_branches_are_not(models, dtype, n
     assert dtypes(models(dtype), [BRANCH, "proj_out", "pipeline:euler_step"], techniques) == {dtype}
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", spread(OTHERS, 3))
 @pytest.mark.parametrize("first", [True, False])
 def test_they_stay_so_whatever_it_is_combined_with(models, other, first):
     names = ["fp32_residual", other] if first else [other, "fp32_residual"]
@@ -91,7 +91,7 @@ def test_they_stay_so_whatever_it_is_combined_with(models, other, first):
     }
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("dtype", [slow(mx.float16), mx.bfloat16])
 @pytest.mark.parametrize("others", [(), ("fp32_modulation",), ("fp32_norms", "fp32_gates")], ids="-".join)
 def test_norm_out_in_fp32_rounds_once_wherever_the_stream_ends(models, dtype, others):
     """Its first input is fp32 where both apply; the result is due in the dtype of the computation in either order."""

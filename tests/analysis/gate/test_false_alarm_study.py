@@ -12,6 +12,7 @@ from precision_lab.analysis.gate.bands import Margin
 from precision_lab.analysis.gate.judge import Limits
 from precision_lab.analysis.gate.rows import WITHOUT_COMPONENTS
 from precision_lab.shapes import parse
+from tests.spread import slow
 
 
 def test_cases_are_captions_that_no_baseline_was_learned_from():
@@ -31,7 +32,7 @@ def activations(amax: float, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame([{"site": "norm_out", "dtype": "bfloat16", "prompt_id": 0, "seed": seed, **numbers}])
 
 
-@pytest.mark.parametrize(("bits_beyond", "share"), [(0.0, None), (0.5, 0.25), (2.0, 1.0), (9.0, 4.5)])
+@pytest.mark.parametrize(("bits_beyond", "share"), [slow((0.0, None)), (0.5, 0.25), (2.0, 1.0), slow((9.0, 4.5))])
 def test_the_share_of_a_margin_is_one_where_the_gate_begins_to_object(bits_beyond, share):
     learned = bands.learn(pd.concat([activations(1.0), activations(2.0**0.5, seed=1)]))
     margin = Margin(bits=1.0, spread=2.0)  # of a band half a bit wide: 2 bits

@@ -9,7 +9,7 @@ from precision_lab.analysis.gate import bands
 from precision_lab.analysis.gate.bands import Margin
 from precision_lab.errors import InputError
 from tests.analysis.gate import fabricated_gate as fabricated
-from tests.spread import spread
+from tests.spread import slow, spread
 
 LAYOUT = fabricated.LAYOUT
 TIGHT = Margin(bits=0.5, spread=0.0, headroom_bits=100)
@@ -90,7 +90,9 @@ def test_no_value_may_become_nonfinite(count):
     assert violation.site == table.loc[4, "site"]
 
 
-@pytest.mark.parametrize(("now", "passes"), [(10, True), (20, True), (40, True), (41, False), (4, False), (0, False)])
+@pytest.mark.parametrize(
+    ("now", "passes"), [slow((10, True)), slow((20, True)), (40, True), (41, False), slow((4, False)), (0, False)]
+)
 def test_counts_that_the_baseline_had_are_compared_with_their_spread(now, passes):
     table = simple([1.0, 1.0], num_inf=[10, 20], amax=np.nan, rms=np.nan)
     changed = simple([1.0], num_inf=[now], amax=np.nan if now else 1.0, rms=np.nan if now else 1.0)
