@@ -71,7 +71,8 @@ def amax(run: Run, variant: str, sites: Sequence[str], stream: str | None) -> pd
     table = run.activations
     if not {"amax", *_COUNTS} <= set(table):
         return pd.Series(dtype=float)
-    rows = table[table["variant"] == variant]
+    named = table[[*CASE, "component", "site", "port", "stream", "amax", *_COUNTS]]  # fewer columns to copy
+    rows = named[table["variant"] == variant]
     rows = _at_sites(run, rows[rows["port"].str.startswith("out")], sites)
     if stream is not None:
         rows = rows[rows["stream"] == stream]

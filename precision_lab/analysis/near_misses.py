@@ -37,7 +37,8 @@ def near_misses(activations: pd.DataFrame, within: float = NEAR_BITS) -> pd.Data
     if not {"amax", "num_nan", "num_inf"} <= set(activations):
         return pd.DataFrame(columns=list(COLUMNS))
     largest: dict[str, Any] = {name: fmt.max for name, fmt in FORMATS.items()}
-    rows = activations.dropna(subset=["amax"]).assign(limit=lambda table: table["dtype"].map(largest))
+    rows = activations[[*_SITE, *_MOMENT, "num_nan", "num_inf"]]  # first: each row of the others would be copied
+    rows = rows.dropna(subset=["amax"]).assign(limit=lambda table: table["dtype"].map(largest))
     rows = rows[(rows["num_nan"] == 0) & (rows["num_inf"] == 0) & (rows["amax"] > 0) & rows["limit"].notna()]
     rows = rows.assign(bits=np.log2(rows["limit"].astype(float)) - np.log2(rows["amax"].astype(float)))
     seen = rows.groupby(list(_SITE)).size().rename("seen")

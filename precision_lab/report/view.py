@@ -92,7 +92,8 @@ class View:
         if self.drift is None:
             return None
         own = {name: entry.reference for name, entry in self.manifest.variants.items()}
-        expected = self.drift["variant"].map(lambda name: own.get(name, self.reference))
+        names = self.drift["variant"].unique()
+        expected = self.drift["variant"].map({name: own.get(name, self.reference) for name in names})
         return self.drift[(self.drift["reference"] == expected) & (self.drift["variant"] != expected)]
 
     @cached_property

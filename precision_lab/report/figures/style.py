@@ -157,6 +157,7 @@ def theme() -> Iterator[None]:
             "ytick.minor.width": 0.4,
             "hatch.linewidth": 0.6,
             "svg.fonttype": "path",
+            "image.composite_image": False,  # an SVG keeps each picture; to merge them takes longer than the rest
             "svg.hashsalt": "precision_lab",
         }
     ):
