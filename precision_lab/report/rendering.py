@@ -19,7 +19,7 @@ from precision_lab.report.figures import style
 from precision_lab.report.figures.alt import describe
 from precision_lab.report.figures.style import Absent, Drawing
 
-FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting", "slug")
+FILTERS = ("number", "fixed", "interval", "size", "moment", "breakable", "setting", "slug", "unbroken")
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 
@@ -70,18 +70,24 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any
     scripts: those of this page, in their order, by the names of `embedding`. data: what they read, by the id of its
     block; strict JSON, so a number that is not finite is a ValueError.
     """
-    loader = PackageLoader("precision_lab.report")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {name: getattr(wording, name) for name in FILTERS}
-    css = Markup(environment.get_template("page.css").render())
+    found = templates()
+    css = Markup(found.get_template("page.css").render())
     names = (*embedding.ALWAYS, *scripts)
-    return environment.get_template(template).render(
+    return found.get_template(template).render(
         css=css,
         policy=embedding.policy((*embedding.FIRST, *names)),
         opening_scripts=embedding.scripts(embedding.FIRST),
         embedded=Markup("\n").join((embedding.data(data or {}), embedding.scripts(names))),
         **content,
     )
+
+
+def templates() -> Environment:
+    """The templates of all pages, with their filters; text is escaped."""
+    loader = PackageLoader("precision_lab.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {name: getattr(wording, name) for name in FILTERS}
+    return environment
 
 
 def weights_text(checkpoint: Checkpoint) -> str:

@@ -74,8 +74,13 @@ def setting(value: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """`name` for HTML; a line may break after each underscore, slash and dot."""
-    return Markup(re.sub(r"([_/]|\.(?=\w))", r"\1<wbr>", str(escape(name))))
+    """`name` for HTML; a line may break after each underscore, slash and dot, but not in a number."""
+    return Markup(re.sub(r"([_/]|(?<!\d)\.(?=\w)|\.(?=[^\W\d]))", r"\1<wbr>", str(escape(name))))
+
+
+def unbroken(text: str) -> str:
+    """`text` in which no line breaks between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|(?:dB|ms|s|bits?|[KMGT]?i?B)\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def slug(text: str) -> str:

@@ -263,7 +263,7 @@ def test_drift_over_several_runs_is_judged_over_prompts():
     assert (row["verdict"], row["finite"], row["reason"]) == ("no comparison", 3, "1 cases of other are not finite")
     few = {"x": drift_run(dict.fromkeys(("baseline", "again", "scales", "other"), base[:2]), prompts[:2])}
     row = compared(few, "scales", ["other"]).iloc[0]
-    assert (row["verdict"], row["reason"]) == ("inconclusive", "2 prompts, expected at least 3")
+    assert (row["verdict"], row["reason"]) == ("inconclusive", "too few prompts: 2, expected at least 3")
 
 
 def test_failed_cases_and_their_words():

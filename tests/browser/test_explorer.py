@@ -104,3 +104,22 @@ def test_variants_are_switched_off_and_measures_and_themes_change(explorer):
 def test_a_narrow_page_does_not_scroll_sideways(page, reported):
     page.open(reported, width=420)
     assert page.js("return document.documentElement.scrollWidth") <= 420
+
+
+def test_a_title_speaks_of_crosses_where_a_drawn_variant_has_some(explorer):
+    title = explorer.find("#explorer-lines-title")
+    assert "crosses" in title.text
+    [box] = [label for label in explorer.all("#explorer label.curve") if label.text == "float16"]
+    box.click()
+    assert "crosses" not in title.text
+    box.click()
+    assert "crosses" in title.text
+
+
+def test_sites_fit_a_screen_of_1024_and_are_short_cards_on_a_phone(page, reported):
+    page.open(reported, width=1024)
+    table = "return document.querySelector('#explorer-sites')"
+    assert page.js(f"{table}.scrollWidth <= {table[7:]}.parentNode.clientWidth")
+    page.open(reported, width=420)
+    heights = page.js(f"return [...{table[7:]}.querySelectorAll('tbody tr')].map(row => row.offsetHeight)")
+    assert max(heights) < 220

@@ -41,3 +41,18 @@ def test_what_a_page_must_not_do_is_found(page, tmp_path):
     for part in ("odd", "nothing is not defined", "request: http://127.0.0.1:9/x.png"):
         assert part in faults
     assert any("image-alt" in finding for finding in page.axe("critical"))
+
+
+def test_on_paper_all_text_of_a_table_is_of_one_size_and_lines_keep_their_colours(page, reported):
+    page.open(reported, width=720)
+    page.command("Emulation.setEmulatedMedia", {"media": "print"})
+    sizes = page.js(
+        "return [...document.querySelectorAll('#headroom table *, #variants table *')].filter(e => e.innerText)"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes) >= 8
+    assert max(sizes) <= 8.5
+    swatch = page.find("#variants .swatch")
+    assert page.js("return getComputedStyle(arguments[0]).printColorAdjust", swatch) == "exact"
+    assert page.js("return document.documentElement.scrollWidth") <= 720
+    page.command("Emulation.setEmulatedMedia", {"media": ""})

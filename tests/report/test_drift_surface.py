@@ -117,3 +117,16 @@ def test_nothing_to_draw(small_run):
     run = small_run(overflowing=())
     assert isinstance(drift_surface.draw(rewritten(run, lambda drift: drift.assign(rel_l2=0.0))), Absent)
     assert drift_surface.draw(rewritten(run, lambda drift: drift[drift["block"].isna()])) is None
+
+
+@pytest.mark.parametrize(
+    ("modes", "title"),
+    [
+        (("free", "teacher"), "Where error accumulates and where it is made"),
+        (("free",), "Where error accumulates"),
+        (("teacher",), "Where error is made"),
+    ],
+)
+def test_the_title_names_what_is_drawn(small_run, modes, title):
+    run = rewritten(small_run(overflowing=()), lambda drift: drift[drift["mode"].isin(modes)])
+    assert drift_surface.draw(run).title == title

@@ -153,6 +153,12 @@ def test_every_slowdown_beyond_the_smallest_resolvable_is_called_slower(interval
     assert latency.smallest_slowdown({"base": Latency(1.0, 1.0, "", (1, 1))}, "base", margin) is None
 
 
+@pytest.mark.parametrize("ci95", [None, (1.0, 1.4)])
+def test_a_caption_of_latency_speaks_of_intervals_that_are_drawn(ci95):
+    ratios = {"base": Latency(1.0, 1.0, "", (1, 1)), "other": Latency(1.2, 1.2, "inconclusive", ci95)}
+    assert ("interval" in latency._caption(ratios, "base", 0.05, "reference")) == (ci95 is not None)
+
+
 @given(st.integers(1, 21))
 def test_every_variant_has_its_own_look_and_the_reference_is_grey(count):
     names = [f"v{i}" for i in range(count)]

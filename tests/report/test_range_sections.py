@@ -1,14 +1,16 @@
 """Sections that some runs have: near misses, and exponents over the blocks."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from precision_lab import report
-from precision_lab.report import anomaly
+from precision_lab.report import anomaly, headroom, rendering
 from precision_lab.report.figures import exponents
-from precision_lab.report.view import View
+from precision_lab.report.view import HEADROOM, View
 
 
 def text_of(page):
@@ -87,3 +89,23 @@ def test_exponents_of_one_stream_or_another_variant(small_run):
     assert "in baseline;" in drawing.caption
     rows[rows["port"] == "in"].to_parquet(run / "exponents.parquet")
     assert exponents.draw(View.open(run)) is None
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_headroom_of_many_variants_is_a_row_each_and_the_rest_is_folded(small_run, count):
+    first = headroom.worst(View.open(small_run()))[0]
+    tables = [replace(first, variant=f"variant_{at}", sites=first.sites[at % 2 :]) for at in range(count)]
+    formats = [name.removeprefix("headroom_bits_") for name in HEADROOM]
+    html = rendering.templates().get_template("headroom.html").render(headroom=tables, formats=formats)
+    folded = count > 8
+    assert html.count("<details>") == html.count("</details>") == (count if folded else 0)
+    assert html.count("<h3>") == (0 if folded else count)
+    rows = re.findall(
+        r'<th scope="row" class="name">(.*?)</th>\s*<td data-label="nearest site"><code>(.*?)</code>', html
+    )
+    rows = [(name.replace("<wbr>", ""), address.replace("<wbr>", "")) for name, address in rows]
+    assert rows == ([(table.variant, table.sites[0].address) for table in tables] if folded else [])
+    assert "outside of the steps" not in html
+    outside = [replace(tables[0], sites=(replace(first.sites[0], step=None),)), *tables[1:]]
+    html = rendering.templates().get_template("headroom.html").render(headroom=outside, formats=formats)
+    assert "A dash for the step: outside of the steps." in html

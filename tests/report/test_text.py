@@ -7,7 +7,7 @@ import json
 import pytest
 from matplotlib.text import Text
 
-from precision_lab.report import write
+from precision_lab.report import wording, write
 from precision_lab.report.embedding import ALWAYS, FIRST, source
 from precision_lab.report.figures import claim_forest, growth, style
 from precision_lab.report.gallery import SCRIPTS
@@ -87,3 +87,27 @@ def test_tick_labels_of_wide_axes_are_powers_of_ten(tmp_path, scale):
     assert len(labels) >= 4
     assert all(label.get_parse_math() for label in labels)
     assert not axes.title.get_parse_math()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("within 95 % of 17.2 MiB", "within 95_% of 17.2_MiB"),
+        ("12.3 ms, 4 s or 48.4 dB", "12.3_ms, 4_s or 48.4_dB"),
+        ("3 steps, 4 seeds, 2 dbs and 1 block", "3 steps, 4 seeds, 2 dbs and 1 block"),
+    ],
+)
+def test_a_number_stays_with_its_unit(text, kept):
+    assert wording.unbroken(text) == kept.replace("_", "\N{NO-BREAK SPACE}")
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("fp32_norm/blocks.0.attn.to_q", "fp32_ norm/ blocks. 0. attn. to_ q"),
+        ("0.00716 of 12.5 bits, v1.2.", "0.00716 of 12.5 bits, v1.2."),
+        ("a&b_c", "a&amp;b_ c"),
+    ],
+)
+def test_a_line_may_break_in_a_name_but_not_in_a_number(name, pieces):
+    assert str(wording.breakable(name)).split("<wbr>") == (pieces.split(" ") if "_" in name else [pieces])

@@ -58,5 +58,5 @@ def _row(own: pd.Series, other: pd.Series, name: str, floor: float) -> dict[str,
         return {**row, "verdict": INCONCLUSIVE, "reason": "the drift is zero or not finite"}
     if math.isnan(ratio.lo):
         count = own.index.unique(PROMPT).size
-        return {**row, "verdict": INCONCLUSIVE, "reason": f"{count} prompts, expected at least {LEAST_GROUPS}"}
+        return {**row, "verdict": INCONCLUSIVE, "reason": f"too few prompts: {count}, expected at least {LEAST_GROUPS}"}
     return {**row, "verdict": decide("not_larger", ratio.lo, ratio.hi, 0.0, floor), "reason": ""}

@@ -50,8 +50,9 @@
     });
     const all = (on) => () => { state.on.fill(on); boxes.forEach(([box]) => (box.checked = on)); update(); };
     get("variants").append(...boxes.map(([, label]) => label),
-      lab.element("button", { type: "button", onclick: all(true) }, "All"),
-      lab.element("button", { type: "button", onclick: all(false) }, "None"));
+      lab.element("span", { class: "together" },
+        lab.element("button", { type: "button", onclick: all(true) }, "All"),
+        lab.element("button", { type: "button", onclick: all(false) }, "None")));
 
     const curves = (of) => data.variants
       .map(({ name, colour }, at) => ({ name, colour, dashed: name === data.reference, on: state.on[at], values: state.on[at] ? of(at) : [] }))
@@ -97,10 +98,10 @@
     const lostAt = (site) => values.lostAt(state.variant, site);
     const columns = [
       { title: "site", value: (site) => sites.address[site] },
-      { title: "component", value: (site) => sites.component[site] },
+      { title: "component", value: (site) => sites.component[site], short: true },
       { title: "block", value: (site) => sites.block[site], numeric: true },
-      { title: "stream", value: (site) => sites.stream[site] },
-      { title: "port", value: (site) => sites.port[site] },
+      { title: "stream", value: (site) => sites.stream[site], text: (value) => value || "—", short: true },
+      { title: "port", value: (site) => sites.port[site], short: true },
       ...Object.entries(values.measures)
         .filter(([name]) => !values.isHeadroom(name) || name === "headroom float16" || name === "headroom bfloat16")
         .map(([name, { title }]) => ({
@@ -133,8 +134,9 @@
       field("Search sites", "search", (text) => filter({ words: text.toLowerCase().split(/\s+/).filter(Boolean) })),
       select("Component", distinct(sites.component), "", (component) => filter({ component })),
       select("Stream of sites", distinct(sites.stream), "", (stream) => filter({ stream })),
-      field("Blocks from", "number", (from) => filter({ from: bound(from) })),
-      field("to", "number", (to) => filter({ to: bound(to) })),
+      lab.element("span", { class: "together" },
+        field("Blocks from", "number", (from) => filter({ from: bound(from) })),
+        field("to", "number", (to) => filter({ to: bound(to) }))),
     );
 
     // chooses a site; cell: the one of the map it was chosen in; turned: whether the table shows the page that has it
@@ -165,7 +167,9 @@
 
     const update = () => {
       const { title, meaning } = values.measures[state.measure];
-      get("lines-title").textContent = `${title} over the blocks, worst over the steps; crosses are not finite in the first step that fails`;
+      const outputs = values.outputs(state.stream);
+      const crossed = data.variants.some((_, at) => state.on[at] && Number.isFinite(values.failure(state.measure, at, state.branch, outputs)));
+      get("lines-title").textContent = `${title} over the blocks, worst over the steps${crossed ? "; crosses are not finite in the first step that fails" : ""}`;
       get("map-title").textContent = `${title} over blocks and steps: ${data.variants[state.variant].name}`;
       get("said").textContent = meaning;
       lines.update();

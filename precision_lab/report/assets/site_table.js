@@ -3,7 +3,7 @@
 (() => {
   const ROWS = 25;
 
-  // columns: {title, note, value(site), text(value, site), numeric}; choose(site) is called for a chosen row.
+  // columns: {title, note, value(site), text(value, site), numeric, short}; choose(site) is called for a chosen row.
   lab.siteTable = (table, pages, { columns, matches, choose }) => {
     const state = { sites: [], column: 0, ascending: true, first: 0, chosen: null, all: [] };
     const head = lab.element("tr");
@@ -53,9 +53,9 @@
       state.first = Math.max(0, Math.min(state.first, Math.floor((state.sites.length - 1) / ROWS) * ROWS));
       const shown = state.sites.slice(state.first, state.first + ROWS);
       body.replaceChildren(...shown.map((site) => {
-        const cells = columns().map(({ value, text, numeric, title }, at) => {
+        const cells = columns().map(({ value, text, numeric, short, title }, at) => {
           const words = text ? text(value(site), site) : value(site) ?? "—";
-          if (at > 0) return lab.element("td", { class: numeric ? "n" : null, "data-label": title }, String(words));
+          if (at > 0) return lab.element("td", { class: numeric ? "n" : short ? "short" : null, "data-label": title }, String(words));
           return lab.element("th", { scope: "row" }, lab.element("button", {
             type: "button", class: "site", "aria-pressed": String(site === state.chosen), onclick: () => choose(site),
           }, lab.element("code", {}, ...lab.breakable(words))));

@@ -18,7 +18,11 @@ from precision_lab.report.figures import labels, panels, style
 from precision_lab.report.figures.style import Absent, Drawing
 from precision_lab.report.view import View, block_outputs, main_branch
 
-TITLE = "Where error accumulates and where it is made"
+TITLES = {
+    ("free", "teacher"): "Where error accumulates and where it is made",
+    ("free",): "Where error accumulates",
+    ("teacher",): "Where error is made",
+}
 MOST_VARIANTS = 4
 DECADES = 6  # an error this far under the greatest is drawn as if it were there
 COLOURS = "magma"
@@ -57,6 +61,7 @@ def draw(view: View) -> Drawing | Absent | None:
     columns = [(m, s) for m in MODES for s, own in streams.items() if (own["mode"] == m).any()]
     if not columns:
         return None
+    title = TITLES[tuple(dict.fromkeys(mode for mode, _ in columns))]
     rows = pd.concat([own.assign(stream=stream) for stream, own in streams.items()])
     steps = {mode: np.unique(rows.loc[rows["mode"] == mode, "step"]).astype(int) for mode in MODES}
     blocks = np.unique(rows["block"]).astype(int)
@@ -70,7 +75,7 @@ def draw(view: View) -> Drawing | Absent | None:
     drawn = {(name, column): surface(name, column) for name in shown for column in columns}
     positive = np.concatenate([surface.positive for surface in drawn.values()])
     if not positive.size and not any(surface.lost.any() for surface in drawn.values()):
-        return Absent(TITLE, "Every variant is identical to the reference at every block.")
+        return Absent(title, "Every variant is identical to the reference at every block.")
     norm = _norm(positive)
 
     figure = style.new_figure(1.0 + 1.6 * len(shown), wspace=0.02, hspace=0.03)
@@ -105,7 +110,7 @@ def draw(view: View) -> Drawing | Absent | None:
     else:
         scale.set_axis_off()
     _legend(figure, list(drawn.values()))
-    return Drawing("drift_surface", TITLE, figure, _caption(view, columns, shown, recorded, steps, blocks))
+    return Drawing("drift_surface", title, figure, _caption(view, columns, shown, recorded, steps, blocks))
 
 
 def _caption(
@@ -125,7 +130,7 @@ def _caption(
     level = f", {view.layout.level} on the right" if view.levels else ""
     some = (
         f" Drawn of {len(recorded)} variants: the baseline, those with the least and the greatest accumulated drift, "
-        "and one that is not finite, as far as there are such."
+        "and one that is not finite where there is one."
         if len(shown) < len(recorded)
         else ""
     )

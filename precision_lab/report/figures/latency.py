@@ -46,9 +46,10 @@ def _caption(ratios: Mapping[str, Latency | None], baseline: str, margin: float,
     left, right = _focus(ratios, reference, margin)
     beyond = any(entry and not left <= entry.ratio <= right for entry in ratios.values())
     arrow = "; an arrow marks a ratio beyond the axis" if beyond else ""
+    interval = ", with its simultaneous 95\u00a0% interval" if _intervals(ratios, baseline) else ""
     text = (
         f"Left: ratio of the time to that of {baseline} in the same round (1 = as fast, lower is better), median over "
-        f"rounds, with its simultaneous 95\u00a0% interval{arrow}. "
+        f"rounds{interval}{arrow}. "
         "Right: every sample in milliseconds (lower is better), in the order taken from top to bottom in a variant; "
         "the vertical tick is the median."
     )
@@ -64,9 +65,13 @@ def smallest_slowdown(ratios: Mapping[str, Latency | None], baseline: str, margi
 
     "Slower" requires the lower bound to exceed 1 + margin, so the ratio must exceed it by half the interval.
     """
-    intervals = [entry.ci95 for name, entry in ratios.items() if name != baseline and entry and entry.ci95]
-    half_widths = [(high - low) / 2 for low, high in intervals]
+    half_widths = [(high - low) / 2 for low, high in _intervals(ratios, baseline)]
     return 1 + margin + max(half_widths) if half_widths else None
+
+
+def _intervals(ratios: Mapping[str, Latency | None], baseline: str) -> list[tuple[float, float]]:
+    """The intervals of all variants but the baseline; those of one round have none."""
+    return [entry.ci95 for name, entry in ratios.items() if name != baseline and entry and entry.ci95]
 
 
 def _draw_forest(
@@ -95,7 +100,7 @@ def _draw_forest(
         words: dict[str, Any] = {"fontsize": 9, "va": "center", "color": style.INK}
         axes.annotate(_words(entry, name == baseline), (1.03, row), xycoords=axes.get_yaxis_transform(), **words)
     axes.set_xlabel("ratio to baseline (lower is better)")
-    axes.set_title("Ratio, 95 % interval")
+    axes.set_title("Ratio, 95 % interval" if _intervals(ratios, baseline) else "Ratio")
     axes.ticklabel_format(axis="x", useOffset=False)
     _bare_rows(axes)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from precision_lab.numerics.formats import REDUCED_FORMATS
+from precision_lab.record.address import NO_STREAM
 from precision_lab.record.layout import Layout, Stream
 from precision_lab.report.figures import style
 from precision_lab.report.view import View, block_outputs, results
@@ -64,7 +65,7 @@ def explorer(view: View) -> dict[str, Any] | None:
             "address": [address(view.layout, *key) for key in numbers],
             "component": listed["component"].tolist(),
             "port": listed["port"].tolist(),
-            "stream": listed["stream"].tolist(),
+            "stream": ["" if stream == NO_STREAM else stream for stream in listed["stream"]],
             "block": [None if pd.isna(block) else int(block) for block in listed["block"]],
             "output": [None if pd.isna(at) else int(at) for at in listed["output"]],
         },
