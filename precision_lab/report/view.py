@@ -147,18 +147,30 @@ class View:
     @property
     def selection(self) -> str:
         """A sentence for captions on how the variants shown were chosen; empty if all are."""
-        if len(self.shown) == len(self.variants):
-            return ""
-        return (
-            f" The figure shows {len(self.shown)} of {len(self.variants)} variants: the reference, the baseline and "
-            f"those whose drift of the {self.layout.result.title} differs most."
-        )
+        return self._chosen("the reference, the baseline", 0)
 
     @property
     def left_out(self) -> str:
         """The same with the names of those that are not shown."""
+        return self.selection + self._others
+
+    @property
+    def left_out_of_drift(self) -> str:
+        """The same for figures of the distance from the reference, which do not draw the reference."""
+        return self._chosen("the baseline", 1) + self._others
+
+    def _chosen(self, first: str, undrawn: int) -> str:
+        if len(self.shown) == len(self.variants):
+            return ""
+        return (
+            f" The figure shows {len(self.shown) - undrawn} of {len(self.variants) - undrawn} variants: {first} and "
+            f"those whose drift of the {self.layout.result.title} differs most."
+        )
+
+    @property
+    def _others(self) -> str:
         others = [name for name in self.variants if name not in self.shown]
-        return f"{self.selection} Left out: {', '.join(others)}." if others else ""
+        return f" Left out: {', '.join(others)}." if others else ""
 
     @property
     def in_branch(self) -> str:

@@ -146,6 +146,16 @@ def test_many_variants_are_listed_with_their_ratio_to_the_baseline(judged):
     assert bands[0].get_x() == pytest.approx(1 / 1.2)
 
 
+@pytest.mark.parametrize("prompts", [("a",), ("a", "b", "c")])
+def test_forests_speak_of_intervals_where_they_are_drawn(judged, prompts):
+    judgement = claim() if len(prompts) > 1 else claim(verdict="inconclusive", ci95=None, verdict_reason="too few")
+    run = judged(judgement, variants=MANY, prompts=prompts, seeds=(0,))
+    for drawing in (variant_forest.draw(run), claim_forest.draw(run)):
+        legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+        said = " ".join((drawing.caption, *texts(drawing), *legend))
+        assert ("interval" in said) == (len(prompts) > 1)
+
+
 def test_few_variants_have_no_forest_and_all_are_shown(judged):
     run = judged(claim())
     assert variant_forest.draw(run) is None
@@ -162,6 +172,8 @@ def test_crowded_figures_show_some_and_name_the_others(judged):
         labels = {text.get_text().split(" ")[0] for text in drawing.figure.legends[0].get_texts()}
         assert labels <= set(run.shown)
         assert all(name in drawing.caption.partition("Left out:")[2] for name in others)
+        assert f"The figure shows {len(labels)} of" in drawing.caption
+        assert ("the reference, the baseline" in drawing.caption) == ("reference" in labels)
     looks = style.looks(run.by_colour, run.reference)
     assert len({looks[name].colour for name in run.shown}) == len(run.shown)
     assert {looks[name].line for name in run.shown} == {"-"}

@@ -25,11 +25,13 @@ from precision_lab.report.wording import interval, number
 
 TITLE = "The claims at a glance"
 CAPTION = (
-    "One row per claim: the ratio of its subject's measurement to the comparison's, log scale, with its "
-    "95 % interval over prompts (of times: over rounds). Shaded: ratios that count as equal, the noise floor "
-    "or the margin of the claim, whichever is larger. The verdict is read from where the whole interval lies; below "
-    "the noise floor nothing is decided."
+    "One row per claim: the ratio of its subject's measurement to the comparison's, log scale{interval}. Shaded: "
+    "ratios that count as equal, the noise floor or the margin of the claim, whichever is larger.{rule}"
 )
+INTERVAL = {
+    "interval": ", with its 95 % interval over prompts (of times: over rounds)",
+    "rule": " The verdict is read from where the whole interval lies; below the noise floor nothing is decided.",
+}
 VERDICTS = {"supported": ("#009E73", "o"), "refuted": ("#D55E00", "D"), "inconclusive": (style.MUTED, "s")}
 """A colour of Okabe and Ito and a marker for each verdict, so that verdicts can be distinguished without colour."""
 
@@ -85,7 +87,7 @@ def draw(view: View) -> Drawing | None:
     if ratios:
         grid[len(ratios) - 1].set_xlabel("ratio to the comparison or bound\n(1: no difference, left of it: less)")
     forest.head(grid[0], CLAIMED, "claimed")
-    forest.head(grid[0], second, "found [95 % interval]")
+    forest.head(grid[0], second, "found [95 % interval]" if _spans(groups) else "found")
     _legend(figure)
     return Drawing("claims", TITLE, figure, _caption(view, groups, limits))
 
@@ -93,7 +95,7 @@ def draw(view: View) -> Drawing | None:
 def _caption(view: View, groups: Mapping[str, Sequence[Row]], limits: tuple[float, float]) -> str:
     every = [row for rows in groups.values() for row in rows]
     entries = view.run.summary.claims if view.run.summary else ()
-    text = CAPTION
+    text = CAPTION.format(**(INTERVAL if _spans(groups) else dict.fromkeys(INTERVAL, "")))
     if any(entry.bound is not None for entry in entries if not _not_run(entry)):
         text += " Beside a bound, the column on the right has the quantity itself."
     if forest.beyond(limits, [row.ratio[0] for row in every if not row.counted]):
@@ -101,6 +103,11 @@ def _caption(view: View, groups: Mapping[str, Sequence[Row]], limits: tuple[floa
     if any(row.counted for row in every):
         text += " Counts are over all arrays recorded."
     return text
+
+
+def _spans(groups: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether a row has an interval."""
+    return any(math.isfinite(row.ratio[1]) for rows in groups.values() for row in rows)
 
 
 def _second_column(groups: Mapping[str, Sequence[Row]]) -> float:

@@ -38,7 +38,7 @@ def draw_steps(view: View) -> Drawing | Absent:
     measured = f"Relative L2 distance of the {result} from the reference's after each step"
     figure = _draw_steps(view, rows, "rel_l2", "rel. L2")
     caption = _caption(measured, rows, STEPS_MEANING, f"steps with non-finite {result}", "rel_l2")
-    return Drawing("drift_steps", title, figure, caption + view.left_out)
+    return Drawing("drift_steps", title, figure, caption + view.left_out_of_drift)
 
 
 def draw_divergence(view: View) -> Drawing | None:
@@ -54,7 +54,7 @@ def draw_divergence(view: View) -> Drawing | None:
         f"Kullback-Leibler divergence from the reference's distribution to the variant's, of the {result} after each "
         "step, in nats"
     )
-    caption = _caption(measured, rows, STEPS_MEANING, f"steps with non-finite {result}", "kl") + view.left_out
+    caption = _caption(measured, rows, STEPS_MEANING, f"steps with non-finite {result}", "kl") + view.left_out_of_drift
     title = f"KL divergence of the {result} over the steps"
     return Drawing("divergence_steps", title, _draw_steps(view, rows, "kl", "KL in nats"), caption)
 
@@ -95,7 +95,7 @@ def draw_blocks(view: View) -> Drawing | Absent | None:
         f"Relative L2 distance of the {view.layout.streams[stream].title} from the reference's as it leaves each block"
     )
     caption = _caption(measured, rows, BLOCKS_MEANING, "blocks that are not finite", "rel_l2", view.in_branch)
-    return Drawing("drift_blocks", BLOCKS_TITLE, figure, caption + view.left_out)
+    return Drawing("drift_blocks", BLOCKS_TITLE, figure, caption + view.left_out_of_drift)
 
 
 def _caption(

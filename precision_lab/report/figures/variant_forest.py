@@ -90,20 +90,21 @@ def draw(view: View) -> Drawing | None:
     result = view.layout.result.title
     grid[-1, 0].set_xlabel(f"relative L2 error of the final\n{result} (lower is better)")
     grid[-1, 1].set_xlabel(f"ratio to {labels.shorten(view.baseline, 24)}\n(left of 1 is better)")
-    forest.head(grid[0, 1], WORDS, "ratio [95 % interval]")
-    _legend(figure, view.baseline, math.isfinite(floor), any(row.lost for row in every))
+    spans = any(math.isfinite(row.mean[1]) for row in every)
+    forest.head(grid[0, 1], WORDS, "ratio [95 % interval]" if spans else "ratio")
+    _legend(figure, view.baseline, math.isfinite(floor), any(row.lost for row in every), spans)
     title = f"All variants: error of the {result}"
-    return Drawing(
-        "variants", title, figure, _caption(view, len(every[0].errors), floor, forest.beyond(limits, every_ratio))
-    )
+    beyond = forest.beyond(limits, every_ratio)
+    return Drawing("variants", title, figure, _caption(view, len(every[0].errors), floor, beyond, spans))
 
 
-def _caption(view: View, cases: int, floor: float, beyond: bool) -> str:
+def _caption(view: View, cases: int, floor: float, beyond: bool, spans: bool) -> str:
+    interval = " with its 95 % interval over prompts, which is wide where prompts differ" if spans else ""
     text = (
         f"Relative L2 distance of the {view.layout.result.title} from the reference's after the last step, "
-        f"free-running, log scale. Left: each case (prompt and seed; {cases} in all), and their geometric mean with "
-        f"its 95 % interval over prompts, which is wide where prompts differ; the line is {view.baseline}. Right: the "
-        f"ratio to {view.baseline} within each case, which leaves that out."
+        f"free-running, log scale. Left: each case (prompt and seed; {cases} in all), and their geometric mean"
+        f"{interval}; the line is {view.baseline}. Right: the ratio to {view.baseline} "
+        f"within each case{', which leaves that out' if spans else ''}."
     )
     if beyond:
         text += " Triangles: beyond the axis."
@@ -171,12 +172,13 @@ def _draw_row(left: Axes, right: Axes, row: Row, y: float) -> None:
     forest.write_beside(right, y, WORDS, row.words)
 
 
-def _legend(figure: Figure, baseline: str, floor: bool, lost: bool) -> None:
+def _legend(figure: Figure, baseline: str, floor: bool, lost: bool, spans: bool) -> None:
     dots: dict[str, Any] = {"linestyle": "none", "color": COLOUR}
+    interval = ", 95 % interval" if spans else ""
     entries: dict[str, Any] = {
         "one case": Line2D([], [], marker="o", markersize=3.5, alpha=0.35, markeredgewidth=0, **dots),
-        "geometric mean, 95 % interval": Line2D([], [], marker="d", markersize=forest.MARKER, color=COLOUR),
-        "ratio, 95 % interval": Line2D([], [], marker="o", markersize=forest.MARKER, color=COLOUR),
+        f"geometric mean{interval}": Line2D([], [], marker="d", markersize=forest.MARKER, color=COLOUR),
+        f"ratio{interval}": Line2D([], [], marker="o", markersize=forest.MARKER, color=COLOUR),
         baseline: Line2D([], [], color=BASELINE),
     }
     if lost:
