@@ -127,8 +127,9 @@ def _page(found: Devices) -> Iterator[Section]:
         rows = [entry for entry in found.of_group(group) if entry.verdict in (DIFFERS, OTHER)]
         counts = found.counts(group)
         if counts:
-            words = [f"{counts[verdict]} {verdict}" for verdict in (DIFFERS, OTHER, PARTLY, NEAR, SAME)]
-            notes = [f"{sum(counts.values())} behaviours: {', '.join(words)}."]
+            words = [f"{counts[each]} {each}" for each in (DIFFERS, OTHER, PARTLY, NEAR, SAME) if counts[each]]
+            total = sum(counts.values())
+            notes = [f"{total} behaviour{'s' if total != 1 else ''}: {', '.join(words)}."]
             if group == RANDOM:
                 notes.append("The check random_normal, below, compares the bits of normal numbers.")
             yield _section(group, notes, found, rows, folded=len(rows) > _LONG)
