@@ -14,10 +14,15 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.programs import chromium, driver
 
 LOCAL = ("file:", "data:", "blob:", "about:")
+LOADING = 60
+"""Seconds in which a page must load."""
+# Chrome's driver may take the end of about:blank for that of the next page, whose scripts have not run then
+LOADED = "return location.protocol === 'file:' && document.readyState === 'complete'"
 AXE = Path(__file__).with_name("axe_core") / "axe.min.js"
 # an unused network, no dialogs, and shared memory on disk for small containers
 ARGUMENTS = (
@@ -63,6 +68,9 @@ class Page:
         )
         self.driver.get("about:blank")  # a fragment alone would not load the page again
         self.driver.get(path.resolve().as_uri() + fragment)
+        WebDriverWait(self.driver, LOADING, 0.02).until(
+            lambda driver: driver.execute_script(LOADED), f"{path} is not loaded after {LOADING} s"
+        )
         ActionBuilder(self.driver).clear_actions()  # no key or button is held, and the pointer is nowhere
         return self
 
@@ -88,19 +96,9 @@ class Page:
         element.click()
 
     def focus(self, selector: str) -> None:
-        """Gives an element the focus. A page that has just loaded may lose it once, while the browser moves its own
-        focus to the page."""
+        """Gives an element the focus."""
         element = self.find(selector)
-        for _ in range(50):
-            self.js("arguments[0].focus()", element)
-            # the answer is that of a later frame
-            if self.driver.execute_async_script(
-                "const [e, done] = arguments;"
-                "requestAnimationFrame(() => requestAnimationFrame(() => done(document.activeElement === e)))",
-                element,
-            ):
-                return
-        raise AssertionError(f"{selector} does not keep the focus")
+        assert self.js("arguments[0].focus(); return document.activeElement === arguments[0]", element), selector
 
     def press(self, *keys: str) -> None:
         """Keys for the element in focus, one after the other."""

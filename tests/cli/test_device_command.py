@@ -13,6 +13,7 @@ from precision_lab.device.behaviour import suite
 from precision_lab.device.behaviour.subjects import public_faults
 from precision_lab.device.environment import backend
 from precision_lab.report.figures import style
+from tests.thinned import thinned
 
 cpu = pytest.mark.skipif(backend() != "cpu", reason="what MLX does on a CPU")
 
@@ -198,11 +199,14 @@ def test_a_record_is_not_overwritten(sampled, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        (["tf32=maybe"], "expected true, false or null"),
-        (["out=7"], "expected a folder"),
-        (["nonsense=1"], "Unknown setting"),
-    ],
+    thinned(
+        [
+            (["tf32=maybe"], "expected true, false or null"),
+            (["out=7"], "expected a folder"),
+            (["nonsense=1"], "Unknown setting"),
+        ],
+        keep=2,
+    ),
 )
 def test_usage_errors(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ from precision_lab.errors import InputError
 from precision_lab.lab import engine, slots, station
 from precision_lab.model.weights import read_json
 from precision_lab.record import tables
+from tests.thinned import thinned
 
 TABLES = ("activations", "drift", "generations", "sketches")
 SMALL = (
@@ -187,15 +188,18 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("given", "said"),
-        [
-            ("sulrm", "engine is 'sulrm', expected local, tcp://HOST:PORT or a queue. Did you mean slurm"),
-            (
-                "dask_jobqueue.SlurmCluster",
-                "engine=dask_jobqueue.SlurmCluster: module 'dask_jobqueue' has no attribute",
-            ),
-            ("nowhere.Cluster", "engine=nowhere.Cluster needs nowhere"),
-            ("''", "engine is ''"),
-        ],
+        thinned(
+            [
+                ("sulrm", "engine is 'sulrm', expected local, tcp://HOST:PORT or a queue. Did you mean slurm"),
+                (
+                    "dask_jobqueue.SlurmCluster",
+                    "engine=dask_jobqueue.SlurmCluster: module 'dask_jobqueue' has no attribute",
+                ),
+                ("nowhere.Cluster", "engine=nowhere.Cluster needs nowhere"),
+                ("''", "engine is ''"),
+            ],
+            keep=2,
+        ),
     )
     def test_no_such_engine(self, call, tmp_path, given, said):
         assert said in self.refused(call, tmp_path, f"engine={given}")
@@ -219,10 +223,13 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("changes", "said"),
-        [
-            ({"version": "0.0.9"}, "has precision_lab 0.1.0, expected 0.0.9 as here: install it"),
-            ({"fingerprint": "abc"}, "finds another checkpoint, "),
-        ],
+        thinned(
+            [
+                ({"version": "0.0.9"}, "has precision_lab 0.1.0, expected 0.0.9 as here: install it"),
+                ({"fingerprint": "abc"}, "finds another checkpoint, "),
+            ],
+            keep=1,
+        ),
     )
     def test_workers_that_differ(self, call, cluster, tmp_path, monkeypatch, changes, said):
         here = slots.here
