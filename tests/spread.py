@@ -18,6 +18,15 @@ def some(cases: Iterable[Any], chosen: Collection[Any]) -> list[Any]:
     return [case if case in chosen else slow(case) for case in listed]
 
 
+def thinned(cases: Iterable[Any], keep: int) -> list[Any]:
+    """Parameters for pytest: `keep` of `cases`, evenly spread with both ends; the others are marked slow."""
+    every = list(cases)
+    kept = {round(number * (len(every) - 1) / max(keep - 1, 1)) for number in range(keep)}
+    return [case if at in kept else slow(case) for at, case in enumerate(every)]
+
+
 def slow(case: Any) -> Any:
     """The parameters of one case, marked slow. A tuple is several parameters, as in pytest."""
+    if hasattr(case, "values") and hasattr(case, "marks"):  # what pytest.param makes
+        return pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow], id=case.id)
     return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import precision_lab
+from tests.spread import thinned
 from tests.stated_numbers import ROOT, VERDICTS, Statement, agrees, check, claims_listed, statements
-from tests.thinned import thinned
 
 PAGES = sorted(
     page

@@ -12,7 +12,7 @@ import pytest
 from precision_lab.analysis.gate.bands import learn
 from precision_lab.analysis.stored_ranges import RangeFile, StoredRanges
 from precision_lab.lab.capture import capture
-from tests.thinned import thinned
+from tests.spread import thinned
 
 # tests run in this process forget what they import, and MLX cannot be imported twice
 assert all((nn, capture))

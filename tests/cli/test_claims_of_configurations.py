@@ -6,7 +6,7 @@ from hydra import compose
 from precision_lab.cli.config import build_spec
 from precision_lab.errors import InputError
 from tests.composing import configurations
-from tests.thinned import thinned
+from tests.spread import thinned
 
 
 def built(*overrides):

@@ -10,7 +10,7 @@ import pytest
 from precision_lab.cli import compare, main
 from precision_lab.cli.paths import checkpoints_dir, conf_dir
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
-from tests.thinned import thinned
+from tests.spread import thinned
 from tests.undrawn import undrawn, unrendered
 
 QUICK = (

@@ -11,7 +11,7 @@ from precision_lab.cli import compare, main
 from precision_lab.record import results
 from precision_lab.record.run import Run
 from tests.report.fabricated_run import fabricate
-from tests.thinned import thinned
+from tests.spread import thinned
 
 SMALL = {"blocks": 3, "steps": 2, "prompts": ("a bicycle", "a lake"), "seeds": (0,), "side": 24, "teacher": False}
 

@@ -16,7 +16,7 @@ from precision_lab.cli import main
 from precision_lab.lab import bench
 from precision_lab.record.culprits import Culprits
 from precision_lab.record.manifest import Manifest
-from tests.thinned import thinned
+from tests.spread import thinned
 from tests.undrawn import undrawn, unrendered
 
 KIND = {kind.name: kind for kind in KINDS}

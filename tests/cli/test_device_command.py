@@ -13,7 +13,7 @@ from precision_lab.device.behaviour import suite
 from precision_lab.device.behaviour.subjects import public_faults
 from precision_lab.device.environment import backend
 from precision_lab.report.figures import style
-from tests.thinned import thinned
+from tests.spread import thinned
 
 cpu = pytest.mark.skipif(backend() != "cpu", reason="what MLX does on a CPU")
 

@@ -9,7 +9,7 @@ from precision_lab.cli import meanings
 from precision_lab.cli.paths import options
 from precision_lab.errors import expected, nearest
 from tests.malformed.harness import dry
-from tests.thinned import thinned
+from tests.spread import thinned
 
 __all__ = ["dry"]
 

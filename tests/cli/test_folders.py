@@ -12,7 +12,7 @@ import pytest
 from precision_lab.cli import folders, main
 from precision_lab.cli.folders import claimed
 from precision_lab.errors import InputError
-from tests.thinned import thinned
+from tests.spread import thinned
 
 AT_ONCE = 8
 NOTHING = SimpleNamespace(entry=SimpleNamespace(sketches=(), device="here", mlx="0"), match="exact")

@@ -12,7 +12,7 @@ from precision_lab.lab.subject import Case
 from precision_lab.report.figures.style import Absent
 from precision_lab.synthetic.source import QwenImage
 from tests.lab import foreign_ports as ports
-from tests.thinned import thinned
+from tests.spread import thinned
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from precision_lab.analysis.scales.weights import chosen
 from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.numerics.formats import FORMATS, round_to
-from tests.thinned import thinned
+from tests.spread import thinned
 
 E4M3 = FORMATS["float8_e4m3fn"]
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

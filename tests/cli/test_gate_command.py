@@ -13,7 +13,7 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.model.qwen_image.block import TransformerBlock
 from precision_lab.model.qwen_image.transformer import Transformer
-from tests.thinned import thinned
+from tests.spread import thinned
 
 SMALL = (
     *("+exp=baseline", "experiment=small", "only=[baseline]", "sampler.steps=1", "image.height=32", "image.width=48"),

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from precision_lab.cli import main
-from tests.thinned import thinned
+from tests.spread import thinned
 
 QUICK = ("draws=1",)
 

@@ -13,7 +13,7 @@ from precision_lab.cli.ending import guarded
 from precision_lab.cli.recipe import task
 from precision_lab.record.run import Run
 from tests.composing import configurations
-from tests.thinned import thinned
+from tests.spread import thinned
 from tests.undrawn import undrawn
 
 Q8 = "q8_0, groups of 32 with a scale alone"

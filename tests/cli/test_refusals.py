@@ -12,7 +12,7 @@ from precision_lab.cli import main
 from precision_lab.errors import InputError
 from precision_lab.lab.measures import LatencySpec
 from tests.malformed.harness import Accepted, dry
-from tests.thinned import thinned
+from tests.spread import thinned
 
 __all__ = ["dry"]
 

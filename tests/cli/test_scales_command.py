@@ -14,8 +14,8 @@ from precision_lab.cli import main
 from precision_lab.instrument.sites import select, walk
 from precision_lab.instrument.tap import ports, tapped
 from precision_lab.lab.subject import components_of, generation
+from tests.spread import thinned
 from tests.subjects import case, source
-from tests.thinned import thinned
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 QUICK = (

@@ -12,7 +12,7 @@ import yaml
 from precision_lab.cli import main, searched, searching
 from precision_lab.record.search import Search
 from precision_lab.record.search_tables import OF_A_SEARCH
-from tests.thinned import thinned
+from tests.spread import thinned
 from tests.undrawn import undrawn as without_a_page
 
 CASE = ("image.height=32", "image.width=32", "sampler.steps=2", "sampler.guidance_scale=1.0", "seeds=[0]")

@@ -21,8 +21,8 @@ from precision_lab.record.scan import Scan
 from precision_lab.record.scan_tables import KEPT, OF_A_SCAN
 from precision_lab.techniques.base import applied
 from tests.cli.planted_layers import planted
+from tests.spread import thinned
 from tests.subjects import settings, source
-from tests.thinned import thinned
 from tests.undrawn import unrendered
 
 CASE = ("image.height=32", "image.width=64", "sampler.steps=3", "prompts=[two red circles]")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.thinned import thinned
+from tests.spread import thinned
 
 HEAVY = ("mlx", "numpy", "pandas", "scipy", "matplotlib", "transformers", "torch")
 TABLES = ("pandas", "scipy", "matplotlib", "transformers", "torch")

@@ -11,7 +11,7 @@ import pytest
 from precision_lab.cli import main
 from precision_lab.lab import survival
 from precision_lab.record.survival import COLUMNS, Findings
-from tests.thinned import thinned
+from tests.spread import thinned
 from tests.undrawn import unrendered
 
 OF = "of=['transformer_blocks.{0..1}.{attn.to_q,img_mlp.net.2}']"

@@ -22,7 +22,7 @@ from precision_lab.cli.terminal import Terminal, print_table
 from precision_lab.errors import visible
 from tests.composing import configurations
 from tests.fabricated import QWEN_IMAGE, run_of
-from tests.thinned import thinned
+from tests.spread import thinned
 
 WIDTHS = (80, 100)
 HOSTILE = ("[matmul] failed", "[/]", "[red]x[/red]", "$5 and $6", ":smile:", r"$\frac{1$", "a\\[b]", "<b>&amp;</b>")

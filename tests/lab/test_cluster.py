@@ -19,7 +19,7 @@ from precision_lab.errors import InputError
 from precision_lab.lab import engine, slots, station
 from precision_lab.model.weights import read_json
 from precision_lab.record import tables
-from tests.thinned import thinned
+from tests.spread import thinned
 
 TABLES = ("activations", "drift", "generations", "sketches")
 SMALL = (

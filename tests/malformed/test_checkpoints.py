@@ -8,7 +8,7 @@ import pytest
 from precision_lab.synthetic import PRESETS, make
 from tests.malformed.checkpoints import copied, mutate
 from tests.malformed.harness import assert_stated, call, dry
-from tests.thinned import thinned
+from tests.spread import thinned
 
 __all__ = ["dry"]
 

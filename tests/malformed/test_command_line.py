@@ -8,7 +8,7 @@ import pytest
 from tests.malformed import commands
 from tests.malformed.command_line import generated
 from tests.malformed.harness import Input, assert_stated, call, call_process, dry, write
-from tests.thinned import thinned
+from tests.spread import thinned
 
 __all__ = ["dry"]
 

@@ -12,7 +12,7 @@ from precision_lab.record.files import File
 from precision_lab.report.figures import style
 from tests.malformed.damage import damage
 from tests.malformed.harness import assert_stated, call
-from tests.thinned import thinned
+from tests.spread import thinned
 
 SMALL = (
     *("+exp=baseline", "experiment=small", "only=[baseline]", "sampler.steps=1", "image.height=32", "image.width=48"),

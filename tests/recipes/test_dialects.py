@@ -25,8 +25,8 @@ from precision_lab.techniques.lora_fused import FusedLoRA
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.restricted import Restricted
 from tests.recipes.targets import MODELS, PAIRS, built, components, target
+from tests.spread import thinned
 from tests.techniques.configured import named
-from tests.thinned import thinned
 
 PACKED = [
     Quantization(groups, bits, mode)
