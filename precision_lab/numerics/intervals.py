@@ -79,9 +79,7 @@ def mean_interval(x: Floats, confidence: float) -> tuple[Floats, Floats]:
 
     It covers exactly for independent normal values.
     """
-    from scipy.special import (
-        stdtrit,
-    )  # here: its import takes 0.4 s of CPU, and most that import this module compute no interval
+    from scipy.special import stdtrit  # here: its import takes 0.4 s of CPU, and few importers compute an interval
 
     n = x.shape[-1]
     half_width = stdtrit(n - 1, (1 + confidence) / 2) * x.std(axis=-1, ddof=1) / math.sqrt(n)
