@@ -1,6 +1,8 @@
 """A weight that a technique encodes is encoded once while it lives, within a share of the memory."""
 
 import gc
+import subprocess
+import sys
 from collections import Counter
 
 import mlx.core as mx
@@ -148,3 +150,21 @@ def test_a_gpu_keeps_no_second_copy_of_weights_that_fast_joins(encoder, monkeypa
         own = sum(array.nbytes for array in joined)
         assert mx.get_active_memory() - before < 1.1 * own
     assert encoder.nbytes == 0
+
+
+def test_the_end_of_a_process_says_nothing():
+    """Weights that die after this module's names are gone, as at the end of the interpreter."""
+    code = (
+        "import mlx.core as mx, mlx.nn as nn\n"
+        "from precision_lab.techniques.parts import encoding\n"
+        "linear = nn.Linear(64, 8)\n"
+        "own = encoding.Encoder(1 << 20)\n"
+        "own.encoded(linear, 'q', lambda: nn.QuantizedLinear.from_linear(linear))\n"
+        "assert own.nbytes\n"
+        "for name in [name for name in vars(encoding) if not name.startswith('__')]:\n"
+        "    setattr(encoding, name, None)\n"
+        "del linear\n"
+        "assert own.nbytes == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

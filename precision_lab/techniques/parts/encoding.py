@@ -9,8 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable
 from copy import copy
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,11 +21,13 @@ _SHARE = 16
 """The part of the device's memory that kept arrays may take. What is beyond is encoded anew each time."""
 
 
-class _Kept(NamedTuple):
-    """The encoded linears of one weight, which is gone when `weight` is dead."""
+@dataclass
+class _Kept:
+    """The encoded linears of one weight, which is gone when `weight` is dead, and the bytes of their arrays."""
 
     weight: weakref.ref[mx.array]
-    linears: dict[Hashable, nn.Module]
+    linears: dict[Hashable, nn.Module] = field(default_factory=dict)
+    nbytes: int = 0
 
 
 class Encoder:
@@ -65,12 +67,14 @@ class Encoder:
             return
         key = id(weight)
         if key not in self._kept:
-            self._kept[key] = _Kept(weakref.ref(weight, lambda _: self._forget(key)), {})
+            self._kept[key] = _Kept(weakref.ref(weight, lambda _: self._forget(key)))
         self._kept[key].linears[how] = module
+        self._kept[key].nbytes += size
         self.nbytes += size
 
     def _forget(self, key: int) -> None:
-        self.nbytes -= sum(_nbytes(module) for module in self._kept.pop(key).linears.values())
+        # without names of this module: at the end of the process, when weights die, they are gone
+        self.nbytes -= self._kept.pop(key).nbytes
 
 
 @cache
