@@ -141,14 +141,15 @@ def test_a_format_that_can_change_is_encoded_each_time(encoder, count):
 def test_a_gpu_keeps_no_second_copy_of_weights_that_fast_joins(encoder, monkeypatch):
     monkeypatch.setattr(quantized_weights, "on_cpu", lambda: False)
     model = Two()
-    model.second = nn.Linear(256, 8)
+    model.first, model.second = nn.Linear(512, 512), nn.Linear(512, 512)
     mx.eval(model.parameters())
+    gc.collect()
     before = mx.get_active_memory()
     with applied({"transformer": model}, {"packed": QuantizedWeights([{"sites": "*"}])}):
         joined = [packed([model.first, model.second], name) for name in ("weight", "scales", "biases")]
         gc.collect()
         own = sum(array.nbytes for array in joined)
-        assert mx.get_active_memory() - before < 1.1 * own
+        assert mx.get_active_memory() - before < 1.5 * own  # twice, with a second copy
     assert encoder.nbytes == 0
 
 
