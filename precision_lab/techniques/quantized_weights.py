@@ -111,6 +111,6 @@ class QuantizedWeights:
                 "do not divide; keep it, or give a smaller group_size"
             )
         linear, packing = site.module, quantization
-        if not on_cpu():  # where packing is fast, and where `fast` joins arrays: kept ones would be a second copy
+        if not on_cpu():  # where `fast` joins the arrays of a block: kept ones would be a second copy
             return QuantizedLinear.packed(linear, packing)
         return encoder().encoded(linear, packing, lambda: QuantizedLinear.packed(linear, packing))
