@@ -90,7 +90,15 @@ def record(rounds=12, noise=0.01):
         for row in times(0.1 * factor, format=format_, route=route, beside=stored, way=way, side=side)
     ]
     parts["stored.0"] += [
-        {"kind": "memory", "format": name, "side": side, "packed_gb": packed, "beyond_gb": packed + 1.5 + more}
+        {
+            "kind": "memory",
+            "format": name,
+            "side": side,
+            "coded_gb": packed,
+            "packed_gb": packed + more,
+            "beyond_gb": packed + 1.5 + more,
+            "packing_s": 0.25,
+        }
         for name, packed, more in (("bfloat16", 0.0, 0.0), ("affine4", 11.5, 0.5), ("affine8", 21.7, 0.5))
         for side in FULL.forward_sides
     ]

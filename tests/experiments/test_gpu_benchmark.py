@@ -22,6 +22,7 @@ from experiments.benchmarks.gpu.composition import (
 from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, made_inputs, made_transformer, step_of, unseen_timesteps
 from experiments.benchmarks.gpu.rounds import WARMUP_ROUNDS, Arm, measure
 from experiments.benchmarks.gpu.shapes import FULL, FULL_21, SHAPES, TINY, TINY_21
+from experiments.benchmarks.gpu.stored import coded_gigabytes
 from experiments.benchmarks.gpu.summary import (
     best_peer,
     chosen,
@@ -38,6 +39,7 @@ from experiments.benchmarks.gpu.summary import (
 )
 from experiments.benchmarks.gpu.tables import markdown
 from experiments.benchmarks.gpu.targets import judged
+from precision_lab.instrument.sites import select, walk
 from tests.experiments.fabricated_gpu_benchmark import (
     BLOCK_MS,
     COPY,
@@ -163,18 +165,29 @@ def test_weights_in_fewer_bits_are_compared_with_bfloat16_in_the_same_rounds(mad
     for result in results:
         expected = STORED[result.format] if result.route == "measured" else 4.0
         assert result.ratio.estimate == pytest.approx(expected, rel=0.02)
-    assert {r.packed_gb for r in results if r.format == "affine4"} == {11.5, None}
+    assert {(r.coded_gb, r.packed_gb) for r in results if r.format == "affine4"} == {(11.5, 12.0), (None, None)}
 
 
-def test_memory_of_stored_weights_is_judged_without_these_weights_and_what_bfloat16_needs(made):
+def test_memory_of_stored_weights_is_judged_without_their_codes_and_what_bfloat16_needs(made):
+    """A second copy of the weights, which is in both packed_gb and beyond_gb, counts."""
     found = {t.subject: t for t in judged(made) if "memory of affine" in t.subject}
     assert len(found) == 4
     assert all(target.measured == pytest.approx(0.5) and target.met for target in found.values())
     more = json.loads(json.dumps(made))
     for row in more["parts"]["stored.0"]["rows"]:
         if row["kind"] == "memory" and row["format"] == "affine8":
+            row["packed_gb"] += 2
             row["beyond_gb"] += 2
     assert {t.subject for t in judged(more) if not t.met} == {s for s in found if "affine8" in s}
+
+
+def test_coded_gigabytes_are_the_bits_of_codes_and_scales():
+    """Affine: 16-bit scale and offset for 64 values; mx: 8-bit scale for 32; nvfp4: 8-bit scale for 16."""
+    model = made_transformer(TINY, mx.bfloat16)
+    weights = sum(s.module.weight.size for s in select(TINY.module("ours").LINEARS, walk({"transformer": model})))
+    bits = {"affine4": 4.5, "affine8": 8.5, "mxfp8": 8.25, "mxfp4": 4.25, "nvfp4": 4.5}
+    for name, each in bits.items():
+        assert coded_gigabytes(model, TINY, name) * 1e9 == weights * each / 8
 
 
 def test_pieces_and_rest_add_up_to_the_block_as_it_runs(made):

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from experiments.benchmarks.gpu import mlx_model
 from experiments.benchmarks.gpu.guidance import batch
@@ -22,6 +23,8 @@ from experiments.benchmarks.gpu.mlx_model import SEEN_TIMESTEP, Forward, Inputs,
 from experiments.benchmarks.gpu.part import Job
 from experiments.benchmarks.gpu.rounds import Arm, measure, record_error
 from experiments.benchmarks.gpu.shapes import Shape
+from precision_lab.instrument.sites import select, walk
+from precision_lab.numerics.packing import Quantization
 from precision_lab.techniques.fast import Fast
 from precision_lab.techniques.fast.routes import NEVER
 from precision_lab.techniques.quantized_weights import QuantizedWeights
@@ -51,7 +54,8 @@ def run(job: Job) -> None:
             for stored, route, techniques in _ways(name, routes, job.shape)
         }
         if "measured" in routes:
-            _memory(job, openers if number == 1 else {(name, "measured"): openers[name, "measured"]}, inputs)
+            chosen = openers if number == 1 else {(name, "measured"): openers[name, "measured"]}
+            _memory(job, chosen, inputs, {name: coded_gigabytes(model, job.shape, name)})
         with ExitStack() as stack:
             arms = []
             for (stored, route), opener in openers.items():
@@ -91,19 +95,35 @@ def _sample(forward: Forward, inputs: Inputs) -> dict[str, float]:
     return {"seconds": mlx_model.seconds_of(forward, inputs, SEEN_TIMESTEP)}
 
 
-def _memory(job: Job, openers: Mapping[tuple[str, str], Opener], inputs: list[Inputs]) -> None:
-    """The peak memory of each format beyond the weights in bfloat16, which stay in memory; and the packed weights."""
+def _memory(
+    job: Job, openers: Mapping[tuple[str, str], Opener], inputs: list[Inputs], coded: Mapping[str, float]
+) -> None:
+    """The memory of each format beyond the weights in bfloat16, which stay in memory, and the seconds of packing.
+
+    coded: the gigabytes that a format needs for its codes and scales.
+    """
     for (stored, _), opener in openers.items():
         before = mx.get_active_memory()
         for one in inputs:
             tags = {"format": stored, "side": one.side}
             try:
+                start = perf_counter()
                 with opener() as forward:
+                    # weights that no opener reads are lazy until a forward
+                    packing = [perf_counter() - start, mlx_model.seconds_of(forward, one, SEEN_TIMESTEP)]
                     peak = mlx_model.peak_gigabytes(forward, one) - before / 1e9
-                    # only now is every weight packed: those that no opener reads are lazy until a forward
-                    own = mx.get_active_memory() - before
+                    held = mx.get_active_memory() - before
+                    packing.append(-mlx_model.seconds_of(forward, one, SEEN_TIMESTEP))
             except Exception as error:
                 record_error(job.writer, {**tags, "what": "memory"}, error)
                 continue
-            job.writer.add("memory", **tags, beyond_gb=peak, packed_gb=own / 1e9)
+            measured = {"beyond_gb": peak, "packed_gb": held / 1e9, "packing_s": sum(packing)}
+            job.writer.add("memory", **tags, **measured, coded_gb=coded.get(stored, 0.0))
         job.writer.save()
+
+
+def coded_gigabytes(model: nn.Module, shape: Shape, name: str) -> float:
+    """What codes and scales of the blocks' weights take in a format, in GB (1e9 bytes). Nothing is computed."""
+    arguments = Quantization.checked(name, **{"mode": "affine", **FORMATS[name]}).arguments
+    sites = select(shape.module("ours").LINEARS, walk({"transformer": model}))
+    return sum(array.nbytes for site in sites for array in mx.quantize(site.module.weight, **arguments)) / 1e9

@@ -249,8 +249,9 @@ def guidance_results(record: Mapping[str, Any]) -> list[GuidanceResult]:
 class StoredResult:
     """`fast` with weights in a format: seconds, and the ratio to bfloat16 in the same rounds.
 
-    packed_gb: of the weights; beyond_gb: peak memory beyond the weights in bfloat16 that other arms hold. None where
-    they were not measured, as for the arms with a stated route.
+    coded_gb: what the codes and scales need; packed_gb: what packing leaves in memory; beyond_gb: peak memory beyond
+    the weights in bfloat16 that other arms hold; packing_s: seconds until the end of a first forward, less those of a
+    later one. None where they were not measured, as for the arms with a stated route.
     """
 
     format: str
@@ -259,8 +260,13 @@ class StoredResult:
     side: int
     seconds: float
     ratio: Ratio
+    coded_gb: float | None
     packed_gb: float | None
     beyond_gb: float | None
+    packing_s: float | None
+
+
+_OF_MEMORY = ("coded_gb", "packed_gb", "beyond_gb", "packing_s")
 
 
 def stored_results(record: Mapping[str, Any]) -> list[StoredResult]:
@@ -277,7 +283,7 @@ def stored_results(record: Mapping[str, Any]) -> list[StoredResult]:
                 StoredResult(
                     *(stored, route, way, side, float(np.median([row["seconds"] for row in own]))),
                     paired_by_round(own, dense),
-                    *(max((row[key] for row in peaks), default=None) for key in ("packed_gb", "beyond_gb")),
+                    *(max((row[key] for row in peaks if key in row), default=None) for key in _OF_MEMORY),
                 )
             )
     return results

@@ -249,13 +249,15 @@ def _stored(record: Mapping[str, Any]) -> Iterator[str]:
     if results:
         yield "## Weights in fewer bits\n"
         yield "`fast`, relative to `fast` in bfloat16 in the same rounds. Routes: decoded before a product,"
-        yield "multiplied packed, or the faster of both by the number of rows, as measured at the start.\n"
+        yield "multiplied packed, or the faster of both by the number of rows, as measured at the start."
+        yield "GB: what codes and scales need, what packing leaves in memory, and the peak beyond bfloat16's weights.\n"
         yield from _table(
-            ("format", "route", "side", "what", "ms", "ratio to bfloat16", "packed GB", "peak beyond bfloat16's GB"),
+            ("format", "route", "side", "what", "ms", "ratio to bfloat16", "codes", "packed", "peak", "packing s"),
             [
                 (
                     *(r.format, r.route, str(r.side), r.way, f"{1e3 * r.seconds:.1f}", _interval(r.ratio)),
-                    *(_number(value, ".1f") for value in (r.packed_gb, r.beyond_gb)),
+                    *(_number(value, ".1f") for value in (r.coded_gb, r.packed_gb, r.beyond_gb)),
+                    _number(r.packing_s, ".2f"),
                 )
                 for r in sorted(results, key=lambda r: (r.side, r.way, r.format, r.route))
             ],

@@ -77,6 +77,7 @@ def _stored(record: Mapping[str, Any], targets: Targets) -> Iterator[Judged]:
             limit = targets.stored[result.format, result.side]
             yield Judged(f"{FAST} with {what} / bfloat16", result.ratio.estimate, result.ratio, limit)
         dense, limit_gb = dense_memory(record, result.side), targets.stored_beyond_gb
-        if limit_gb is not None and result.beyond_gb is not None and result.packed_gb is not None and dense is not None:
-            beyond = result.beyond_gb - result.packed_gb - dense
-            yield Judged(f"memory of {what} beyond its weights and what bfloat16 needs, GB", beyond, None, limit_gb)
+        if limit_gb is not None and result.beyond_gb is not None and result.coded_gb is not None and dense is not None:
+            # not of what packing leaves in memory, in which a second copy of the weights would hide
+            beyond = result.beyond_gb - result.coded_gb - dense
+            yield Judged(f"memory of {what} beyond its codes and what bfloat16 needs, GB", beyond, None, limit_gb)
