@@ -50,11 +50,10 @@ class Section:
 
     @property
     def short(self) -> frozenset[int]:
-        """The columns of few letters, which stand side by side on a narrow screen."""
-        texts = [column for column in range(len(self.columns)) if column not in self.numeric]
-        return frozenset(
-            at for at in texts if all(len(row[at]) <= _FEW for row in self.rows if isinstance(row[at], str))
-        )
+        """The columns of few letters, which stand side by side on a narrow screen; none where only one could."""
+        texts = [column for column in range(1, len(self.columns)) if column not in self.numeric]
+        short = [at for at in texts if all(len(row[at]) <= _FEW for row in self.rows if isinstance(row[at], str))]
+        return frozenset(short if len(short) + len(self.numeric) > 1 else ())
 
 
 def write(

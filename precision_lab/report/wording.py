@@ -21,6 +21,7 @@ from precision_lab.record.summary import Dtypes
 
 VERDICTS = ("refuted", "inconclusive", "supported")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_NOT_IN_PORT = r"(?![\w.]*\))"
 
 
 def fixed(value: float | None, decimals: int) -> str:
@@ -74,13 +75,15 @@ def setting(value: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """`name` for HTML; a line may break after each underscore, slash and dot, but not in a number."""
-    return Markup(re.sub(r"([_/]|(?<!\d)\.(?=\w)|\.(?=[^\W\d]))", r"\1<wbr>", str(escape(name))))
+    """`name` for HTML; a line may break after each underscore, slash and dot, but not in a number nor in the port
+    that ends an address."""
+    return Markup(re.sub(rf"([_/]|(?<!\d)\.(?=\w)|\.(?=[^\W\d])){_NOT_IN_PORT}", r"\1<wbr>", str(escape(name))))
 
 
 def unbroken(text: str) -> str:
-    """`text` in which no line breaks between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=%|(?:dB|ms|s|bits?|[KMGT]?i?B)\b)", "\N{NO-BREAK SPACE}", text)
+    """`text` in which no line breaks between a number and its unit or the word that it numbers: `seed 0`."""
+    between = r"(?<=\d) (?=%|(?:dB|ms|s|bits?|[KMGT]?i?B)\b)|(?:(?<=\bstep)|(?<=\bprompt)|(?<=\bseed)) (?=\d)"
+    return re.sub(between, "\N{NO-BREAK SPACE}", text)
 
 
 def slug(text: str) -> str:

@@ -30,6 +30,20 @@ def test_pages_of_many_variants_and_of_another_model(page, tmp_path, run):
             assert page.js("return document.documentElement.scrollWidth") <= width
 
 
+def test_on_a_phone_the_values_beside_each_other_share_a_line(page, reported):
+    page.open(reported, width=420)
+    bottoms = page.js("""
+        const range = document.createRange();
+        const bottom = (cell) => (range.selectNodeContents(cell), Math.round(range.getBoundingClientRect().bottom));
+        return [...document.querySelectorAll('#explorer-sites tbody tr:nth-child(-n+3)')]
+          .map((row) => [...row.querySelectorAll('td')].map(bottom));
+    """)
+    assert len(bottoms) == 3
+    for row in bottoms:
+        assert all(len(set(row[at : at + 3])) == 1 for at in range(0, len(row), 3))
+        assert len(set(row)) == -(-len(row) // 3)
+
+
 def test_what_a_page_must_not_do_is_found(page, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(

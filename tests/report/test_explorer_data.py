@@ -34,6 +34,11 @@ def _rows(view, told, number, variant):
     return own[np.array(names) == told["sites"]["address"][number]]
 
 
+def test_variants_of_one_colour_have_other_dashes(told, view):
+    looks = [(each["colour"], *each["dashes"]) for each in told["variants"]]
+    assert len(set(looks)) == len(looks) == len(view.variants)
+
+
 def test_every_history_is_the_table_s(view, told):
     compared = 0
     for at, variant in enumerate(told["variants"]):

@@ -159,7 +159,7 @@ def test_a_caption_of_latency_speaks_of_intervals_that_are_drawn(ci95):
     assert ("interval" in latency._caption(ratios, "base", 0.05, "reference")) == (ci95 is not None)
 
 
-@given(st.integers(1, 21))
+@given(st.integers(1, 42))
 def test_every_variant_has_its_own_look_and_the_reference_is_grey(count):
     names = [f"v{i}" for i in range(count)]
     looks = style.looks(names, "v0")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from precision_lab import report
 from precision_lab.errors import InputError
-from precision_lab.record.manifest import Manifest, Storage, VariantEntry
+from precision_lab.record.manifest import Coverage, Manifest, Storage, VariantEntry
 from precision_lab.record.summary import Dtypes, Latency, Quantity, Summary
 from precision_lab.report.figures import latency, surface
 from precision_lab.report.view import View
@@ -91,11 +91,25 @@ def test_the_page_says_what_the_summary_and_the_manifest_say(reported):
         assert verdict in text
     assert "first at transformer_blocks.37 (out.0), step 0, cond" in text
     assert "雪山 &lt;b&gt;&amp; mist&lt;/b&gt;" in text
-    assert "ffn_scaling at 120 of 120" in text
+    assert "ffn_scaling: ffn_scaling at 120 of 120" in text
     assert "Apple M4 Max" in text
     assert "&#39;seeds=[0, 1]&#39;" in text
     assert 'class="banner"' not in text
     assert text.count("Figure ") == len(NAMES)
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_the_sites_of_many_variants_are_one_folded_row(small_run, figureless, count):
+    run = small_run()
+    coverage = {"first": Coverage(3, 40), "second": Coverage(5, 7)}
+    names = [f"v{at}" for at in range(count)]
+    variants = {**Manifest.read(run).variants, **dict.fromkeys(names, VariantEntry("bfloat16"))}
+    (run / "summary.json").unlink()
+    edit(run, variants=variants, sites=dict.fromkeys(names, coverage))
+    text = text_of(report.write(run))
+    assert text.count("matched sites") == 1
+    assert all(f"v{at}: first at 3 of 40, second at 5 of 7<" in text for at in range(count))
+    assert (f"<summary>of {count} variants</summary>" in text) == (count > 8)
 
 
 def test_the_page_says_what_weights_take_and_which_variant_had_a_process_of_its_own(small_run, figureless):

@@ -12,6 +12,7 @@ from precision_lab.report.embedding import ALWAYS, FIRST, source
 from precision_lab.report.figures import claim_forest, growth, style
 from precision_lab.report.gallery import SCRIPTS
 from precision_lab.report.page import EXPLORER
+from precision_lab.report.sections import Section
 
 HOSTILE = "$5 and $6 of [matmul] <script>alert(1)</script> {{ 7*7 }} $\\frac{1$ ${oops}$"
 ESCAPED = "$5 and $6 of [matmul] &lt;script&gt;alert(1)&lt;/script&gt; {{ 7*7 }} $\\frac{1$ ${oops}$"
@@ -95,6 +96,7 @@ def test_tick_labels_of_wide_axes_are_powers_of_ten(tmp_path, scale):
         ("within 95 % of 17.2 MiB", "within 95_% of 17.2_MiB"),
         ("12.3 ms, 4 s or 48.4 dB", "12.3_ms, 4_s or 48.4_dB"),
         ("3 steps, 4 seeds, 2 dbs and 1 block", "3 steps, 4 seeds, 2 dbs and 1 block"),
+        ("blocks.1 (out.0), step 0, cond, prompt 2, seed 7", "blocks.1 (out.0), step_0, cond, prompt_2, seed_7"),
     ],
 )
 def test_a_number_stays_with_its_unit(text, kept):
@@ -104,10 +106,23 @@ def test_a_number_stays_with_its_unit(text, kept):
 @pytest.mark.parametrize(
     ("name", "pieces"),
     [
-        ("fp32_norm/blocks.0.attn.to_q", "fp32_ norm/ blocks. 0. attn. to_ q"),
+        ("fp32_norm/blocks.0.attn.to_q", "fp32_|norm/|blocks.|0.|attn.|to_|q"),
         ("0.00716 of 12.5 bits, v1.2.", "0.00716 of 12.5 bits, v1.2."),
-        ("a&b_c", "a&amp;b_ c"),
+        ("a&b_c", "a&amp;b_|c"),
+        ("blocks.37.img_mlp (out.1), step 0", "blocks.|37.|img_|mlp (out.1), step 0"),
     ],
 )
 def test_a_line_may_break_in_a_name_but_not_in_a_number(name, pieces):
-    assert str(wording.breakable(name)).split("<wbr>") == (pieces.split(" ") if "_" in name else [pieces])
+    assert str(wording.breakable(name)) == pieces.replace("|", "<wbr>")
+
+
+@pytest.mark.parametrize(
+    ("row", "numeric", "short"),
+    [
+        (("key", "float16", "a long text of a cell", "same"), (), {1, 3}),
+        (("key", "a longer text of a cell", "a long text of a cell", "same"), (), set()),
+        (("key", "a longer text of a cell", "3", "same"), (2,), {3}),
+    ],
+)
+def test_columns_of_few_letters_stand_side_by_side_where_there_are_two(row, numeric, short):
+    assert Section("", columns=("what", "a", "b", "verdict"), rows=[row], numeric=frozenset(numeric)).short == short

@@ -44,8 +44,8 @@
     formatter,
   });
 
-  // A curve for each variant. x: the numbers along the axis; curves: {name, colour, dashed, values}; a value is a number,
-  // null, or the word for what is not finite, which is a cross at the top.
+  // A curve for each variant. x: the numbers along the axis; curves: {name, colour, dashes, broad, values}; a value is a
+  // number, null, or the word for what is not finite, which is a cross at the top.
   lab.curves = (colours, { x, xName, yName, isLog, curves, lost }) => {
     const numbers = curves.flatMap(({ values }) => values.filter((value) => typeof value === "number" && (!isLog || value > 0)));
     const top = numbers.length ? Math.max(...numbers) : 1;
@@ -61,10 +61,11 @@
       ), "axis"),
       xAxis: axis(colours, xName, { type: "category", data: x, nameGap: 26 }),
       yAxis: axis(colours, yName, { type: isLog ? "log" : "value", nameGap: 52, scale: true, axisLabel: { formatter: (value) => lab.number(value, isLog ? 1 : 3) } }),
-      series: curves.map((curve) => ({ ...curve, colour: lab.theme.shade(curve.colour) })).flatMap(({ name, colour, dashed, values }) => [
+      series: curves.map((curve) => ({ ...curve, colour: lab.theme.shade(curve.colour) })).flatMap(({ name, colour, dashes, broad, values }) => [
         {
           name, type: "line", data: values.map(drawn), showSymbol: x.length < 2 || values.filter((v) => v !== null).length < 2,
-          symbolSize: 6, lineStyle: { color: colour, width: dashed ? 3 : 2, type: dashed ? "dashed" : "solid" }, itemStyle: { color: colour },
+          symbolSize: 6, itemStyle: { color: colour },
+          lineStyle: { color: colour, width: broad ? 3 : 2, type: broad ? "dashed" : dashes.length ? dashes.map((length) => 2 * length) : "solid" },
         },
         {
           name: `${name}, not finite`, type: "scatter", symbol: "path://M0,0L10,10M10,0L0,10", symbolSize: 9,

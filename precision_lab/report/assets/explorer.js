@@ -42,10 +42,12 @@
         ? [select("Branch", numbered(data.branches.map(({ title }) => title)), String(state.branch), choose("branch", true))] : []),
     );
 
-    const boxes = data.variants.map(({ name, colour }, at) => {
+    const boxes = data.variants.map(({ name, colour, dashes }, at) => {
       const box = lab.element("input", { type: "checkbox", checked: state.on[at], onchange: () => { state.on[at] = box.checked; update(); } });
       const swatch = lab.element("span", { class: "swatch" });
-      swatch.style.background = colour;
+      let end = 0;
+      const pieces = dashes.map((length, place) => `${place % 2 ? "transparent" : colour} 0 ${(end += 2 * length)}px`);
+      swatch.style.background = pieces.length ? `repeating-linear-gradient(90deg, ${pieces.join(", ")})` : colour;
       return [box, lab.element("label", { class: "curve" }, box, swatch, lab.element("span", {}, ...lab.breakable(name)))];
     });
     const all = (on) => () => { state.on.fill(on); boxes.forEach(([box]) => (box.checked = on)); update(); };
@@ -55,7 +57,7 @@
         lab.element("button", { type: "button", onclick: all(false) }, "None")));
 
     const curves = (of) => data.variants
-      .map(({ name, colour }, at) => ({ name, colour, dashed: name === data.reference, on: state.on[at], values: state.on[at] ? of(at) : [] }))
+      .map(({ name, colour, dashes }, at) => ({ name, colour, dashes, broad: name === data.reference, on: state.on[at], values: state.on[at] ? of(at) : [] }))
       .filter(({ on, values: own }) => on && own?.some((value) => value !== null));
     const shared = () => ({ yName: values.measures[state.measure].title, isLog: values.isLog(state.measure), lost: data.lost });
 

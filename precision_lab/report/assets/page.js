@@ -24,8 +24,8 @@
     return made;
   };
 
-  // a name as children of an element: a line may break after each dot, underscore and plus sign
-  lab.breakable = (name) => name.split(/(?<=[._+])/).flatMap((piece, at) => (at ? [lab.element("wbr"), piece] : [piece]));
+  // a name as children of an element: a line may break after each dot, underscore and plus sign, but not in parentheses
+  lab.breakable = (name) => name.split(/(?<=[._+])(?![^(]*\))/).flatMap((piece, at) => (at ? [lab.element("wbr"), piece] : [piece]));
 
   lab.ready = (start) => {
     if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);

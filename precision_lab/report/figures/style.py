@@ -45,7 +45,7 @@ REFERENCE = "#555555"
 # yellow is too faint for a line on white; the wine of Tol (2021) replaces it
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 LEAST_CONTRAST = 4.5  # of text with its background, WCAG 2.2, 1.4.3
-LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
 FONTS = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 Positions = npt.NDArray[np.float64]
@@ -65,6 +65,11 @@ class Look:
     def ink(self) -> str:
         """The colour of the variant's name: as that of its line, and dark enough to be read."""
         return ink(self.colour)
+
+    @property
+    def dashes(self) -> list[float]:
+        """Lengths of dashes and gaps, in widths of the line; empty for a plain line."""
+        return [] if isinstance(self.line, str) else list(self.line[1])
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def explorer(view: View) -> dict[str, Any] | None:
     looks = style.looks(view.by_colour, view.reference)
     return {
         "variants": [
-            {"name": name, "colour": looks[name].colour, "shown": name in view.shown} for name in view.variants
+            {"name": name, "colour": looks[name].colour, "dashes": looks[name].dashes, "shown": name in view.shown}
+            for name in view.variants
         ],
         "reference": view.reference,
         "lost": LOST,
