@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from precision_lab.cli import meanings
-from precision_lab.errors import nearest, shown
+from precision_lab.errors import expected, shown
 
 ABOUT = "Prints a script that completes commands, settings and their values in a shell (bash, zsh or fish)"
 
@@ -103,8 +103,8 @@ def task(arguments: Sequence[str]) -> int:
         return 0
     if len(arguments) != 1 or arguments[0] not in SCRIPTS:
         found = shown(" ".join(arguments)) if arguments else "none"
-        hint = nearest(arguments[0], SCRIPTS) if arguments else "See completion --help"
-        print(f"completion: the shell is {found}, expected one of {', '.join(SCRIPTS)}. {hint}", file=sys.stderr)  # noqa: T201
+        choices = expected(SCRIPTS, arguments[0] if arguments else "")
+        print(f"completion: the shell is {found}, {choices}", file=sys.stderr)  # noqa: T201
         return 2
     print(SCRIPTS[arguments[0]], end="")  # noqa: T201
     return 0

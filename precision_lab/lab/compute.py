@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected, nearest
 from precision_lab.lab.subject import Source, Subject, dtyped
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,8 +40,7 @@ class Compute:
         for component, dtype in named.items():
             if not isinstance(component, str) or dtype not in DTYPES:
                 where = what if component == _DEFAULT_KEY else f"{what}.{component}"
-                known = f"expected one of {', '.join(DTYPES)}"
-                raise InputError(f"{where} is {dtype!r}, {known}. {nearest(str(dtype), DTYPES)}")
+                raise InputError(f"{where} is {dtype!r}, {expected(DTYPES, str(dtype))}")
         default = named.pop(_DEFAULT_KEY, default)
         return cls(default, tuple(sorted((name, dtype) for name, dtype in named.items() if dtype != default)))
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from precision_lab.errors import InputError, nearest, shown
+from precision_lab.errors import InputError, expected, shown
 from precision_lab.instrument.sites import Site
 from precision_lab.model.coded import linear_weight, with_weight
 from precision_lab.techniques.parts.adapters import Adapters, checked
@@ -48,10 +48,8 @@ class FusedLoRA:
         if self.path is not None:
             checked("lora_fused", self.path, self.strength)
         if self.rounding not in ROUNDINGS:
-            raise InputError(
-                f"lora_fused.rounding is {shown(self.rounding)}, expected one of {', '.join(ROUNDINGS)}. "
-                + nearest(str(self.rounding), ROUNDINGS)
-            )
+            choices = expected(ROUNDINGS, str(self.rounding))
+            raise InputError(f"lora_fused.rounding is {shown(self.rounding)}, {choices}")
 
     @cached_property
     def _adapters(self) -> Adapters:

@@ -41,6 +41,7 @@ FREE = (
     "factorial.generators",
     "pinned.cases",
 )
+OF_A_CASE = ("seed", "steps", "prompt")  # a pinned case need not state them
 WORDS = ("nope", "[a", "größe", "雪", "a:b", "🌨", "x" * 300, "-", "\t", "~", "None", "1_0", "0x1F", "a b", "@nowhere")
 HUGE = ("100000000", "100000000000", "1" + "0" * 30, "1e308", "9" * 4000, "-" + "9" * 30)
 PATTERNS = (
@@ -124,7 +125,7 @@ def of_unknown_names(rng: random.Random) -> Input:
     holder, below = rng.choice([pair for pair in holders if pair[0] not in FREE])
     known = [str(name) for name in below] or ["steps"]
     name = rng.choice([misspelt(rng.choice(known), rng), "seed", "steps", "prompt", "lora", "foo", "größe"])
-    if name in known:
+    if name in known or (holder.startswith("pinned.cases.") and name in OF_A_CASE):
         name = f"{name}q"
     given = rng.choice(["1", "true", "text", "[a]", "null", "{a: 1}"])
     key = f"{holder}.{name}" if holder else name

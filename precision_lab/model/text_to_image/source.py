@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from precision_lab.errors import InputError, nearest
+from precision_lab.errors import InputError, expected
 from precision_lab.model.casting import fixed_names
 from precision_lab.model.folder import is_published, named
 from precision_lab.model.stored.locating import lone_weights
@@ -97,10 +97,8 @@ class Source:
             )
         self.path = str(self.path)
         if self.weights_dtype is not None and self.weights_dtype not in DTYPES:
-            raise InputError(
-                f"model.weights_dtype is {self.weights_dtype!r}, expected one of {', '.join(DTYPES)}. "
-                + nearest(str(self.weights_dtype), DTYPES)
-            )
+            choices = expected(DTYPES, str(self.weights_dtype))
+            raise InputError(f"model.weights_dtype is {self.weights_dtype!r}, {choices}")
         if self.inputs not in (None, STORED):
             raise InputError(f"model.inputs is {self.inputs!r}, expected {STORED} or null")
         if not isinstance(self.stream, bool):
