@@ -15,8 +15,10 @@ from precision_lab.analysis.collected import collect
 from precision_lab.analysis.exactness import Outcomes, Sketched, configuration, environment, sketched
 from precision_lab.analysis.outcomes import Generations, distances
 from precision_lab.analysis.pairing import Blocks, Pairing, Renaming, match
+from precision_lab.analysis.summary import variants
 from precision_lab.errors import InputError, nearest
 from precision_lab.record.run import Run
+from precision_lab.record.summary import VariantSummary
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Beside:
 class Across:
     """runs: by label, the base first. facts: rows (name, by label its text), those that differ first.
 
-    variants: one row for each variant and run. claims: one row for each claim, changed verdicts first.
+    results: by label and variant. variants: one row for each variant and run. claims: one row for each claim, changed
+    verdicts first.
     """
 
     runs: Mapping[str, Run]
     facts: Sequence[tuple[str, bool, Sequence[str]]]
+    results: Mapping[str, Mapping[str, VariantSummary]]
     variants: pd.DataFrame
     claims: pd.DataFrame
     beside: Mapping[str, Beside]
@@ -91,10 +95,12 @@ def compare(
         )
     about: dict[str, dict[str, str]] = {name: {} for name in runs}
     known = {name: facts(run, settings[name]) for name, run in runs.items()}
+    results = {name: variants(run) for name, run in runs.items()}
     return Across(
         runs=runs,
         facts=_facts(known),
-        variants=_by_variant(collect(runs, about), base_name),
+        results=results,
+        variants=_by_variant(collect(runs, about, results), base_name),
         claims=_claims(runs),
         beside={
             name: _beside(base, run, differences(known[base_name], known[name]), renamed, blocks)

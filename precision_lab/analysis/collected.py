@@ -18,15 +18,19 @@ KEYS = ("run", "variant")
 _DERIVED = ("checkpoint.fingerprint", "checkpoint.notes", "environment.dirty", "variants.", "sites.", "errors.")
 
 
-def collect(runs: Mapping[str, Run], about: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+def collect(
+    runs: Mapping[str, Run],
+    about: Mapping[str, Mapping[str, str]],
+    results: Mapping[str, Mapping[str, VariantSummary]] | None = None,
+) -> pd.DataFrame:
     """One row for each run and variant but the reference: run, variant, what is said `about` the run, then dtype,
     amax_final, drift, pictures, non-finite values, time and memory; None where there is no number.
 
-    runs: by the name that the table gives them.
+    runs: by the name that the table gives them. results: of their variants, by the same names, where they are known.
     """
     rows = []
     for name, run in runs.items():
-        found = variants(run)
+        found = variants(run) if results is None else results[name]
         shown = [variant for variant in found if variant != run.reference] or list(found)
         rows += [{"run": name, "variant": v, **about[name], **_headline(run, found[v])} for v in shown]
     return pd.DataFrame(rows).astype(object).where(lambda frame: frame.notna(), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -17,13 +19,13 @@ _QUANTITIES = (
 _KEY = ["variant", "prompt_id", "seed", "branch", "step", "component", "site", "port"]
 
 
-def headline(first: Run, second: Run) -> pd.DataFrame:
+def headline(first: Run, second: Run, results: Sequence[Mapping[str, VariantSummary]] | None = None) -> pd.DataFrame:
     """Rows (variant, quantity, first, second): the summaries of the variants that both runs have.
 
-    A quantity without a number is the reason why. Latency is left out where the devices differ. Raises InputError if no
-    variant is shared.
+    results: of the variants of each run, where they are known. A quantity without a number is the reason why. Latency
+    is left out where the devices differ. Raises InputError if no variant is shared.
     """
-    summaries = [variants(run) for run in (first, second)]
+    summaries = results or [variants(run) for run in (first, second)]
     shared = [name for name in summaries[0] if name in summaries[1]]
     if not shared:
         hint = nearest(next(iter(summaries[1])), summaries[0])

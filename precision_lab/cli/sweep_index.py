@@ -54,7 +54,7 @@ def draw_index(
     form: html, or md, which is printed and written alone.
     Raises InputError if there is no run, or a file cannot be read; nothing is written then.
     """
-    from precision_lab.cli.compare import print_collected
+    from precision_lab.cli.compare_tables import print_collected
     from precision_lab.record import sweep as record
     from precision_lab.record.collection import of_job
     from precision_lab.record.files import write_text

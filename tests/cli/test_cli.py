@@ -7,7 +7,7 @@ import mlx.core as mx
 import pandas as pd
 import pytest
 
-from precision_lab.cli import compare, main
+from precision_lab.cli import compare_tables, main
 from precision_lab.cli.paths import checkpoints_dir, conf_dir
 from precision_lab.model.qwen_image.checkpoint import Checkpoint
 from tests.spread import thinned
@@ -374,7 +374,7 @@ def test_a_sweep_leaves_one_table_and_writes_into_its_folder_alone(lab, tmp_path
     for row in table.itertuples():
         summary = json.loads((path.parent / str(row.run) / "summary.json").read_text())
         assert row.latent_rel_l2 == summary["variants"]["baseline"]["latent_rel_l2"]
-        assert compare.cell(row.latent_rel_l2) in out
+        assert compare_tables.cell(row.latent_rel_l2) in out
     assert "identical" in out, "the picture of the fp32 variant is the reference's"
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from precision_lab.cli import compare, main
+from precision_lab.analysis import summary
+from precision_lab.cli import compare_tables, main
 from precision_lab.record import results
 from precision_lab.record.run import Run
 from tests.report.fabricated_run import fabricate
@@ -85,6 +86,16 @@ def test_two_runs_that_differ_in_nothing(run, said):
     assert "The runs are alike" in out
     (first, *_) = [row for row in rows(out, "baseline") if row[1:3] == ["2", "2"]]
     assert first == ["baseline", "2", "2", "0", "0", "0", "identical", "identical", "1", "1"]
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_the_results_of_a_run_are_computed_once(run, said, monkeypatch, names):
+    computed = []
+    whole = summary._variant
+    monkeypatch.setattr(summary, "_variant", lambda run, name: computed.append((run.path, name)) or whole(run, name))
+    code, _, _ = said(f"runs=[{','.join(str(run(name)) for name in names)}]")
+    assert code == 0
+    assert len(set(computed)) == len(computed) >= len(names)
 
 
 def test_differences_come_before_any_number(run, said):
@@ -218,4 +229,4 @@ def test_settings_that_are_no_mapping_are_refused(run):
     from precision_lab.errors import InputError
 
     with pytest.raises(InputError, match="holds no settings"):
-        compare.settings_of(Run.open(run("a", config="- a\n")))
+        compare_tables.settings_of(Run.open(run("a", config="- a\n")))

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from precision_lab.analysis.summary import summarize
-from precision_lab.cli.compare import with_addresses
+from precision_lab.cli.compare_tables import with_addresses
 from precision_lab.cli.summary import print_summary
 from precision_lab.record.manifest import Checkpoint
 from tests.fabricated import LANGUAGE_MODEL, QWEN_IMAGE, run_of
