@@ -1,4 +1,4 @@
-"""Checkpoints that many tests read, a cache of their own, and torch made quick on tiny tensors."""
+"""Checkpoints that many tests read, a cache of their own, and what makes many small tests quick."""
 
 import os
 import sys
@@ -12,6 +12,9 @@ import pytest
 from precision_lab.device import blas
 from precision_lab.device.environment import set_numeric_switches
 
+# where containers switch bytecode off, each process that a test starts would compile the package anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # of NumPy in the workers that this process starts: one for each core
@@ -20,12 +23,19 @@ blas.preload()
 set_numeric_switches()
 
 from precision_lab.synthetic import PRESETS, make, on_demand  # noqa: E402
+from tests.composing import shipped_files_read_once  # noqa: E402
 
 if find_spec("torchvision"):
     import tests.torchvision_operators  # noqa: F401
 
 # a project of its own, see test_sample_project.py
 collect_ignore = ["sample_project"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shipped_files_read_once() -> Iterator[None]:
+    with shipped_files_read_once():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import cache
 
 import pytest
 
@@ -12,13 +13,40 @@ from tests.spread import thinned
 
 __all__ = ["dry"]
 
-QUICK = generated(120, seed=1)
-MANY = generated(900, seed=2)
-OF_COMMANDS = commands.listed(seed=5)
-COMMANDS = random.Random(4).sample(OF_COMMANDS, 12)
-MANY_COMMANDS = [*OF_COMMANDS, *generated(500, seed=5, kinds=(commands.of_another_type, commands.of_unknown_names))]
 OF_NO_RUN = ("compare", "report", "device", "models", "recipe", "completion", "submit")
-PROCESSES = [given for given in generated(100, seed=3) if given.culprits is not None][:10]
+
+
+# a test names its input by a number: making them composes all commands, which takes seconds
+
+
+@cache
+def quick():
+    return generated(120, seed=1)
+
+
+@cache
+def many():
+    return generated(900, seed=2)
+
+
+@cache
+def of_commands():
+    return commands.listed(seed=5)
+
+
+@cache
+def some_of_commands():
+    return random.Random(4).sample(of_commands(), 12)
+
+
+@cache
+def many_of_commands():
+    return [*of_commands(), *generated(500, seed=5, kinds=(commands.of_another_type, commands.of_unknown_names))]
+
+
+@cache
+def of_processes():
+    return [given for given in generated(100, seed=3) if given.culprits is not None][:10]
 
 
 @pytest.fixture
@@ -40,41 +68,36 @@ def judge(dry, tmp_path, small_checkpoint, monkeypatch):
     return judged
 
 
-def names(inputs):
-    return [
-        f"{number} {given.name}".encode("ascii", "backslashreplace").decode()[:80]
-        for number, given in enumerate(inputs)
-    ]
-
-
-@pytest.mark.parametrize("given", thinned(QUICK, keep=24), ids=names(QUICK))
-def test_malformed(judge, given):
-    judge(given)
+@pytest.mark.parametrize("number", thinned(range(120), keep=24))
+def test_malformed(judge, number):
+    judge(quick()[number])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", MANY, ids=names(MANY))
-def test_many_malformed(judge, given):
-    judge(given)
+@pytest.mark.parametrize("number", range(900))
+def test_many_malformed(judge, number):
+    judge(many()[number])
 
 
-@pytest.mark.parametrize("given", thinned(COMMANDS, keep=6), ids=names(COMMANDS))
-def test_malformed_commands(judge, given):
-    judge(given)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("given", MANY_COMMANDS, ids=names(MANY_COMMANDS))
-def test_many_malformed_commands(judge, given):
-    judge(given)
+@pytest.mark.parametrize("number", thinned(range(12), keep=6))
+def test_malformed_commands(judge, number):
+    judge(some_of_commands()[number])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", PROCESSES, ids=names(PROCESSES))
-def test_malformed_in_a_process(judge, given):
+@pytest.mark.parametrize("first", range(70))
+def test_many_malformed_commands(judge, first):
+    for given in many_of_commands()[first::70]:
+        judge(given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_malformed_in_a_process(judge, number):
+    given = of_processes()[number]
     given = Input(given.name, [a for a in given.arguments if "\0" not in a], given.culprits, given.files)
     judge(given, call_process)
 
 
 def test_the_commands_have_many_inputs():
-    assert len({tuple(given.arguments) for given in MANY_COMMANDS}) >= 660
+    assert len({tuple(given.arguments) for given in many_of_commands()}) >= 660
