@@ -41,7 +41,10 @@ def quick(command: str, task: str, words: Sequence[str], model: Callable[[str], 
     if {command, task} & {*WITH_A_MODEL, "models dump_inputs"} and "model.path" not in keys and "run" not in keys:
         name = next((word.partition("=")[2] for word in words if word.startswith("model=")), "")
         if not name or name.startswith(("micro", "qwen_image")):
-            settings["model.path"] = str(model("21" if "21" in name else "1.x"))
+            of_21 = any("21" in word.partition("=")[2] for word in words if word.startswith(("model=", "+exp=")))
+            settings["model.path"] = str(model("21" if of_21 else "1.x"))
+    if "model=mlx_lm" in words:  # its cases have no pictures
+        settings = {key: value for key, value in settings.items() if not key.startswith("image.")}
     return [*kept, *(f"{key}={value}" for key, value in settings.items())]
 
 

@@ -34,10 +34,10 @@ class Reader:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)
         elif block.language == "sh":
-            for command in block.commands:
-                composes(command, block)
-            if not block.kind or block.kind == "with":
-                for line in block.lines:
+            for line in block.lines:  # one after the other: a command may need what those before it leave
+                for command in commands_of(line):
+                    composes(command, block)
+                if not block.kind or block.kind == "with":
                     self.run(line, block, settings)
         elif block.kind in ("not run", "tested"):
             assert block.language != "yaml" or yaml.safe_load(block.text) is not None
@@ -58,8 +58,9 @@ class Reader:
         return settings
 
     def run(self, line: str, block: Block, settings: list[str]) -> None:
-        (command,) = Block("", 0, "sh", line, "", "").commands or [None]
-        if command is None or any(mark in line for mark in (" > ", " | ", " && ")):
+        (command,) = commands_of(line) or [None]
+        by_the_shell = any(mark in line for mark in (" > ", " | ", " && "))
+        if command is None or by_the_shell or "tf32=" in line:  # a process reads TF32 once
             environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"}
             environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
             subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=self.folder, env=environment, check=True)
@@ -73,6 +74,10 @@ class Reader:
         code = main(words)
         expected = 1 if "the exit code is 1" in line else 0
         assert code == expected, f"{block.where}: {line}\nran as {' '.join(words)}\nexit code {code}"
+
+
+def commands_of(line: str) -> list[list[str]]:
+    return Block("", 0, "sh", line, "", "").commands
 
 
 def composes(command: list[str], block: Block) -> None:

@@ -59,8 +59,13 @@ def known_settings() -> list[str]:
 
 
 def suggested(name: str, others: Iterable[str] = ()) -> str:
-    """A sentence on the settings most like `name`: first those that have it as their last part."""
+    """A sentence on the settings most like `name`: first those that have it as their last part.
+
+    Where `name` is right elsewhere, the sentence says so.
+    """
     known = [*others, *known_settings()]
+    if name in known:
+        return "Another model, experiment or command has it; --cfg job shows the settings of this one"
     if not name.startswith("scan."):  # a section of `sensitivity` alone, whose steps are no others' steps
         known = [setting for setting in known if not setting.startswith("scan.")]
     same = sorted({setting for setting in known if setting.rpartition(".")[2] == name})

@@ -121,7 +121,7 @@ class WeightFiles(StoredWeights):
         tensors: dict[str, mx.array] = {}
         for file in self.headers:
             try:
-                loaded: Any = mx.load(str(file))
+                loaded: Any = mx.load(str(file), format="safetensors")
             except RuntimeError as error:
                 raise InputError(f"{file}: not a safetensors file: {first_line(error)}") from error
             tensors |= {self.names[name]: tensor for name, tensor in loaded.items() if name in self.names}

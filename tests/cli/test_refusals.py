@@ -300,3 +300,10 @@ def test_the_script_finds_modules_of_the_working_folder(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert "own_code.Mine raised LookupError" in done.stderr
+
+
+def test_a_setting_of_another_command_is_not_its_own_suggestion(capsys):
+    assert main(["device", "image.height=32"]) == 2
+    err = capsys.readouterr().err
+    assert "Unknown setting 'image.height'. Another model, experiment or command has it" in err
+    assert "Did you mean" not in err

@@ -162,7 +162,7 @@ class Adapter:
         """A tensor of the file, which is read when it is evaluated; a new array at each call, held by the caller."""
         if name not in self._unread:
             try:
-                loaded: Any = mx.load(str(self.file))
+                loaded: Any = mx.load(str(self.file), format="safetensors")
             except RuntimeError as error:
                 raise InputError(f"{self.file}: not a safetensors file: {first_line(error)}") from error
             self._unread.update(loaded)

@@ -98,7 +98,7 @@ class BitsandbytesFolder(StoredWeights):
         loaded: dict[str, mx.array] = {}
         for file in self.files:
             try:
-                arrays: Any = mx.load(str(file))
+                arrays: Any = mx.load(str(file), format="safetensors")
             except RuntimeError as error:
                 raise InputError(f"{file}: not a safetensors file: {first_line(error)}") from error
             loaded |= arrays

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -53,6 +54,16 @@ def test_the_delta_is_the_product_of_the_factors_and_is_named_by_path(tmp_path):
         assert delta.matrix().dtype == mx.float32
         np.testing.assert_allclose(np.array(delta.matrix()), expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(np.array(delta.times(-0.5).matrix()), -0.5 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_is_read_whatever_its_name_ends_in(tmp_path):
+    tensors = low_rank(np.random.default_rng(1), Q)
+    file = Path(saved(tensors, tmp_path))
+    whole = np.array(read_adapter(str(file)).deltas(LINEARS)[Q].matrix())
+    for name in ("lora", "lora.v2", "lora.sft"):
+        other = file.rename(tmp_path / name)
+        np.testing.assert_array_equal(np.array(read_adapter(str(other)).deltas(LINEARS)[Q].matrix()), whole)
+        file = other
 
 
 @pytest.mark.parametrize("alpha", [np.float32(6), np.array([6.0], np.float16), np.int64(6)])
