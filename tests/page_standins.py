@@ -79,6 +79,20 @@ class StandIns:
     def _checkpoint_21(self) -> Path:
         return self._models["21"]
 
+    def _other_checkpoint(self) -> Path:
+        """The checkpoint with the linears of its first shard of the transformer changed."""
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        folder = self.folder / "other_checkpoint"
+        if not folder.is_dir():
+            shutil.copytree(self._models["1.x"], folder)
+            shard = min((folder / "transformer").glob("*.safetensors"))
+            with safe_open(shard, "pt") as opened:
+                metadata = opened.metadata()
+            save_file({name: 1.125 * tensor for name, tensor in load_file(shard).items()}, shard, metadata)
+        return folder
+
     def _run(self) -> Path:
         return self._run_once("run", "technique=[ffn_scaling]", "+variants.bf16={dtype: bfloat16, technique: {}}")
 
