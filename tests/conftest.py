@@ -39,6 +39,14 @@ def _shipped_files_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_process_a_run() -> Iterator[None]:
+    """By default no run starts a second process, which imports all and takes a core from the other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("precision_lab.lab.slots.MOST", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     """Tiny operations are up to 50 times slower on two threads, which spend the time waiting for each other."""
     if torch := sys.modules.get("torch"):

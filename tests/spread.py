@@ -6,22 +6,17 @@ from typing import Any
 import pytest
 
 
-def spread(cases: Iterable[Any], every: int, first: int = 0) -> list[Any]:
-    """Parameters for pytest: every so many of `cases`, beginning with number `first`; the others are marked slow."""
-    return [case if at % every == first else slow(case) for at, case in enumerate(cases)]
+def thinned(cases: Iterable[Any], keep: int | Collection[Any]) -> list[Any]:
+    """Parameters for pytest, of which a default run tests `keep`; the others are marked slow.
 
-
-def some(cases: Iterable[Any], chosen: Collection[Any]) -> list[Any]:
-    """Parameters for pytest: the `chosen` of `cases`; the others are marked slow."""
-    listed = list(cases)
-    assert all(case in listed for case in chosen)
-    return [case if case in chosen else slow(case) for case in listed]
-
-
-def thinned(cases: Iterable[Any], keep: int) -> list[Any]:
-    """Parameters for pytest: `keep` of `cases`, evenly spread with both ends; the others are marked slow."""
+    keep: the cases themselves, or their number, evenly spread with both ends.
+    """
     every = list(cases)
-    kept = {round(number * (len(every) - 1) / max(keep - 1, 1)) for number in range(keep)}
+    if isinstance(keep, int):
+        kept = {round(number * (len(every) - 1) / max(keep - 1, 1)) for number in range(keep)}
+    else:
+        assert all(case in every for case in keep)
+        kept = {at for at, case in enumerate(every) if case in keep}
     return [case if at in kept else slow(case) for at, case in enumerate(every)]
 
 

@@ -117,6 +117,7 @@ def commands_on_own_models():
     return commands
 
 
+@pytest.mark.slow
 @unrendered()
 def test_the_commands_of_the_page_on_own_models(chatter):
     run, capped, *_ = commands_on_own_models()

@@ -278,6 +278,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(lab, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @undrawn()
 def test_micro_synthetic_is_made_on_demand(lab, tmp_path, micro_synthetic):
     quick = (*QUICK, "sampler.steps=1", "probe=[]", "drift.sites=[pipeline:euler_step]")
@@ -348,6 +349,7 @@ def test_a_malformed_claim_is_refused_before_the_run(lab, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @unrendered()
 @undrawn()
 def test_multirun_returns_the_largest_code(lab, tmp_path):
@@ -357,6 +359,7 @@ def test_multirun_returns_the_largest_code(lab, tmp_path):
     assert not (tmp_path / "multirun.yaml").exists()
 
 
+@pytest.mark.slow
 @unrendered()
 def test_a_sweep_leaves_one_table_and_writes_into_its_folder_alone(lab, tmp_path):
     code, out, err = lab("-m", "dtype=bfloat16,float32", "drift.sites=[pipeline:euler_step]", "probe=[]")

@@ -34,6 +34,7 @@ def said_to_run(text):
     return shlex.split(text.partition("Run it: python -m precision_lab ")[2])
 
 
+@pytest.mark.slow
 def test_a_gguf_file_and_the_line_that_runs_it(tmp_path, dry):
     file = tmp_path / "it's, a {b}.gguf"
     tensors = micro_tensors()

@@ -33,7 +33,7 @@ def recipe(small_checkpoint, capsys):
 @pytest.mark.parametrize(
     ("technique", "dialect", "suffix"),
     [
-        ("affine4_img_mod8", "mflux", "py"),
+        pytest.param("affine4_img_mod8", "mflux", "py", marks=pytest.mark.slow),
         pytest.param("affine4_boundary16", "mlx_lm", "json", marks=pytest.mark.slow),
         ("fp8_skip_sensitive", "sglang", "json"),
     ],
@@ -210,7 +210,7 @@ def reading(composed, capsys):
     return call
 
 
-@pytest.mark.parametrize(("dialect", "text", "said"), FILES)
+@pytest.mark.parametrize(("dialect", "text", "said"), thinned(FILES, keep=16))
 def test_files_of_others(reading, tmp_path, dialect, text, said):
     file = tmp_path / "a.yaml"
     file.write_text(text)

@@ -108,6 +108,8 @@ def every_kind(small_checkpoint, tmp_path_factory):
         "image.height=32",
         "image.width=32",
         QUICK[3],
+        "probe.range.sites=[transformer_blocks.*,norm_out,proj_out]",
+        "drift.sites=[pipeline:euler_step,pipeline:to_pixels]",
         "latency.min_rounds=4",
         "latency.max_rounds=4",
     ]

@@ -106,6 +106,7 @@ def test_the_local_error_of_float16_is_an_eighth_of_that_of_bfloat16(surveys):
         assert 5 < (coarse / fine).median() < 12
 
 
+@pytest.mark.slow
 def test_side_by_side_writes_a_figure_and_strict_json(runs, surveys, tmp_path):
     assert side_by_side([*map(str, runs), "--to", str(tmp_path / "to")]) == 0
     assert {path.name for path in (tmp_path / "to").iterdir()} == {

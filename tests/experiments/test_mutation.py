@@ -27,7 +27,7 @@ def population():
     return population_of("micro")
 
 
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name == "micro" else name for name in FILES])
 def population_of_a_model(request):
     return request.param, population_of(request.param)
 

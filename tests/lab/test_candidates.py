@@ -12,6 +12,7 @@ from precision_lab.instrument.sites import select, walk
 from precision_lab.lab.candidates import Candidate
 from precision_lab.techniques.base import Technique, applied
 from tests.composing import CONF
+from tests.spread import thinned
 from tests.techniques.small_model import components, forward, small_model
 
 NAMES = sorted(file.stem for file in (CONF / "candidate").glob("*.yaml"))
@@ -31,7 +32,7 @@ def narrow(template):
     return Candidate("narrow", {"_target_": "precision_lab.techniques.narrow.Narrow", **template}, make)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thinned(NAMES, keep=16))
 def test_each_shipped_candidate_changes_exactly_the_sites_that_it_is_filled_with(name):
     model = small_model()
     plain = forward(model)

@@ -112,6 +112,7 @@ def test_the_numbers_are_those_of_a_run_with_these_settings(spec, sources):
     assert narrow.psnr_db.value > narrow.metrics["base_psnr_db"].value
 
 
+@pytest.mark.slow
 def test_a_lost_reference_is_made_again(spec, monkeypatch):
     """After an interruption, only what is missing is made, with the same numbers."""
     variants = [Variant("plain", "bfloat16"), Variant("static", "bfloat16", settings=STATIC)]

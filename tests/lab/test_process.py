@@ -117,6 +117,7 @@ def test_another_process_computes_the_same_on_a_cpu_and_leaves_the_same_records(
     assert {name for name, (on, _) in recorded.items() if on} == {"tf32"}
 
 
+@pytest.mark.slow
 def test_variants_that_fail_there_are_noted_and_the_others_go_on(lab, tmp_path):
     code, out, _ = lab(variants={"raises": "raise", "dies": "die", "tf32": "go on"})
     assert code == 1
@@ -186,6 +187,7 @@ def test_mistakes(lab, tmp_path, setting, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_text_that_looks_like_an_interpolation_reaches_it_as_it_is(lab, tmp_path):
     settings = (r"prompts=['a \${red} circle', 'costs \\\${5}']", r"sampler.negative_prompt='no \${blue}'")
     code, _, err = lab(*settings, variants={"raises": "raise", "tf32": "go on"})

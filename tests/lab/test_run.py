@@ -25,6 +25,7 @@ from precision_lab.record.columns import ORDER
 from precision_lab.record.tables import LEADING, read
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
+from tests.spread import thinned
 from tests.subjects import picture, settings, source
 from tests.techniques.configured import SITES
 
@@ -350,7 +351,7 @@ def test_a_run_killed_while_it_merged_generates_nothing_again(spec, monkeypatch)
         pd.testing.assert_frame_equal(read(spec.out, table), rows, check_exact=True)
 
 
-@pytest.mark.parametrize("damaged", ["part", "picture", "foreign part", "folder", "arrays"])
+@pytest.mark.parametrize("damaged", thinned(["part", "picture", "foreign part", "folder", "arrays"], keep=2))
 def test_what_a_resumed_run_would_build_on_is_looked_at(spec, damaged):
     class Interrupting(Quiet):
         def advance(self, amount, label):

@@ -195,6 +195,7 @@ def spec(tmp_path, **changes):
 
 def test_by_default_helpers_are_for_long_runs_of_small_models_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr("precision_lab.lab.slots.gpus", lambda: 0)
+    monkeypatch.setattr("precision_lab.lab.slots.MOST", 4)  # which tests set to 1
     monkeypatch.setattr("precision_lab.lab.slots.cores", lambda: 16)
     assert workers(spec(tmp_path), 72, 20 << 20) == 4
     assert workers(spec(tmp_path), 12, 20 << 20) == 1

@@ -16,6 +16,7 @@ from precision_lab.model.weights import read_json
 from precision_lab.record import files
 from precision_lab.record.files import NotWrittenError
 from precision_lab.record.tables import read
+from tests.spread import slow
 
 TINY = (
     *("only=[baseline]", "sampler.steps=1", "image.height=32", "image.width=48", "prompts=[a red circle]"),
@@ -61,7 +62,8 @@ def run_until_full(lab, monkeypatch, count, number):
 
 
 @pytest.mark.parametrize(
-    ("share", "number"), [(0.0, errno.ENOSPC), (0.4, errno.ENOSPC), (0.6, errno.EFBIG), (0.9, errno.ENOSPC)]
+    ("share", "number"),
+    [(0.0, errno.ENOSPC), slow((0.4, errno.ENOSPC)), (0.6, errno.EFBIG), slow((0.9, errno.ENOSPC))],
 )
 def test_a_run_whose_writes_fail_says_so_and_is_continued(lab, tmp_path, monkeypatch, share, number):
     whole, code, err = run_until_full(lab, monkeypatch, 1000, number)

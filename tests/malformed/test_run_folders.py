@@ -99,10 +99,10 @@ def unrendered(monkeypatch):
     monkeypatch.setattr(style, "save", save)
 
 
-@pytest.mark.parametrize("eight", thinned(range(5), keep=1))
-def test_a_damaged_folder_is_named_or_has_a_result(attempt, unrendered, eight):
-    """Each eight is two folders for every command."""
-    for seed in range(8 * eight, 8 * eight + 8):
+@pytest.mark.parametrize("four", thinned(range(10), keep=1))
+def test_a_damaged_folder_is_named_or_has_a_result(attempt, unrendered, four):
+    """Each four is a folder for every command."""
+    for seed in range(4 * four, 4 * four + 4):
         attempt(seed)
 
 

@@ -22,7 +22,7 @@ from precision_lab.techniques.float8_weights import Float8Weights
 from tests.model.codings.kitchen import eager
 from tests.model.test_comfyui_formats import quantised
 from tests.model.test_lone_weights import velocity
-from tests.spread import slow, spread
+from tests.spread import slow, thinned
 
 SITES = ["transformer_blocks.*.{img,txt}_mlp.net.{0.proj,2}", "transformer_blocks.*.attn.to_{q,k,v}"]
 LINEARS = ("_mlp.net.0.proj.weight", "_mlp.net.2.weight", "to_q.weight", "to_k.weight", "to_v.weight")
@@ -79,7 +79,7 @@ def test_scaled_float8_is_the_technique_bit_for_bit(small_checkpoint, tmp_path, 
 
 @pytest.mark.parametrize(
     ("name", "inputs"),
-    spread(product(["nvfp4", "mxfp8", "int8 of a row", "convrot 16", "int4 16"], [None, "stored"]), 3),
+    thinned(product(["nvfp4", "mxfp8", "int8 of a row", "convrot 16", "int4 16"], [None, "stored"]), 4),
 )
 def test_formats_stream_with_the_same_bits(small_checkpoint, tmp_path, name, inputs):
     """Also with rounded inputs, for which a packed weight becomes a coded one."""

@@ -15,7 +15,7 @@ from precision_lab.model.codings.int8 import Int8, codes
 from precision_lab.model.layers import Linear
 from precision_lab.model.neighbours import neighbours, step, stochastic
 from precision_lab.model.quantized import Quantization, QuantizedLinear
-from tests.spread import spread
+from tests.spread import thinned
 
 PACKED = ["affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "mxfp8", "nvfp4", "nvfp4_scaled"]
 FLOATS = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -155,7 +155,7 @@ def test_a_coding_that_states_no_codes_has_no_neighbours():
     assert stochastic(layer, mx.ones((2, 4)), mx.zeros((2, 4))) is None
 
 
-@pytest.mark.parametrize("name", spread([*PACKED, "int8", "bfloat16"], 3))
+@pytest.mark.parametrize("name", thinned([*PACKED, "int8", "bfloat16"], keep=4))
 def test_stochastic_rounding_keeps_the_mean_and_takes_only_neighbours(name):
     rng = np.random.default_rng(7)
     layer = plain(5, (6, 64))

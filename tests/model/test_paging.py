@@ -47,7 +47,7 @@ from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
 from tests.model.oracle import ours, random_inputs
 from tests.model.paged import block_nbytes, measure_blocks, widen
-from tests.spread import slow, spread
+from tests.spread import slow, thinned
 from tests.subjects import case, picture, source
 from tests.techniques.configured import SITES
 from tests.undrawn import undrawn
@@ -91,7 +91,7 @@ def held(*modules) -> int:
 # --- the same bits
 
 
-@pytest.mark.parametrize(("dtype", "weights_dtype"), spread(product(DTYPES, [None, mx.float16]), 3), ids=str)
+@pytest.mark.parametrize(("dtype", "weights_dtype"), thinned(product(DTYPES, [None, mx.float16]), keep=2), ids=str)
 def test_a_generation_has_the_same_bits_every_time(small_checkpoint, dtype, weights_dtype):
     resident, paged = both(small_checkpoint, dtype, weights_dtype=weights_dtype)
     expected = generated(resident)
@@ -150,7 +150,7 @@ TECHNIQUES = {
 }
 
 
-@pytest.mark.parametrize("technique", spread(TECHNIQUES.values(), 2), ids=TECHNIQUES)
+@pytest.mark.parametrize("technique", thinned(TECHNIQUES.values(), keep=3), ids=TECHNIQUES)
 def test_techniques_have_the_same_bits(small_checkpoint, technique):
     outputs = []
     for pipeline in both(small_checkpoint, mx.bfloat16):
@@ -180,6 +180,7 @@ def test_compiled_blocks_are_rejected(small_checkpoint):
         pass
 
 
+@pytest.mark.slow
 def test_local_error_is_the_same(small_checkpoint):
     """The teacher calls replicas of modules outside their blocks, next to those of the reference."""
     rows = []
@@ -201,7 +202,7 @@ def test_local_error_is_the_same(small_checkpoint):
 
 
 @pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="fast replacements for CPUs")
-@pytest.mark.parametrize(("dtype", "weights_dtype"), spread(product(DTYPES, [None, mx.float16]), 3), ids=str)
+@pytest.mark.parametrize(("dtype", "weights_dtype"), thinned(product(DTYPES, [None, mx.float16]), keep=2), ids=str)
 def test_replacements_that_evaluate_during_a_call_have_the_same_bits(
     small_checkpoint, monkeypatch, dtype, weights_dtype
 ):

@@ -19,7 +19,7 @@ from precision_lab.model.text_to_image.pipeline import Dtypes, denoise
 from precision_lab.model.text_to_image.scheduler import sigmas
 from tests.model.oracle import relative_l2
 from tests.model.pictures import NEGATIVE, assert_equal_images, load_reference, our_images, reference_images
-from tests.spread import some
+from tests.spread import thinned
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_equals_diffusers_with_60_growing_blocks(micro_synthetic, prompts, seeds
     assert_equal_images(pixels, expected_pixels)
 
 
-@pytest.mark.parametrize("dtype", some([mx.bfloat16, mx.float16], [mx.bfloat16]), ids=str)
+@pytest.mark.parametrize("dtype", thinned([mx.bfloat16, mx.float16], [mx.bfloat16]), ids=str)
 def test_16_bit_error_is_that_of_diffusers(small_checkpoint, reference, dtype):
     """The error of a complete generation, relative to fp32."""
     narrow_reference = load_reference(small_checkpoint, dtype)

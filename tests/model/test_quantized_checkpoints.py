@@ -31,7 +31,7 @@ from precision_lab.techniques.narrow_accumulators import NarrowAccumulators
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
-from tests.spread import some
+from tests.spread import thinned
 from tests.subjects import source
 from tests.techniques.configured import SITES
 from tests.undrawn import undrawn
@@ -292,7 +292,7 @@ def test_extents_have_published_names(mflux_folder):
         }
 
 
-@pytest.mark.parametrize("bits", some([3, 5, 6, 8], [3, 8]))
+@pytest.mark.parametrize("bits", thinned([3, 5, 6, 8], [3, 8]))
 def test_mflux_at_other_levels(mflux_folder, small_checkpoint, bits):
     transformer = Checkpoint(small_checkpoint).transformer(mx.bfloat16)
     nn.quantize(transformer, bits=bits)

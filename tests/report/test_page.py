@@ -233,7 +233,7 @@ FEW = {"teacher": False, "side": 8}
             id="many long names",
             marks=pytest.mark.slow,
         ),
-        pytest.param({"blocks": 1, "steps": 1, "seeds": (3,), **FEW}, id="one of each"),
+        pytest.param({"blocks": 1, "steps": 1, "seeds": (3,), **FEW}, id="one of each", marks=pytest.mark.slow),
         pytest.param(
             {"steps": 1, "prompts": tuple("abcd"), **FEW}, id="one step and many pictures", marks=pytest.mark.slow
         ),

@@ -17,7 +17,7 @@ from precision_lab.techniques.fast.technique import FusedBlocks
 from precision_lab.techniques.float32 import Float32
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.scaled_feed_forward import ScaledFeedForward
-from tests.spread import some
+from tests.spread import thinned
 from tests.techniques.small_model import rel_l2
 from tests.techniques.small_model_21 import (
     CONFIG,
@@ -62,7 +62,7 @@ def test_the_function_of_random_models_stays_in_every_pass(seed):
 
 
 @CACHED
-@pytest.mark.parametrize("dtype", some([mx.bfloat16, mx.float16], [mx.bfloat16]), ids=str)
+@pytest.mark.parametrize("dtype", thinned([mx.bfloat16, mx.float16], [mx.bfloat16]), ids=str)
 def test_in_16_bits_it_is_at_least_as_close_to_fp32_as_the_plain_model(dtype, cached):
     config = replace(CONFIG, num_layers=6)
     narrow, wide = random_model(2, config), random_model(2, config)

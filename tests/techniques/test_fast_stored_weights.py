@@ -18,7 +18,7 @@ from precision_lab.techniques.fast.matrices import Beside, Packed, matrix
 from precision_lab.techniques.fast.routes import NEVER, ROWS, Routes, measured
 from precision_lab.techniques.fast.technique import Fast, FusedBlocks
 from precision_lab.techniques.quantized_weights import QuantizedWeights
-from tests.spread import spread
+from tests.spread import thinned
 from tests.techniques import small_model_21
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, small_model
 
@@ -38,7 +38,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize(("name", "masked"), spread(product(STORED, [False, True]), 3))
+@pytest.mark.parametrize(("name", "masked"), thinned(product(STORED, [False, True]), keep=4))
 def test_the_function_is_that_of_the_plain_blocks_with_these_weights(name, masked):
     model, stored = small_model(), STORED[name]
     plain = rewritten(model, stored, masked=masked)

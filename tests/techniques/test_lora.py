@@ -22,7 +22,7 @@ from precision_lab.techniques.parts.weight_storage import model_storage, weight_
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.reordered_sums import ReorderedSums
 from precision_lab.techniques.restricted import Restricted
-from tests.spread import spread
+from tests.spread import thinned
 from tests.techniques.configured import NAMES, named
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, site, small_model
 
@@ -86,7 +86,7 @@ def test_several_add_up_with_their_strengths_and_leave_the_weights_alone(tmp_pat
     np.testing.assert_array_equal(forward(model), plain)
 
 
-@pytest.mark.parametrize("name", spread(OF_WEIGHTS, 4, 3))
+@pytest.mark.parametrize("name", thinned(OF_WEIGHTS, keep=3))
 def test_it_is_the_same_before_and_after_a_technique_of_weights(name, tmp_path):
     model = small_model()
     path, changes = adapter(model, tmp_path)

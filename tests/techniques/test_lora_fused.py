@@ -17,7 +17,7 @@ from precision_lab.techniques.lora_fused import FusedLoRA
 from precision_lab.techniques.parts.weight_storage import weight_storage
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.restricted import Restricted
-from tests.spread import spread
+from tests.spread import thinned
 from tests.techniques.configured import named
 from tests.techniques.small_model import components, forward, rel_l2, rewritten, site, small_model
 from tests.techniques.test_lora import OF_WEIGHTS, QUERY, TARGETS, adapter, with_changes
@@ -58,7 +58,7 @@ def test_several_are_summed_in_fp32_and_rounded_once_to_the_dtype_of_the_weight(
     np.testing.assert_array_equal(weight, np.array(mx.array(exact.astype(np.float32)).astype(dtype).astype(mx.float32)))
 
 
-@pytest.mark.parametrize("name", spread(OF_WEIGHTS, 4, 1))
+@pytest.mark.parametrize("name", thinned(OF_WEIGHTS, keep=3))
 def test_before_it_the_sum_is_quantised_and_after_it_the_decoded_weight_is_changed(name, tmp_path):
     model = small_model()
     path, changes = adapter(model, tmp_path)

@@ -48,7 +48,7 @@ from tests.model.qwen_image_21.oracle import (
     reference,
     rounded,
 )
-from tests.spread import slow, spread
+from tests.spread import slow, thinned
 from tests.techniques.configured import CONF, NAMES
 
 SHAPE = Shape(3, text_width=64)
@@ -123,7 +123,7 @@ OF_A_FILE = ("lora", "lora_fused")
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["one pass", "with a prefix"])
-@pytest.mark.parametrize("name", spread([name for name in NAMES if name not in (*ELSEWHERE, *OF_A_FILE)], 5))
+@pytest.mark.parametrize("name", thinned([name for name in NAMES if name not in (*ELSEWHERE, *OF_A_FILE)], 8))
 def test_a_shipped_technique_applies_and_keeps_the_function_it_claims(models, inputs, name, cached):
     if name == "compiled_blocks" and on_cpu() and not shutil.which("g++"):
         pytest.skip("MLX compiles with g++ on CPUs")

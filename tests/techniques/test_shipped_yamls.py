@@ -7,7 +7,7 @@ from precision_lab.model.qwen_image.config import TransformerConfig
 from precision_lab.model.qwen_image.transformer import Transformer
 from precision_lab.techniques.base import Technique, applied
 from precision_lab.techniques.parts.weight_storage import weight_storage
-from tests.spread import spread
+from tests.spread import thinned
 from tests.techniques.configured import NAMES, named
 
 MODULES = (
@@ -85,7 +85,7 @@ BITS = {
 """Mean bits a weight over all linears of the transformer, group scales included."""
 
 
-@pytest.mark.parametrize("name", spread(SHIPPED, 4))  # test_matched_sites.py has all of them, on four blocks
+@pytest.mark.parametrize("name", thinned(SHIPPED, keep=9))  # test_matched_sites.py has all of them, on four blocks
 def test_it_applies_to_all_that_it_names(model, name):
     technique = SHIPPED[name]
     assert isinstance(technique, Technique)

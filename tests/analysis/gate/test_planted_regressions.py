@@ -143,7 +143,7 @@ def test_is_caught_where_it_was_made(gate, monkeypatch, plant, guilty, metric):
 
 
 def test_the_plain_code_passes_with_other_prompts_and_seeds(gate):
-    verdict = gate(prompts="three large green triangles on a purple background", seeds="11,12")
+    verdict = gate(prompts="three large green triangles on a purple background", seeds="11")
     assert verdict.record["violations"] == []
     assert (verdict.code, verdict.record["passed"]) == (0, True)
     assert verdict.record["checks"]["sketches"] > 0

@@ -1,6 +1,6 @@
 """Planted regressions of Qwen-Image-2.1: every one is caught and named among the first three.
 
-By default the two of what 1.x does not have: the mask of the prefix, and the cache that steps share.
+By default one of what 1.x does not have: the mask of the prefix.
 """
 
 import pytest
@@ -17,7 +17,7 @@ TIME = "transformer:time_text_embed.time_proj"
     [
         pytest.param(plants.text_reads_ahead, BLOCK + "attn.attend_prefix", id="text reads ahead"),
         pytest.param(plants.target_begins_late, BLOCK + "attn.attend", id="target begins late", marks=slow),
-        pytest.param(plants.prefix_of_another_step, TIME, id="cache of another step"),
+        pytest.param(plants.prefix_of_another_step, TIME, id="cache of another step", marks=slow),
         pytest.param(
             plants.target_modulated_as_text, BLOCK + "img_modulate1", id="t = 0 row given to targets", marks=slow
         ),
@@ -40,7 +40,7 @@ def test_is_caught_where_it_was_made(gate_21, monkeypatch, plant, guilty):
 
 
 def test_the_plain_code_passes_with_other_prompts_and_seeds(gate_21):
-    verdict = gate_21(prompts="three large green triangles on a purple background", seeds="11,12")
+    verdict = gate_21(prompts="three large green triangles on a purple background", seeds="11")
     assert verdict.record["violations"] == []
     assert (verdict.code, verdict.record["passed"]) == (0, True)
     assert verdict.record["checks"]["sketches"] > 0

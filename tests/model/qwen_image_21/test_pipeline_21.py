@@ -24,7 +24,7 @@ from tests.model.qwen_image_21.pictures import (
     our_noise,
     reference_images,
 )
-from tests.spread import slow, some
+from tests.spread import slow, thinned
 
 TURBO = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568)
 
@@ -107,7 +107,7 @@ def test_equals_diffusers_with_other_schedules(tmp_path, scheduler):
 
 
 @needs_torchvision
-@pytest.mark.parametrize("dtype", some([mx.bfloat16, mx.float16], [mx.float16]), ids=str)
+@pytest.mark.parametrize("dtype", thinned([mx.bfloat16, mx.float16], [mx.float16]), ids=str)
 def test_16_bit_error_is_that_of_diffusers(small_checkpoint_21, reference, pipeline, dtype):
     """The error of a complete generation, relative to fp32."""
     narrow_reference = load_reference(small_checkpoint_21, dtype)
