@@ -25,7 +25,7 @@
     name,
     nameLocation: "middle",
     nameTextStyle: { color: ink },
-    axisLabel: { color: ink, hideOverlap: true, ...rest.axisLabel },
+    axisLabel: { color: ink, hideOverlap: rest.type !== "category", ...rest.axisLabel }, // of categories every nth is there
     axisLine: { lineStyle: { color: muted } },
     splitLine: { show: rest.type !== "category", lineStyle: { color: rule } },
     ...Object.fromEntries(Object.entries(rest).filter(([key]) => key !== "axisLabel")),
