@@ -246,7 +246,7 @@ def test_a_third_party_technique_probe_and_experiment(lab, tmp_path, monkeypatch
             (("models", "make=micor", "to=x"), "unknown preset. Did you mean micro"),
             (("models", "make=micro"), "needs to=DIR"),
         ],
-        keep=14,
+        keep=9,
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

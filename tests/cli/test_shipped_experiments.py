@@ -16,6 +16,7 @@ from precision_lab.cli.search_schema import Search
 from precision_lab.errors import InputError
 from precision_lab.lab.plan import plan
 from tests.composing import configurations
+from tests.spread import thinned
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
@@ -27,7 +28,7 @@ def composed(name):
         return build_spec(compose("config", overrides=[f"+exp={name}"]), [])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thinned(NAMES, keep=15))
 def test_it_builds_and_its_claims_name_its_variants(name):
     spec = composed(name)
     assert spec.experiment == name

@@ -125,6 +125,7 @@ def test_compare_and_report_again(finished, tmp_path, capsys):
     assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_leaves_the_same(finished, tmp_path, monkeypatch):
     out, steps, step = tmp_path / "again", itertools.count(), Foreign.step
     settings = ("+exp=foreign", "seeds=[0,1,2]", "drift.teacher.mode=full", "workers=1")

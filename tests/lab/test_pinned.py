@@ -27,6 +27,7 @@ from precision_lab.numerics.sketch import SKETCH_COLUMNS, deviation
 from precision_lab.probes.ranges import RangeCatalogue
 from precision_lab.record import tables
 from tests.composing import configurations
+from tests.spread import thinned
 from tests.subjects import settings, source
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -257,7 +258,7 @@ class TestNaming:
         bench = Bench(spec)
         return bench, measured(bench, spec.out)
 
-    @pytest.mark.parametrize("address", PARAMETERS)
+    @pytest.mark.parametrize("address", thinned(PARAMETERS, keep=4))
     def test_a_parameter_changed_by_a_hundredth(self, before, tmp_path, address):
         bench, reference = before
         path, _, name = address.rpartition(".")

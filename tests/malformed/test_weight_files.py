@@ -9,6 +9,7 @@ import pytest
 from tests.malformed.harness import assert_stated, call, dry
 from tests.malformed.weight_files import checkpoint_of_one_block, layouts
 from tests.malformed.weight_mutations import kinds
+from tests.spread import thinned
 
 __all__ = ["dry"]
 
@@ -80,7 +81,7 @@ def peak(reset=False):
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
 
 
-@pytest.mark.parametrize(("layout", "kind"), SAMPLE)
+@pytest.mark.parametrize(("layout", "kind"), thinned(SAMPLE, keep=7))
 def test_mutated(valid, base, tmp_path, dry, layout, kind):
     attempt(valid, base, tmp_path, layout, kind, inspected=False)
 

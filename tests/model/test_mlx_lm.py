@@ -19,6 +19,7 @@ from precision_lab.lab.subject import Case, generation
 from precision_lab.model.mlx_lm.subject import LanguageModel
 from precision_lab.numerics.metrics import kl_divergence
 from precision_lab.record.run import Run
+from tests.spread import thinned
 from tests.undrawn import undrawn
 
 pytest.importorskip("mlx_lm")
@@ -300,7 +301,10 @@ def test_the_gate_names_a_changed_module(tmp_path_factory, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("override", "setting"),
-    [("pinned.record=true pinned.sites=['**.rope']", "pinned.sites"), ("drift.sites=['**.rope']", "drift.sites")],
+    thinned(
+        [("pinned.record=true pinned.sites=['**.rope']", "pinned.sites"), ("drift.sites=['**.rope']", "drift.sites")],
+        keep=1,
+    ),
 )
 def test_a_module_that_is_called_twice_in_a_step_is_named(folder, tmp_path, override, setting, capsys):
     command = [

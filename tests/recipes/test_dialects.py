@@ -151,7 +151,7 @@ def of_vllm(name, pattern):
 
 
 @pytest.mark.parametrize("dialect", ["mflux", "sdcpp", "sglang", "vllm_omni", "modelopt"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", thinned(range(3), keep=1))
 def test_the_program_itself_would_read_the_same(dialect, seed):
     here = target("micro", dialect)
     kind = Quantization(32, 4, "affine") if dialect in ("mflux", "sdcpp") else Float8("tensor", True)

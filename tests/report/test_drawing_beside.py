@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return fabricate(tmp_path_factory.mktemp("beside") / "run", **(SMALL | {"blocks": 2, "seeds": (0,)}))
 
 
+@pytest.mark.slow
 def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
     monkeypatch.setattr(beside_module, "LARGE", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)

@@ -55,7 +55,7 @@ def words(figure):
     [
         {"runs": 1},
         {"runs": 2, "blocks": 1, "step": {"transformer:norm_out": (1, -2.0)}},
-        {"step": STEP, "lost": {"transformer:norm_out": 5}},
+        pytest.param({"step": STEP, "lost": {"transformer:norm_out": 5}}, marks=pytest.mark.slow),
         pytest.param(
             {"runs": 12, "step": STEP, "machines": 2, "variants": ("baseline", "a_very_long_name_of_a_variant_" * 3)},
             marks=pytest.mark.slow,

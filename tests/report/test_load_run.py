@@ -94,6 +94,7 @@ def test_a_run_that_was_not_judged_is_judged_in_memory(folder, tmp_path):
     assert not (copy / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_matplotlib_or_say_why_not(run, tmp_path, caplog):
     names = [name for name in vars(Figures) if not name.startswith("_")]
     assert len(names) == 13

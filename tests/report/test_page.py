@@ -20,6 +20,7 @@ from precision_lab.record.manifest import Coverage, Manifest, Storage, VariantEn
 from precision_lab.record.summary import Dtypes, Latency, Quantity, Summary
 from precision_lab.report.figures import latency, surface
 from precision_lab.report.view import View
+from tests.spread import slow
 
 DRIFT = ("drift_steps", "drift_blocks", "drift_surface")
 NAMES = ("growth", "surface", *DRIFT, "latency", "images", "claims")
@@ -208,8 +209,8 @@ def test_a_run_that_has_only_begun_says_what_is_missing(small_run, unrendered):
     ("missing", "sentence", "figures"),
     [
         ("activations.parquet", "recorded no activations", set(NAMES) - {"growth", "surface"}),
-        ("drift.parquet", "compared nothing with a reference", set(NAMES) - set(DRIFT)),
-        ("latency.parquet", "measured no latency", set(NAMES) - {"latency"}),
+        slow(("drift.parquet", "compared nothing with a reference", set(NAMES) - set(DRIFT))),
+        slow(("latency.parquet", "measured no latency", set(NAMES) - {"latency"})),
         ("images", "made no pictures", set(NAMES) - {"images"}),
     ],
 )
