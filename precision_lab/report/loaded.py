@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -36,6 +35,7 @@ from precision_lab.report.figures import (
     latency,
     style,
     surface,
+    ticks,
     variant_forest,
 )
 from precision_lab.report.figures.style import Absent, Drawing
@@ -228,10 +228,10 @@ class Figures:
         return self._drawn(claim_forest.draw)
 
     def _drawn(self, draw: Callable[[View], Drawing | Absent | None]) -> Figure:
-        with style.theme(), matplotlib.rc_context({"mathtext.fontset": "dejavusans"}):
+        with style.theme():
             drawing = draw(self._view)
             if isinstance(drawing, Drawing):
-                style.read_powers_of_ten(drawing.figure)
+                ticks.write_powers_as_text(drawing.figure)
                 drawing.figure.draw_without_rendering()  # makes the ticks, in the style of the report
                 return drawing.figure
         reason = drawing.reason if drawing else "This run has no data for this figure."

@@ -57,7 +57,7 @@ def draw(view: View) -> Drawing | None:
         low, high = (min([lowest, *(at for _, at in shown)]) - 1, max([highest, *(at for _, at in shown)]) + 1)
         axes.set_ylim(low, high)
         _mark(axes, shown)
-    grid[0].set_ylabel(r"$\log_2$ |value|", parse_math=True)
+    grid[0].set_ylabel("log₂ |value|")
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=grid, aspect=30, pad=0.02, label="share of values")
     bar.outline.set_visible(False)
     caption = [CAPTION.format(variant=variant, branch=view.in_branch)]

@@ -42,17 +42,19 @@ def draw(view: View) -> Drawing | Absent:
     if not streams:
         return Absent(TITLE, "This run recorded no block outputs.")
     styles = style.looks(view.by_colour, view.reference)
-    has_ratio = any(_ratios(rows, view.reference).size for rows in streams.values())
+    ratios = {name: _ratios(rows, view.reference) for name, rows in streams.items()}
+    has_ratio = any(own.size for own in ratios.values())
+    beside = _beside(table, view)
     figure = style.new_figure(4.9 if has_ratio else 3.9)
     heights = [3.4, 1] if has_ratio else [1]
     shape = {"height_ratios": heights, "width_ratios": [1.25, *[1] * (len(streams) - 1)]}
     grid = figure.subplots(len(heights), len(streams), sharex="col", squeeze=False, gridspec_kw=shape)
     for column, (stream, rows) in enumerate(streams.items()):
         upper, lower = grid[0, column], grid[-1, column]
-        _draw_amax(upper, rows, styles, _beside(table, view) if stream == layout.main_stream else {})
+        _draw_amax(upper, rows, styles, beside if stream == layout.main_stream else {})
         _draw_limits(upper, heading(layout.streams[stream]), narrow=len(streams) > MOST_WIDE)
         if has_ratio:
-            _draw_ratio(lower, _ratios(rows, view.reference), styles)
+            _draw_ratio(lower, ratios[stream], styles)
         style.index_axis(lower.xaxis, rows["block"].max())
         lower.set_xlabel("block")
     grid[0, 0].set_ylabel("amax of block output")
@@ -60,9 +62,7 @@ def draw(view: View) -> Drawing | Absent:
         grid[1, 0].set_ylabel("ratio to\nreference")
     notes = {name: "not finite" for name, own in table.groupby("variant") if own["nonfinite"].any()}
     style.legend(figure, view.shown, styles, {str(name): note for name, note in notes.items()})
-    return Drawing(
-        "growth", TITLE, figure, _caption(view, bool(notes), has_ratio, _beside(table, view)) + view.left_out
-    )
+    return Drawing("growth", TITLE, figure, _caption(view, bool(notes), has_ratio, beside) + view.left_out)
 
 
 def _caption(view: View, lost: bool, has_ratio: bool, beside: Mapping[int, pd.DataFrame]) -> str:

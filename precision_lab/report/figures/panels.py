@@ -30,7 +30,7 @@ def draw_scale(axes: Axes, norm: Normalize, colours: str, label: str, **settings
     """Draws a colour scale without a frame."""
     mappable = ScalarMappable(norm, colours)
     bar = axes.figure.colorbar(mappable, cax=axes, **settings)
-    bar.set_label(label, parse_math="$" in label)
+    bar.set_label(label)
     bar.outline.set_visible(False)
     return bar
 

@@ -53,7 +53,7 @@ def draw(view: View) -> Drawing | Absent | None:
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _label(grid, rows, view)
-    panels.draw_scale(scale, norm, COLOURS, r"$\log_{10}$ amax")
+    panels.draw_scale(scale, norm, COLOURS, "log₁₀ amax")
     crossed = norm.vmin is not None and norm.vmax is not None and norm.vmin < LIMIT < norm.vmax
     if crossed:
         scale.axhline(LIMIT, color="white", linewidth=1.4)
