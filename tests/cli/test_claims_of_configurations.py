@@ -1,9 +1,13 @@
 """Claims of a configuration: names are checked against the experiment, claims on variants left out are not made."""
 
+import re
+
 import pytest
+import yaml
 from hydra import compose
 
 from precision_lab.cli.config import build_spec
+from precision_lab.cli.paths import conf_dir
 from precision_lab.errors import InputError
 from tests.composing import configurations
 from tests.spread import thinned
@@ -96,3 +100,14 @@ def test_claims_on_variants_left_out_are_not_made(only, expected):
 def test_a_typo_is_refused_where_its_claim_would_be_left_out():
     with pytest.raises(InputError, match="unknown variant 'fp32_norm_uot'"):
         built("+exp=findings", "only=[float16]", "claims.S1_drift.subject=fp32_norm_uot")
+
+
+def test_the_text_of_a_claim_has_signs_and_no_substitutes_for_them():
+    texts = {
+        f"{file.name} {name}": claim["text"]
+        for file in sorted((conf_dir() / "claim").glob("*.yaml"))
+        for name, claim in yaml.safe_load(file.read_text(encoding="utf-8")).items()
+        if isinstance(claim, dict) and "text" in claim
+    }
+    assert len(texts) > 30
+    assert not [where for where, text in texts.items() if re.search(r"\+-|\+/-|[<>]=|->|\d x \d", text)]
