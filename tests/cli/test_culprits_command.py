@@ -204,6 +204,7 @@ def test_between_two_variants(culprits, fragile, tmp_path):
     assert (found.altered, found.spared) == ("as in bad", "as in good")
 
 
+@pytest.mark.slow
 @unrendered()
 def test_between_two_checkpoints(culprits, small_checkpoint, tmp_path):
     bad = tmp_path / "bad"

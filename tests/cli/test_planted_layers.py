@@ -8,7 +8,7 @@ from precision_lab.analysis.sensitivity import ranking
 from precision_lab.cli import main, sensitivity
 from tests.cli.planted_layers import OUTPUTS, VALUES, fragile, planted
 
-CASE = ("image.height=32", "image.width=64", "sampler.steps=3", "prompts=[two red circles]", "confirm=0")
+CASE = ("image.height=32", "image.width=64", "sampler.steps=2", "prompts=[two red circles]", "confirm=0")
 LAST = 3
 """The last block of the small checkpoint."""
 

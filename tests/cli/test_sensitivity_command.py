@@ -311,6 +311,7 @@ def test_damaged_parts_are_named(sensitivity, finished, tmp_path, capsys):
     assert "Remove it: resume=true makes it again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @unrendered()
 def test_a_language_model_whose_caches_forbid_replay(tmp_path, capsys):
     pytest.importorskip("mlx_lm")

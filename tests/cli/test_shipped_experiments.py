@@ -95,6 +95,7 @@ def test_a_probe_that_is_unknown_or_no_probe_is_refused_where_none_is_composed()
             build_spec(without_settings_of_absent(config), [], Culprits)
 
 
+@pytest.mark.slow
 def test_every_claim_of_the_repository_is_judged_somewhere():
     judged = {claim["id"] for path in (CONF / "exp").glob("*.yaml") for claim in composed(path.stem).claims}
     with configurations():

@@ -143,6 +143,7 @@ def test_a_mistake_of_the_user_that_shows_only_there_is_one_line(lab):
     assert (code, err.strip()) == (2, "witness.then is refused")
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_middle_it_ends_and_is_continued(lab, small_checkpoint, tmp_path):
     """Sends SIGTERM only to the parent, while the child is computing."""
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])

@@ -15,6 +15,7 @@ from precision_lab.record import results
 from precision_lab.record.manifest import Manifest, Reference
 from tests.subjects import settings, source
 from tests.techniques.configured import SITES, named
+from tests.undrawn import unrendered
 
 RESULT = "pipeline:euler_step"
 BITS = named("affine8")
@@ -146,6 +147,7 @@ def lab(small_checkpoint, tmp_path, monkeypatch, capsys):
     return call
 
 
+@unrendered()
 def test_the_terminal_and_the_page_say_what_the_reference_is(lab, tmp_path):
     code, out, err = lab("reference.dtype=bfloat16", "+technique@reference.technique=[affine8]", "out=run")
     assert (code, err) == (0, "")

@@ -17,6 +17,7 @@ from precision_lab.lab.soundness import WeightCheck, _largest_on_device, unread_
 from precision_lab.numerics.nonfinite import all_finite, count_nonfinite, largest_magnitude
 from tests.spread import thinned
 from tests.subjects import source
+from tests.undrawn import unrendered
 
 QUICK = (
     *("sampler.steps=1", "image.height=48", "image.width=48", "prompts=[a red circle]", "seeds=[0]"),
@@ -96,6 +97,7 @@ def test_weights_on_disk_are_not_checked_but_counted(small_checkpoint):
     assert WeightCheck(paged, {name: [mx.float16] for name in paged}).not_finite == []
 
 
+@unrendered()
 @pytest.mark.parametrize("share", thinned(["one weight", "constant picture"], keep=1))
 def test_a_run_says_so_everywhere(small_checkpoint, tmp_path, capsys, share):
     folder, out = tmp_path / "checkpoint", tmp_path / "run"
