@@ -28,8 +28,10 @@ def answers(found: Across) -> list[str]:
         elif beside.is_equal:
             arrays = sum(change.compared for change in beside.changes)
             results = sum(each.compared for each in beside.digests.values())
-            known = f", and {results} of {results} results have equal digests" if results else ""
-            lines.append(f"{label}: equal to the base to the bit, in every number recorded of {arrays} arrays{known}")
+            known = f", and {text(results)} of {text(results)} results have equal digests" if results else ""
+            lines.append(
+                f"{label}: equal to the base to the bit, in every number recorded of {text(arrays)} arrays{known}"
+            )
         else:
             lines += [f"{label}: {_said(change, beside)}" for change in beside.changes]
         lines += [f"{label}: {line}" for line in _sketched(beside)]
@@ -42,13 +44,15 @@ def _said(change: Change, beside: Beside) -> str:
     digests = beside.digests.get(change.variant)
     ending = _results(digests)
     if change.first is None:
-        words = f"{change.variant} is equal in every number recorded of {change.compared} arrays{ending}"
+        words = f"{change.variant} is equal in every number recorded of {text(change.compared)} arrays{ending}"
         if digests is not None and digests.first is not None:
             words += f"; the change moves no recorded number; {_cause(change.variant, beside)}"
         return words
     words = f"{change.variant} changed first at {where(change.first)}: {change.first['what']}{size(change.first)}; "
     words += f"equal until {change.first['before']}; " if change.first["before"] else "no array before it is equal; "
-    words += f"{_cause(change.variant, beside)}; {change.equal} of {change.compared} arrays are equal{ending}"
+    words += (
+        f"{_cause(change.variant, beside)}; {text(change.equal)} of {text(change.compared)} arrays are equal{ending}"
+    )
     later = change.first_beyond
     if later is None:
         return f"{words}; no array differs by more than rounding explains"
@@ -66,7 +70,7 @@ def _results(digests: Outcomes | None) -> str:
         if digests.first is None or not digests.equal
         else f", not that of prompt {digests.first[0]}, seed {digests.first[1]}"
     )
-    return f", and {digests.equal} of {digests.compared} results are equal to the bit{first}"
+    return f", and {text(digests.equal)} of {text(digests.compared)} results are equal to the bit{first}"
 
 
 def _cause(variant: str, beside: Beside) -> str:
@@ -93,12 +97,12 @@ def _sketched(beside: Beside) -> list[str]:
     if found is None:
         return []
     if found.first is None:
-        return [f"pinned cases: all {found.compared} sketches are equal"]
+        return [f"pinned cases: all {text(found.compared)} sketches are equal"]
     first = found.first
     until = f"equal until {first['before']}" if first["before"] else "no array before it is equal"
     moment = ", ".join(str(part) for part in (first["case"], f"step {first['step']}", first["branch"]) if part)
     size = f", by about {text(first['rel_l2'])} relative L2" if first["rel_l2"] is not None else ""
-    counts = f"{found.equal} of {found.compared} sketches are equal"
+    counts = f"{text(found.equal)} of {text(found.compared)} sketches are equal"
     return [f"pinned cases changed first at {first['site']} ({moment}){size}; {until}; {counts}"]
 
 

@@ -55,7 +55,7 @@ def pictures(found: Across) -> Iterator[Section]:
                             )
                         )
     if rows:
-        columns = ("picture", found.base, *(name for label in found.beside for name in (label, f"|Δ| x {GAIN}")))
+        columns = ("picture", found.base, *(name for label in found.beside for name in (label, f"|Δ| × {GAIN}")))
         note = "Pictures of the same prompt and seed. |Δ|: absolute difference of 8-bit pixels from the base, "
         note += f"times {GAIN}, where the cases are alike."
         note += f" The first {len(rows)} of {total} rows are shown." if total > len(rows) else ""

@@ -51,10 +51,11 @@ def path(request, small_checkpoint, tmp_path_factory):
 def test_a_page_of_a_command(page, path, theme):
     page.open(path, width=1024, theme=theme)
     assert page.axe("moderate", "serious", "critical") == []
+    wide = "return [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    assert page.js(f"{wide}.map(e => e.getAttribute('aria-label'))") == []
     page.open(path, width=420, theme=theme)
     page.js("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.js("return document.documentElement.scrollWidth") <= 420
-    wide = "return [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1)"
     assert page.js(f"{wide}.map(e => e.getAttribute('aria-label'))") == []
     small = (
         "return [...document.querySelectorAll('main *')].filter(e => e.textContent.trim() && e.offsetWidth"
