@@ -1,7 +1,7 @@
 """Planted regressions: every one is caught, and the guilty site is among the first three that the gate names.
 
-By default one of each kind of check that needs the model: a deviation of values, a dtype that nothing after it shows,
-and the rate of misrounded values. What objects to sites gone and to NaN has tests on tables.
+By default two kinds of check that need the model: a deviation of values, and a dtype that nothing after it shows. What
+objects to the rate of misrounded values, to sites gone and to NaN has tests on tables.
 """
 
 import pytest
@@ -113,6 +113,7 @@ slow = pytest.mark.slow
             "transformer:transformer_blocks.*.img_mlp.net.0.gelu",
             "misrounded_pct",
             id="GELU in 16 bits",
+            marks=slow,
         ),
         pytest.param(
             plants.gated_add_rounded_once,

@@ -39,6 +39,7 @@ def test_is_caught_where_it_was_made(gate_21, monkeypatch, plant, guilty):
     assert guilty in verdict.first_three
 
 
+@pytest.mark.slow
 def test_the_plain_code_passes_with_other_prompts_and_seeds(gate_21):
     verdict = gate_21(prompts="three large green triangles on a purple background", seeds="11")
     assert verdict.record["violations"] == []
