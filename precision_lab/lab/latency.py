@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from precision_lab.device.environment import backend
 from precision_lab.lab.measures import LatencySpec
 from precision_lab.numerics.intervals import paired_ratio, simultaneous_confidence
 
 
 class Sample(NamedTuple):
-    """One timed step."""
+    """One timed step. yardstick_seconds: the time of `yardstick` just before it; NaN if that was not measured."""
 
     seconds: float
     peak_memory_bytes: int
+    yardstick_seconds: float = math.nan
 
 
+# Sizes at which the yardstick takes milliseconds: on a CPU mostly single operations, on a GPU mostly its products.
+_SIDE = {"cpu": 128, "cuda": 4096, "metal": 2048}
+_PRODUCTS = 4
 DEFAULT_MARGIN = {"cpu": 0.05, "cuda": 0.01, "metal": 0.01}
 _SEED = 0
 
@@ -46,17 +53,16 @@ def measure(
     started = time.perf_counter()
     for index in range(-spec.warmup_rounds, spec.max_rounds):
         for order, name in enumerate(rng.permutation(names)):
-            elapsed, peak = samplers[str(name)]()
+            sample = samplers[str(name)]()
             if index >= 0:
-                seconds[str(name)].append(elapsed)
+                seconds[str(name)].append(sample.seconds)
                 rows.append(
                     {
                         "variant": str(name),
                         "round": index,
                         "order": order,
                         "what": "step",
-                        "seconds": elapsed,
-                        "peak_memory_bytes": peak,
+                        **sample._asdict(),
                     }
                 )
         done = index + 1
@@ -75,14 +81,41 @@ def sample(step: Callable[[], mx.array], weights_nbytes: int, settle: bool = Fal
     """
     if settle:
         mx.eval(step())
-    mx.synchronize()
+    yardstick_seconds = yardstick()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
     mx.eval(step())
     mx.synchronize()
     seconds = time.perf_counter() - start
-    return Sample(seconds, weights_nbytes + max(0, mx.get_peak_memory() - before))
+    return Sample(seconds, weights_nbytes + max(0, mx.get_peak_memory() - before), yardstick_seconds)
+
+
+def yardstick() -> float:
+    """The time in seconds of a fixed computation on the default device: products in bfloat16, softmaxes in fp32.
+
+    It tells a slower machine from slower code: machines that name the same processor differ by a factor of three.
+    """
+    x = _of_yardstick(_SIDE[backend()])
+    mx.synchronize()
+    start = time.perf_counter()
+    mx.eval(_products(x))
+    mx.synchronize()
+    return time.perf_counter() - start
+
+
+@lru_cache(maxsize=1)
+def _of_yardstick(side: int) -> mx.array:
+    x = mx.array(np.random.default_rng(_SEED).standard_normal((side, side), np.float32)).astype(mx.bfloat16)
+    mx.eval(x)
+    return x
+
+
+def _products(x: mx.array) -> mx.array:
+    weight = x
+    for _ in range(_PRODUCTS):
+        x = mx.softmax((x @ weight).astype(mx.float32), axis=-1).astype(mx.bfloat16)
+    return x
 
 
 def _resolved(seconds: Mapping[str, Sequence[float]], baseline: str, margin: float) -> bool:

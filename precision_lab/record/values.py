@@ -19,7 +19,9 @@ _INDICES = frozenset({"step", "block", "round", "order", "prompt_id"})
 _LARGEST_INDEX = 10_000_000
 """Above any count of steps, blocks, rounds and observations of a generation."""
 
-_NOT_NEGATIVE = frozenset({"seed", "numel", "amax", "rms", "rel_l2", "amin_nonzero", "count", "peak_memory_bytes"})
+_NOT_NEGATIVE = frozenset(
+    {"seed", "numel", "amax", "rms", "rel_l2", "amin_nonzero", "count", "peak_memory_bytes", "yardstick_seconds"}
+)
 _NUMBERS = _NOT_NEGATIVE | {"min", "max", "mean", "sqnr_db", "cosine", "max_abs_err", "kl", "final_share", "exponent"}
 _PREFIXES = ("num_", "sketch_", "headroom_bits_", "overflow_pct_", "underflow_pct_", "sqnr_db_")
 """Columns of numbers that are not leading ones: what analysis and figures read of them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import pandas as pd
 import pytest
 
 from precision_lab.instrument.sites import Site, Wrapper
@@ -75,6 +76,15 @@ def test_a_step_to_settle_is_off_the_clock(settle: bool, calls: int) -> None:
     sample = latency.sample(step, 5, settle)
     assert len(taken) == calls
     assert 5 <= sample.peak_memory_bytes < 1 << 20, "the memory is the timed step's"
+    assert 0 < sample.yardstick_seconds < 10
+
+
+def test_a_round_has_the_yardstick_of_each_step() -> None:
+    samplers = {"baseline": lambda: latency.Sample(1.0, 5, 2e-3), "other": lambda: latency.Sample(2.0, 7, 3e-3)}
+    rows = latency.measure(samplers, "baseline", LatencySpec(2, 2), margin=0.05)
+    table = pd.DataFrame(rows).set_index(["variant", "round"]).sort_index()
+    assert table.loc["baseline", "yardstick_seconds"].tolist() == [2e-3, 2e-3]
+    assert table.loc["other", "yardstick_seconds"].tolist() == [3e-3, 3e-3]
 
 
 def test_only_a_gpu_settles(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

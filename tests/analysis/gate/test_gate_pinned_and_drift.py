@@ -218,6 +218,30 @@ def test_a_machine_that_is_slower_throughout_is_allowed_its_margin():
     assert {v.metric for v in costs(lambda t: t.assign(seconds=2.2 * t["seconds"])).violations} == {"step_seconds"}
 
 
+def test_times_are_scaled_by_the_yardsticks_of_both_machines():
+    """A machine of the same name that is three times as slow, and a step that is slower than that explains."""
+
+    def judged(step, yardstick, before=2e-3):
+        learned = cost.measured(fabricated.latency().assign(yardstick_seconds=before), "baseline")
+        now = fabricated.latency(seconds=step, rng_seed=8).assign(yardstick_seconds=yardstick)
+        return {v.metric for v in cost.judge(learned, now, "baseline", MARGINS).violations}
+
+    assert not judged(3.4, 3.4 * 2e-3)
+    assert not judged(3.4 * 1.9, 3.4 * 2e-3)
+    assert judged(3.4 * 2.2, 3.4 * 2e-3) == {"step_seconds"}
+    assert judged(1.0, 2e-3 / 3) == {"step_seconds"}, "the machine is faster, the step is not"
+    assert judged(3.4, math.nan) == judged(3.4, 2e-3, before=math.nan) == {"step_seconds"}, "as without a yardstick"
+
+
+@pytest.mark.parametrize("yardstick", [0, "1", None, [1]])
+def test_a_yardstick_that_no_baseline_has(yardstick):
+    table = fabricated.latency().assign(yardstick_seconds=2e-3)
+    learned = cost.measured(table, "baseline")
+    learned["upcast"]["yardstick_seconds"] = yardstick
+    with pytest.raises(InputError, match=r"of upcast cannot be read. Learn the baseline again"):
+        cost.judge(learned, table, "baseline", MARGINS)
+
+
 def test_a_variant_that_is_slower_beside_the_others():
     found = costs(lambda t: t.assign(seconds=np.where(t["variant"] == "upcast", 1.8, 1) * t["seconds"])).violations
     assert [(v.variant, v.metric) for v in found] == [("upcast", "step_ratio")]
