@@ -14,7 +14,7 @@ that a technique creates are resident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -47,14 +47,15 @@ def page(
     read: Read,
     fit: Fit,
     used: Callable[[Iterable[str]], None] | None = None,
+    soon: Callable[[str], None] = lambda path: None,
 ) -> None:
     """Pages the list of modules `model[blocks]`: each block reads its parameters with `read` when it is called.
 
     fit: casts as `casting.cast` does. used: called with the names of the parameters that a block has used, after the
-    block. The parameters that the modules hold, loaded and checked, are released. `model.parameters()` then lists only
-    what stays in memory.
+    block. soon: called with the path of a block that is one of the next two, and must not wait. The parameters that the
+    modules hold, loaded and checked, are released. `model.parameters()` then lists only what stays in memory.
     """
-    reader = TensorReader(read, fit, used)
+    reader = TensorReader(read, fit, used, soon)
     paths = [f"{blocks}.{index}." for index in range(len(model[blocks]))]
     for index, path in enumerate(paths):
         for name, module in model[blocks][index].named_modules():
@@ -65,15 +66,21 @@ def page(
                     dict.__setitem__(module, key, Stored(reader, prefix + key, path))
                 kind: Any = type(module)
                 module.__class__ = _on_demand(kind)
-        following = paths[index + 1] if index + 1 < len(paths) else None
+        following = tuple(paths[index + 1 : index + 3])
         model[blocks][index] = PagedBlock(model[blocks][index], reader, path, following)
 
 
 class TensorReader:
     """Reads the tensors of a component from disk and holds those of the current block and the next in memory."""
 
-    def __init__(self, read: Read, fit: Fit, used: Callable[[Iterable[str]], None] | None = None):
-        self._read, self._fit, self._used = read, fit, used
+    def __init__(
+        self,
+        read: Read,
+        fit: Fit,
+        used: Callable[[Iterable[str]], None] | None = None,
+        soon: Callable[[str], None] = lambda path: None,
+    ):
+        self._read, self._fit, self._used, self._soon = read, fit, used, soon
         self._unread: MutableMapping[str, mx.array] = {}
         """Arrays from the last call of `read`; each is removed when it is used, so that nothing else holds it."""
         self._names: frozenset[str] = frozenset()
@@ -102,16 +109,18 @@ class TensorReader:
         return self._requested[name]
 
     @contextmanager
-    def calling(self, path: str, following: str | None) -> Iterator[None]:
+    def calling(self, path: str, following: Sequence[str]) -> Iterator[None]:
         """Surrounds the call of the block at `path`; the parameters it requested are dropped at the end.
 
-        After an exception, the tensors read ahead are dropped too. Reading starts at once, for this block and the one
-        at `following`, with the names that the block called last requested: the block may evaluate arrays while it
+        After an exception, the tensors read ahead are dropped too. Reading starts at once, for this block and the first
+        of `following`, with the names that the block called last requested: the block may evaluate arrays while it
         runs, before it has requested all its parameters.
         """
         self._requested, self._calling = {}, True
         try:
-            self._read_ahead(path, following)
+            for later in following:
+                self._soon(later)
+            self._read_ahead(path, *following[:1])
             yield
             if self._used is not None:
                 self._used(list(self._requested))
@@ -121,14 +130,14 @@ class TensorReader:
         finally:
             self._requested, self._calling = {}, False
 
-    def read_next(self, path: str, following: str | None) -> None:
-        """Reads ahead, for the block at `following`, exactly the parameters that the block at `path` has requested."""
+    def read_next(self, path: str, following: Sequence[str]) -> None:
+        """Reads ahead, for the first block of `following`, exactly what the block at `path` has requested."""
         self._usual = tuple(name.removeprefix(path) for name in self._requested if name.startswith(path))
-        wanted = set() if following is None else {following + name for name in self._usual}
+        wanted = {block + name for block in following[:1] for name in self._usual}
         self._ahead = {name: array for name, array in self._ahead.items() if name in wanted}
-        self._read_ahead(following)
+        self._read_ahead(*following[:1])
 
-    def _read_ahead(self, *blocks: str | None) -> None:
+    def _read_ahead(self, *blocks: str) -> None:
         """Starts to read the usual parameters of the blocks at these paths, without waiting.
 
         MLX does the reading. A thread that only filled the page cache would leave the copy to MLX, which takes 0.4 s
@@ -136,7 +145,7 @@ class TensorReader:
         are being read already are therefore not passed again, or a block would stay in memory until the next is read.
         """
         started: list[mx.array] = []
-        for name in (path + name for path in blocks if path is not None for name in self._usual):
+        for name in (path + name for path in blocks for name in self._usual):
             if name not in self._ahead and name in self._names:  # quantisation may differ from block to block
                 self._ahead[name] = self._take(name)
                 started.append(self._ahead[name])
@@ -184,16 +193,18 @@ class PagedBlock(nn.Module):
     mistake it for a block that holds its weights.
     """
 
-    def __init__(self, block: nn.Module, reader: TensorReader, path: str, following: str | None):
+    def __init__(self, block: nn.Module, reader: TensorReader, path: str, following: Sequence[str]):
         super().__init__()
         self.__dict__.update(block.__dict__)
         dict.update(self, block)
         self._call = type(block).__call__
-        self._reader, self._path, self._following = reader, path, following
+        self._reader, self._path = reader, path
+        object.__setattr__(self, "_following", following)  # a module takes a sequence for its children
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._reader.calling(self._path, self._following):
             out = self._call(self, *args, **kwargs)
+            mx.async_eval(out)  # some readers read when an array is taken, not when it is evaluated
             self._reader.read_next(self._path, self._following)
             mx.eval(out)
         return out

@@ -3,11 +3,12 @@
 import ctypes
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from precision_lab.device.page_cache import Extent, forget, keeps
+from precision_lab.device.page_cache import Extent, forget, keeps, prefetch
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -43,8 +44,28 @@ def test_only_the_given_part_is_dropped(tmp_path, pieces):
     assert not cached(path).any()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's posix_fadvise")
+@pytest.mark.parametrize("nbytes", [4000 * PAGE, 0], ids=["a part", "to the end"])
+def test_only_the_given_part_is_prefetched(tmp_path, nbytes):
+    path, pages = tmp_path / "file", 40_000
+    with path.open("wb") as file:
+        file.write(os.urandom(pages * PAGE))
+        os.fsync(file.fileno())
+    forget([Extent(path)])
+    if cached(path).any():
+        pytest.skip("this file system ignores posix_fadvise")
+    begin, end = 30_000, 34_000 if nbytes else pages
+    prefetch([Extent(path, begin * PAGE - 5, nbytes)]).result(timeout=60)
+    deadline = time.monotonic() + 60
+    while not (found := cached(path))[begin:end].all() and time.monotonic() < deadline:
+        time.sleep(0.01)  # the system reads on after the request
+    assert found[begin:end].all()
+    assert not found[: begin - 4096].any(), "a page's neighbours are read with it"
+
+
 def test_a_missing_file_is_no_error(tmp_path):
     forget([Extent(tmp_path / "gone", 0, 10)])
+    prefetch([Extent(tmp_path / "gone", 0, 10)]).result(timeout=60)
 
 
 def test_the_limit_is_the_size_of_memory(monkeypatch):

@@ -328,6 +328,19 @@ def test_files_larger_than_memory_are_released_as_they_are_used(small_checkpoint
     assert set(released[: len(first)]) == set(first)
 
 
+def test_the_next_two_blocks_are_prefetched(small_checkpoint, monkeypatch):
+    prefetched: list[set[page_cache.Extent]] = []
+    monkeypatch.setattr(page_cache, "prefetch", lambda extents: prefetched.append(set(extents)))
+    transformer = both(small_checkpoint, mx.float32)[1].transformer
+    places = weights.extents(small_checkpoint / "transformer")
+    of_block = [
+        {place for name, place in places.items() if name.startswith(f"transformer_blocks.{index}.")}
+        for index in range(len(transformer.transformer_blocks))
+    ]
+    ours(transformer, random_inputs(np.random.default_rng(0), (4, 4), text_width=64), mx.float32)
+    assert prefetched == [of_block[i] for i in (1, 2, 2, 3, 3)]
+
+
 def test_counting_held_arrays_reads_nothing(small_checkpoint):
     resident, paged = both(small_checkpoint, mx.float32)
     blocks = held(*resident.transformer.transformer_blocks, *resident.text_encoder.layers)

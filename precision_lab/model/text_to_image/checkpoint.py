@@ -150,8 +150,11 @@ class Checkpoint:
         def used(names: Iterable[str]) -> None:
             page_cache.forget(places[name] for name in names if name in places)
 
+        def soon(path: str) -> None:
+            page_cache.prefetch(place for name, place in places.items() if name.startswith(path))
+
         fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
-        paging.page(model, blocks, read, fit, None if fits else used)
+        paging.page(model, blocks, read, fit, None if fits else used, soon)
 
     def _files(self, part: str) -> StoredWeights:
         """The weight files of a component, whose headers are read once.
