@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from precision_lab.errors import InputError, inline, nearest
@@ -25,6 +26,7 @@ from precision_lab.instrument.exchange import exchanged
 from precision_lab.instrument.sites import Components, Site, walk
 from precision_lab.instrument.tap import Call, tapped
 from precision_lab.lab.one_pass import Pass, with_values
+from precision_lab.numerics import norms
 from precision_lab.numerics.activations import rounded_in_steps, taken_for
 from precision_lab.numerics.formats import format_named
 from precision_lab.numerics.rounding_share import LEAST, MARGIN, Distance, distance, unit
@@ -60,7 +62,8 @@ def compare(one: Pass, dump: Dump) -> Comparison:
     one = replace(one, values={**one.values, **rounded})
     foreign = {place: dump.array(name) for place, name in names.items()}
     activations = {site.path for site in leaves if _is_activation(site, graph)}
-    forced = _Forced(one, foreign, sites, leaves, activations)
+    of_norms = {site.path: site.module for site in leaves if _is_norm(site)}
+    forced = _Forced(one, foreign, sites, leaves, {*activations, *of_norms})
     exact = forced.run(mx.float32)
     inputs = dict(forced.inputs)
     passes = [] if fmt == "float32" else [forced.run(getattr(mx, fmt))]
@@ -72,7 +75,8 @@ def compare(one: Pass, dump: Dump) -> Comparison:
         operations = between[place]
         found = [distance(each[place], exact[place], formats[place]) for each in passes]
         x = inputs.get(operations[0]) if len(operations) == 1 else None
-        rows.append(_judged(place, operations, formats[place], foreign[place], exact[place], found, x))
+        norm = of_norms.get(operations[0]) if len(operations) == 1 else None
+        rows.append(_judged(place, operations, formats[place], foreign[place], exact[place], found, x, norm))
         if rows[-1].wrong and stored[place] != formats[place]:
             rows[-1] = rows[-1]._replace(rounded=stored[place])
     held = {path for path, port in foreign if port.startswith("out")}
@@ -88,14 +92,21 @@ def _judged(
     exact: np.ndarray,
     passes: Sequence[Distance],
     x: np.ndarray | None,
+    norm: nn.Module | None,
 ) -> Judged:
-    """One array. passes: the distances of what rounding does. x: the input, if a single activation is judged."""
+    """One array. passes: the distances of what rounding does. x: the input, if a single activation or norm is judged.
+
+    norm: the module, if it is a norm.
+    """
     error = distance(foreign, exact, fmt)
     explained = Distance(max(each.rel_l2 for each in passes), max(each.tail for each in passes))
     share = error.rel_l2 / (MARGIN * max(explained.rel_l2, LEAST[fmt] * unit(fmt)))
     row = Judged(with_port(*place), operations, fmt, error.rel_l2, explained.rel_l2, share)
     if x is None or x.shape != foreign.shape:
         return row
+    if norm is not None:
+        weight = to_numpy(norm["weight"].astype(mx.float32)) if "weight" in norm else None
+        return row._replace(fits=norms.taken_for(x, foreign, exact, fmt, norm.eps, weight))
     beyond = error.tail / max(MARGIN * explained.tail, _TAIL) if fmt != "float32" else 0.0
     fits = taken_for(x, foreign, exact, fmt, beyond > 1)
     if share <= 1 and not fits and rounded_in_steps(x, foreign, exact, fmt):
@@ -159,8 +170,13 @@ def _places(
 def _is_activation(site: Site, graph: Dependence) -> bool:
     """Whether a module maps each value of one array to one of its output, without weights."""
     shapes = [graph.shapes.get((site.path, port)) for port in ("in", "out")]
-    is_norm = hasattr(site.module, "eps")
-    return shapes[0] is not None and shapes[0] == shapes[1] and not site.module.parameters() and not is_norm
+    keeps = shapes[0] is not None and shapes[0] == shapes[1]
+    return keeps and not site.module.parameters() and not _is_norm(site)
+
+
+def _is_norm(site: Site) -> bool:
+    """Whether a module says that it is a norm, by its `eps`."""
+    return hasattr(site.module, "eps")
 
 
 class _Forced:
@@ -172,13 +188,13 @@ class _Forced:
         foreign: Mapping[Place, np.ndarray],
         sites: Sequence[Site],
         leaves: Sequence[Site],
-        activations: Collection[str],
+        watched: Collection[str],
     ):
-        self._one, self._foreign, self._activations = one, foreign, activations
+        self._one, self._foreign, self._watched = one, foreign, watched
         self.inputs: dict[str, np.ndarray] = {}
-        """What the activations were given in the last pass, by path."""
+        """What the `watched` operations were given in the last pass, by path."""
         places = {path for path, _ in foreign}
-        self._sites = {site.path for site in sites if site.path in places} | {*activations}
+        self._sites = {site.path for site in sites if site.path in places} | {*watched}
         self._leaves = {site.path for site in leaves}
 
     def run(self, dtype: mx.Dtype, seed: int | None = None) -> dict[Place, np.ndarray]:
@@ -196,7 +212,7 @@ class _Forced:
             if foreign is not None:
                 seen[site.path, port] = to_numpy(real(array).astype(mx.float32))
                 array = _like(foreign, array)
-            if port == "in" and site.path in self._activations:
+            if port == "in" and site.path in self._watched:
                 self.inputs[site.path] = to_numpy(real(array).astype(mx.float32))
             if noise is not None and port.startswith("in") and site.path in self._leaves:
                 array = _moved(array, noise)

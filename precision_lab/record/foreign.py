@@ -17,7 +17,8 @@ class Judged(NamedTuple):
     format: the narrowest format of its values. error, explained: the distance from fp32 of the foreign array and of
     rounding, relative L2. share: the error as a multiple of the largest that rounding explains; wrong above 1. tail:
     whether that is the error of the worst values of an activation, rather than that of the whole array. rounded: the
-    format with fewer bits that a wrong array is rounded to. fits: the activation function that a wrong array fits.
+    format with fewer bits that a wrong array is rounded to. fits: the activation function, or
+    the norm, that a wrong array fits.
     """
 
     address: str

@@ -70,6 +70,19 @@ def norm_in_plain_operations(module: nn.Module, x: mx.array) -> mx.array:
     return y * mx.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
 
 
+def unbiased(module: nn.Module, x: mx.array) -> mx.array:
+    """A layer norm whose variance is divided by one less than the channels."""
+    y = x.astype(mx.float32)
+    return ((y - y.mean(-1, keepdims=True)) * mx.rsqrt(y.var(-1, keepdims=True, ddof=1) + 1e-6)).astype(x.dtype)
+
+
+def rms_norm_with_eps(eps: float) -> Change:
+    def wrong(module: nn.Module, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, module.weight, eps)
+
+    return wrong
+
+
 def quick_gelu(module: nn.Module, x: mx.array) -> mx.array:
     y = x.astype(mx.float32)
     return (y * mx.sigmoid(1.702 * y)).astype(x.dtype)

@@ -28,9 +28,12 @@ WRONG = {
     "img_in": (plants.reversed_tokens,),
     "proj_out": (plants.negated,),
 }
-HIDDEN_IN_BFLOAT16 = {
-    f"{B}.1.txt_norm1": plants.without_mean,
-    f"{B}.0.img_norm1": ports.norm_with_eps(1e-2),
+NORMS = {
+    f"{B}.1.txt_norm1": (plants.without_mean, "the norm without its mean subtracted"),
+    f"{B}.0.img_norm1": (ports.norm_with_eps(1e-2), "the norm with eps 0.01"),
+    f"{B}.0.txt_norm1": (ports.norm_with_eps(1e-3), "the norm with eps 0.001"),
+    f"{B}.1.attn.norm_k": (plants.rms_norm_with_eps(1e-3), "the norm with eps 0.001"),
+    f"{B}.0.img_norm2": (plants.unbiased, "the norm with the unbiased variance"),
 }
 WRONG_21 = {
     f"{B}.1.attn.attend": plants.with_scale(1.1),
@@ -88,10 +91,13 @@ def test_the_planted_operation_is_named(one, tmp_path, site, change, dtype):
     assert judged(one, ports.dump_of_lab(one, dtype, tmp_path / "d.safetensors", {site: change}))[1] == (site,)
 
 
-@pytest.mark.parametrize("site", HIDDEN_IN_BFLOAT16)
-def test_what_rounding_hides_is_named_in_fp32(one, tmp_path, site):
-    planted = {site: HIDDEN_IN_BFLOAT16[site]}
-    assert judged(one, ports.dump_of_lab(one, mx.float32, tmp_path / "d.safetensors", planted))[1] == (site,)
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("site", NORMS)
+def test_a_norm_that_rounding_hides_is_named(one, tmp_path, site, dtype):
+    change, name = NORMS[site]
+    found, operations = judged(one, ports.dump_of_lab(one, dtype, tmp_path / "d.safetensors", {site: change}))
+    assert operations == (site,)
+    assert found.rows[found.first_wrong].fits == name
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
