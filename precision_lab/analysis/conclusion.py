@@ -55,7 +55,7 @@ def evidence(claim: ClaimEntry) -> str:
     if claim.ci95:
         parts.append(f"95\u00a0% interval {number(claim.ci95[0])} to {number(claim.ci95[1])}")
     elif claim.relation not in COUNTED and claim.ci95_reason:
-        parts.append(f"no interval: {claim.ci95_reason}")
+        parts.append(f"no interval ({claim.ci95_reason})")
     if claim.verdict_reason and not (len(parts) > 1 and claim.verdict_reason == claim.ci95_reason):
         parts.append(claim.verdict_reason)
     return ", ".join(parts)
