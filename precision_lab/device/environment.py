@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,7 @@ def device_name() -> str:
 
 def environment() -> dict[str, Any]:
     """Device, backend, OS, versions, numeric switches, and the commit if the package runs from a git checkout."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    git = ("git", "-C", str(Path(__file__).resolve().parents[1]))
-    tracked = _output(
-        *git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())
-    )  # excludes a .venv inside another repository
-    commit = _output(*git, "rev-parse", "HEAD") if tracked else None
+    versions, (commit, dirty) = _versions(), _checkout()
     return {
         "device": device_name(),
         "cores": os.cpu_count(),
@@ -91,11 +81,37 @@ def environment() -> dict[str, Any]:
         "blas": blas.description() if backend() == "cpu" else None,
         "onednn": onednn.description() if backend() == "cpu" else None,
         "malloc": allocator.description(),
-        "packages": versions,
+        "packages": dict(versions),
         "switches": {name: os.environ.get(name) for name in numeric_switches()},
         "commit": commit,
-        "dirty": bool(_output(*git, "status", "--porcelain", "--", ".", "../conf")) if commit else None,
+        "dirty": dirty,
     }
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    """The version of each package; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+@cache
+def _checkout() -> tuple[str | None, bool | None]:
+    """The commit of the git checkout that the package runs from, and whether files differ from it.
+
+    As first seen by this process, which keeps the modules that it has imported.
+    """
+    git = ("git", "-C", str(Path(__file__).resolve().parents[1]))
+    tracked = _output(
+        *git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())
+    )  # excludes a .venv inside another repository
+    commit = _output(*git, "rev-parse", "HEAD") if tracked else None
+    return commit, bool(_output(*git, "status", "--porcelain", "--", ".", "../conf")) if commit else None
 
 
 def _output(*command: str) -> str | None:

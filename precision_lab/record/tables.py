@@ -16,7 +16,7 @@ from precision_lab.record.columns import ARRAY, CASE, ORDER, POSITION, VARIANT, 
 from precision_lab.record.files import RESTORE, File
 from precision_lab.record.scan_tables import OF_A_SCAN
 from precision_lab.record.search_tables import OF_A_SEARCH
-from precision_lab.record.values import checked
+from precision_lab.record.values import checked, typed
 
 _SEEN = (VARIANT, *CASE, *POSITION)
 _WITHOUT_SIGMA = tuple(column for column in POSITION if column.name != "sigma")
@@ -202,9 +202,11 @@ def _typed(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     others = [name for name in frame.columns if name not in columns and name not in last]
     names = list(columns)
     at = names.index(_OTHERS_AFTER[table]) + 1 if table in _OTHERS_AFTER else len(names)
-    frame = frame.reindex(columns=[*names[:at], *others, *names[at:], *last])
+    ordered = [*names[:at], *others, *names[at:], *last]
+    if list(frame.columns) != ordered:
+        frame = frame.reindex(columns=ordered)
     with np.errstate(over="ignore"):  # beyond fp32 a sketch is infinite
-        return frame.astype({**columns, **last})
+        return typed(frame, {**columns, **last})
 
 
 def _file(path: Path, frame: pd.DataFrame) -> File:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,23 @@ def checked(
     for name in names:
         dtype = dtypes.get(name) or ("float64" if name in _NUMBERS or name.startswith(_PREFIXES) else "")
         _check_dtype(frame[name], path, name, dtype)
-    frame = frame.astype({name: dtype for name, dtype in dtypes.items() if name in frame})
+    frame = typed(frame, {name: dtype for name, dtype in dtypes.items() if name in frame})
     _check_rows(frame, path, table)
     return frame
+
+
+def typed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """`frame` with these columns in these dtypes. Converts only what differs: `astype` makes every column anew."""
+    own = frame.dtypes.astype(str)  # by name, because pandas' two dtypes of text are equal to "string"
+    differing = {name: dtype for name, dtype in dtypes.items() if own[name] != dtype}
+    return frame.astype(differing) if differing else frame
 
 
 def _check_dtype(column: pd.Series, path: Path, name: str, dtype: str) -> None:
     """Raises InputError unless the column holds what `dtype` asks for: text, numbers or truths; "" for any of them."""
     is_text = types.is_string_dtype(column)
-    if column.empty or (not is_text and column.isna().all()):  # pandas calls an empty column text
-        return
+    if column.empty or (not is_text and (str(column.dtype) == dtype or column.isna().all())):
+        return  # pandas calls an empty column text
     is_number = types.is_numeric_dtype(column) and not types.is_complex_dtype(column)
     if is_text:
         try:
