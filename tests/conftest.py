@@ -25,11 +25,15 @@ set_numeric_switches()
 from precision_lab.synthetic import PRESETS, make, on_demand  # noqa: E402
 from tests.composing import shipped_files_read_once  # noqa: E402
 
-if find_spec("torchvision"):
-    import tests.torchvision_operators  # noqa: F401
-
 # a project of its own, see test_sample_project.py
 collect_ignore = ["sample_project"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Imports torch, unless this process only hands tests to its workers, which start after this."""
+    hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if find_spec("torchvision") and not hands_out:
+        import tests.torchvision_operators  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
