@@ -144,13 +144,10 @@ def _caption(
 def _surface(rows: pd.DataFrame, column: Column, steps: npt.NDArray[np.int_], blocks: npt.NDArray[np.int_]) -> Surface:
     mode, stream = column
     own = rows[(rows["mode"] == mode) & (rows["stream"] == stream)]
-
-    def spread_out(value: str, how: str) -> pd.DataFrame:
-        cells = own.pivot_table(index="step", columns="block", values=value, aggfunc=how)  # type: ignore[arg-type]
-        return cells.reindex(index=steps, columns=blocks)
-
-    lost = spread_out("nonfinite", "max").astype(float).fillna(0) > 0
-    return Surface(spread_out("rel_l2", "median").to_numpy(float), lost.to_numpy(bool))
+    cells = own.groupby(["step", "block"]).agg(drift=("rel_l2", "median"), lost=("nonfinite", "any"))
+    whole = cells.reindex(pd.MultiIndex.from_product([steps, blocks]))
+    drift, lost = whole["drift"].to_numpy(float), whole["lost"].eq(True).to_numpy(bool)
+    return Surface(drift.reshape(len(steps), -1), lost.reshape(len(steps), -1))
 
 
 def _telling(names: Sequence[str], baseline: str | None, surfaces: Mapping[str, Surface]) -> list[str]:
@@ -182,7 +179,7 @@ def _draw_cells(axes: Axes, surface: Surface, norm: LogNorm) -> None:
     colours[surface.lost] = 0  # transparent: the hatching lies beneath
     if surface.lost.any():
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, zorder=0, **LOST))
-    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=extent, zorder=1)
+    axes.imshow(colours, aspect="auto", interpolation="none", extent=extent, zorder=1)
     note = "not measured" if (unseen & ~surface.lost).all() else "identical" if identical.all() else ""
     if note:
         axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=style.MUTED)

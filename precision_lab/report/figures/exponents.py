@@ -81,7 +81,7 @@ def _draw_share(axes: Axes, share: pd.DataFrame, norm: LogNorm) -> None:
     last, low, high = len(share.columns) - 1, int(share.index[0]), int(share.index[-1]) + 1
     place = (-0.5, last + 0.5, low, high)
     axes.imshow(
-        values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="nearest", extent=place, origin="lower", zorder=1
+        values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="none", extent=place, origin="lower", zorder=1
     )
     axes.set_xlabel("block")
     style.index_axis(axes.xaxis, last)

@@ -186,7 +186,7 @@ def _draw_cells(axes: Axes, change: Cells, norm: Normalize) -> None:
     absent = np.isnan(change)
     colours = np.asarray(colormaps[COLOURS](norm(np.where(absent, 0.0, change))))
     colours[absent] = to_rgba(ABSENT)
-    axes.imshow(colours, aspect="auto", interpolation="nearest")
+    axes.imshow(colours, aspect="auto", interpolation="none")
     axes.tick_params(axis="y", length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)

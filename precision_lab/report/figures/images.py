@@ -208,7 +208,7 @@ def _show(axes: Axes, box: Box, pixels: Pixels, fills: bool = False) -> None:
     picture.thumbnail((max(1, round(w * style.DPI)), max(1, round(h * style.DPI))))
     left, top = x + (width - w) / 2, y + (height - h) / 2
     extent = (left, left + w, top + h, top)
-    axes.imshow(np.asarray(picture), interpolation="nearest", aspect="auto", extent=extent)
+    axes.imshow(np.asarray(picture), interpolation="none", aspect="auto", extent=extent)  # an SVG keeps its pixels
 
 
 def _bare(axes: Axes) -> None:

@@ -47,7 +47,7 @@ def draw(choices: pd.DataFrame, recipes: Sequence[str]) -> Drawing | Absent:
             vmin=-0.5,
             vmax=len(names) - 0.5,
             aspect="auto",
-            interpolation="nearest",
+            interpolation="none",
             extent=(blocks[0] - 0.5, blocks[-1] + 0.5, len(operations) - 0.5, -0.5),
         )
         axes.set_yticks(range(len(operations)), operations, fontsize=7.5)

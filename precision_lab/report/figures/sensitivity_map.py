@@ -100,7 +100,7 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], f
     place = (first - 0.5, first + width - 0.5, count - 0.5, -0.5)
     axes.patch.set(**UNMEASURED)
     axes.imshow(
-        np.ma.masked_invalid(cells), norm=norm, cmap=COLOURS, aspect="auto", interpolation="nearest", extent=place
+        np.ma.masked_invalid(cells), norm=norm, cmap=COLOURS, aspect="auto", interpolation="none", extent=place
     )
     for colour, marked in ((NONFINITE, np.isposinf(cells)), (EXACT, cells == 0)):
         for row, column in zip(*np.nonzero(marked), strict=True):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -30,6 +31,7 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+from PIL import Image
 
 from precision_lab.record.files import write_atomically
 from precision_lab.report.figures import ticks
@@ -129,13 +131,14 @@ def theme() -> Iterator[None]:
     font = next(name for name in FONTS if name in available)
     with matplotlib.rc_context(
         {
-            "font.family": [font, "DejaVu Sans"],
+            "font.family": list(dict.fromkeys((font, "DejaVu Sans"))),  # each is looked up for each text
             "font.size": 9.5,
             "axes.labelsize": 9.5,
             "axes.titlesize": 10,
             "axes.titlelocation": "left",
             "axes.titleweight": "bold",
             "axes.titlepad": 5,
+            "axes.titley": 1.0,
             "xtick.labelsize": 9,
             "ytick.labelsize": 9,
             "legend.fontsize": 9.5,
@@ -176,6 +179,7 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Writes `name`.png and `name`.svg into `folder`; the same data give the same bytes."""
     figure = drawing.figure
     figure.set_dpi(DPI)  # the sizes of texts are known from then on
+    canvas = FigureCanvasAgg(figure)  # of the layout and the PNG: it measures each text once
     ticks.write_powers_as_text(figure)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if not axis.get_label_text():
@@ -187,8 +191,9 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     for axes in figure.axes:  # the solver's last bits vary between runs, and SVG ids are hashes of positions
         axes.set_position(tuple(round(end, 9) for end in axes.get_position(original=True).bounds))
     png, svg = (folder / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
-    quick: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": PNG_LEVEL}}
-    write_atomically(png, lambda file: figure.savefig(file, format="png", dpi=DPI, **quick))
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])  # the background is opaque
+    write_atomically(png, lambda file: picture.save(file, "png", dpi=(DPI, DPI), compress_level=PNG_LEVEL))
     undated = {"Date": None, "Creator": None}
     write_atomically(svg, lambda file: figure.savefig(file, format="svg", dpi=DPI, metadata=undated))
     return png, svg

@@ -83,7 +83,7 @@ def _draw_surface(axes: Axes, surface: pd.DataFrame, norm: Normalize) -> None:
     whole = whole.reindex(columns=range(int(blocks.min()), int(blocks.max()) + 1))
     values = np.ma.masked_invalid(whole.to_numpy())
     place = (left, right, bottom, top)
-    axes.imshow(values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="nearest", extent=place, zorder=1)
+    axes.imshow(values, norm=norm, cmap=COLOURS, aspect="auto", interpolation="none", extent=place, zorder=1)
     if min(values.shape) > 1 and values.count() and values.min() < LIMIT < values.max():
         axes.contour(whole.columns, whole.index, values, levels=[LIMIT], colors="white", linewidths=1.2)
     axes.set(xlim=(left, right), ylim=(bottom, top))

@@ -42,7 +42,7 @@ def draw(table: pd.DataFrame) -> Drawing | Absent:
         vmin=min(low, high - 1e-3),
         vmax=high,
         aspect="auto",
-        interpolation="nearest",
+        interpolation="none",
         extent=(blocks[0] - 0.5, blocks[-1] + 0.5, len(operations) - 0.5, -0.5),
     )
     axes.set_yticks(range(len(operations)), operations, fontsize=8)
