@@ -7,7 +7,6 @@ prompt, seed or step away from an infinity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from precision_lab.numerics.formats import FORMATS
 NEAR_BITS = 1.0
 _SITE = ("variant", "component", "site", "port")
 _MOMENT = ("dtype", "amax", "prompt_id", "seed", "branch", "step")
+_COUNTS = ("num_nan", "num_inf")
 COLUMNS: Sequence[str] = (*_SITE, "near", "seen", *_MOMENT, "bits")
 
 
@@ -34,15 +34,20 @@ def near_misses(activations: pd.DataFrame, within: float = NEAR_BITS) -> pd.Data
     """
     if not within > 0:
         raise InputError(f"near misses within {within} bits of overflow: expected a number above 0")
-    if not {"amax", "num_nan", "num_inf"} <= set(activations):
+    if not {"amax", *_COUNTS} <= set(activations):
         return pd.DataFrame(columns=list(COLUMNS))
-    largest: dict[str, Any] = {name: fmt.max for name, fmt in FORMATS.items()}
-    rows = activations[[*_SITE, *_MOMENT, "num_nan", "num_inf"]]  # first: each row of the others would be copied
-    rows = rows.dropna(subset=["amax"]).assign(limit=lambda table: table["dtype"].map(largest))
-    rows = rows[(rows["num_nan"] == 0) & (rows["num_inf"] == 0) & (rows["amax"] > 0) & rows["limit"].notna()]
-    rows = rows.assign(bits=np.log2(rows["limit"].astype(float)) - np.log2(rows["amax"].astype(float)))
-    seen = rows.groupby(list(_SITE)).size().rename("seen")
-    rows = rows[rows["bits"] < within]
+    largest = {name: fmt.max for name, fmt in FORMATS.items()}
+    codes, names = pd.factorize(activations["dtype"])  # one look-up a name; the code of an array without one is -1
+    limits = np.array([*(largest.get(name, np.nan) for name in names), np.nan], float)[codes]
+    amax, num_nan, num_inf = (activations[name].to_numpy(float, na_value=np.nan) for name in ("amax", *_COUNTS))
+    finite = (num_nan == 0) & (num_inf == 0) & (amax > 0) & ~np.isnan(limits)
+    bits = np.full(len(activations), np.inf)
+    bits[finite] = np.log2(limits[finite]) - np.log2(amax[finite])
+    is_near = bits < within
+    if not is_near.any():  # as for most variants
+        return pd.DataFrame(columns=list(COLUMNS))
+    seen = activations.loc[finite, list(_SITE)].groupby(list(_SITE)).size().rename("seen")
+    rows = activations.loc[is_near, [*_SITE, *_MOMENT]].assign(bits=bits[is_near])
     near = rows.groupby(list(_SITE)).size().rename("near")
     nearest = rows.sort_values("bits", kind="stable").drop_duplicates(list(_SITE))
     found = nearest.join(near, on=list(_SITE)).join(seen, on=list(_SITE))

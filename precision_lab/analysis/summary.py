@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,10 @@ NEAREST = 5
 """The number of near misses of a variant that are described; all are counted."""
 
 _NOT_MEASURED = Quantity(None, "not measured")
+
+_PLACE = ("component", "site", "port", "branch", "step", "prompt_id", "seed")
+_OF_ARRAYS = ("variant", *_PLACE, "dtype", "order", "amax", "num_nan", "num_inf")
+"""The columns that the summary of a variant reads; the others would be copied."""
 
 
 def summarize(run: Run | Path, beside: ProcessPoolExecutor | None = None) -> Summary:
@@ -136,7 +139,7 @@ def _variant_there(path: Path, name: str) -> VariantSummary:
 
 def _variant(run: Run, name: str) -> VariantSummary:
     entry, layout = run.manifest.variants[name], run.layout
-    activations = run.activations[run.activations["variant"] == name]
+    activations = run.activations.filter(_OF_ARRAYS)[run.activations["variant"] == name]
     counted = {"num_nan", "num_inf"} <= set(activations) and not activations.empty
     bad = activations["num_nan"].fillna(0) + activations["num_inf"].fillna(0) if counted else pd.Series(dtype=float)
     num_nonfinite = int(bad.sum())
@@ -262,14 +265,14 @@ def _latency(run: Run, name: str) -> tuple[Latency | None, Quantity]:
     """Time of a step against the baseline variant, and peak memory."""
     baseline = run.manifest.baseline
     rows = run.latency[run.latency["what"] == "step"]
-    seconds: Mapping[Any, pd.Series] = {v: group.set_index("round")["seconds"] for v, group in rows.groupby("variant")}
-    if name not in seconds or baseline not in seconds:
+    own, base = (rows[rows["variant"] == variant].set_index("round")["seconds"] for variant in (name, baseline))
+    if own.empty or base.empty:
         return None, Quantity(None, "not timed")
-    ratio = over_rounds(seconds[name], seconds[baseline], simultaneous_confidence(max(1, len(seconds) - 1)))
+    ratio = over_rounds(own, base, simultaneous_confidence(max(1, rows["variant"].nunique() - 1)))
     bounded = math.isfinite(ratio.lo)
     verdict = latency_verdict(ratio.lo, ratio.hi, run.manifest.latency_margin)
     latency = Latency(
-        median_s=float(seconds[name].median()),
+        median_s=float(own.median()),
         ratio=ratio.estimate,
         verdict="baseline" if name == baseline else verdict,
         ci95=(ratio.lo, ratio.hi) if bounded else None,
