@@ -13,9 +13,12 @@ from rich.console import Console
 from precision_lab.cli import report_formats as reports
 from precision_lab.cli.terminal import open_console, print_table
 from precision_lab.errors import InputError
+from precision_lab.record.beside import process_beside
 from precision_lab.record.folders import given_folder, user_path
 
 if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
     from precision_lab.record.run import Run
 
 
@@ -58,15 +61,17 @@ def task(config: DictConfig, command: Sequence[str]) -> int:
 
 def _report_run(folder: Path, form: str) -> int:
     from precision_lab.record import manifest, sweep
-    from precision_lab.record.run import Run
 
     if (folder / sweep.PLAN).is_file() and not (folder / manifest.FILE).exists():
         raise InputError(f"{folder} is the folder of a sweep, expected that of a run. Did you mean sweep={folder}?")
-    kind = reports.kind_of(folder)
     if form != "html":
-        return reports.write(folder, kind, form)
-    if kind == "run":
-        return judge_and_draw(Run.open(folder), open_console())
+        return reports.write(folder, reports.kind_of(folder), form)
+    with process_beside(folder, "precision_lab.report") as beside:  # before the imports, which both need
+        kind = reports.kind_of(folder)
+        if kind == "run":
+            from precision_lab.record.run import Run
+
+            return _judge_and_draw(Run.open(folder), open_console(), beside)
     _drawing(kind)(folder, open_console())
     return 0
 
@@ -95,16 +100,18 @@ def judge_and_draw(run: Run, console: Console) -> int:
 
     Raises InputError that names the file if one is missing or damaged; then nothing was written.
     """
-    from precision_lab.record.beside import process_beside
+    with process_beside(run.path, "precision_lab.report") as beside:
+        return _judge_and_draw(run, console, beside)
 
-    with process_beside(run.path, "precision_lab.report") as beside:  # before the imports, which both need
-        from precision_lab import report
-        from precision_lab.analysis.summary import failures, summarize
-        from precision_lab.cli.summary import print_summary
 
-        run.whole()
-        summary = summarize(run, beside)
-        page = report.write(run, beside)
+def _judge_and_draw(run: Run, console: Console, beside: ProcessPoolExecutor | None) -> int:
+    from precision_lab import report
+    from precision_lab.analysis.summary import failures, summarize
+    from precision_lab.cli.summary import print_summary
+
+    run.whole()
+    summary = summarize(run, beside)
+    page = report.write(run, beside)
     print_summary(summary, run.layout, console)
     if run.standing:
         console.print(run.standing, markup=False, highlight=False, soft_wrap=True)

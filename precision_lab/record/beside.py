@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from precision_lab.device import startup
+
 if TYPE_CHECKING:
     from precision_lab.record.run import Run
 
@@ -76,6 +78,7 @@ def _size(folder: Path) -> int:
 
 
 def _begin() -> None:
+    startup.prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that owns the page
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

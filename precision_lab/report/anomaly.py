@@ -83,9 +83,9 @@ def _anomaly(view: View, name: str, row: pd.Series, last: tuple[Frame, ...], aro
     dtype = view.entry(name).dtype.compute
     frames: tuple[Frame, ...] = ()
     if view.activations is not None and not pd.isna(row["order"]):
-        rows = view.activations[view.activations["variant"] == name]
-        case = rows[(rows["prompt_id"] == row["prompt_id"]) & (rows["seed"] == row["seed"])]
-        before = case[case["order"] < row["order"]].sort_values("order", kind="stable").tail(FRAMES)
+        rows = view.activations
+        case = (rows["prompt_id"] == row["prompt_id"]) & (rows["seed"] == row["seed"]) & (rows["variant"] == name)
+        before = rows[case & (rows["order"] < row["order"])].sort_values("order", kind="stable").tail(FRAMES)
         frames = tuple(_frame(frame, dtype, view.layout) for _, frame in before.iterrows())
     return Anomaly(name, dtype, int(row["prompt_id"]), int(row["seed"]), (*frames, *last), arose)
 

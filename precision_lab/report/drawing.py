@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from precision_lab.record.beside import run_there, shared
 from precision_lab.report.figures import style
 from precision_lab.report.figures.style import Absent, Drawing
-from precision_lab.report.rendering import Figure, embedded, numbered
+from precision_lab.report.rendering import Figure, embedded
 from precision_lab.report.view import View
 
 Draw = Callable[[View], Drawing | Absent | None]
@@ -18,13 +18,13 @@ Draw = Callable[[View], Drawing | Absent | None]
 
 def figures(
     view: View, draws: Sequence[Draw], folder: Path, beside: ProcessPoolExecutor | None = None
-) -> list[Figure | None]:
-    """Draws each figure, writes its files into `folder`, and numbers those that are there, in order.
+) -> Iterator[Figure | None]:
+    """Draws each figure when it is asked for, and writes its files into `folder`; in order, without their numbers.
 
-    None stands for a figure that does not belong on this page. beside: the other process, which reads the files of the
-    run's folder; the same files give the same bytes in both.
+    None stands for a figure that does not belong on this page. beside: the other process, which begins at once; it
+    reads the files of the run's folder, and the same files give the same bytes in both.
     """
-    return numbered(shared(draws, partial(_drawn, view, folder), partial(_drawn_there, folder), view.run.path, beside))
+    return shared(draws, partial(_drawn, view, folder), partial(_drawn_there, folder), view.run.path, beside)
 
 
 def _drawn(view: View, folder: Path, draw: Draw) -> Figure | None:

@@ -11,6 +11,7 @@ from precision_lab.report.view import HEADROOM, View
 from precision_lab.report.wording import address
 
 MOST_SITES = 10
+_SITE = ["component", "site", "port"]
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ def worst(view: View) -> list[Headroom]:
     """A table for each variant, in the order of `view.variants`; empty where no activations were recorded."""
     if view.activations is None:
         return []
-    groups = dict(list(view.activations.groupby("variant")))
+    named = view.activations[["variant", *_SITE, "step", "amax", "nonfinite", *HEADROOM]]  # fewer columns to copy
+    groups = dict(list(named.groupby("variant")))
     return [_of(name, groups[name], view.layout) for name in view.variants if name in groups]
 
 
 def _of(variant: str, rows: pd.DataFrame, layout: Layout) -> Headroom:
-    key = ["component", "site", "port"]
-    sites = rows.groupby(key)["nonfinite"].any()
-    peaks = rows.dropna(subset=["amax"]).sort_values("amax", ascending=False, kind="stable").drop_duplicates(key)
+    sites = rows.groupby(_SITE)["nonfinite"].any()
+    peaks = rows.dropna(subset=["amax"]).sort_values("amax", ascending=False, kind="stable").drop_duplicates(_SITE)
     listed = tuple(_site(row, layout) for _, row in peaks.head(MOST_SITES).iterrows())
     return Headroom(variant, listed, int(sites.sum()), len(sites))
 

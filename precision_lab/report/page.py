@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from precision_lab.analysis.near_misses import NEAR_BITS
@@ -26,7 +27,7 @@ from precision_lab.report.figures import (
     variant_forest,
 )
 from precision_lab.report.interactive import sites
-from precision_lab.report.rendering import Figure, render, weights_text
+from precision_lab.report.rendering import Figure, numbered, render, weights_text
 from precision_lab.report.view import View
 
 FIGURES: Mapping[str, tuple[drawing.Draw, ...]] = {
@@ -68,21 +69,24 @@ def write(run: Run | Path, beside: ProcessPoolExecutor | None = None) -> Path:
         folder.mkdir(exist_ok=True)
     places = [(part, draw) for part, draws in FIGURES.items() for draw in draws]
     drawn = drawing.figures(view, [draw for _, draw in places], folder, beside)
+    page_of = _page(view)  # first: the other process draws meanwhile
     figures: dict[str, list[Figure]] = {part: [] for part in FIGURES}
-    for (part, _), figure in zip(places, drawn, strict=True):
+    for (part, _), figure in zip(places, numbered(drawn), strict=True):
         if figure is not None:
             figures[part].append(figure)
     page = view.run.path / "report.html"
-    write_text(page, _render(view, figures))
+    write_text(page, page_of(figures=figures))
     return page
 
 
-def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
+def _page(view: View) -> partial[str]:
+    """Renders the page, given its figures; all other content is found here."""
     manifest = view.manifest
     status = manifest.status
     explorer = sites.explorer(view)
     pictures = gallery.of(view)
-    return render(
+    return partial(
+        render,
         "page.html",
         scripts=(*(EXPLORER if explorer else ()), *(pictures.scripts if pictures else ())),
         data={"explorer-data": explorer} if explorer else {},
@@ -98,7 +102,6 @@ def _render(view: View, figures: Mapping[str, list[Figure]]) -> str:
         reference=view.reference,
         baseline=view.baseline,
         claims=view.run.summary.claims if view.run.summary else (),
-        figures=figures,
         question=conclusion.question(view),
         conclusion=conclusion.sentences(view),
         drift=conclusion.drift(view),

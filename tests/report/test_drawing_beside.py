@@ -49,7 +49,7 @@ def test_a_second_process_leaves_the_same_bytes(folder, monkeypatch):
         draws = [latency.draw, *[claim_forest.draw] * 3, refused]
         monkeypatch.setattr(beside_module, "_either", lambda here, item, future: future.result())
         with pytest.raises(InputError, match="planted, in another process: True"):
-            drawing.figures(View.open(folder), draws, folder / "figures", beside)
+            list(drawing.figures(View.open(folder), draws, folder / "figures", beside))
     assert beside._processes is None, "the process is gone"
 
 

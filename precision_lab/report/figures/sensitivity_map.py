@@ -99,9 +99,7 @@ def _draw_cells(axes: Axes, cells: Cells, norm: LogNorm, names: Sequence[str], f
     count, width = cells.shape
     place = (first - 0.5, first + width - 0.5, count - 0.5, -0.5)
     axes.patch.set(**UNMEASURED)
-    axes.imshow(
-        np.ma.masked_invalid(cells), norm=norm, cmap=COLOURS, aspect="auto", interpolation="none", extent=place
-    )
+    axes.imshow(np.ma.masked_invalid(cells), norm=norm, cmap=COLOURS, aspect="auto", interpolation="none", extent=place)
     for colour, marked in ((NONFINITE, np.isposinf(cells)), (EXACT, cells == 0)):
         for row, column in zip(*np.nonzero(marked), strict=True):
             corner = first + column - 0.5, row - 0.5

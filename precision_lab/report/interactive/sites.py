@@ -188,10 +188,9 @@ def _history(
     variant_at = {name: index for index, name in enumerate(variants)}
     branch_at = {name: index for index, name in enumerate(branches)}
     step_at = {step: index for index, step in enumerate(steps)}
-    inside = rows[rows["step"].notna()]
     how = "max" if measure == "amax" else "median"
-    key = ["variant", "branch", *_SITE, "step"]
-    cells = inside.groupby(key, sort=False).agg(value=("value", how), lost=("nonfinite", "any")).reset_index()
+    key = ["variant", "branch", *_SITE, "step"]  # rows outside of steps have none, and belong to no group
+    cells = rows.groupby(key, sort=False).agg(value=("value", how), lost=("nonfinite", "any")).reset_index()
     for row in zip(*(cells[name].tolist() for name in (*key, "value", "lost")), strict=True):
         variant, branch, component, site, port, step, value, lost = row
         number = numbers.get((component, site, port))
