@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -20,6 +21,8 @@ part of a cycle, and with CPython's default of 700 the searches took 7 % of the 
 def prepare() -> None:
     """Sets malloc, the BLAS and the garbage collector of this process. Raises InputError for wrong switches."""
     gc.set_threshold(_COLLECT_EVERY)
+    atexit.unregister(gc.freeze)  # a process may be prepared again
+    atexit.register(gc.freeze)  # else it ends with a search among all objects, a quarter of a second
     allocator.keep_freed()
     blas.preload()
 
