@@ -12,6 +12,7 @@ from rich.console import Console
 
 from precision_lab.cli import report_formats as reports
 from precision_lab.cli.terminal import open_console, print_table
+from precision_lab.device import blas
 from precision_lab.errors import InputError
 from precision_lab.record.beside import process_beside
 from precision_lab.record.folders import given_folder, user_path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def task(config: DictConfig, command: Sequence[str]) -> int:
     """Writes the report of an existing run and returns the exit code of its verdicts; or draws a sweep or a history."""
+    blas.one_thread_for_numpy()  # first: the next import brings NumPy
     from precision_lab.cli import schema
 
     settings = schema.read(schema.Report, config)

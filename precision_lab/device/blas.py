@@ -29,6 +29,7 @@ from precision_lab.errors import InputError, first_line
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _PREFIX = "scipy_"
 _SWITCH = "PRECISION_LAB_BLAS"
+_THREADS = "OPENBLAS_NUM_THREADS"
 
 _state = "the BLAS of the MLX wheel"
 _routines: dict[str, Callable[..., None]] = {}
@@ -52,7 +53,7 @@ def preload() -> None:
     try:
         path = Path(choice) if choice else _unprefixed()
         library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        if not choice and "OPENBLAS_NUM_THREADS" not in os.environ:
+        if not choice and _THREADS not in os.environ:
             library[f"{_PREFIX}openblas_set_num_threads"](1)
         _routines.update(_routines_of(library))
         if choice and "cblas_sgemm" not in _routines:
@@ -63,6 +64,15 @@ def preload() -> None:
         _state += f" ({error})"
         return
     _state = f"OpenBLAS ({path.name})" if not choice else str(path)
+
+
+def one_thread_for_numpy() -> None:
+    """Lets NumPy's own OpenBLAS use one thread, unless OPENBLAS_NUM_THREADS is set. Must run before NumPy is imported.
+
+    For processes that share the cores: a thread that waits for the next product spins for milliseconds on a core that
+    another process needs.
+    """
+    os.environ.setdefault(_THREADS, "1")
 
 
 def description() -> str:

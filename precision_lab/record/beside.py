@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from precision_lab.device import startup
+from precision_lab.device import blas, startup
 
 if TYPE_CHECKING:
     from precision_lab.record.run import Run
@@ -79,6 +79,7 @@ def _size(folder: Path) -> int:
 
 def _begin() -> None:
     startup.prepare()
+    blas.one_thread_for_numpy()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that owns the page
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from precision_lab.device import blas
+
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 
 PRODUCT = """
@@ -71,3 +73,12 @@ def test_a_library_that_is_named_and_cannot_be_used_is_an_error(library):
     assert process.returncode == 2
     assert process.stderr.startswith(f"PRECISION_LAB_BLAS={library} cannot be loaded: ")
     assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_a_stated_number_of_threads_is_kept(given, expected, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    blas.one_thread_for_numpy()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == expected
