@@ -51,7 +51,7 @@ def test_a_page_states_the_numbers_of_its_source(page, statement):
 
 
 @pytest.mark.parametrize(
-    ("page", "statement"), thinned(STATED, keep=40), ids=[f"{name(p)}@{s.start}" for p, s in STATED]
+    ("page", "statement"), thinned(STATED, keep=24), ids=[f"{name(p)}@{s.start}" for p, s in STATED]
 )
 def test_one_changed_digit_or_verdict_is_noticed(page, statement):
     block = statement.block

@@ -56,7 +56,7 @@ def sample(n: int, rng: np.random.Generator) -> Iterator[Scene]:
 
 
 @MANY
-@pytest.mark.parametrize(("height", "width"), SIDES)
+@pytest.mark.parametrize(("height", "width"), thinned(SIDES, keep=3))
 def test_a_rendered_scene_is_read_in_full(height: int, width: int, times: int) -> None:
     rng = np.random.default_rng(height * width)
     wrong = [s.caption for s in sample(27 * times, rng) if not all(verdict(s, render(s, height, width, rng)).values())]
@@ -239,7 +239,7 @@ def opaque(image: Picture, alpha: int = 255) -> Picture:
 
 
 @MANY
-@pytest.mark.parametrize(("height", "width"), SIDES)
+@pytest.mark.parametrize(("height", "width"), thinned(SIDES, keep=3))
 def test_a_rendered_transparent_scene_is_read_in_full(height: int, width: int, times: int) -> None:
     rng = np.random.default_rng(height - width + 200)
     scenes = transparent_sample(27 * times, rng)

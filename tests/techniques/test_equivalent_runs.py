@@ -15,6 +15,7 @@ from precision_lab.techniques.compiled_blocks import CompiledBlocks
 from precision_lab.techniques.ffn_scaling import FFNScaling
 from precision_lab.techniques.quantized_weights import QuantizedWeights
 from precision_lab.techniques.sage_attention import SageAttention
+from tests.spread import slow
 from tests.techniques.configured import SITES
 from tests.techniques.small_model import forward, rel_l2, rewritten, small_model
 
@@ -37,7 +38,8 @@ def test_the_function_stays(technique, masked):
     assert rel_l2(rewritten(model, technique, masked=masked), forward(model, masked=masked)) < 2e-6
 
 
-@pytest.mark.parametrize("technique", EQUIVALENT, ids=repr)
+# in fp32, above, compiled blocks run by default: on a CPU the C++ compiler takes 7 s for each dtype
+@pytest.mark.parametrize("technique", [*EQUIVALENT[:-1], slow(EQUIVALENT[-1])], ids=repr)
 def test_in_bf16_it_differs_by_rounding_at_most(technique):
     model = small_model()
     model.set_dtype(mx.bfloat16)
