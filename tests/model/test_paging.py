@@ -313,6 +313,7 @@ def test_a_block_is_released_before_the_next_is_read(small_checkpoint, monkeypat
 def test_files_larger_than_memory_are_released_as_they_are_used(small_checkpoint, monkeypatch):
     """Each tensor of a block is released once a call, after the block; nothing is released if the files fit memory."""
     released: list[page_cache.Extent] = []
+    monkeypatch.setattr(page_cache, "beside", lambda action, extents: action(extents))
     monkeypatch.setattr(page_cache, "forget", released.extend)
     expected = generated(both(small_checkpoint, mx.float32)[1])
     monkeypatch.setattr(page_cache, "keeps", lambda nbytes: nbytes != held(*tensors.values()))
@@ -330,6 +331,7 @@ def test_files_larger_than_memory_are_released_as_they_are_used(small_checkpoint
 
 def test_the_next_two_blocks_are_prefetched(small_checkpoint, monkeypatch):
     prefetched: list[set[page_cache.Extent]] = []
+    monkeypatch.setattr(page_cache, "beside", lambda action, extents: action(extents))
     monkeypatch.setattr(page_cache, "prefetch", lambda extents: prefetched.append(set(extents)))
     transformer = both(small_checkpoint, mx.float32)[1].transformer
     places = weights.extents(small_checkpoint / "transformer")

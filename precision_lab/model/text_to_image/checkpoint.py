@@ -148,10 +148,11 @@ class Checkpoint:
         places = sanitize(places)[0] if sanitize else places
 
         def used(names: Iterable[str]) -> None:
-            page_cache.forget(places[name] for name in names if name in places)
+            page_cache.beside(page_cache.forget, [places[name] for name in names if name in places])
 
         def soon(path: str) -> None:
-            page_cache.prefetch(place for name, place in places.items() if name.startswith(path))
+            of_block = [place for name, place in places.items() if name.startswith(path)]
+            page_cache.beside(page_cache.prefetch, of_block)
 
         fits = page_cache.keeps(sum(place.nbytes for place in places.values()))
         paging.page(model, blocks, read, fit, None if fits else used, soon)
