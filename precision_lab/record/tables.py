@@ -49,7 +49,6 @@ LEADING: Mapping[str, Sequence[Column]] = {
         Column("what", "string", "", "what was timed: step"),
         Column("seconds", "float64", "s", "time of the step, lower is better"),
         Column("peak_memory_bytes", "Int64", "bytes", "own weights and what the step allocates, lower is better"),
-        Column("yardstick_seconds", "float64", "s", "time of a fixed computation just before, alike for all variants"),
     ),
 }
 """The leading columns of the tables that every run has. A probe may add columns, or have a table of its own."""

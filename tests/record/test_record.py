@@ -143,6 +143,19 @@ def test_a_damaged_table_is_named(tmp_path, table):
         read(tmp_path, table)
 
 
+def test_tables_of_earlier_runs_are_read(tmp_path):
+    """With the columns that this schema_version began with: a column that is new may not be asked for."""
+    row = {"variant": "baseline", "round": 0, "order": 1, "what": "step", "seconds": 0.5, "peak_memory_bytes": 7}
+    pd.DataFrame([row]).to_parquet(tmp_path / "latency.parquet")
+    place = {"prompt_id": 0, "seed": 0, "branch": "cond", "step": 0, "component": "transformer", "site": "a"}
+    place |= {"port": "out", "stream": "img", "block": 0, "mode": "free", "variant": "baseline", "order": 0}
+    errors = {"rel_l2": 0.1, "sqnr_db": 20.0, "cosine": 1.0, "max_abs_err": 0.1, "mean_signed_rel_err": 0.0}
+    drift = place | errors | {"reference": "reference", "num_nonfinite": 0}
+    pd.DataFrame([drift]).to_parquet(tmp_path / "drift.parquet")
+    assert read(tmp_path, "latency").to_dict("records") == [row]
+    assert read(tmp_path, "drift")["rel_l2"].tolist() == [0.1]
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
