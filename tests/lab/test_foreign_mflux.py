@@ -91,8 +91,11 @@ def test_the_names_of_the_example(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_mflux_is_right_in_fp32(one, small_checkpoint, tmp_path):
-    """Where mflux is installed. Its package needs CUDA on Linux, so it is no dependency of the tests."""
+def test_mflux_is_right_in_fp32_but_for_one_rounding(one, small_checkpoint, tmp_path):
+    """Where mflux is installed. Its package needs CUDA on Linux, so it is no dependency of the tests.
+
+    mflux 0.24.0 casts the SiLU before norm_out's linear to bfloat16, whatever the model computes in.
+    """
     model = pytest.importorskip("mflux.models.qwen.model.qwen_transformer.qwen_transformer")
     config = json.loads((small_checkpoint / "transformer" / "config.json").read_text())
     names = ("in_channels", "out_channels", "num_layers", "attention_head_dim", "num_attention_heads", "patch_size")
@@ -117,5 +120,7 @@ def test_mflux_is_right_in_fp32(one, small_checkpoint, tmp_path):
     write_inputs(one, inputs)
     example(transformer, inputs, file, "float32")
     found = compare(read_inputs(one.source, inputs), Dump.open(file))
-    assert (found.format, found.first_wrong, found.unknown) == ("float32", None, {})
+    assert (found.format, found.unknown) == ("float32", {})
+    wrong = [(row.operations, row.rounded) for row in found.rows if row.wrong]
+    assert wrong == [(("norm_out.silu",), "bfloat16")]
     assert len(found.rows) > 100
