@@ -68,7 +68,8 @@ def compared(first: Run, second: Run, pairing: Pairing, configured: Collection[s
     wanted = [*_KEY, "order", "dtype", "shape", *_STATISTICS, *_COUNTS]
     if not cases or not pairing.pairs:
         return pd.DataFrame(columns=[*wanted, "size", "units", "allowed", "equal", "what"])
-    ours, theirs = (run.activations.reindex(columns=wanted) for run in (first, second))
+    # a row without a dtype is no observed array: a probe that measures calls has added it
+    ours, theirs = (run.activations.reindex(columns=wanted).dropna(subset=["dtype"]) for run in (first, second))
     back = {there: here for here, there in pairing.pairs.items()}
     theirs = _renamed(theirs, back, {own: case[0] for case, (own, _) in cases.items()})
     both = ours.merge(theirs, on=_KEY, suffixes=("", "_other"))
@@ -97,7 +98,7 @@ def _judged(both: pd.DataFrame, runs: list[Run], configured: Collection[str]) ->
             relative = np.abs(other - one) / np.maximum(np.abs(one), np.abs(other))
         size = np.fmax(size, np.where(one == other, 0.0, relative))
     bad = [sum(both[f"{name}{side}"].fillna(0) for name in ("num_nan", "num_inf")) for side in ("", "_other")]
-    # a typed comparison of text is <NA> for missing values, which neither side has here
+    # a typed comparison of text is <NA> for missing values
     texts = {name: (both[name] != both[f"{name}_other"]).fillna(True).to_numpy(bool) for name in ("dtype", "shape")}
     lost = np.asarray(bad[0] != bad[1], dtype=bool)
     equal = ~(texts["dtype"] | texts["shape"])

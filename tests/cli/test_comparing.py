@@ -51,6 +51,14 @@ def test_a_run_equals_itself():
     assert (found.compared, found.equal, found.first, found.first_beyond) == (12, 12, None, None)
 
 
+def test_rows_that_hold_no_array_are_not_compared():
+    """A probe that measures calls adds rows without dtype and shape."""
+    calls = table(["transformer_blocks.0.attn.attend"])[[*changes._KEY, "order"]]
+    with_calls = pd.concat([calls, table()], ignore_index=True)
+    found = first(run(with_calls), run(with_calls))
+    assert (found.compared, found.equal, found.first) == (12, 12, None)
+
+
 @pytest.mark.parametrize("at", [0, 2, 7, 11])
 def test_the_planted_change_is_the_first(at):
     changed = table()
