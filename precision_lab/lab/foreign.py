@@ -176,7 +176,7 @@ def _is_activation(site: Site, graph: Dependence) -> bool:
 
 def _is_norm(site: Site) -> bool:
     """Whether a module says that it is a norm, by its `eps`."""
-    return hasattr(site.module, "eps")
+    return isinstance(getattr(site.module, "eps", None), int | float)
 
 
 class _Forced:

@@ -102,5 +102,6 @@ def test_an_unknown_norm_and_undefined_values_name_nothing():
     x[0, 0, 0] = np.nan
     assert taken_for(x, wrong, by_mlx(x, "float32", 1e-6, True, None), "float32", 1e-6, None)
     assert not taken_for(x * np.nan, wrong, wrong, "float32", 1e-6, None)
+    assert not taken_for(x, wrong, by_mlx(x, "float32", 1e-6, True, None), "float32", 1e-6, np.ones((x.shape[1], 1)))
     zeros = np.zeros((4, 8), np.float32)
     assert not taken_for(zeros, zeros, zeros, "float32", 1e-6, None)
