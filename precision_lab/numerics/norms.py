@@ -33,6 +33,9 @@ _SHARE = 1 / 16
 _LEAST_VALUES = 8
 """Values that must fit better with the other norm than with the right one, beyond those that fit worse."""
 
+_LEAST_SIZE = 1e-3
+"""The size of a row, relative to the right one, below which it says nothing of an eps."""
+
 _LEAST_SHIFT = 2.0**-21
 """The relative rms distance of two norms that counts: four ulps of fp32. A reciprocal square root may be two off."""
 
@@ -118,9 +121,9 @@ def _formula(x: Values, right: Values, eps: float, weight: Array | None) -> tupl
 def _fitted(norm: Norm, x: Values, y: Values) -> float:
     """The eps that fits the sizes of the rows of `y`, without scale, to two digits; at least 0."""
     right = norm.of(x)
-    square = np.mean(x * x, axis=-1) - (np.mean(x, axis=-1) ** 2 if norm.centred else 0) + norm.eps
+    square = (np.var(x, axis=-1) if norm.centred else np.mean(x * x, axis=-1)) + norm.eps
     share = np.sum(y * right, axis=-1) / np.maximum(np.sum(right * right, axis=-1), 1e-300)
-    known = share > 0
+    known = (share > _LEAST_SIZE) & (square > 0)
     weight = 1 / square[known]
     change = float(np.sum((share[known] ** -2 - 1) * weight) / max(np.sum(weight * weight), 1e-300))
     return max(0.0, float(f"{norm.eps + change:.1e}"))
@@ -144,7 +147,7 @@ def _ways(norm: Norm, scale: Values | None) -> list[Norm]:
 def _error(norm: Norm, x: Values, y: Values, scale: Values | None, fmt: str) -> Values:
     """The distance of `y` from the rounded result of the norm, in ulps of its values, or of a quarter of their rms."""
     expected = norm.rounded(x, scale, fmt)
-    size = np.sqrt(np.mean(expected * expected, axis=-1, keepdims=True)) / 4
+    size = np.sqrt(np.mean(expected * expected)) / 4  # of all rows: one without variance is zero but for rounding
     error: Values = np.abs(y - expected) / ulp(np.maximum(np.abs(expected), size), fmt)
     return error
 

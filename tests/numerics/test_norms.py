@@ -103,5 +103,14 @@ def test_an_unknown_norm_and_undefined_values_name_nothing():
     assert taken_for(x, wrong, by_mlx(x, "float32", 1e-6, True, None), "float32", 1e-6, None)
     assert not taken_for(x * np.nan, wrong, wrong, "float32", 1e-6, None)
     assert not taken_for(x, wrong, by_mlx(x, "float32", 1e-6, True, None), "float32", 1e-6, np.ones((x.shape[1], 1)))
+    right = by_mlx(x := inputs("float32", 0.01), "float32", 1e-6, True, None)
+    assert not taken_for(x, right * np.float32(1e-30), right, "float32", 1e-6, None)
+    x[0, :3] = 7.0  # rows without variance
+    for eps in (0.0, 1e-6):
+        right = by_mlx(x, "float32", 1e-6, True, None)
+        right[0, :3] = 0
+        with_residue = right.copy()
+        with_residue[0, :3] = 1e-4
+        assert not taken_for(x, with_residue, right, "float32", eps, None)
     zeros = np.zeros((4, 8), np.float32)
     assert not taken_for(zeros, zeros, zeros, "float32", 1e-6, None)
